@@ -1,0 +1,79 @@
+"""Every error that kalm-cache raises on purpose. Each message names what was found, what was expected and the way out.
+
+    KalmCacheError                    exit code 1
+    ├── UsageError                    2: an option, a configuration value or a request that cannot be served
+    ├── CheckpointError               1: a model that is missing, incomplete or of another kind
+    ├── MissingExtraError             1: an optional dependency is not installed; names the extra
+    ├── NonFiniteLogitsError          1: the model overflowed; use bfloat16 or float32
+    ├── CorpusError                   1: the corpus as a whole cannot be read (single bad lines are RejectedLine values)
+    ├── StoreError                    1: the store cannot be opened or written
+    │   ├── DamagedRecordError        1: a stored record fails its checksum
+    │   └── IndexLockedError          1: another process is building in the same folder
+    ├── IndexNotFoundError            1: no published generation in the folder
+    ├── UnknownIdError                1: ids that the index does not hold
+    └── IndexMismatchError            4: the index was built with another model, codec or chunk size
+"""
+
+from __future__ import annotations
+
+
+class KalmCacheError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class UsageError(KalmCacheError):
+    """An option, a configuration value or a request field that cannot be served."""
+
+    exit_code = 2
+
+
+class CheckpointError(KalmCacheError):
+    """A model that is missing, incomplete or of another kind."""
+
+
+class MissingExtraError(KalmCacheError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'kalm-cache[{extra}]'")
+
+
+class NonFiniteLogitsError(KalmCacheError):
+    """The model's logits overflowed."""
+
+
+class CorpusError(KalmCacheError):
+    """The corpus as a whole cannot be read."""
+
+
+class StoreError(KalmCacheError):
+    """The store cannot be opened or written."""
+
+
+class DamagedRecordError(StoreError):
+    """A stored record fails its checksum or does not parse."""
+
+
+class IndexLockedError(StoreError):
+    """Another process is building in the same folder."""
+
+
+class IndexNotFoundError(KalmCacheError):
+    """There is no published generation in the folder."""
+
+
+class UnknownIdError(KalmCacheError):
+    """Ids that the index does not hold."""
+
+    def __init__(self, ids: list[str]) -> None:
+        shown = ", ".join(repr(doc_id) for doc_id in ids[:5]) + (" …" if len(ids) > 5 else "")
+        super().__init__(f"{len(ids)} of the ids are not in the index: {shown}")
+        self.ids = ids
+
+
+class IndexMismatchError(KalmCacheError):
+    """The index was built with another model, codec or chunk size than the one asked for."""
+
+    exit_code = 4
