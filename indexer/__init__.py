@@ -1,0 +1,1 @@
+"""Batch jobs: corpus -> published generation. Imports `kalm_cache`, never `query_service`."""

@@ -1,17 +1,17 @@
 """Every error that kalm-cache raises on purpose. Each message names what was found, what was expected and the way out.
 
-    KalmCacheError                    exit code 1
-    ├── UsageError                    2: an option, a configuration value or a request that cannot be served
-    ├── CheckpointError               1: a model that is missing, incomplete or of another kind
-    ├── MissingExtraError             1: an optional dependency is not installed; names the extra
-    ├── NonFiniteLogitsError          1: the model overflowed; use bfloat16 or float32
-    ├── CorpusError                   1: the corpus as a whole cannot be read (single bad lines are RejectedLine values)
-    ├── StoreError                    1: the store cannot be opened or written
-    │   ├── DamagedRecordError        1: a stored record fails its checksum
-    │   └── IndexLockedError          1: another process is building in the same folder
-    ├── IndexNotFoundError            1: no published generation in the folder
-    ├── UnknownIdError                1: ids that the index does not hold
-    └── IndexMismatchError            4: the index was built with another model, codec or chunk size
+KalmCacheError                    exit code 1
+├── UsageError                    2: an option, a configuration value or a request that cannot be served
+├── CheckpointError               1: a model that is missing, incomplete or of another kind
+├── MissingExtraError             1: an optional dependency is not installed; names the extra
+├── NonFiniteLogitsError          1: the model overflowed; use bfloat16 or float32
+├── CorpusError                   1: the corpus as a whole cannot be read (single bad lines are RejectedLine values)
+├── StoreError                    1: the store cannot be opened or written
+│   ├── DamagedRecordError        1: a stored record fails its checksum
+│   └── IndexLockedError          1: another process is building in the same folder
+├── IndexNotFoundError            1: no published generation in the folder
+├── UnknownIdError                1: ids that the index does not hold
+└── IndexMismatchError            4: the index was built with another model, codec or chunk size
 """
 
 from __future__ import annotations

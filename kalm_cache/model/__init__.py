@@ -1,0 +1,1 @@
+"""The model runtime: checkpoints, prompts, the encoder of passages and the decoder of queries."""

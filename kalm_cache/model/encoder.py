@@ -41,7 +41,7 @@ class PassageEncoder(nn.Module):
         masks = {"full_attention": real | itself, "sliding_attention": (real & window) | itself}
         for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
             x = layer(x, ropes[kind], masks[kind])
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
 
 def bidirectional_window(length: int, window: int, device: torch.device) -> Tensor:

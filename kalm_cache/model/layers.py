@@ -24,6 +24,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, width) -> the same shape."""
         normed = F.rms_norm(x.float(), (x.shape[-1],), 1.0 + self.weight.float(), self.eps)
         return normed.to(x.dtype)
 
@@ -38,8 +39,9 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, D) -> the same shape."""
         gated = F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x)
-        return self.down_proj(gated)  # type: ignore[no-any-return]
+        return self.down_proj(gated)
 
 
 class Attention(nn.Module):
@@ -62,7 +64,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor, memory: Tensor | None = None) -> Tensor:
-        """x (B, L, D), memory (B, P, D) or None, mask broadcastable to (B, 1, L, L [+ P]), True = visible -> (B, L, D)."""
+        """x (B, L, D), memory (B, P, D), mask broadcastable to (B, 1, L, L [+ P]), True = visible -> (B, L, D)."""
         query = rotate(self.q_norm(self._split(self.q_proj(x), self.heads)), rope)  # (B, H, L, E)
         key = rotate(self.k_norm(self._split(self.k_proj(x), self.kv_heads)), rope)  # (B, K, L, E)
         value = self._split(self.v_proj(x), self.kv_heads)  # (B, K, L, E)
@@ -71,7 +73,7 @@ class Attention(nn.Module):
             key = torch.cat((key, memory_key), dim=2)  # (B, K, L + P, E)
             value = torch.cat((value, self._split(self.v_proj(memory), self.kv_heads)), dim=2)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale, enable_gqa=True)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # (B, L, D)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)  # (B, L, heads·E) -> (B, heads, L, E)
@@ -90,9 +92,10 @@ class Layer(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor, memory: Tensor | None = None) -> Tensor:
+        """x (B, L, D) -> the same shape; `mask` and `memory` as in `Attention`."""
         attended = self.self_attn(self.pre_self_attn_layernorm(x), rope, mask, memory)
         x = x + self.post_self_attn_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))  # type: ignore[no-any-return]
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
 class TokenEmbedding(nn.Module):

@@ -1,0 +1,8 @@
+"""Corpus files → passages, one at a time, in constant memory. Knows nothing of tokens, models or duplicate ids."""
+
+from __future__ import annotations
+
+from indexer.corpus.reader import read_corpus
+from indexer.corpus.values import CorpusLine, RejectedLine
+
+__all__ = ["CorpusLine", "RejectedLine", "read_corpus"]

@@ -1,0 +1,89 @@
+"""Parquet rows → passages, batch by batch, only the columns needed. Needs the extra `parquet`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from indexer.corpus.columns import require_columns
+from indexer.corpus.fields import ID_NAMES, TEXT_NAMES, TITLE_NAME, first_present, to_passage
+from indexer.corpus.values import MAX_RAW_CHARS, BadLineError, CorpusLine, RejectedLine
+from kalm_cache.errors import CorpusError, MissingExtraError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_BATCH_ROWS = 256
+_BUFFER_BYTES = 2**20  # of each column; without it pyarrow loads a row group's whole columns
+
+
+def require_pyarrow() -> None:
+    """Check that Parquet can be read.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as exc:
+        raise MissingExtraError("pyarrow", "parquet") from exc
+
+
+def read_parquet(path: Path) -> Iterator[CorpusLine | RejectedLine]:
+    """One value for each row; its location is `file:row`, from 1.
+
+    Raises:
+        CorpusError: the file is damaged or unreadable, or has no id or no text column.
+    """
+    import pyarrow
+
+    row = 0
+    try:
+        for batch in _batches(path):
+            for fields in _rows(batch):
+                row += 1
+                yield _read_row(fields, f"{path}:{row}")
+    except (OSError, pyarrow.ArrowException) as exc:
+        raise CorpusError(f"cannot read {path} beyond row {row}: {exc}; write or download it again") from exc
+
+
+def _batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow.parquet
+
+    with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file:
+        names = file.schema_arrow.names
+        require_columns(names, str(path))
+        wanted = [first_present(accepted, names) for accepted in (ID_NAMES, TEXT_NAMES, (TITLE_NAME,))]
+        yield from file.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name is not None])
+
+
+def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # before the first row: to_pylist makes them all
+        for row in range(batch.num_rows):
+            yield {name: _value(batch.column(name)[row]) for name in batch.schema.names}
+
+
+def _value(scalar: pyarrow.Scalar) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as exc:
+        return exc
+
+
+def _read_row(fields: dict[str, Any], location: str) -> CorpusLine | RejectedLine:
+    try:
+        for name, value in fields.items():
+            if isinstance(value, UnicodeDecodeError):
+                raise BadLineError(f"{name!r} is not UTF-8: {value.reason} at offset {value.start}")
+        return CorpusLine(to_passage(fields), location)
+    except BadLineError as exc:
+        return exc.rejected(location, _shown(fields))
+
+
+def _shown(fields: dict[str, Any]) -> str:
+    cut = {name: value[:MAX_RAW_CHARS] if isinstance(value, str) else value for name, value in fields.items()}
+    return json.dumps(cut, ensure_ascii=False, default=str)

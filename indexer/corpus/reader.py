@@ -1,0 +1,54 @@
+"""A corpus by name → its lines, whatever the format. Knows nothing of a line's fields."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from indexer.corpus.csv_rows import read_csv
+from indexer.corpus.jsonl import read_jsonl
+from indexer.corpus.parquet import read_parquet, require_pyarrow
+from indexer.corpus.sources import SourceFile, find_files
+from indexer.corpus.streams import open_file, open_stdin
+from indexer.corpus.textlines import TextLine, read_lines
+from indexer.corpus.tsv import read_tsv
+from indexer.corpus.values import CorpusLine, RejectedLine
+
+_LINE_READERS: dict[str, Callable[[Iterator[TextLine]], Iterator[CorpusLine | RejectedLine]]] = {
+    "jsonl": read_jsonl,
+    "tsv": read_tsv,
+    "csv": read_csv,
+}
+
+
+def read_corpus(source: str | Path, *, stdin: BinaryIO | None = None) -> Iterator[CorpusLine | RejectedLine]:
+    """Read a file, a folder of files, or standard input (`-`, JSON lines) as far as the iterator is taken.
+
+    The source is looked up at the call; `stdin` stands in for the process's own and stays open.
+
+    Raises:
+        CorpusError: the source is missing, damaged or of an unknown kind; names the file and the line reached.
+        MissingExtraError: there is Parquet in it, and pyarrow is not installed.
+    """
+    if str(source) == "-":
+        return _read_stdin(sys.stdin.buffer if stdin is None else stdin)
+    files = find_files(Path(source))
+    if any(file.format == "parquet" for file in files):
+        require_pyarrow()
+    return _read_files(files)
+
+
+def _read_stdin(stdin: BinaryIO) -> Iterator[CorpusLine | RejectedLine]:
+    with open_stdin(stdin) as stream:
+        yield from read_jsonl(read_lines(stream, "<stdin>"))
+
+
+def _read_files(files: Iterable[SourceFile]) -> Iterator[CorpusLine | RejectedLine]:
+    for file in files:
+        if file.format == "parquet":
+            yield from read_parquet(file.path)
+            continue
+        with open_file(file.path, file.compression) as stream:
+            yield from _LINE_READERS[file.format](read_lines(stream, str(file.path)))

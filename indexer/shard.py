@@ -1,0 +1,267 @@
+"""Build one shard: a plain function of passages, configuration and folder. Resumable after any kind of death.
+
+Progress lives in the shard itself: a passage whose record is stored, whole and of the same text, is not encoded again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.batching import batch_by_tokens
+from indexer.corpus import CorpusLine, RejectedLine
+from indexer.staging import Staging
+from kalm_cache.codec import Codec
+from kalm_cache.errors import DamagedRecordError
+from kalm_cache.first_stage import BM25Index, DenseIndex, Embedder
+from kalm_cache.generation import Counts
+from kalm_cache.model.prompts import Tokens
+from kalm_cache.passage import Passage
+from kalm_cache.passage_side import PassageSide
+from kalm_cache.record import Record, pack_record, unpack_record
+from kalm_cache.store import Entry, PassageStore, key_of
+
+WINDOW = 2048  # passages sorted by length together
+SCAN = 4096  # keys handled together in the closing passes
+
+Reject = Callable[[RejectedLine], None]
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts of one pass, as they stand now. `tokens` counts those of passages encoded in this pass."""
+
+    encoded: int = 0
+    resumed: int = 0
+    copied: int = 0
+    deleted: int = 0
+    rejected: int = 0
+    tokens: int = 0
+
+    @property
+    def done(self) -> int:
+        """Passages that are stored for good."""
+        return self.encoded + self.resumed + self.copied
+
+
+@dataclass(frozen=True, slots=True)
+class ShardBuilder:
+    """What a shard is built with. `parent`: an earlier shard of equal fingerprint; its records are copied as bytes."""
+
+    passage_side: PassageSide
+    embedder: Embedder
+    codec: Codec
+    batch_tokens: int
+    store_text: bool
+    bm25: bool
+    parent: PassageStore | None = None
+
+    def build(
+        self,
+        lines: Iterable[CorpusLine | RejectedLine],
+        folder: Path,
+        *,
+        on_reject: Reject,
+        on_progress: Callable[[Progress], None],
+    ) -> tuple[Progress, Counts]:
+        """Fill `folder` with `passages.lmdb` and `first_stage/`; run again after an interruption, it goes on.
+
+        Args:
+            lines: the corpus from its beginning, read once.
+            folder: the shard's folder; whatever an interrupted run left in it is verified and kept.
+            on_reject: called for every line that is left out, duplicates included.
+            on_progress: called after every batch with the counts so far.
+
+        Raises:
+            StoreError: the disk is full or cannot be written; what is stored stays.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        progress = Progress()
+        with (
+            PassageStore(folder / "passages.lmdb", writable=True) as store,
+            Staging(folder / "staging.lmdb") as staging,
+        ):
+            staging.forget_seen()
+            for passages in _windows(lines, staging, progress, on_reject):
+                self._store_window(passages, store, staging, progress, on_progress)
+            _drop_unseen(store, staging, progress)
+            self._build_first_stage(store, staging, folder / "first_stage")
+            counts = _count(store)
+        for leftover in ("staging.lmdb", "staging.lmdb-lock", "passages.lmdb-lock"):
+            (folder / leftover).unlink(missing_ok=True)
+        return progress, counts
+
+    def _store_window(
+        self,
+        passages: list[Passage],
+        store: PassageStore,
+        staging: Staging,
+        progress: Progress,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        stored = _stored(passages, store)
+        missing = [passage for passage in passages if not _same_text(passage, stored.get(passage.doc_id))]
+        progress.resumed += len(passages) - len(missing)
+        missing = self._copy_from_parent(missing, store, staging, progress)
+        tokens = self.passage_side.tokenize([passage.text for passage in missing])
+        numbers = {doc_id: record.number for doc_id, record in stored.items()}
+        for batch in batch_by_tokens(
+            zip(missing, tokens, strict=True),
+            length=lambda pair: len(pair[1].ids),
+            budget_tokens=self.batch_tokens,
+            window=WINDOW,
+        ):
+            self._store_batch(batch, numbers, store, staging)
+            progress.encoded += len(batch)
+            progress.tokens += sum(len(tokens.ids) for _, tokens in batch)
+            on_progress(progress)
+        on_progress(progress)
+
+    def _store_batch(
+        self, batch: list[tuple[Passage, Tokens]], numbers: dict[str, int], store: PassageStore, staging: Staging
+    ) -> None:
+        next_number = self._next_number(store)
+        entries = []
+        pooled = self.passage_side.encode([tokens for _, tokens in batch])
+        for (passage, tokens), states in zip(batch, pooled, strict=True):
+            number = numbers.get(passage.doc_id, next_number)
+            next_number += number == next_number
+            record = self._record(passage, tokens, number, states.float().cpu().numpy())
+            entries.append(self._entry(passage, number, pack_record(key_of(passage.doc_id), record)))
+        self._stage([passage for passage, _ in batch], staging)
+        store.write(entries, next_number)
+
+    def _copy_from_parent(
+        self, passages: list[Passage], store: PassageStore, staging: Staging, progress: Progress
+    ) -> list[Passage]:
+        """Copy what the parent holds with the same text, as bytes; return the rest."""
+        stored = {} if self.parent is None else _stored(passages, self.parent)
+        same = [passage for passage in passages if _same_text(passage, stored.get(passage.doc_id))]
+        if not same:
+            return passages
+        entries = []
+        for passage in same:
+            record = stored[passage.doc_id]
+            entries.append(self._entry(passage, record.number, pack_record(key_of(passage.doc_id), record)))
+        self._stage(same, staging)
+        store.write(entries, self._next_number(store))
+        progress.copied += len(same)
+        copied = {passage.doc_id for passage in same}
+        return [passage for passage in passages if passage.doc_id not in copied]
+
+    def _record(self, passage: Passage, tokens: Tokens, number: int, pooled: NDArray[np.float32]) -> Record:
+        rows, width = pooled.shape
+        return Record(
+            codec=self.codec.number,
+            ratio=self.passage_side.chunk_size,
+            tokens=len(tokens.ids),
+            rows=rows,
+            width=width,
+            number=number,
+            content_hash=passage.content_hash(),
+            truncated=tokens.truncated,
+            payload=self.codec.encode(pooled),
+        )
+
+    def _entry(self, passage: Passage, number: int, record: bytes) -> Entry:
+        return Entry(passage.doc_id, number, record, passage.text if self.store_text else None)
+
+    def _stage(self, passages: list[Passage], staging: Staging) -> None:
+        texts = [passage.text for passage in passages]
+        staging.put([passage.doc_id for passage in passages], texts, self.embedder.embed_passages(texts))
+
+    def _next_number(self, store: PassageStore) -> int:
+        inherited = 0 if self.parent is None else self.parent.next_number()
+        return max(store.next_number(), inherited)
+
+    def _build_first_stage(self, store: PassageStore, staging: Staging, folder: Path) -> None:
+        def numbered() -> Iterator[tuple[list[int], list[str]]]:
+            for pairs in _batched(store.numbers(), SCAN):
+                yield [number for number, _ in pairs], [doc_id for _, doc_id in pairs]
+
+        DenseIndex.build(
+            ((np.array(numbers, np.int64), staging.vectors(doc_ids)) for numbers, doc_ids in numbered()),
+            self.embedder.dimension,
+            folder,
+        )
+        if self.bm25:
+            BM25Index.build(
+                (pair for numbers, doc_ids in numbered() for pair in zip(numbers, staging.texts(doc_ids), strict=True)),
+                folder,
+            )
+
+
+def _windows(
+    lines: Iterable[CorpusLine | RejectedLine], staging: Staging, progress: Progress, on_reject: Reject
+) -> Iterator[list[Passage]]:
+    """The corpus's passages, `WINDOW` lines at a time, without rejected lines and duplicate ids."""
+    for window in _batched(lines, WINDOW):
+        good = [line for line in window if isinstance(line, CorpusLine)]
+        firsts = dict(zip([line.location for line in good], staging.claim(good), strict=True))
+        passages = []
+        for line in window:
+            rejected = line if isinstance(line, RejectedLine) else _duplicate(line, firsts[line.location])
+            if rejected is not None:
+                progress.rejected += 1
+                on_reject(rejected)
+            elif isinstance(line, CorpusLine):
+                passages.append(line.passage)
+        yield passages
+
+
+def _duplicate(line: CorpusLine, first: str | None) -> RejectedLine | None:
+    if first is None:
+        return None
+    reason = f"duplicate id, first at {first}; the first one is kept: give each passage an id of its own"
+    return RejectedLine(line.location, reason, line.passage.doc_id, line.passage.text[:200])
+
+
+def _stored(passages: Sequence[Passage], store: PassageStore) -> dict[str, Record]:
+    """The whole records that a store has of these passages; a damaged one counts as not there."""
+    doc_ids = [passage.doc_id for passage in passages]
+    found = {}
+    for doc_id, value in zip(doc_ids, store.records(doc_ids), strict=True):
+        if value is not None:
+            try:
+                found[doc_id] = unpack_record(key_of(doc_id), value)
+            except DamagedRecordError:
+                continue
+    return found
+
+
+def _same_text(passage: Passage, record: Record | None) -> bool:
+    return record is not None and record.content_hash == passage.content_hash()
+
+
+def _drop_unseen(store: PassageStore, staging: Staging, progress: Progress) -> None:
+    """Forget what an interrupted run stored and the corpus no longer has."""
+    unseen = [key.decode("utf-8") for keys in _batched(store.keys(), SCAN) for key in staging.unseen(keys)]
+    if unseen:
+        store.delete(unseen)
+    progress.deleted = len(unseen)
+
+
+def _count(store: PassageStore) -> Counts:
+    passages = tokens = rows = truncated = payload = 0
+    for key, value in store.scan("records"):
+        record = unpack_record(key, value)
+        passages += 1
+        tokens += record.tokens
+        rows += record.rows
+        truncated += record.truncated
+        payload += len(record.payload)
+    return Counts(passages, tokens, rows, truncated, payload)
+
+
+def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Lists of `size` items, the last one shorter (itertools.batched needs Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

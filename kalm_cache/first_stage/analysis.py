@@ -1,0 +1,45 @@
+"""Text → BM25 terms: lower-cased words without stop words, stemmed. Knows nothing of indexes.
+
+Measured on SciFact test with bm25s (lucene, k1 1.2, b 0.75), nDCG@10 / recall@100: no stemmer 0.6625 / 0.8759,
+Snowball English 0.6791 / 0.9127. The English stemmer leaves other scripts alone and does no harm to German
+(XQuAD 0.9234 → 0.9321). On XQuAD, bigrams for Chinese: nDCG@10 0.11 → 0.96; words that keep their vowel signs for
+Hindi: 0.75 → 0.94.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+ANALYSIS = "english-snowball-cjk-bigrams-1"  # stored beside an index; change it with anything in this file
+
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Han: written without spaces
+_MARKS = "\u0300-\u036f\u0900-\u0963\u0966-\u0dff"  # diacritics; Indic vowel signs (no \w), without the danda
+_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_WORDS = re.compile(rf"[\w{_MARKS}]{{2,}}")
+_WORDS_AND_RUNS = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_MARKS}]){{2,}}")
+
+
+def terms_of(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The terms of each text, in order and with repeats; streams, and keeps nothing of a text."""
+    import Stemmer  # type: ignore[import-not-found]  # PyStemmer ships no types
+    from bm25s.stopwords import STOPWORDS_EN
+
+    stemmer = Stemmer.Stemmer("english")  # one for each call: a stemmer has a cache and is not for several threads
+    stop_words = frozenset(STOPWORDS_EN)
+    for text in texts:
+        yield stemmer.stemWords([word for word in split_words(text.lower()) if word not in stop_words])
+
+
+def split_words(text: str) -> list[str]:
+    """Runs of two or more letters, digits or marks; kana and Han as overlapping pairs, for want of spaces."""
+    if not _HAS_UNSPACED.search(text):
+        return _WORDS.findall(text)
+    words: list[str] = []
+    for run in _WORDS_AND_RUNS.findall(text):
+        words += _pairs(run) if _HAS_UNSPACED.match(run) else [run]
+    return words
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[i : i + 2] for i in range(max(1, len(run) - 1))]

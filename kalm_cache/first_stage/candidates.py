@@ -1,0 +1,38 @@
+"""What a first stage hands to the reranker. Knows nothing of indexes, texts or models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The documents that one query found, best first.
+
+    `numbers` (k,) int64 are the store's document numbers; `scores` (k,) float32 are comparable only within one list.
+    """
+
+    numbers: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def best_first(numbers: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Candidates:
+    """The `k` highest scores, equal scores by smaller number, so that the same query always gives the same list."""
+    if len(scores) > k:
+        cut = np.partition(scores, len(scores) - k)[len(scores) - k]
+        kept = scores >= cut  # at least k: all that tie at the cut, for the sort below to choose from
+        numbers, scores = numbers[kept], scores[kept]
+    order = np.lexsort((numbers, -scores))[:k]
+    return Candidates(np.asarray(numbers[order], np.int64), np.asarray(scores[order], np.float32))
+
+
+def no_candidates() -> Candidates:
+    """The answer to a query that finds nothing."""
+    return Candidates(np.empty(0, np.int64), np.empty(0, np.float32))

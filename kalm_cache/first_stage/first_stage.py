@@ -1,0 +1,88 @@
+"""Query → candidates: dense, BM25, or both fused. Knows nothing of passages, states or the reranker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from kalm_cache.errors import IndexMismatchError, UsageError
+from kalm_cache.first_stage.bm25 import BM25Index
+from kalm_cache.first_stage.candidates import Candidates
+from kalm_cache.first_stage.dense import DenseIndex
+from kalm_cache.first_stage.embedder import Embedder
+from kalm_cache.first_stage.fusion import reciprocal_rank_fusion
+
+Mode = Literal["dense", "bm25", "fused"]
+FUSION_DEPTH = 100  # shorter lists would hide what is deep in one of them and deep in the other
+
+
+class FirstStage:
+    """The first-stage indexes of one shard, and the embedder of its queries. Searches may run in several threads."""
+
+    def __init__(self, dense: DenseIndex | None, bm25: BM25Index | None, embedder: Embedder | None) -> None:
+        self._dense = dense
+        self._bm25 = bm25
+        self._embedder = embedder
+
+    @staticmethod
+    def open(folder: Path, embedder: Embedder | None) -> FirstStage:
+        """Open whichever of the two indexes `folder` holds; without an embedder, BM25 alone.
+
+        Raises:
+            IndexMismatchError: the embedder's vectors are not as wide as the dense index, or another BM25 analysis.
+            StoreError: an index is damaged.
+        """
+        dense = DenseIndex.open(folder) if embedder is not None and DenseIndex.exists(folder) else None
+        if dense is not None and embedder is not None and dense.dimension != embedder.dimension:
+            raise IndexMismatchError(
+                f"the dense index in {folder} holds vectors of {dense.dimension} numbers, the embedder makes "
+                f"{embedder.dimension}: open it with the embedder that built it, or run kalm-cache reindex"
+            )
+        return FirstStage(dense, BM25Index.open(folder) if BM25Index.exists(folder) else None, embedder)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that this index can serve."""
+        single: tuple[Mode, ...] = (*(("dense",) if self._dense else ()), *(("bm25",) if self._bm25 else ()))
+        return (*single, "fused") if len(single) == 2 else single
+
+    def search(self, query: str, k: int, mode: Mode) -> Candidates:
+        """The `k` best candidates of one query.
+
+        Raises:
+            UsageError: the mode needs an index that was not built, or `k` is below 1.
+        """
+        return self.search_many([query], k, mode)[0]
+
+    def search_many(self, queries: Sequence[str], k: int, mode: Mode) -> list[Candidates]:
+        """The `k` best candidates of each query.
+
+        Raises:
+            UsageError: the mode needs an index that was not built, or `k` is below 1.
+        """
+        if k < 1:
+            raise UsageError(f"k is {k}, expected at least 1")
+        if mode == "dense":
+            return self._search_dense(queries, k)
+        if mode == "bm25":
+            return self._search_bm25(queries, k)
+        if mode == "fused":
+            depth = max(k, FUSION_DEPTH)
+            both = zip(self._search_dense(queries, depth), self._search_bm25(queries, depth), strict=True)
+            return [reciprocal_rank_fusion(runs, k) for runs in both]
+        raise UsageError(f"mode is {mode!r}, expected one of {', '.join(self.modes)}")
+
+    def _search_dense(self, queries: Sequence[str], k: int) -> list[Candidates]:
+        if self._dense is None or self._embedder is None:
+            raise self._unavailable("a dense index and its embedder")
+        return self._dense.search(self._embedder.embed_queries(queries), k)
+
+    def _search_bm25(self, queries: Sequence[str], k: int) -> list[Candidates]:
+        if self._bm25 is None:
+            raise self._unavailable("a BM25 index")
+        return self._bm25.search(queries, k)
+
+    def _unavailable(self, needed: str) -> UsageError:
+        available = ", ".join(self.modes) or "none"
+        return UsageError(f"this mode needs {needed}, which was not built or opened; available modes: {available}")

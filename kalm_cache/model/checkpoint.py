@@ -1,0 +1,127 @@
+"""Where a model's files are, and its tensors one by one. Knows nothing of how they are computed with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kalm_cache.errors import CheckpointError
+from kalm_cache.model.config import ModelConfig, parse_model_config
+
+BUNDLED_TINY = Path(__file__).parent.parent / "bundled" / "tiny"
+ALIASES = {
+    "nano": "KaLM-Embedding/KaLM-Reranker-V1-Nano",
+    "small": "KaLM-Embedding/KaLM-Reranker-V1-Small",
+    "large": "KaLM-Embedding/KaLM-Reranker-V1-Large",
+    "nano-r2": "KaLM-Embedding/KaLM-Reranker-V1-Nano-R2",
+    "small-r2": "KaLM-Embedding/KaLM-Reranker-V1-Small-R2",
+    "large-r2": "KaLM-Embedding/KaLM-Reranker-V1-Large-R2",
+}
+FILES_NEEDED = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "special_tokens_map.json"]
+_HASH_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint folder: its parsed configuration, and which file holds which tensor."""
+
+    name: str
+    folder: Path
+    config: ModelConfig
+    files: dict[str, str]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, mapped from disk: pages are read when touched, and not at all when they are not."""
+        with safe_open(self.folder / self.files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def find(self, *names: str) -> str | None:
+        """The first of `names` that the checkpoint holds."""
+        return next((name for name in names if name in self.files), None)
+
+    def digest(self) -> str:
+        """SHA-256 over the files that decide what the model computes: weights, configuration, tokenizer."""
+        sha = hashlib.sha256()
+        tokenizer = sorted(path.name for path in self.folder.glob("tokenizer.*"))
+        for name in sorted({*self.files.values(), *tokenizer, "config.json"}):
+            sha.update(f"{name}\0".encode())
+            with (self.folder / name).open("rb") as file:
+                while block := file.read(_HASH_BLOCK):
+                    sha.update(block)
+        return sha.hexdigest()
+
+
+def open_checkpoint(name: str, **hub_options: Any) -> Checkpoint:
+    """Find a model by alias (`tiny nano small large nano-r2 small-r2 large-r2`), folder, or Hugging Face id.
+
+    Args:
+        name: alias, path of a local folder, or `owner/name` on the hub (downloaded once, then cached).
+        hub_options: passed to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`,
+            `local_files_only`, …
+
+    Raises:
+        CheckpointError: not found, incomplete, or of another architecture.
+    """
+    folder = _local_folder(name) or _download(ALIASES.get(name, name), **hub_options)
+    config = _read_json(folder / "config.json")
+    try:
+        parsed = parse_model_config(config)
+    except KeyError as exc:
+        raise CheckpointError(f"{folder / 'config.json'}: field {exc} is missing") from exc
+    return Checkpoint(name, folder, parsed, _tensor_files(folder))
+
+
+def _local_folder(name: str) -> Path | None:
+    if name == "tiny":
+        return BUNDLED_TINY
+    path = Path(name).expanduser()
+    return path if path.is_dir() else None
+
+
+def _download(repo_id: str, **hub_options: Any) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=FILES_NEEDED, **hub_options))
+    except HFValidationError as exc:
+        raise CheckpointError(
+            f"{repo_id!r} is neither a folder, nor an alias (tiny, {', '.join(ALIASES)}), nor a Hugging Face id"
+        ) from exc
+    except Exception as exc:  # the hub's client raises many kinds: its own, OSError, httpx's
+        raise CheckpointError(
+            f"{repo_id}: not a local folder, and the download from Hugging Face failed: {exc}"
+        ) from exc
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as exc:
+        raise CheckpointError(f"{path.parent}: no {path.name}; a checkpoint folder holds one") from exc
+    except ValueError as exc:
+        raise CheckpointError(f"{path}: not valid JSON: {exc}") from exc
+
+
+def _tensor_files(folder: Path) -> dict[str, str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files: dict[str, str] = _read_json(index)["weight_map"]
+        missing = sorted({name for name in files.values() if not (folder / name).is_file()})
+        if missing:
+            raise CheckpointError(f"{folder}: {index.name} names files that are not there: {', '.join(missing)}")
+        return files
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        raise CheckpointError(f"{folder}: no model.safetensors and no {index.name}; other formats are not read")
+    try:
+        with safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), single.name)
+    except SafetensorError as exc:
+        raise CheckpointError(f"{single}: not a readable safetensors file: {exc}") from exc

@@ -1,0 +1,89 @@
+"""Text -> token ids, exactly as KaLM-Reranker-V1 was trained. Knows nothing of models.
+
+Source: the reference implementation's templates (KaLM-Reranker-V1 model cards).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from kalm_cache.errors import CheckpointError, UsageError
+
+DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer the query."
+DEFAULT_SYSTEM_INSTRUCTION = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
+)
+PASSAGE_TEMPLATE = "<Document>: {document}"
+PROMPT_TEMPLATE = (
+    "<bos><start_of_turn>user\n{system}\n\n<Instruct>: {instruction}\n<Query>: {query}<end_of_turn>\n"
+    "<start_of_turn>model\n\n\n\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of one text, and whether a length limit cut it."""
+
+    ids: list[int]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokenizer:
+    """The model's tokenizer with the reference's two templates around it."""
+
+    tokenizer: Tokenizer
+
+    def passage(self, document: str, max_length: int) -> Tokens:
+        """Tokens of `<Document>: {document}`, without `<bos>`, at most `max_length` of them (the prefix counts)."""
+        return _cut(self._encode(PASSAGE_TEMPLATE.format(document=document)), max_length)
+
+    def passages(self, documents: list[str], max_length: int) -> list[Tokens]:
+        """`passage` for many documents at once, on the tokenizer's own threads."""
+        texts = [PASSAGE_TEMPLATE.format(document=document) for document in documents]
+        batch = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [_cut(encoding.ids, max_length) for encoding in batch]
+
+    def prompt(self, query: str, instruction: str, system_instruction: str, query_max_length: int) -> Tokens:
+        """Tokens of the whole prompt. The query alone is cut to `query_max_length` tokens and decoded back first."""
+        cut = _cut(self._encode(query), query_max_length)
+        text = self.tokenizer.decode(cut.ids, skip_special_tokens=False)
+        prompt = PROMPT_TEMPLATE.format(system=system_instruction, instruction=instruction, query=text)
+        return Tokens(self._encode(prompt), cut.truncated)
+
+    def answer_ids(self) -> tuple[int, int]:
+        """The ids of `yes` and `no`: the last token of each word."""
+        return self._encode("yes")[-1], self._encode("no")[-1]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def load_prompt_tokenizer(folder: Path) -> PromptTokenizer:
+    """Load `tokenizer.json` of a checkpoint folder; without one, let transformers build it from what is there.
+
+    Raises:
+        CheckpointError: no tokenizer in the folder, or one that cannot be read.
+    """
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    except Exception as exc:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {exc}") from exc
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return PromptTokenizer(tokenizer)
+
+
+def _cut(ids: list[int], limit: int) -> Tokens:
+    if limit < 1:
+        raise UsageError(f"a length limit of {limit} tokens was asked for; it must be 1 or more")
+    return Tokens(ids[:limit], len(ids) > limit)

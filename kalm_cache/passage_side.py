@@ -1,0 +1,55 @@
+"""The passage side, offline: text -> tokens -> states -> pooled. Knows nothing of queries or of the store.
+
+Legend: B batch, S passage tokens, D state width, P pooled states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kalm_cache.model.checkpoint import Checkpoint
+from kalm_cache.model.encoder import PassageEncoder
+from kalm_cache.model.prompts import PromptTokenizer, Tokens, load_prompt_tokenizer
+from kalm_cache.model.runtime import load_encoder
+from kalm_cache.pooling import mean_pool, pooled_length
+
+
+@dataclass(frozen=True, slots=True)
+class PassageSide:
+    """Tokenizer, text encoder and pooling with fixed `max_length` (tokens) and `chunk_size` (pooling ratio)."""
+
+    tokenizer: PromptTokenizer
+    encoder: PassageEncoder
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+    chunk_size: int
+
+    def tokenize(self, documents: Sequence[str]) -> list[Tokens]:
+        """Tokens of each document behind the reference's passage prefix, cut at `max_length`."""
+        return self.tokenizer.passages(list(documents), self.max_length)
+
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
+        """Pooled states of one batch, padded together: a (P, D) tensor a passage, in the run's dtype, on its device."""
+        lengths = [len(tokens.ids) for tokens in batch]
+        ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
+        for row, tokens in zip(ids, batch, strict=True):
+            row[: len(tokens.ids)] = torch.tensor(tokens.ids)
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)  # (B, S)
+        states = self.encoder(ids.to(self.device), mask.to(self.device))  # (B, S, D)
+        pooled = mean_pool(states, mask.to(self.device), self.chunk_size)  # (B, P, D)
+        return [row[: pooled_length(length, self.chunk_size)] for row, length in zip(pooled, lengths, strict=True)]
+
+
+def load_passage_side(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, max_length: int, chunk_size: int
+) -> PassageSide:
+    """Load the encoder half of a checkpoint. Raises `CheckpointError` when something is missing."""
+    tokenizer = load_prompt_tokenizer(checkpoint.folder)
+    encoder = load_encoder(checkpoint, device, dtype)
+    return PassageSide(tokenizer, encoder, device, dtype, max_length, chunk_size)

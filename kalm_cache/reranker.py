@@ -1,0 +1,191 @@
+"""`KaLMReranker`: the reference implementation's interface, encoding passages on the fly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypedDict, overload
+
+import torch
+from torch import Tensor
+
+from kalm_cache.errors import UsageError
+from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.model.runtime import resolve_device, resolve_dtype
+from kalm_cache.passage_side import PassageSide, load_passage_side
+from kalm_cache.query_side import QuerySide, load_query_side, score_of
+
+HUB_OPTIONS = frozenset({"revision", "token", "cache_dir", "local_files_only", "force_download"})
+logger = logging.getLogger(__name__)
+
+
+class Scored(TypedDict):
+    """One pair's judgement: `score` = P(yes), `margin` = yes_logit − no_logit (float32)."""
+
+    score: float
+    margin: float
+
+
+class Ranked(TypedDict, total=False):
+    """One document of a ranking: its position in the input, P(yes), and the margin where asked for."""
+
+    corpus_id: int
+    score: float
+    margin: float
+
+
+class KaLMReranker:
+    """A KaLM-Reranker-V1 checkpoint behind the reference's constructor, `predict` and `rank`."""
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        batch_size: int = 32,
+        query_max_length: int = 512,
+        max_length: int = 1024,
+        chunk_size: int | None = 4,
+        instruction: str = DEFAULT_INSTRUCTION,
+        system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
+        **model_kwargs: Any,
+    ) -> None:
+        """Load both sides of a model.
+
+        Args:
+            model_name_or_path: alias (`tiny nano small large …`), folder or Hugging Face id.
+            device: `None` = CUDA when there is one, else the CPU.
+            dtype: `None` = bfloat16 on CUDA, float32 on the CPU.
+            batch_size: pairs encoded and decoded together.
+            query_max_length: tokens of the query that count; the rest is cut.
+            max_length: tokens of a passage that count, its prefix included.
+            chunk_size: pooling ratio r; `None` and 1 turn pooling off.
+            instruction: what the query asks for; `predict` and `rank` may override it.
+            system_instruction: the first line of the prompt.
+            model_kwargs: `revision, token, cache_dir, local_files_only, force_download` for the download; others,
+                which the reference hands to transformers, are ignored with a warning.
+
+        Raises:
+            CheckpointError: the model is missing or incomplete.
+            UsageError: a value that cannot be served.
+        """
+        for name, value in (("batch_size", batch_size), ("chunk_size", 1 if chunk_size is None else chunk_size)):
+            if value < 1:
+                raise UsageError(f"{name} is {value}; it must be 1 or more")
+        ignored = sorted(model_kwargs.keys() - HUB_OPTIONS)
+        if ignored:
+            logger.warning("ignored options, which this runtime has no use for: %s", ", ".join(ignored))
+        checkpoint = open_checkpoint(
+            model_name_or_path, **{name: value for name, value in model_kwargs.items() if name in HUB_OPTIONS}
+        )
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.batch_size, self.instruction, self.system_instruction = batch_size, instruction, system_instruction
+        self.passage_side: PassageSide = load_passage_side(
+            checkpoint, device=self.device, dtype=self.dtype, max_length=max_length, chunk_size=chunk_size or 1
+        )
+        self.query_side: QuerySide = load_query_side(
+            checkpoint, device=self.device, dtype=self.dtype, query_max_length=query_max_length
+        )
+
+    @overload
+    def predict(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+        return_margin: Literal[False] = False,
+    ) -> list[float]: ...
+
+    @overload
+    def predict(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+        return_margin: Literal[True],
+    ) -> list[Scored]: ...
+
+    def predict(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+        return_margin: bool = False,
+    ) -> list[float] | list[Scored]:
+        """P(yes) of each (query, document) pair, in input order.
+
+        Args:
+            pairs: (query, document) texts.
+            instruction: `None` = the constructor's.
+            batch_size: `None` = the constructor's.
+            return_margin: return `{"score", "margin"}` for each pair instead of the score alone.
+
+        Raises:
+            UsageError: a pair that is not two strings, named by its position.
+            NonFiniteLogitsError: the model overflowed in this dtype.
+        """
+        checked = [_checked(position, pair) for position, pair in enumerate(pairs)]
+        margins = self._margins(checked, instruction or self.instruction, batch_size or self.batch_size)
+        if return_margin:
+            return [Scored(score=score_of(margin), margin=margin) for margin in margins]
+        return [score_of(margin) for margin in margins]
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+        return_margin: bool = False,
+    ) -> list[Ranked]:
+        """Documents by falling margin: `[{"corpus_id", "score"}]`, the `top_k` first ones (`None` = all).
+
+        Equal margins keep their input order. With `return_margin` each entry also holds `margin`.
+        """
+        scored = self.predict(
+            [(query, document) for document in documents],
+            instruction=instruction,
+            batch_size=batch_size,
+            return_margin=True,
+        )
+        order = sorted(range(len(scored)), key=lambda i: -scored[i]["margin"])[:top_k]
+        if return_margin:
+            return [Ranked(corpus_id=i, score=scored[i]["score"], margin=scored[i]["margin"]) for i in order]
+        return [Ranked(corpus_id=i, score=scored[i]["score"]) for i in order]
+
+    def encode(self, documents: Sequence[str], *, batch_size: int | None = None) -> list[Tensor]:
+        """Pooled states (P, D) of each document, in input order; batches are sorted by length."""
+        tokens = self.passage_side.tokenize(documents)
+        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
+        step = batch_size or self.batch_size
+        pooled: dict[int, Tensor] = {}
+        for start in range(0, len(order), step):
+            batch = order[start : start + step]
+            pooled.update(zip(batch, self.passage_side.encode([tokens[i] for i in batch]), strict=True))
+        return [pooled[i] for i in range(len(documents))]
+
+    def _margins(self, pairs: list[tuple[str, str]], instruction: str, batch_size: int) -> list[float]:
+        """Each distinct query is tokenised once, each distinct document encoded once."""
+        prompts = {
+            query: self.query_side.prompt(query, instruction, self.system_instruction)
+            for query in dict.fromkeys(query for query, _ in pairs)
+        }
+        documents = list(dict.fromkeys(document for _, document in pairs))
+        pooled = dict(zip(documents, self.encode(documents, batch_size=batch_size), strict=True))
+        return self.query_side.margins(
+            [prompts[query] for query, _ in pairs], [pooled[document] for _, document in pairs], batch_size
+        )
+
+
+def _checked(position: int, pair: Sequence[str]) -> tuple[str, str]:
+    if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        raise UsageError(f"pairs[{position}] is {pair!r}; expected two strings: (query, document)")
+    return pair[0], pair[1]

@@ -1,0 +1,92 @@
+"""Settings: one flat set of names, the same as flag, as `KALM_CACHE_NAME` and as a key of a TOML file.
+
+Precedence: flag > environment > `--config FILE.toml` > default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from kalm_cache.errors import UsageError
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+
+DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32"]
+
+
+class Settings(BaseSettings):
+    """Every setting, with its default: the bundled model, offline, on whatever device is there."""
+
+    model_config = SettingsConfigDict(env_prefix="KALM_CACHE_", extra="forbid", frozen=True)
+
+    # model
+    model: str = Field("tiny", description="alias (tiny nano small large, -r2), folder or Hugging Face id")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
+    dtype: DTypeName = Field("auto", description="auto: bfloat16 on CUDA, float32 on the CPU")
+    instruction: str = Field(DEFAULT_INSTRUCTION, description="what a query asks for")
+    system_instruction: str = Field(DEFAULT_SYSTEM_INSTRUCTION, description="first line of the prompt")
+    query_max_length: int = Field(512, ge=1, description="tokens of a query that count")
+
+    # indexing
+    max_length: int = Field(1024, ge=1, description="tokens of a passage that count, its prefix included")
+    chunk_size: int = Field(4, ge=1, le=128, description="pooling ratio r that is stored")
+    codec: str = Field("fp16", description="how pooled states are stored: fp16, int8")
+    batch_tokens: int = Field(8192, ge=1, description="tokens encoded together, padding included")
+    store_text: bool = Field(True, description="keep the passages' text for results")
+
+    # first stage
+    embedder: str = Field(
+        "static", description="static (bundled), a model2vec folder, or a sentence-transformers model"
+    )
+    embedder_query_prompt: str = Field("", description="put before a query for the embedder")
+    embedder_passage_prompt: str = Field("", description="put before a passage for the embedder")
+    bm25: bool = Field(True, description="build BM25 beside the dense index")
+
+    # search
+    k: int = Field(100, ge=1, description="candidates that the first stage hands to the reranker")
+    top_n: int = Field(10, ge=1, description="results returned")
+    first_stage: Literal["dense", "bm25", "fused"] | None = Field(None, description="none: the best the index has")
+
+    # service
+    host: str = Field("127.0.0.1", description="address that serve binds")
+    port: int = Field(8080, ge=0, le=65535, description="port that serve binds; 0 = any free one")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags first, then the environment, then the file: `.env` files and secret folders are not read."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """Settings from flags (`None` = not given), environment, the TOML file and defaults.
+
+    Raises:
+        UsageError: the file cannot be read, or a value does not fit; names the field and where it came from.
+    """
+    if config is not None and not config.is_file():
+        raise UsageError(f"--config {config}: no such file")
+    given = {name: value for name, value in flags.items() if value is not None}
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    try:
+        return FromFile(**given)
+    except ValidationError as exc:
+        where = f"{config}, " if config else ""
+        problems = "; ".join(
+            f"{'.'.join(map(str, error['loc']))}: {error['msg']} (given: {error['input']!r})" for error in exc.errors()
+        )
+        raise UsageError(f"{where}flags or KALM_CACHE_*: {problems}") from exc
+    except ValueError as exc:
+        raise UsageError(f"--config {config}: not valid TOML: {exc}") from exc

@@ -1,0 +1,1 @@
+"""How the bundled checkpoint and embedder were made; see README.md."""

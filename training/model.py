@@ -1,0 +1,123 @@
+"""The checkpoint's shape, and the runtime's own modules arranged for training. Float32, CPU.
+
+The layers are `kalm_cache.model`'s: there is one implementation. What differs from serving is that the embedding table
+is a trained parameter shared by both stacks, and that the decoder's last layer computes only what the margin needs.
+Legend: B passages, S passage tokens, N query-passage pairs, T prompt tokens, P pooled states, D state width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kalm_cache.model.config import RopeConfig, StackConfig
+from kalm_cache.model.decoder import causal_window
+from kalm_cache.model.encoder import bidirectional_window
+from kalm_cache.model.layers import Layer, RMSNorm, TokenEmbedding, rope_tables, rotate
+
+VOCABULARY = 30_522
+WIDTH = 256
+YES, NO = 2748, 2053  # ids of the words in MiniLM's vocabulary
+SLIDING, FULL = "sliding_attention", "full_attention"
+STACK = StackConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=WIDTH,
+    intermediate_size=768,
+    layer_types=(SLIDING, SLIDING, SLIDING, FULL),
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    query_pre_attn_scalar=64.0,
+    sliding_window=256,
+    rms_norm_eps=1e-6,
+    rope={FULL: RopeConfig(1_000_000.0), SLIDING: RopeConfig(10_000.0)},
+    final_logit_softcapping=None,
+    eoi_token_index=VOCABULARY,  # outside the table: never met
+)
+
+
+class Stack(nn.Module):
+    """Layers and final norm of one side; the other side's twin has the same shapes and names."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in config.layer_types)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Reranker(nn.Module):
+    """Encoder, decoder and their one embedding table."""
+
+    def __init__(self, config: StackConfig = STACK) -> None:
+        super().__init__()
+        self.config = config
+        table = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
+        self.embed = TokenEmbedding(table, None, config.eoi_token_index, torch.float32)
+        self.encoder, self.decoder = Stack(config), Stack(config)
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, S) int64, (B, S) bool -> last hidden states (B, S, D)."""
+        x = self.embed(ids)
+        length = ids.shape[1]
+        ropes = rope_tables(length, self.config, x.dtype, x.device)
+        real = mask[:, None, None, :]
+        window = bidirectional_window(length, self.config.sliding_window, ids.device)
+        # An additive mask: float kernels take it as it is.
+        masks = {FULL: additive(real), SLIDING: additive(real & window) if length > 128 else additive(real)}
+        for layer, kind in zip(self.encoder.layers, self.config.layer_types, strict=True):
+            x = layer(x, ropes[kind], masks[kind])
+        out: Tensor = self.encoder.norm(x)
+        return out
+
+    def margins(self, prompt: Tensor, last: Tensor, pooled: Tensor, pooled_mask: Tensor) -> Tensor:
+        """(N, T) int64, (N,) int64, (N, P, D), (N, P) bool -> yes logit - no logit, (N,)."""
+        x = self.embed(prompt)
+        length = prompt.shape[1]
+        ropes = rope_tables(length, self.config, x.dtype, x.device)
+        visible = pooled_mask[:, None, None, :].expand(-1, 1, length, -1)
+        causal = causal_window(length, length, x.device).expand(len(x), 1, -1, -1)
+        mask = additive(torch.cat((causal, visible), dim=-1))  # (N, 1, T, T + P)
+        for layer, kind in zip(self.decoder.layers[:-1], self.config.layer_types[:-1], strict=True):
+            x = layer(x, ropes[kind], mask, pooled)
+        rows = torch.arange(len(x))
+        rope = ropes[self.config.layer_types[-1]]
+        x = last_token_layer(self.decoder.layers[-1], x, rows, last, rope, mask, pooled)  # (N, D)
+        answer = self.embed.table[YES] - self.embed.table[NO]
+        out: Tensor = self.decoder.norm(x) @ answer
+        return out
+
+
+def last_token_layer(
+    layer: nn.Module, x: Tensor, rows: Tensor, last: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, pooled: Tensor
+) -> Tensor:
+    """`Layer.forward` for one position a row: keys and values of all tokens, query and MLP of the last: -> (N, D)."""
+    attn = layer.self_attn
+    normed = layer.pre_self_attn_layernorm(x)
+    here = normed[rows, last].unsqueeze(1)  # (N, 1, D)
+    cos, sin = rope
+    query = attn.q_norm(attn._split(attn.q_proj(here), attn.heads))  # (N, H, 1, E)
+    query = rotate(query, (cos[last][:, None, None], sin[last][:, None, None]))
+    key = rotate(attn.k_norm(attn._split(attn.k_proj(normed), attn.kv_heads)), rope)
+    key = torch.cat((key, attn.k_norm(attn._split(attn.k_proj(pooled), attn.kv_heads))), dim=2)
+    value = torch.cat((attn._split(attn.v_proj(normed), attn.kv_heads), attn._split(attn.v_proj(pooled), attn.kv_heads)), 2)
+    seen = mask[rows, :, last].unsqueeze(2)  # (N, 1, 1, T + P)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=attn.scale, enable_gqa=True)
+    y = x[rows, last] + layer.post_self_attn_layernorm(attn.o_proj(mixed.flatten(1)))
+    out: Tensor = y + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(y)))
+    return out
+
+
+def additive(visible: Tensor) -> Tensor:
+    """True = visible -> 0, False -> a large negative float32."""
+    return torch.zeros(visible.shape).masked_fill_(~visible, -1e9)
+
+
+def mean_pool(states: Tensor, mask: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+    """Means of consecutive groups of `ratio` real states: (B, S, D), (B, S) -> (B, P, D), (B, P) bool."""
+    if ratio == 1:
+        return states, mask
+    short = -states.shape[1] % ratio
+    states, mask = F.pad(states, (0, 0, 0, short)), F.pad(mask, (0, short))
+    weights = mask.to(states.dtype).unflatten(1, (-1, ratio))  # (B, P, r)
+    counts = weights.sum(-1)
+    sums = (states.unflatten(1, (-1, ratio)) * weights[..., None]).sum(2)
+    return sums / counts.clamp_min(1)[..., None], counts > 0
