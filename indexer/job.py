@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from indexer.corpus import CorpusLine, RejectedLine
-from indexer.shard import Progress, Reject, ShardBuilder
+from indexer.intake import Reject
+from indexer.shard import Progress, ShardBuilder
 from kalm_cache.codec import get_codec
 from kalm_cache.durable import write_atomically
 from kalm_cache.errors import IndexNotFoundError, StoreError

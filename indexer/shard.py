@@ -5,17 +5,16 @@ Progress lives in the shard itself: a passage whose record is stored, whole and 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.batching import batch_by_tokens
 from indexer.corpus import CorpusLine, RejectedLine
+from indexer.intake import WINDOW, Reject, accepted_windows, batched
 from indexer.staging import Staging
 from kalm_cache.codec import Codec
 from kalm_cache.errors import DamagedRecordError
@@ -27,11 +26,7 @@ from kalm_cache.passage_side import PassageSide
 from kalm_cache.record import Record, pack_record, unpack_record
 from kalm_cache.store import Entry, PassageStore, key_of
 
-WINDOW = 2048  # passages sorted by length together
 SCAN = 4096  # keys handled together in the closing passes
-
-Reject = Callable[[RejectedLine], None]
-_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -84,12 +79,16 @@ class ShardBuilder:
         """
         folder.mkdir(parents=True, exist_ok=True)
         progress = Progress()
+
+        def reject(line: RejectedLine) -> None:
+            progress.rejected += 1
+            on_reject(line)
+
         with (
             PassageStore(folder / "passages.lmdb", writable=True) as store,
             Staging(folder / "staging.lmdb") as staging,
         ):
-            staging.forget_seen()
-            for passages in _windows(lines, staging, progress, on_reject):
+            for passages in accepted_windows(lines, staging, reject):
                 self._store_window(passages, store, staging, progress, on_progress)
             _drop_unseen(store, staging, progress)
             self._build_first_stage(store, staging, folder / "first_stage")
@@ -183,7 +182,7 @@ class ShardBuilder:
 
     def _build_first_stage(self, store: PassageStore, staging: Staging, folder: Path) -> None:
         def numbered() -> Iterator[tuple[list[int], list[str]]]:
-            for pairs in _batched(store.numbers(), SCAN):
+            for pairs in batched(store.numbers(), SCAN):
                 yield [number for number, _ in pairs], [doc_id for _, doc_id in pairs]
 
         DenseIndex.build(
@@ -196,31 +195,6 @@ class ShardBuilder:
                 (pair for numbers, doc_ids in numbered() for pair in zip(numbers, staging.texts(doc_ids), strict=True)),
                 folder,
             )
-
-
-def _windows(
-    lines: Iterable[CorpusLine | RejectedLine], staging: Staging, progress: Progress, on_reject: Reject
-) -> Iterator[list[Passage]]:
-    """The corpus's passages, `WINDOW` lines at a time, without rejected lines and duplicate ids."""
-    for window in _batched(lines, WINDOW):
-        good = [line for line in window if isinstance(line, CorpusLine)]
-        firsts = dict(zip([line.location for line in good], staging.claim(good), strict=True))
-        passages = []
-        for line in window:
-            rejected = line if isinstance(line, RejectedLine) else _duplicate(line, firsts[line.location])
-            if rejected is not None:
-                progress.rejected += 1
-                on_reject(rejected)
-            elif isinstance(line, CorpusLine):
-                passages.append(line.passage)
-        yield passages
-
-
-def _duplicate(line: CorpusLine, first: str | None) -> RejectedLine | None:
-    if first is None:
-        return None
-    reason = f"duplicate id, first at {first}; the first one is kept: give each passage an id of its own"
-    return RejectedLine(line.location, reason, line.passage.doc_id, line.passage.text[:200])
 
 
 def _stored(passages: Sequence[Passage], store: PassageStore) -> dict[str, Record]:
@@ -242,7 +216,7 @@ def _same_text(passage: Passage, record: Record | None) -> bool:
 
 def _drop_unseen(store: PassageStore, staging: Staging, progress: Progress) -> None:
     """Forget what an interrupted run stored and the corpus no longer has."""
-    unseen = [key.decode("utf-8") for keys in _batched(store.keys(), SCAN) for key in staging.unseen(keys)]
+    unseen = [key.decode("utf-8") for keys in batched(store.keys(), SCAN) for key in staging.unseen(keys)]
     if unseen:
         store.delete(unseen)
     progress.deleted = len(unseen)
@@ -258,10 +232,3 @@ def _count(store: PassageStore) -> Counts:
         truncated += record.truncated
         payload += len(record.payload)
     return Counts(passages, tokens, rows, truncated, payload)
-
-
-def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """Lists of `size` items, the last one shorter (itertools.batched needs Python 3.12)."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 _BLOCK = 1 << 20
@@ -14,15 +15,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     beside = path.with_name(path.name + ".tmp")
     with beside.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_durably(beside, path)
+    publish_file(beside, path)
 
 
 def rename_durably(source: Path, target: Path) -> None:
     """Rename within one folder and fsync that folder, so that the new name survives a power cut."""
     source.replace(target)
     sync(target.parent)
+
+
+def publish_file(written: Path, target: Path) -> None:
+    """Move a finished file to its place in the same folder; a crash leaves the old file or the new one."""
+    sync(written)
+    rename_durably(written, target)
+
+
+def publish_folder(written: Path, target: Path) -> None:
+    """Move a finished folder to its place in the same folder; one that is there already is removed first."""
+    sync_tree(written)
+    if target.exists():
+        shutil.rmtree(target)
+    rename_durably(written, target)
 
 
 def sync(path: Path) -> None:

@@ -22,7 +22,7 @@ _WORDS_AND_RUNS = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_MARKS}])
 
 def terms_of(texts: Iterable[str]) -> Iterator[list[str]]:
     """The terms of each text, in order and with repeats; streams, and keeps nothing of a text."""
-    import Stemmer  # type: ignore[import-not-found]  # PyStemmer ships no types
+    import Stemmer  # PyStemmer ships no types
     from bm25s.stopwords import STOPWORDS_EN
 
     stemmer = Stemmer.Stemmer("english")  # one for each call: a stemmer has a cache and is not for several threads

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm_cache.durable import publish_folder
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.analysis import ANALYSIS, terms_of
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
-from kalm_cache.first_stage.durable import publish_folder
 
 FOLDER_NAME = "bm25"
 K1 = 1.2
@@ -34,7 +34,7 @@ class BM25Index:
     def build(documents: Iterable[tuple[int, str]], folder: Path) -> BM25Index:
         """Write `folder/bm25/` from pairs of number and text, and return it opened.
 
-        Texts are read one at a time; what stays in memory is 4 bytes for each term occurrence, and then about 30 for
+        Texts are read one at a time; what stays in memory is 4 bytes for each term occurrence, and then about 40 for
         each distinct term of each document, while bm25s sorts them.
         """
         numbers, term_ids, vocabulary = _index_terms(documents)

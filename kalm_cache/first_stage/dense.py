@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm_cache.durable import publish_file
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
-from kalm_cache.first_stage.durable import publish_file
 
 FILE_NAME = "dense.faiss"
 

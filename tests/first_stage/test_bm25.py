@@ -32,7 +32,8 @@ def test_scores_follow_the_lucene_formula(tmp_path: Path, mmap: bool) -> None:
     assert found[1].scores.tolist() == pytest.approx([lucene(1, 1, 3) + lucene(1, 2, 3), lucene(2, 2, 3)], rel=1e-5)
     assert found[2].numbers.tolist() == [2**40]
     assert found[2].scores.tolist() == pytest.approx([lucene(1, 1, 4)], rel=1e-5)
-    assert (found[0].numbers.dtype, found[0].scores.dtype) == (np.int64, np.float32)
+    assert found[0].numbers.dtype == np.dtype(np.int64)
+    assert found[0].scores.dtype == np.dtype(np.float32)
 
 
 def test_queries_without_a_known_term_find_nothing(tmp_path: Path) -> None:

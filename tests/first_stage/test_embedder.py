@@ -19,7 +19,7 @@ def test_a_static_vector_is_the_normalised_mean_of_its_words(static_folder: Path
     assert model.dimension == 2
     vectors = model.embed_passages(["cat", "cat dog", "fish"])  # (3, 4); mean (1.5, 3); (-1, 0)
     assert vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors, [[0.6, 0.8], [0.4472136, 0.8944272], [-1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(vectors, np.array([[0.6, 0.8], [0.4472136, 0.8944272], [-1.0, 0.0]]), rtol=1e-6)
 
 
 def test_texts_without_known_words_embed_to_zero(static_folder: Path) -> None:

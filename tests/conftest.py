@@ -1,0 +1,88 @@
+"""Checkpoints and their slow references, made once a session. Nothing here reaches the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads the variable once
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.reference import SlowReference, load_slow_reference, mean_of_groups
+from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.reranker import KaLMReranker
+from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
+
+
+class MarginOracle:
+    """A slow reference that encodes each passage once, however many prompts and ratios ask about it."""
+
+    def __init__(self, reference: SlowReference) -> None:
+        self.reference = reference
+        self._states = lru_cache(maxsize=256)(lambda document, limit: reference.states(self._ids(document, limit)))
+
+    def margin(self, query: str, document: str, ratio: int, max_length: int = 1024, **prompt: object) -> float:
+        prompt_ids = self.reference.prompt_ids(query, **prompt)
+        return self.reference.margin(prompt_ids, mean_of_groups(self._states(document, max_length), ratio))
+
+    def _ids(self, document: str, limit: int) -> list[int]:
+        return self.reference.passage_ids(document, limit)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> Iterator[None]:
+    """Small matrices: more threads than this only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("mini"), MINI)
+
+
+@pytest.fixture(scope="session")
+def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("nano"), NANO, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("small"), SMALL, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def mini(mini_folder: Path) -> Checkpoint:
+    return open_checkpoint(str(mini_folder))
+
+
+@pytest.fixture(scope="session")
+def mini_reference(mini_folder: Path) -> SlowReference:
+    return load_slow_reference(mini_folder)
+
+
+@pytest.fixture(scope="session")
+def mini_oracle(mini_reference: SlowReference) -> MarginOracle:
+    return MarginOracle(mini_reference)
+
+
+@pytest.fixture(scope="session")
+def nano_oracle(nano_folder: Path) -> MarginOracle:
+    return MarginOracle(load_slow_reference(nano_folder))
+
+
+@pytest.fixture(scope="session")
+def small_oracle(small_folder: Path) -> MarginOracle:
+    return MarginOracle(load_slow_reference(small_folder))
+
+
+@pytest.fixture(scope="session")
+def mini_reranker(mini_folder: Path) -> KaLMReranker:
+    return KaLMReranker(str(mini_folder), device="cpu")
