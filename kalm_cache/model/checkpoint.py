@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,12 @@ class Checkpoint:
     files: dict[str, str]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, mapped from disk: pages are read when touched, and not at all when they are not."""
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
+        """One tensor, mapped from disk: pages are read when touched, and not at all when they are not.
+
+        Raises:
+            CheckpointError: its file is gone or damaged, or does not hold it.
+        """
+        with _weights(self.folder / self.files[name]) as file:
             return file.get_tensor(name)
 
     def find(self, *names: str) -> str | None:
@@ -69,12 +75,12 @@ def open_checkpoint(name: str, **hub_options: Any) -> Checkpoint:
         CheckpointError: not found, incomplete, or of another architecture.
     """
     folder = _local_folder(name) or _download(ALIASES.get(name, name), **hub_options)
-    config = _read_json(folder / "config.json")
+    raw = _read_json(folder / "config.json")
     try:
-        parsed = parse_model_config(config)
-    except KeyError as exc:
-        raise CheckpointError(f"{folder / 'config.json'}: field {exc} is missing") from exc
-    return Checkpoint(name, folder, parsed, _tensor_files(folder))
+        config = parse_model_config(raw)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{folder}: {exc}") from exc
+    return Checkpoint(name, folder, config, _tensor_files(folder))
 
 
 def _local_folder(name: str) -> Path | None:
@@ -95,8 +101,9 @@ def _download(repo_id: str, **hub_options: Any) -> Path:
             f"{repo_id!r} is neither a folder, nor an alias (tiny, {', '.join(ALIASES)}), nor a Hugging Face id"
         ) from exc
     except Exception as exc:  # the hub's client raises many kinds: its own, OSError, httpx's
+        reason = " ".join(str(exc).split())  # the hub's messages span lines
         raise CheckpointError(
-            f"{repo_id}: not a local folder, and the download from Hugging Face failed: {exc}"
+            f"{repo_id}: not a local folder, and the download from Hugging Face failed: {reason}"
         ) from exc
 
 
@@ -112,16 +119,29 @@ def _read_json(path: Path) -> Any:
 def _tensor_files(folder: Path) -> dict[str, str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files: dict[str, str] = _read_json(index)["weight_map"]
-        missing = sorted({name for name in files.values() if not (folder / name).is_file()})
-        if missing:
-            raise CheckpointError(f"{folder}: {index.name} names files that are not there: {', '.join(missing)}")
-        return files
+        return _indexed_files(index)
     single = folder / "model.safetensors"
     if not single.is_file():
         raise CheckpointError(f"{folder}: no model.safetensors and no {index.name}; other formats are not read")
+    with _weights(single) as file:
+        return dict.fromkeys(file.keys(), single.name)
+
+
+def _indexed_files(index: Path) -> dict[str, str]:
+    raw = _read_json(index)
+    files = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{index}: no weight_map in it")
+    missing = sorted({name for name in files.values() if not (index.parent / name).is_file()})
+    if missing:
+        raise CheckpointError(f"{index.parent}: {index.name} names files that are not there: {', '.join(missing)}")
+    return files
+
+
+@contextmanager
+def _weights(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single.name)
-    except SafetensorError as exc:
-        raise CheckpointError(f"{single}: not a readable safetensors file: {exc}") from exc
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as exc:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {exc}") from exc

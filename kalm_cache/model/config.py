@@ -9,6 +9,7 @@ from typing import Any
 from kalm_cache.errors import CheckpointError
 
 DEFAULT_ROPE_THETA = {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0}
+DEFAULT_EOI_TOKEN_INDEX = 256_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +45,24 @@ class ModelConfig:
 
     encoder: StackConfig
     decoder: StackConfig
-    tie_word_embeddings: bool
 
 
-def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:
+def parse_model_config(raw: Any) -> ModelConfig:
     """Read the parsed `config.json` of a `T5Gemma2ForConditionalGeneration`.
 
     Raises:
-        CheckpointError: another architecture, or a feature that this runtime does not compute.
+        CheckpointError: another architecture, a missing field, or a feature that this runtime does not compute.
     """
-    if raw.get("model_type") != "t5gemma2":
-        raise CheckpointError(
-            f"config.json: model_type is {raw.get('model_type')!r}, expected 't5gemma2' (KaLM-Reranker-V1)"
+    model_type = raw.get("model_type") if isinstance(raw, Mapping) else None
+    if model_type != "t5gemma2":
+        raise CheckpointError(f"config.json: model_type is {model_type!r}, expected 't5gemma2' (KaLM-Reranker-V1)")
+    try:
+        eoi = int(raw["encoder"].get("eoi_token_index", DEFAULT_EOI_TOKEN_INDEX))  # transformers: the encoder's counts
+        return ModelConfig(
+            encoder=_parse_stack(raw["encoder"]["text_config"], eoi), decoder=_parse_stack(raw["decoder"], eoi)
         )
-    eoi = int(raw.get("eoi_token_index", raw["encoder"].get("eoi_token_index", 256_000)))
-    return ModelConfig(
-        encoder=_parse_stack(raw["encoder"]["text_config"], eoi),
-        decoder=_parse_stack(raw["decoder"], eoi),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", True)),
-    )
+    except (KeyError, TypeError, AttributeError, ValueError) as exc:
+        raise CheckpointError(f"config.json: a field of encoder or decoder is missing or malformed: {exc!r}") from exc
 
 
 def _parse_stack(raw: Mapping[str, Any], eoi_token_index: int) -> StackConfig:
@@ -70,16 +70,11 @@ def _parse_stack(raw: Mapping[str, Any], eoi_token_index: int) -> StackConfig:
         raise CheckpointError(f"config.json: hidden_activation {raw['hidden_activation']!r} is not supported")
     if raw.get("attention_bias"):
         raise CheckpointError("config.json: attention_bias=true is not supported")
-    layers = int(raw["num_hidden_layers"])
-    layer_types = raw.get("layer_types") or [
-        "full_attention" if (i + 1) % int(raw.get("sliding_window_pattern", 6)) == 0 else "sliding_attention"
-        for i in range(layers)
-    ]
     return StackConfig(
         vocab_size=int(raw["vocab_size"]),
         hidden_size=int(raw["hidden_size"]),
         intermediate_size=int(raw["intermediate_size"]),
-        layer_types=tuple(layer_types[:layers]),
+        layer_types=_parse_layer_types(raw),
         num_attention_heads=int(raw["num_attention_heads"]),
         num_key_value_heads=int(raw["num_key_value_heads"]),
         head_dim=int(raw["head_dim"]),
@@ -92,10 +87,27 @@ def _parse_stack(raw: Mapping[str, Any], eoi_token_index: int) -> StackConfig:
     )
 
 
+def _parse_layer_types(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    count, pattern = int(raw["num_hidden_layers"]), int(raw.get("sliding_window_pattern", 6))
+    kinds = raw.get("layer_types") or [
+        "sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(count)
+    ]
+    if len(kinds) < count:
+        raise CheckpointError(f"config.json: {len(kinds)} layer types for {count} layers")
+    for kind in kinds[:count]:
+        if kind not in DEFAULT_ROPE_THETA:
+            raise CheckpointError(f"config.json: layer type {kind!r} is not supported ({', '.join(DEFAULT_ROPE_THETA)})")
+    return tuple(kinds[:count])
+
+
 def _parse_rope(raw: Mapping[str, Any], kind: str) -> RopeConfig:
-    params = (raw.get("rope_parameters") or {}).get(kind) or {}
+    # Priorities and older fields (`rope_scaling`, `rope_theta`, `rope_local_base_freq`) as in transformers'
+    # `convert_rope_params_to_dict`.
+    full = kind == "full_attention"
+    params = dict((raw.get("rope_parameters") or {}).get(kind) or {}) | ((full and raw.get("rope_scaling")) or {})
     rope_type = params.get("rope_type", "default")
     if rope_type not in ("default", "linear"):
         raise CheckpointError(f"config.json: rope_type {rope_type!r} of {kind} is not supported (default, linear)")
-    theta = float(params.get("rope_theta", DEFAULT_ROPE_THETA[kind]))
-    return RopeConfig(theta, float(params.get("factor", 1.0)) if rope_type == "linear" else 1.0)
+    older_theta = raw.get("rope_theta" if full else "rope_local_base_freq", DEFAULT_ROPE_THETA[kind])
+    factor = float(params["factor"]) if rope_type == "linear" else 1.0
+    return RopeConfig(float(params.get("rope_theta", older_theta)), factor)

@@ -65,7 +65,7 @@ def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         CheckpointError: a tensor is missing or has another shape.
     """
     config = checkpoint.config.encoder
-    embedding = _embedding(checkpoint, config, dtype)
+    embedding = _embedding(checkpoint, config, dtype, (*ENCODER_PREFIXES, DECODER_PREFIX))
     with torch.device("meta"):
         encoder = PassageEncoder(config, embedding)
     return _fill(encoder, checkpoint, _encoder_prefix(checkpoint), device, dtype)
@@ -86,11 +86,11 @@ def load_decoder(
         CheckpointError: a tensor is missing or has another shape.
     """
     config = checkpoint.config.decoder
+    # A tensor that is there counts; one that is not is tied to the encoder's. transformers 5 reads files this way too.
     head = checkpoint.find("lm_head.out_proj.weight", "lm_head.weight")
-    tied = checkpoint.config.tie_word_embeddings or head is None
-    table = _embedding_table(checkpoint) if tied else checkpoint.tensor(str(head))
+    table = checkpoint.tensor(head or _embedding_name(checkpoint, "weight", (*ENCODER_PREFIXES, DECODER_PREFIX)))
     answer_rows = table[list(answer_ids)].to(device, dtype)  # (2, D)
-    embedding = _embedding(checkpoint, config, dtype)
+    embedding = _embedding(checkpoint, config, dtype, (DECODER_PREFIX, *ENCODER_PREFIXES))
     with torch.device("meta"):
         decoder = QueryDecoder(config, embedding, answer_rows)
     return _fill(decoder, checkpoint, DECODER_PREFIX, device, dtype)
@@ -121,18 +121,17 @@ def _encoder_prefix(checkpoint: Checkpoint) -> str:
     raise CheckpointError(f"{checkpoint.folder}: no text encoder among the tensors ({ENCODER_PREFIXES[0]}…)")
 
 
-def _embedding_table(checkpoint: Checkpoint) -> Tensor:
-    return checkpoint.tensor(_embedding_name(checkpoint, "weight"))
-
-
-def _embedding_name(checkpoint: Checkpoint, part: str) -> str:
-    prefixes = (*ENCODER_PREFIXES, DECODER_PREFIX)
+def _embedding_name(checkpoint: Checkpoint, part: str, prefixes: tuple[str, ...]) -> str:
     name = checkpoint.find(*(f"{prefix}embed_tokens.{part}" for prefix in prefixes))
     if name is None:
         raise CheckpointError(f"{checkpoint.folder}: no token embeddings (…embed_tokens.{part})")
     return name
 
 
-def _embedding(checkpoint: Checkpoint, config: StackConfig, dtype: torch.dtype) -> TokenEmbedding:
-    eoi = checkpoint.tensor(_embedding_name(checkpoint, "eoi_embedding"))
-    return TokenEmbedding(_embedding_table(checkpoint), eoi, config.eoi_token_index, dtype)
+def _embedding(
+    checkpoint: Checkpoint, config: StackConfig, dtype: torch.dtype, prefixes: tuple[str, ...]
+) -> TokenEmbedding:
+    table, eoi = (
+        checkpoint.tensor(_embedding_name(checkpoint, part, prefixes)) for part in ("weight", "eoi_embedding")
+    )
+    return TokenEmbedding(table, eoi, config.eoi_token_index, dtype)

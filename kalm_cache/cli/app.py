@@ -1,0 +1,42 @@
+"""The typer application: which command is which function."""
+
+from __future__ import annotations
+
+import typer
+
+from kalm_cache.cli.config import config_app
+from kalm_cache.cli.demo import demo
+from kalm_cache.cli.evaluate import evaluate
+from kalm_cache.cli.index import index, stats, verify
+from kalm_cache.cli.output import start_logging
+from kalm_cache.cli.search import rerank, search, serve
+
+app = typer.Typer(
+    name="kalm-cache",
+    help="Rerank with a KaLM reranker at the cost of its decoder alone, from passages encoded once.\n\n"
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 some inputs were rejected, 4 index and model do not fit, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    start_logging()
+    if version:
+        from kalm_cache import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+for _command in (index, search, rerank, serve, stats, verify, demo):
+    app.command()(_command)
+app.command("eval")(evaluate)
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Entry point of the `kalm-cache` script."""
+    app()

@@ -1,0 +1,66 @@
+"""`kalm-cache demo`: index the bundled corpus, ask it a few questions, show what reranking changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from kalm_cache.cli.output import exit_codes, human_bytes, stdout_console
+from kalm_cache.cli.progress import show_progress
+from kalm_cache.cli.tables import ranking_table, timings_line
+
+if TYPE_CHECKING:
+    from kalm_cache.index import PassageIndex
+
+BUNDLED_DEMO = Path(__file__).parent.parent / "bundled" / "demo"
+
+
+def demo(
+    index: Annotated[Path, typer.Option("--index", help="Where the demo's index goes.")] = Path("demo-index"),
+    top_n: Annotated[int, typer.Option("--top-n", min=1, help="Results shown for each question.")] = 5,
+) -> None:
+    """Index the bundled corpus with the bundled model, offline, and show answers before and after reranking."""
+    from kalm_cache.index import PassageIndex
+
+    with exit_codes(resumable=True):
+        _build(index)
+        console = stdout_console()
+        with PassageIndex.open(index) as passages:
+            for question in _questions():
+                answer = passages.search(question["query"], k=50, top_n=top_n)
+                console.print()
+                console.print(ranking_table(answer, frozenset(question["relevant"])))
+                console.print(timings_line(answer))
+            console.print(_summary(passages, index))
+
+
+def _build(index: Path) -> None:
+    from indexer.corpus import read_corpus
+    from indexer.job import load_encoders, run_index_job
+    from kalm_cache.settings import Settings
+
+    settings = Settings.model_construct()  # the defaults, whatever the environment says: the demo is always the same
+    corpus = BUNDLED_DEMO / "corpus.jsonl.zst"
+    total = sum(1 for _ in read_corpus(corpus))
+    with show_progress(total) as on_progress:
+        report = run_index_job(
+            read_corpus(corpus),
+            index,
+            settings,
+            load_encoders(settings),
+            on_reject=lambda line: None,
+            on_progress=on_progress,
+        )
+    stdout_console().print(
+        f"Indexed {report.passages:,} Wikipedia passages ({report.tokens:,} tokens) in {report.seconds:.1f} s: "
+        f"{human_bytes(report.payload_bytes / max(report.passages, 1))} of states each, "
+        f"{human_bytes(report.file_bytes)} on disk in all."
+    )
+
+
+def _questions() -> list[dict[str, list[str]]]:
+    return [json.loads(line) for line in (BUNDLED_DEMO / "queries.jsonl").read_text("utf-8").splitlines()]

@@ -1,0 +1,159 @@
+"""`kalm-cache index`, `stats` and `verify`: what is done to an index offline."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kalm_cache.cli import options as opt
+from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_json, stdout_console
+from kalm_cache.cli.progress import show_progress
+from kalm_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from indexer.job import Encoders
+    from indexer.rejects import ErrorsFile
+    from kalm_cache.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def index(
+    corpus: Annotated[str, typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, or -.")],
+    index: opt.IndexFolder,
+    config: opt.ConfigFile = None,
+    model: opt.Model = None,
+    device: opt.Device = None,
+    dtype: opt.DType = None,
+    codec: opt.Codec = None,
+    chunk_size: opt.ChunkSize = None,
+    max_length: opt.MaxLength = None,
+    embedder: opt.Embedder = None,
+    batch_tokens: opt.BatchTokens = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Do not keep the passages' text.")] = False,
+    errors: Annotated[Path | None, typer.Option("--errors", help="Write rejected lines to this file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and project; store nothing.")] = False,
+    json: opt.AsJson = False,
+) -> None:
+    """Encode a corpus once and publish it as the next generation of an index.
+
+    Interrupted, it goes on where it stopped when run again. Exit code 3 when lines were rejected.
+    """
+    from kalm_cache.settings import load_settings
+
+    with exit_codes(resumable=True):
+        settings = load_settings(
+            config,
+            model=model,
+            device=device,
+            dtype=dtype,
+            codec=codec,
+            chunk_size=chunk_size,
+            max_length=max_length,
+            embedder=embedder,
+            batch_tokens=batch_tokens,
+            store_text=False if no_text else None,
+        )
+        _check_errors_file(errors, corpus)
+        rejected = _dry_run(corpus, settings, errors, json) if dry_run else _index(corpus, index, settings, errors, json)
+    if rejected:
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def _index(corpus: str, index: Path, settings: Settings, errors: Path | None, json: bool) -> int:
+    from indexer.corpus import read_corpus
+    from indexer.job import load_encoders, run_index_job
+    from indexer.rejects import ErrorsFile
+
+    lines = read_corpus(corpus, stdin=sys.stdin.buffer)  # first: a wrong path should not cost a model's loading
+    encoders = load_encoders(settings)
+    total = None if corpus == "-" else sum(1 for _ in read_corpus(corpus))
+    with ErrorsFile(errors) as rejects, show_progress(total) as on_progress:
+        report = run_index_job(
+            lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress
+        )
+    _warn(rejects, report.truncated, settings)
+    if json:
+        print_json(dataclasses.asdict(report))
+    else:
+        stdout_console().print(
+            f"generation {report.generation} of {index}: {report.passages:,} passages, {report.tokens:,} tokens "
+            f"({report.encoded:,} encoded, {report.resumed + report.copied:,} already stored, "
+            f"{report.rejected:,} rejected, {report.truncated:,} cut), "
+            f"{human_bytes(report.file_bytes)} on disk, {report.seconds:.1f} s"
+        )
+    return report.rejected
+
+
+def _dry_run(corpus: str, settings: Settings, errors: Path | None, json: bool) -> int:
+    from indexer.corpus import read_corpus
+    from indexer.dry_run import project
+    from indexer.job import load_encoders
+    from indexer.rejects import ErrorsFile
+
+    lines = read_corpus(corpus, stdin=sys.stdin.buffer)
+    encoders: Encoders = load_encoders(settings)
+    with ErrorsFile(errors) as rejects:
+        projection = project(lines, encoders, settings.batch_tokens, on_reject=rejects.add)
+    _warn(rejects, projection.truncated, settings)
+    if json:
+        print_json(dataclasses.asdict(projection))
+    else:
+        stdout_console().print(
+            f"{projection.passages:,} passages, {projection.tokens:,} tokens, {projection.truncated:,} would be cut, "
+            f"{projection.rejected:,} rejected; about {human_bytes(projection.projected_bytes)} of records and "
+            f"{projection.projected_seconds:,.0f} s of encoding (from {projection.sampled} passages encoded)"
+        )
+    return projection.rejected
+
+
+def _check_errors_file(errors: Path | None, corpus: str) -> None:
+    if errors is not None and errors.exists() and corpus != "-" and Path(corpus).exists() and errors.samefile(corpus):
+        raise UsageError(f"--errors {errors} is the corpus itself; name another file")
+
+
+def _warn(rejects: ErrorsFile, truncated: int, settings: Settings) -> None:
+    """Say on stderr what was left out or cut: the first lines, and where the rest is."""
+    for line in rejects.first:
+        logger.warning("rejected %s: %s", line.location, line.reason)
+    if rejects.count > len(rejects.first):
+        where = f"all of them are in {rejects.path}" if rejects.path else "use --errors FILE to keep them all"
+        logger.warning("… and %d more rejected lines; %s", rejects.count - len(rejects.first), where)
+    if truncated:
+        logger.warning("%d passages are longer than max_length=%d tokens and were cut", truncated, settings.max_length)
+
+
+def stats(index: opt.IndexFolder, json: opt.AsJson = False) -> None:
+    """What an index holds, and what it takes on disk."""
+    from kalm_cache.stats import index_stats
+
+    with exit_codes():
+        values = dataclasses.asdict(index_stats(index))
+    if json:
+        print_json(values)
+    else:
+        width = max(len(name) for name in values)
+        for name, value in values.items():
+            stdout_console().print(f"{name:<{width}}  {value}")
+
+
+def verify(index: opt.IndexFolder, json: opt.AsJson = False) -> None:
+    """Check every record and file of the live generation; exit code 1 when something is damaged."""
+    from indexer.verify import verify_index
+
+    with exit_codes():
+        report = verify_index(index)
+    if json:
+        print_json(dataclasses.asdict(report))
+    else:
+        for damage in report.damaged:
+            what = f"{damage.file}" + (f", {damage.doc_id!r}" if damage.doc_id is not None else "")
+            stdout_console().print(f"damaged: {what}: {damage.problem}")
+        stdout_console().print("ok" if report.ok else f"{len(report.damaged)} damaged")
+    if not report.ok:
+        raise typer.Exit(1)

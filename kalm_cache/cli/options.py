@@ -1,0 +1,24 @@
+"""Options that several commands share. A flag that is not given is `None`, so that environment and file can speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
+IndexFolder = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
+Model = Annotated[str | None, typer.Option("--model", help="tiny, nano, small, large, …-r2, a folder, or a hub id.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
+DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16|bf16, float16|fp16, float32|fp32.")]
+Codec = Annotated[str | None, typer.Option("--codec", help="How states are stored: fp16, int8.")]
+ChunkSize = Annotated[int | None, typer.Option("--chunk-size", help="Pooling ratio r; reading: a multiple of r.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens of a passage that count.")]
+QueryMaxLength = Annotated[int | None, typer.Option("--query-max-length", help="Tokens of a query that count.")]
+Embedder = Annotated[str | None, typer.Option("--embedder", help="static, or a model2vec/sentence-transformers one.")]
+BatchTokens = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens encoded together.")]
+Instruction = Annotated[str | None, typer.Option("--instruction", help="What the query asks for.")]
+FirstStageMode = Annotated[str | None, typer.Option("--first-stage", help="dense, bm25 or fused.")]
+Candidates = Annotated[int | None, typer.Option("--k", help="Candidates that are reranked.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; logs stay on stderr.")]

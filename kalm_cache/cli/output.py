@@ -1,0 +1,57 @@
+"""What commands share towards the person at the terminal: exit codes, logs on stderr, data on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from kalm_cache.errors import KalmCacheError
+
+EXIT_PARTIAL = 3
+EXIT_INTERRUPTED = 130
+
+
+def start_logging() -> None:
+    """Plain log lines on stderr, one a line; libraries only when they warn."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    for package in ("kalm_cache", "indexer", "query_service"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+@contextmanager
+def exit_codes(resumable: bool = False) -> Iterator[None]:
+    """Turn errors raised on purpose into one line on stderr and their exit code; Ctrl-C into 130."""
+    try:
+        yield
+    except KalmCacheError as exc:
+        typer.echo(f"error: {exc}", err=True)
+        raise typer.Exit(exc.exit_code) from exc
+    except KeyboardInterrupt as exc:
+        typer.echo("interrupted" + ("; what is stored is kept: run the same command to go on" * resumable), err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from exc
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def stdout_console() -> Console:
+    """Where tables for people go."""
+    return Console(highlight=False)
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,54 @@
+"""Answers as tables for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from kalm_cache.index import Answer
+
+SNIPPET_CHARS = 88
+
+
+def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table:
+    """Rank before → after, score, id, snippet. `marked` ids, the known right answers, get a ✓."""
+    table = Table(title=Text(answer.query, style="bold"), title_justify="left", box=None, pad_edge=False)
+    for name in ("before", "", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("P(yes)", "margin"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("passage", no_wrap=True, overflow="ellipsis")
+    for result in answer.results:
+        before = result.first_stage_rank
+        table.add_row(
+            "" if before is None else str(before),
+            _arrow(before, result.rank),
+            str(result.rank),
+            f"{result.score:.3f}",
+            f"{result.margin:+.2f}",
+            Text(result.doc_id + (" ✓" if result.doc_id in marked else "")),
+            Text(_snippet(result.text)),
+        )
+    return table
+
+
+def timings_line(answer: Answer) -> Text:
+    """Where the milliseconds went, in one line."""
+    parts = [f"{stage} {milliseconds:.1f}" for stage, milliseconds in answer.timings_ms.items()]
+    cut = "; the query was cut at query_max_length" if answer.query_truncated else ""
+    return Text(f"ms: {' · '.join(parts)}{cut}", style="dim")
+
+
+def _arrow(before: int | None, after: int) -> str:
+    if before is None:
+        return ""
+    return "↑" if after < before else "↓" if after > before else "="
+
+
+def _snippet(text: str | None) -> str:
+    flat = " ".join((text or "").split())
+    return flat if len(flat) <= SNIPPET_CHARS else flat[: SNIPPET_CHARS - 1] + "…"

@@ -1,0 +1,6 @@
+"""How good the answers of an index are, on judged queries. Knows nothing of how the index was built."""
+
+from kalm_cache.evaluation.beir import BeirTask, load_beir
+from kalm_cache.evaluation.evaluate import EvaluationReport, evaluate
+
+__all__ = ["BeirTask", "EvaluationReport", "evaluate", "load_beir"]

@@ -1,0 +1,63 @@
+"""Ranked ids and judgments → measures, over the library ir_measures. Knows nothing of indexes or models.
+
+ndcg@K    nDCG as trec_eval's ndcg_cut: gain = grade, discount = log2(rank + 1), divided by the same sum over all
+          judged passages of the query in their best order, whether retrieved or not. Not the variant with 2^grade - 1.
+recall@K  share of the query's relevant passages that are among the first K.
+mrr@K     1 / rank of the first relevant passage, 0 when it is not among the first K (MS MARCO's evaluation).
+
+A passage is relevant from grade 1 on; unjudged passages and grades below 1 gain nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kalm_cache.errors import UsageError
+
+Qrels = Mapping[str, Mapping[str, int]]  # query id -> passage id -> grade
+Run = Mapping[str, Sequence[str]]  # query id -> passage ids, best first
+
+_FAMILIES = {"ndcg": "nDCG", "recall": "R", "mrr": "RR"}  # our name -> that of ir_measures
+
+
+def measure(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, float]:
+    """The mean of each measure over all judged queries, those without any result or relevant passage included, as 0.
+
+    Raises:
+        UsageError: a measure is not one of `ndcg@K`, `recall@K`, `mrr@K`.
+    """
+    values = measure_queries(qrels, run, measures).values()
+    return {name: math.fsum(query[name] for query in values) / len(values) for name in measures}
+
+
+def measure_queries(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Each measure for each judged query, in the order of `qrels`; queries of `run` without judgments are left out.
+
+    Raises:
+        UsageError: a measure is not one of `ndcg@K`, `recall@K`, `mrr@K`.
+    """
+    import ir_measures
+
+    names = {_library_measure(name): name for name in measures}
+    evaluator = ir_measures.evaluator(list(names), {query_id: dict(grades) for query_id, grades in qrels.items()})
+    values: dict[str, dict[str, float]] = {query_id: {} for query_id in qrels}
+    for metric in evaluator.iter_calc(_scored(qrels, run)):
+        values[metric.query_id][names[metric.measure]] = float(metric.value)
+    return values
+
+
+def _scored(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
+    """The run with falling scores for ranks: of equal scores, each provider of ir_measures has an order of its own."""
+    judged = {query_id: ids for query_id, ids in run.items() if query_id in qrels}
+    return {query_id: {doc_id: float(-rank) for rank, doc_id in enumerate(ids)} for query_id, ids in judged.items()}
+
+
+def _library_measure(name: str) -> Any:
+    import ir_measures
+
+    family, _, cutoff = name.partition("@")
+    if family not in _FAMILIES or not cutoff.isdecimal() or int(cutoff) < 1:
+        raise UsageError(f"measure {name!r} is not known; expected {', '.join(f'{known}@K' for known in _FAMILIES)}")
+    return getattr(ir_measures, _FAMILIES[family]) @ int(cutoff)

@@ -1,0 +1,211 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kalm_cache.errors import CheckpointError
+from kalm_cache.model.checkpoint import ALIASES, BUNDLED_TINY, Checkpoint, open_checkpoint
+from tests.checkpoints import edit_config, make_checkpoint
+from tests.hub import COMMIT, loopback_hub
+
+
+@pytest.fixture
+def folder(mini_folder: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(mini_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "sharded", max_shard_size="300KB")
+
+
+def in_hub_cache(cache: Path, repo_id: str, folder: Path) -> None:
+    """Lay a model out as the hub's client caches it: a ref that names a commit, a snapshot of that commit."""
+    home = cache / f"models--{repo_id.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(folder, home / "snapshots" / COMMIT)
+
+
+def test_every_tensor_of_the_file_is_read(mini: Checkpoint, mini_folder: Path):
+    saved = load_file(mini_folder / "model.safetensors")
+    assert mini.files == dict.fromkeys(saved, "model.safetensors")
+    assert all(torch.equal(mini.tensor(name), tensor) for name, tensor in saved.items())
+
+
+def test_a_sharded_checkpoint_holds_the_same_tensors(mini: Checkpoint, sharded: Path):
+    checkpoint = open_checkpoint(str(sharded))
+    assert len(set(checkpoint.files.values())) > 3
+    assert checkpoint.files.keys() == mini.files.keys()
+    assert all(torch.equal(checkpoint.tensor(name), mini.tensor(name)) for name in mini.files)
+
+
+def test_find_gives_the_first_name_that_is_there(mini: Checkpoint):
+    assert mini.find("nothing", "model.decoder.norm.weight", "model.encoder.norm.weight") == "model.decoder.norm.weight"
+    assert mini.find("nothing") is None
+
+
+def test_the_digest_names_what_the_model_computes(mini: Checkpoint, folder: Path):
+    copy = open_checkpoint(str(folder))
+    assert copy.digest() == mini.digest()
+    (folder / "README.md").write_text("not part of it")
+    assert copy.digest() == mini.digest()
+    edit_config(folder, lambda config: config["decoder"].update(sliding_window=15))
+    assert copy.digest() != mini.digest()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors"])
+def test_the_digest_changes_with_one_byte(mini: Checkpoint, folder: Path, name: str):
+    data = bytearray((folder / name).read_bytes())
+    data[-2] ^= 1
+    (folder / name).write_bytes(data)
+    assert Checkpoint("copy", folder, mini.config, mini.files).digest() != mini.digest()
+
+
+def test_aliases_name_the_published_models():
+    assert ALIASES == {
+        "nano": "KaLM-Embedding/KaLM-Reranker-V1-Nano",
+        "small": "KaLM-Embedding/KaLM-Reranker-V1-Small",
+        "large": "KaLM-Embedding/KaLM-Reranker-V1-Large",
+        "nano-r2": "KaLM-Embedding/KaLM-Reranker-V1-Nano-R2",
+        "small-r2": "KaLM-Embedding/KaLM-Reranker-V1-Small-R2",
+        "large-r2": "KaLM-Embedding/KaLM-Reranker-V1-Large-R2",
+    }
+
+
+@pytest.mark.parametrize("alias", sorted(ALIASES))
+def test_an_alias_opens_its_model_from_the_hubs_cache(alias: str, mini_folder: Path, tmp_path: Path):
+    in_hub_cache(tmp_path, ALIASES[alias], mini_folder)
+    checkpoint = open_checkpoint(alias, cache_dir=tmp_path, local_files_only=True)
+    assert checkpoint.name == alias
+    assert checkpoint.folder.name == COMMIT
+
+
+def test_a_hub_id_and_a_revision_open_from_the_hubs_cache(mini_folder: Path, tmp_path: Path):
+    in_hub_cache(tmp_path, "owner/name", mini_folder)
+    for revision in (None, "main", COMMIT):
+        checkpoint = open_checkpoint("owner/name", cache_dir=tmp_path, local_files_only=True, revision=revision)
+        assert checkpoint.folder.name == COMMIT
+
+
+DOWNLOADER = """
+import json, sys
+from kalm_cache.errors import CheckpointError
+from kalm_cache.model.checkpoint import open_checkpoint
+results = {}
+for name in ("owner/name", "owner/missing"):
+    try:
+        results[name] = sorted(path.name for path in open_checkpoint(name, cache_dir=sys.argv[1]).folder.iterdir())
+    except CheckpointError as exc:
+        results[name] = str(exc)
+print(json.dumps(results))
+"""
+
+
+def test_a_hub_id_is_downloaded_once_with_the_files_needed_alone(folder: Path, tmp_path: Path):
+    (folder / "pytorch_model.bin").write_bytes(b"not needed")
+    (folder / "README.md").write_text("not needed")
+    with loopback_hub({"owner/name": folder}) as (endpoint, requests):
+        # The hub's client reads its environment at import: a process of its own
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", DOWNLOADER, str(tmp_path / "cache")]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+        results = json.loads(run.stdout.splitlines()[-1])
+        assert results["owner/name"] == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        assert results["owner/missing"].startswith("owner/missing: not a local folder, and the download")
+        assert "\n" not in results["owner/missing"]
+        assert any(path.endswith("/model.safetensors") for path in requests)
+    downloaded = open_checkpoint("owner/name", cache_dir=tmp_path / "cache", local_files_only=True)
+    assert downloaded.digest() == open_checkpoint(str(folder)).digest()
+
+
+def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path):
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint("owner/name", cache_dir=tmp_path, local_files_only=True)
+    message = str(caught.value)
+    assert message.startswith("owner/name: not a local folder, and the download from Hugging Face failed: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "nanno", "", "two words", "../nano"])
+def test_a_name_that_is_no_hub_id_is_told_the_three_kinds(name: str):
+    with pytest.raises(CheckpointError):
+        open_checkpoint(name, local_files_only=True)
+
+
+def test_a_folder_without_config_is_refused(folder: Path):
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model_type": "llama"}', '{"model_type": "t5gemma2"}'])
+def test_a_config_of_something_else_is_refused(folder: Path, content: str):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        open_checkpoint(str(folder))
+
+
+def test_a_folder_without_weights_is_refused(folder: Path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors and no model\.safetensors\.index\.json"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 200_000])
+def test_a_truncated_file_is_refused(folder: Path, size: int):
+    os.truncate(folder / "model.safetensors", size)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        open_checkpoint(str(folder))
+
+
+def test_a_pointer_in_place_of_the_weights_is_refused(folder: Path):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        open_checkpoint(str(folder))
+
+
+def test_missing_shards_are_named(sharded: Path):
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    for shard in shards[1:3]:
+        shard.unlink()
+    with pytest.raises(CheckpointError, match=f"files that are not there: {shards[1].name}, {shards[2].name}$"):
+        open_checkpoint(str(sharded))
+
+
+def test_a_truncated_shard_is_refused_when_it_is_read(sharded: Path):
+    checkpoint = open_checkpoint(str(sharded))
+    name, shard = next(iter(checkpoint.files.items()))
+    os.truncate(sharded / shard, 1000)
+    with pytest.raises(CheckpointError, match=f"{shard}: not a readable safetensors file"):
+        checkpoint.tensor(name)
+
+
+def test_an_index_that_names_a_tensor_its_shard_does_not_hold_is_refused(sharded: Path):
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shards = sorted(set(content["weight_map"].values()))
+    moved = next(name for name, shard in content["weight_map"].items() if shard == shards[0])
+    content["weight_map"][moved] = shards[1]
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=moved):
+        open_checkpoint(str(sharded)).tensor(moved)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": 3}', "{"])
+def test_an_index_without_a_weight_map_is_refused(sharded: Path, content: str):
+    (sharded / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+        open_checkpoint(str(sharded))
+
+
+@pytest.mark.skipif(not (BUNDLED_TINY / "config.json").is_file(), reason="the bundled model is not in this checkout")
+def test_tiny_is_the_bundled_model():
+    assert open_checkpoint("tiny").folder == BUNDLED_TINY
