@@ -74,7 +74,9 @@ def random_model(
         "tie_word_embeddings": tied,
     }
     config = T5Gemma2Config(encoder=encoder, decoder=text, tie_word_embeddings=tied)
-    model = T5Gemma2ForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # transformers' own initialisation of the vision tower
+        model = T5Gemma2ForConditionalGeneration(config)
     randomize(model, seed)
     return model
 

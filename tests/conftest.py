@@ -38,7 +38,7 @@ class MarginOracle:
 def two_threads() -> Iterator[None]:
     """Small matrices: more threads than this only wait for each other."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

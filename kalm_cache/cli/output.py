@@ -19,10 +19,13 @@ EXIT_INTERRUPTED = 130
 
 
 def start_logging() -> None:
-    """Plain log lines on stderr, one a line; libraries only when they warn."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    """Our own log lines on stderr; what libraries log stays off, but for Python's last resort: their warnings."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for package in ("kalm_cache", "indexer", "query_service"):
-        logging.getLogger(package).setLevel(logging.INFO)
+        logger = logging.getLogger(package)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How good the answers of an index are, on judged queries. Knows nothing of how the index was built."""
 
 from kalm_cache.evaluation.beir import BeirTask, load_beir
-from kalm_cache.evaluation.evaluate import EvaluationReport, evaluate
+from kalm_cache.evaluation.evaluate import evaluate
+from kalm_cache.evaluation.report import EvaluationReport
 
 __all__ = ["BeirTask", "EvaluationReport", "evaluate", "load_beir"]

@@ -95,8 +95,12 @@ class DenseIndex:
             return [no_candidates() for _ in vectors]
         import faiss
 
+        others = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(self._threads)  # OpenMP keeps this for each calling thread: set it every time
-        scores, numbers = self._index.search(np.ascontiguousarray(vectors, np.float32), k)  # (q, k) each
+        try:
+            scores, numbers = self._index.search(np.ascontiguousarray(vectors, np.float32), k)  # (q, k) each
+        finally:
+            faiss.omp_set_num_threads(others)  # torch, imported before faiss, shares its OpenMP and would keep the limit
         return [
             best_first(row_numbers, row, k) if vector.any() else no_candidates()
             for vector, row_numbers, row in zip(vectors, numbers, scores, strict=True)

@@ -1,0 +1,64 @@
+"""What an evaluation found, as values and as JSON. Knows nothing of how it was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kalm_cache.first_stage import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStageQuality:
+    """The first stage alone, over its first 100 candidates (or `k`, where that is more)."""
+
+    mode: Mode
+    ndcg_at_10: float
+    recall_at_100: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields under the names of their measures, to 4 decimals."""
+        return {"mode": self.mode, "ndcg@10": round(self.ndcg_at_10, 4), "recall@100": round(self.recall_at_100, 4)}
+
+
+@dataclass(frozen=True, slots=True)
+class RerankedQuality:
+    """The first stage's first `k` candidates in the reranker's order."""
+
+    ndcg_at_10: float
+    mrr_at_10: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields under the names of their measures, to 4 decimals."""
+        return {"ndcg@10": round(self.ndcg_at_10, 4), "mrr@10": round(self.mrr_at_10, 4)}
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """One index on one collection at one chunk size.
+
+    `bytes_per_passage` are those of the generation's files, at `stored_chunk_size`. `sampled_from` counts the split's
+    queries, of which `queries` were asked. `missing_passages` are relevant ones that the index does not hold: they
+    count as not found. `seconds` and `ms_per_query` cover first stage and reranking, one query at a time.
+    """
+
+    dataset: str
+    split: str
+    queries: int
+    first_stage: FirstStageQuality
+    reranked: RerankedQuality
+    chunk_size: int
+    codec: str
+    bytes_per_passage: float
+    k: int
+    stored_chunk_size: int
+    sampled_from: int
+    missing_passages: int
+    seconds: float
+    ms_per_query: float
+    model: str
+    generation: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values, fields in their order."""
+        return asdict(self) | {"first_stage": self.first_stage.to_json(), "reranked": self.reranked.to_json()}
