@@ -42,7 +42,7 @@ class QuerySide:
 
         Args:
             prompts: one a pair; the same object may be repeated.
-            pooled: (P, D) each, any dtype and device.
+            pooled: (P, D) each, any dtype, all on one device.
             batch_size: pairs decoded together.
 
         Raises:
@@ -63,7 +63,8 @@ class QuerySide:
         ids = pad_sequence([torch.tensor(prompt.ids) for prompt in prompts], batch_first=True)  # (N, T)
         last = torch.tensor([len(prompt.ids) - 1 for prompt in prompts])  # (N,)
         counts = torch.tensor([len(states) for states in pooled])
-        states = pad_sequence(list(pooled), batch_first=True).to(self.device, self.dtype)  # (N, P, D)
+        # Cast before padding: `pad_sequence` would give every passage the first one's dtype
+        states = pad_sequence([states.to(self.dtype) for states in pooled], batch_first=True).to(self.device)  # (N, P, D)
         mask = torch.arange(states.shape[1]) < counts.unsqueeze(1)  # (N, P)
         return self.decoder(ids.to(self.device), last.to(self.device), states, mask.to(self.device))
 

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import lmdb
 import zstandard
 
-from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.environment import LmdbFile, join_readers, leave_readers
+from kalm_cache.errors import DamagedRecordError
 
-DATABASES = (b"records", b"texts", b"numbers", b"meta")
+DATABASES = ("records", "texts", "numbers", "meta")
 NEXT_NUMBER = b"next_number"
-INITIAL_MAP_BYTES = 1 << 30
 MAX_TEXT_BYTES = 1 << 30
 _NUMBER = struct.Struct(">q")
 _CRC = struct.Struct("<I")
-_T = TypeVar("_T")
+Database = Literal["records", "texts", "numbers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,15 @@ class Entry:
 
 
 class PassageStore:
-    """Read access to a shard file; a context manager. `writable=False` never locks nor changes the file."""
+    """Access to a shard file; a context manager. `writable=False` never locks nor changes the file, and any number of
+    stores may read one file at the same time."""
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         """Open (and with `writable`, create) the file. Raises `StoreError` when it cannot be opened."""
         self.path = path
-        self.environment = open_environment(path, writable=writable, databases=len(DATABASES))
-        self._db = {name: self.environment.open_db(name, create=writable) for name in DATABASES}
+        self._shared = not writable
+        self._file = LmdbFile(path, DATABASES, writable=True) if writable else join_readers(path, DATABASES)
+        self._closed = False
 
     def __enter__(self) -> PassageStore:
         return self
@@ -57,22 +59,32 @@ class PassageStore:
         self.close()
 
     def close(self) -> None:
-        """Unmap the file; the store is unusable after it."""
-        self.environment.close()
+        """Leave the file; the store is unusable after it. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._shared:
+            leave_readers(self._file)
+        else:
+            self._file.close()
 
     def __len__(self) -> int:
-        with self.environment.begin() as txn:
-            return int(txn.stat(self._db[b"records"])["entries"])
+        return self.count("records")
+
+    def count(self, database: Database) -> int:
+        """How many entries a database has."""
+        with self._file.reading(database) as txn:
+            return int(txn.stat(self._file[database])["entries"])
 
     def records(self, doc_ids: Sequence[str]) -> list[bytes | None]:
         """The packed record of each id, `None` where there is none; one snapshot for all."""
-        with self.environment.begin(db=self._db[b"records"]) as txn:
-            return [txn.get(key_of(doc_id)) for doc_id in doc_ids]
+        with self._file.reading("records") as txn:
+            return [_get(txn, key_of(doc_id)) for doc_id in doc_ids]
 
     def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""
-        with self.environment.begin(db=self._db[b"texts"]) as txn:
-            values = [txn.get(key_of(doc_id)) for doc_id in doc_ids]
+        with self._file.reading("texts") as txn:
+            values = [_get(txn, key_of(doc_id)) for doc_id in doc_ids]
         return [
             None if value is None else unpack_text(key_of(doc_id), value)
             for doc_id, value in zip(doc_ids, values, strict=True)
@@ -80,37 +92,34 @@ class PassageStore:
 
     def doc_ids(self, numbers: Iterable[int]) -> list[str]:
         """The id behind each first-stage number. Raises `DamagedRecordError` when one is not there."""
-        with self.environment.begin(db=self._db[b"numbers"]) as txn:
+        with self._file.reading("numbers") as txn:
             return [self._doc_id(txn.get(_NUMBER.pack(number)), number) for number in numbers]
 
     def _doc_id(self, key: bytes | None, number: int) -> str:
         if key is None:
-            raise DamagedRecordError(
-                f"{self.path}: the first stage names number {number}, which the store does not hold"
-            )
-        return key.decode("utf-8")
+            raise DamagedRecordError(f"{self.path}: number {number} is not there; run kalm-cache verify")
+        return doc_id_of(key)
 
     def next_number(self) -> int:
         """The number that the next new passage gets."""
-        with self.environment.begin(db=self._db[b"meta"]) as txn:
+        with self._file.reading("meta") as txn:
             value = txn.get(NEXT_NUMBER)
-        return 0 if value is None else int(_NUMBER.unpack(value)[0])
+        return 0 if value is None else number_of(value)
 
-    def scan(self, database: Literal["records", "texts"]) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, database: Database) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) of every entry in key order, one snapshot."""
-        with self.environment.begin(db=self._db[database.encode()]) as txn:
+        with self._file.reading(database) as txn:
             yield from txn.cursor()
 
     def keys(self) -> Iterator[bytes]:
         """The key of every record, in order, one snapshot."""
-        with self.environment.begin(db=self._db[b"records"]) as txn:
+        with self._file.reading("records") as txn:
             yield from txn.cursor().iternext(values=False)
 
     def numbers(self) -> Iterator[tuple[int, str]]:
         """(number, doc id) of every passage, by rising number, one snapshot."""
-        with self.environment.begin(db=self._db[b"numbers"]) as txn:
-            for number, key in txn.cursor():
-                yield int(_NUMBER.unpack(number)[0]), key.decode("utf-8")
+        for number, key in self.scan("numbers"):
+            yield number_of(number), doc_id_of(key)
 
     def write(self, entries: Sequence[Entry], next_number: int) -> None:
         """Store a batch and the progress made with it, in one transaction: all of it or nothing."""
@@ -118,67 +127,47 @@ class PassageStore:
         def put_all(txn: lmdb.Transaction) -> None:
             for entry in entries:
                 key = key_of(entry.doc_id)
-                txn.put(key, entry.record, db=self._db[b"records"])
-                txn.put(_NUMBER.pack(entry.number), key, db=self._db[b"numbers"])
+                txn.put(key, entry.record, db=self._file["records"])
+                txn.put(_NUMBER.pack(entry.number), key, db=self._file["numbers"])
                 if entry.text is not None:
-                    txn.put(key, pack_text(key, entry.text), db=self._db[b"texts"])
-            txn.put(NEXT_NUMBER, _NUMBER.pack(next_number), db=self._db[b"meta"])
+                    txn.put(key, pack_text(key, entry.text), db=self._file["texts"])
+            txn.put(NEXT_NUMBER, _NUMBER.pack(next_number), db=self._file["meta"])
 
-        write_growing(self.environment, put_all)
+        self._file.write(put_all)
 
     def delete(self, doc_ids: Iterable[str]) -> None:
         """Forget passages: record, text and number of each, in one transaction."""
+        gone = {key_of(doc_id) for doc_id in doc_ids}
 
         def delete_all(txn: lmdb.Transaction) -> None:
-            gone = {key_of(doc_id) for doc_id in doc_ids}
             for key in gone:
-                txn.delete(key, db=self._db[b"records"])
-                txn.delete(key, db=self._db[b"texts"])
-            numbers = [number for number, key in txn.cursor(self._db[b"numbers"]) if key in gone]
+                txn.delete(key, db=self._file["records"])
+                txn.delete(key, db=self._file["texts"])
+            numbers = [number for number, key in txn.cursor(self._file["numbers"]) if key in gone]
             for number in numbers:
-                txn.delete(number, db=self._db[b"numbers"])
+                txn.delete(number, db=self._file["numbers"])
 
-        write_growing(self.environment, delete_all)
-
-
-def open_environment(path: Path, *, writable: bool, databases: int) -> lmdb.Environment:
-    """Open one LMDB file. Raises `StoreError` with the file's name."""
-    existing_bytes = path.stat().st_size if path.exists() else 0
-    try:
-        return lmdb.open(
-            str(path),
-            subdir=False,
-            readonly=not writable,
-            lock=writable,  # a published file never changes, so that readers need no lock file beside it
-            create=writable,
-            max_dbs=databases,
-            map_size=max(INITIAL_MAP_BYTES, 2 * existing_bytes),
-            readahead=False,
-            max_readers=1024,
-        )
-    except lmdb.Error as exc:
-        raise StoreError(f"{path}: cannot be opened: {exc}") from exc
-
-
-def write_growing(environment: lmdb.Environment, change: Callable[[lmdb.Transaction], _T]) -> _T:
-    """Run `change` in one write transaction; when the map is full, double it and run it again.
-
-    Raises:
-        StoreError: the disk is full, or the file cannot be written.
-    """
-    while True:
-        try:
-            with environment.begin(write=True) as txn:
-                return change(txn)
-        except lmdb.MapFullError:
-            environment.set_mapsize(environment.info()["map_size"] * 2)
-        except lmdb.Error as exc:
-            raise StoreError(f"{environment.path()}: cannot be written: {exc}") from exc
+        self._file.write(delete_all)
 
 
 def key_of(doc_id: str) -> bytes:
-    """The LMDB key of a doc id: its UTF-8 bytes."""
-    return doc_id.encode("utf-8")
+    """The LMDB key of a doc id: its UTF-8 bytes. Half a surrogate pair, which no corpus may hold, gets a key too."""
+    return doc_id.encode("utf-8", "surrogatepass")
+
+
+def doc_id_of(key: bytes) -> str:
+    """Inverse of `key_of`. Raises `DamagedRecordError`."""
+    try:
+        return key.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise DamagedRecordError(f"id {key!r} is not UTF-8; run kalm-cache verify") from exc
+
+
+def number_of(value: bytes) -> int:
+    """A number as LMDB keeps it -> int. Raises `DamagedRecordError`."""
+    if len(value) != _NUMBER.size:
+        raise DamagedRecordError(f"number {value!r} has {len(value)} bytes, not 8; run kalm-cache verify")
+    return int(_NUMBER.unpack(value)[0])
 
 
 def pack_text(key: bytes, text: str) -> bytes:
@@ -193,3 +182,7 @@ def unpack_text(key: bytes, value: bytes) -> str:
     if len(value) < _CRC.size or _CRC.unpack_from(value)[0] != zlib.crc32(compressed, zlib.crc32(key)):
         raise DamagedRecordError(f"text {key.decode('utf-8', 'replace')!r}: checksum mismatch; run kalm-cache verify")
     return zstandard.ZstdDecompressor().decompress(compressed, max_output_size=MAX_TEXT_BYTES).decode("utf-8")
+
+
+def _get(txn: lmdb.Transaction, key: bytes) -> bytes | None:
+    return txn.get(key) if key else None  # LMDB raises for an empty key

@@ -35,8 +35,8 @@ class MarginOracle:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> Iterator[None]:
-    """Small matrices: more threads than this only wait for each other."""
+def one_thread() -> Iterator[None]:
+    """The matrices are small: on a busy machine, threads that wait for each other cost far more than they bring."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

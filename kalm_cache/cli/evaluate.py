@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,7 +75,7 @@ def evaluate(
                 instruction=settings.instruction,
             )
     if json:
-        rows = [dataclasses.asdict(report) for report in reports]
+        rows = [report.to_json() for report in reports]
         print_json(rows if len(rows) > 1 else rows[0])
     else:
         for report in reports:
@@ -125,6 +124,6 @@ def _line(report: EvaluationReport) -> str:
     before, after = report.first_stage, report.reranked
     return (
         f"{report.dataset} {report.split}, {report.queries:,} queries, r = {report.chunk_size}, {report.codec}: "
-        f"nDCG@10 {before['ndcg@10']:.4f} → {after['ndcg@10']:.4f}, MRR@10 {after['mrr@10']:.4f}, "
-        f"recall@100 {before['recall@100']:.4f}, {report.bytes_per_passage:,.0f} bytes a passage"
+        f"nDCG@10 {before.ndcg_at_10:.4f} → {after.ndcg_at_10:.4f}, MRR@10 {after.mrr_at_10:.4f}, "
+        f"recall@100 {before.recall_at_100:.4f}, {report.bytes_per_passage:,.0f} bytes a passage"
     )

@@ -60,7 +60,8 @@ def index(
             store_text=False if no_text else None,
         )
         _check_errors_file(errors, corpus)
-        rejected = _dry_run(corpus, settings, errors, json) if dry_run else _index(corpus, index, settings, errors, json)
+        run = _dry_run if dry_run else _index
+        rejected = run(corpus, index, settings, errors, json)
     if rejected:
         raise typer.Exit(EXIT_PARTIAL)
 
@@ -74,9 +75,7 @@ def _index(corpus: str, index: Path, settings: Settings, errors: Path | None, js
     encoders = load_encoders(settings)
     total = None if corpus == "-" else sum(1 for _ in read_corpus(corpus))
     with ErrorsFile(errors) as rejects, show_progress(total) as on_progress:
-        report = run_index_job(
-            lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress
-        )
+        report = run_index_job(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
     _warn(rejects, report.truncated, settings)
     if json:
         print_json(dataclasses.asdict(report))
@@ -90,7 +89,7 @@ def _index(corpus: str, index: Path, settings: Settings, errors: Path | None, js
     return report.rejected
 
 
-def _dry_run(corpus: str, settings: Settings, errors: Path | None, json: bool) -> int:
+def _dry_run(corpus: str, index: Path, settings: Settings, errors: Path | None, json: bool) -> int:
     from indexer.corpus import read_corpus
     from indexer.dry_run import project
     from indexer.job import load_encoders

@@ -82,7 +82,7 @@ def search(
 
 def rerank(
     query: Annotated[str, typer.Option("--query", help="The question.")],
-    document: Annotated[list[str] | None, typer.Option("--document", help="A document; give it again for more.")] = None,
+    document: Annotated[list[str] | None, typer.Option("--document", help="A document; repeat it for more.")] = None,
     documents_file: Annotated[Path | None, typer.Option("--documents-file", help="One document a line.")] = None,
     ids: Annotated[list[str] | None, typer.Option("--ids", help="Stored ids, comma-separated or repeated.")] = None,
     index: Annotated[Path | None, typer.Option("--index", help="Folder of the index, with --ids.")] = None,
@@ -131,9 +131,7 @@ def rerank(
             stdout_console().print("  ".join(f"{name}={value}" for name, value in result.items()), soft_wrap=True)
 
 
-def _rerank_ids(
-    query: str, ids: list[str], index: Path, settings: Settings, top_k: int | None
-) -> list[dict[str, Any]]:
+def _rerank_ids(query: str, ids: list[str], index: Path, settings: Settings, top_k: int | None) -> list[dict[str, Any]]:
     wanted = [one for group in ids for one in group.split(",") if one]
     with open_index(index, settings) as passages:
         answer = passages.rerank(
@@ -198,8 +196,9 @@ def serve(
     dtype: opt.DType = None,
 ) -> None:
     """Serve an index over HTTP: POST /search, /rerank, /score; GET /health, /docs."""
-    from kalm_cache.settings import load_settings
     from query_service.server import run_server
+
+    from kalm_cache.settings import load_settings
 
     with exit_codes():
         settings = load_settings(config, host=host, port=port, model=model, device=device, dtype=dtype)

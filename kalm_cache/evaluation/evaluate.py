@@ -16,6 +16,7 @@ from kalm_cache.evaluation.report import EvaluationReport, FirstStageQuality, Re
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 from kalm_cache.pooling import check_ratio
+from kalm_cache.store import key_of
 
 if TYPE_CHECKING:
     from kalm_cache.index import PassageIndex
@@ -142,9 +143,9 @@ def _check_options(index: PassageIndex, k: int, ratios: Sequence[int]) -> None:
 
 def _count_missing(index: PassageIndex, task: BeirTask) -> int:
     """How many relevant passages the index does not hold. Raises `UsageError` when these are all of them."""
-    relevant = {doc_id for grades in task.qrels.values() for doc_id, grade in grades.items() if grade > 0}
-    missing = len(relevant) - sum(key.decode("utf-8") in relevant for key in index.store.keys())
-    if missing == len(relevant):
+    relevant = {key_of(doc_id) for grades in task.qrels.values() for doc_id, grade in grades.items() if grade > 0}
+    missing = len(relevant.difference(index.store.keys()))
+    if missing and missing == len(relevant):
         raise UsageError(
             f"{index.generation.folder} holds none of the {missing} relevant passages of {task.name} {task.split}; "
             "evaluate an index of that collection's corpus"
