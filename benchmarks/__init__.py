@@ -1,1 +1,1 @@
-"""Measurements, and the slow reference and random checkpoints that tests share with them. Never imported by kalm_cache."""
+"""Measurements, and the slow reference and random checkpoints that tests share with them."""

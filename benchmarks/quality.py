@@ -22,10 +22,12 @@ from kalm_cache.errors import IndexNotFoundError, KalmCacheError
 from kalm_cache.evaluation import BeirTask, evaluate, load_beir
 from kalm_cache.evaluation.evaluate import RECALL_DEPTH, first_stage_run, sample_queries
 from kalm_cache.evaluation.metrics import measure
+from kalm_cache.first_stage import Mode
 from kalm_cache.generation import open_current
 from kalm_cache.index import PassageIndex
 from kalm_cache.settings import Settings, load_settings
 
+FIRST_STAGES: tuple[Mode, ...] = ("bm25", "dense", "fused")
 STORED_CHUNK_SIZE = 1  # every other ratio is pooled from it
 
 
@@ -47,9 +49,15 @@ def measure_collection(
 ) -> list[dict[str, Any]]:
     """One row for each first stage, and one for each chunk size of the reranker over the fused one."""
     sample = sample_queries(task, max_queries)
-    rows = [_first_stage_row(index, sample, mode) for mode in index.first_stage.modes]
+    rows = [_first_stage_row(index, sample, mode) for mode in FIRST_STAGES]
     reports = evaluate(
-        index, task, k=k, chunk_sizes=chunk_sizes, max_queries=max_queries, on_progress=_show_query_progress
+        index,
+        task,
+        k=k,
+        first_stage="fused",
+        chunk_sizes=chunk_sizes,
+        max_queries=max_queries,
+        on_progress=_show_query_progress,
     )
     print(file=sys.stderr)
     return rows + [{"method": f"r={report.chunk_size}"} | report.to_json() for report in reports]
@@ -70,7 +78,7 @@ def _ndcg(row: dict[str, Any]) -> float:
     return float(row["reranked"]["ndcg@10"] if "reranked" in row else row["ndcg@10"])
 
 
-def _first_stage_row(index: PassageIndex, task: BeirTask, mode: Any) -> dict[str, Any]:
+def _first_stage_row(index: PassageIndex, task: BeirTask, mode: Mode) -> dict[str, Any]:
     run = first_stage_run(index, task, RECALL_DEPTH, mode)
     means = measure(task.qrels, run, ("ndcg@10", "recall@100"))
     rounded = {name: round(mean, 4) for name, mean in means.items()}

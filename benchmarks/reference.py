@@ -41,9 +41,7 @@ class SlowReference:
     ) -> list[int]:
         """Token ids of one prompt; the query is cut to `query_max_length` tokens and decoded back first."""
         cut = self.tokenizer(query, add_special_tokens=False, truncation=True, max_length=query_max_length)
-        query = self.tokenizer.decode(
-            cut["input_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        query = self.tokenizer.decode(cut["input_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         text = "<bos><start_of_turn>user\n" + system + "\n\n<Instruct>: " + instruction + "\n<Query>: " + query
         text = text + "<end_of_turn>\n<start_of_turn>model\n\n\n\n"
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -67,13 +65,24 @@ class SlowReference:
         last = output.logits[0, -1].float()  # (vocabulary,)
         return float(last[self._word_id("yes")] - last[self._word_id("no")])
 
-    def pair_margin(self, query: str, document: str, ratio: int, max_length: int = 1024, **prompt: Any) -> float:
-        """The margin of one (query, document) pair, from text; `prompt` holds options of `prompt_ids`."""
-        states = self.states(self.passage_ids(document, max_length))
-        return self.margin(self.prompt_ids(query, **prompt), mean_of_groups(states, ratio))
-
     def _word_id(self, word: str) -> int:
         return int(self.tokenizer(word, add_special_tokens=False)["input_ids"][-1])
+
+
+class MarginOracle:
+    """A slow reference that encodes each passage once, however many prompts and ratios ask about it."""
+
+    def __init__(self, reference: SlowReference) -> None:
+        self.reference = reference
+        self._states: dict[tuple[str, int], Tensor] = {}
+
+    def margin(self, query: str, document: str, ratio: int, max_length: int = 1024, **prompt: Any) -> float:
+        """The margin of one (query, document) pair, from text; `prompt` holds options of `prompt_ids`."""
+        if (document, max_length) not in self._states:
+            passage_ids = self.reference.passage_ids(document, max_length)
+            self._states[document, max_length] = self.reference.states(passage_ids)
+        pooled = mean_of_groups(self._states[document, max_length], ratio)
+        return self.reference.margin(self.reference.prompt_ids(query, **prompt), pooled)
 
 
 def load_slow_reference(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> SlowReference:

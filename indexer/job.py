@@ -16,7 +16,7 @@ from indexer.intake import Reject
 from indexer.shard import Progress, ShardBuilder
 from kalm_cache.codec import get_codec
 from kalm_cache.durable import write_atomically
-from kalm_cache.errors import IndexNotFoundError, StoreError
+from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.fingerprint import Fingerprint, require_equal
 from kalm_cache.first_stage import Embedder, load_embedder
 from kalm_cache.generation import (
@@ -27,8 +27,10 @@ from kalm_cache.generation import (
     build_lock,
     building_folder,
     open_current,
+    open_generation,
     publish,
     receipts,
+    require_whole,
     shard_folder,
 )
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
@@ -40,6 +42,7 @@ from kalm_cache.store import PassageStore
 
 logger = logging.getLogger(__name__)
 BUILD_FILE = "build.json"
+BUNDLED = ("tiny", "static")  # never a folder of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,8 @@ def run_index_job(
 ) -> IndexReport:
     """Build and publish the next generation of `index` from a corpus, read once from its beginning.
 
-    An unfinished build with the same fingerprint is continued. Records of the live generation with the same
-    fingerprint and text are copied as bytes.
+    An unfinished build with the same fingerprint is continued. Records of the newest generation with the same
+    fingerprint are copied as bytes where the text is the same.
 
     Raises:
         IndexLockedError: another job is building here.
@@ -126,10 +129,8 @@ def run_index_job(
     started = time.perf_counter()
     with build_lock(index):
         building = building_folder(index)
-        _claim(building, encoders.fingerprint)
-        parent = _live_generation(index)
-        progress, counts = _build_shard(lines, building, settings, encoders, parent, on_reject, on_progress)
-        (building / BUILD_FILE).unlink()
+        source = _source(index, _claim(building, encoders.fingerprint))
+        progress, counts = _build_shard(lines, building, settings, encoders, source, on_reject, on_progress)
         manifest = Manifest(
             generation=building.name.removesuffix(BUILDING),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,7 +142,7 @@ def run_index_job(
             fingerprint=encoders.fingerprint,
             counts=counts,
             files=receipts(building),
-            parent=None if parent is None else parent.manifest.generation,
+            parent=_live_name(index),
         )
         generation = publish(index, building, manifest)
     return _report(index, generation, progress, time.perf_counter() - started)
@@ -152,12 +153,11 @@ def _build_shard(
     building: Path,
     settings: Settings,
     encoders: Encoders,
-    parent: Generation | None,
+    source: Generation | None,
     on_reject: Reject,
     on_progress: Callable[[Progress], None],
 ) -> tuple[Progress, Counts]:
     with ExitStack() as stack:
-        reusable = parent is not None and parent.manifest.fingerprint == encoders.fingerprint
         builder = ShardBuilder(
             passage_side=encoders.passage_side,
             embedder=encoders.embedder,
@@ -165,37 +165,81 @@ def _build_shard(
             batch_tokens=settings.batch_tokens,
             store_text=settings.store_text,
             bm25=settings.bm25,
-            parent=stack.enter_context(PassageStore(parent.shard / "passages.lmdb")) if parent and reusable else None,
+            source=stack.enter_context(PassageStore(source.shard / "passages.lmdb")) if source else None,
         )
         return builder.build(lines, shard_folder(building), on_reject=on_reject, on_progress=on_progress)
 
 
-def _claim(building: Path, fingerprint: Fingerprint) -> None:
-    """Start a build folder, or check that the unfinished one in it was started with the same settings."""
+def _claim(building: Path, fingerprint: Fingerprint) -> str | None:
+    """Start a build folder, or check that the unfinished one in it was started with the same settings.
+
+    Its build file is published with the rest: without it, nothing would tell what unfinished records were made with.
+
+    Returns:
+        The generation whose records this build copies; it stays the same one until the build is published, since the
+        numbers of copied passages are that generation's.
+    """
     build_file = building / BUILD_FILE
+    for leftover in building.glob("*.tmp"):
+        leftover.unlink()
     if build_file.is_file():
-        try:
-            started_with = Fingerprint(**json.loads(build_file.read_text("utf-8")))
-        except (ValueError, TypeError) as exc:
-            raise StoreError(f"{build_file}: not readable: {exc}; remove {building} to start over") from exc
-        way_out = f"Run with the same settings to finish it, or remove {building} to start over."
-        require_equal(started_with, fingerprint, f"the unfinished build {building}", way_out)
-        logger.info("resuming the unfinished build %s", building)
-    else:
-        building.mkdir(parents=True, exist_ok=True)
-        write_atomically(build_file, (json.dumps(asdict(fingerprint), indent=2) + "\n").encode("utf-8"))
+        return _resume(build_file, fingerprint)
+    if (building / "shards").exists():
+        raise StoreError(f"{building}: an unfinished build without {BUILD_FILE}; remove it to start over")
+    source = _newest_alike(building.parent, fingerprint)
+    building.mkdir(parents=True, exist_ok=True)
+    started = {"fingerprint": asdict(fingerprint), "source": source}
+    write_atomically(build_file, (json.dumps(started, indent=2) + "\n").encode("utf-8"))
+    return source
 
 
-def _live_generation(index: Path) -> Generation | None:
+def _resume(build_file: Path, fingerprint: Fingerprint) -> str | None:
+    building = build_file.parent
     try:
-        return open_current(index)
-    except IndexNotFoundError:
+        started = json.loads(build_file.read_text("utf-8"))
+        started_with, source = Fingerprint(**started["fingerprint"]), started["source"]
+    except (ValueError, TypeError, KeyError) as exc:
+        raise StoreError(f"{build_file}: not readable: {exc}; remove {building} to start over") from exc
+    way_out = f"Run with the same settings to finish it, or remove {building} to start over."
+    require_equal(started_with, fingerprint, f"the unfinished build {building}", way_out)
+    logger.info("resuming the unfinished build %s", building)
+    return None if source is None else str(source)
+
+
+def _newest_alike(generations: Path, fingerprint: Fingerprint) -> str | None:
+    """The newest generation of this fingerprint. Not always the live one: a kill may have come before `CURRENT`."""
+    for folder in sorted(generations.glob("[0-9]*[0-9]"), reverse=True):
+        try:
+            if open_generation(folder).manifest.fingerprint == fingerprint:
+                return folder.name
+        except KalmCacheError as exc:
+            logger.warning("nothing is copied from %s: %s", folder, exc)
+    return None
+
+
+def _source(index: Path, name: str | None) -> Generation | None:
+    if name is None:
+        return None
+    try:
+        generation = open_generation(index / "generations" / name)
+        require_whole(generation)
+    except KalmCacheError as exc:  # no obstacle: what would have been copied is encoded
+        logger.warning("nothing is copied from generation %s: %s", name, exc)
+        return None
+    return generation
+
+
+def _live_name(index: Path) -> str | None:
+    try:
+        return open_current(index).manifest.generation
+    except KalmCacheError:  # nothing there, or nothing that one could go back to
         return None
 
 
 def _where(name: str) -> str:
     """A model's name as the manifest keeps it: a folder becomes absolute, so that the index opens from anywhere."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    folder = Path(name).expanduser()
+    return name if name in BUNDLED or not folder.is_dir() else str(folder.resolve())
 
 
 def _report(index: Path, generation: Generation, progress: Progress, seconds: float) -> IndexReport:

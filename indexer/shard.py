@@ -6,7 +6,7 @@ Progress lives in the shard itself: a passage whose record is stored, whole and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ShardBuilder:
-    """What a shard is built with. `parent`: an earlier shard of equal fingerprint; its records are copied as bytes."""
+    """What a shard is built with. `source`: an earlier shard of equal fingerprint; its records are copied as bytes."""
 
     passage_side: PassageSide
     embedder: Embedder
@@ -56,7 +56,7 @@ class ShardBuilder:
     batch_tokens: int
     store_text: bool
     bm25: bool
-    parent: PassageStore | None = None
+    source: PassageStore | None = None
 
     def build(
         self,
@@ -105,12 +105,15 @@ class ShardBuilder:
         progress: Progress,
         on_progress: Callable[[Progress], None],
     ) -> None:
-        stored = _stored(passages, store)
-        missing = [passage for passage in passages if not _same_text(passage, stored.get(passage.doc_id))]
-        progress.resumed += len(passages) - len(missing)
-        missing = self._copy_from_parent(missing, store, staging, progress)
-        tokens = self.passage_side.tokenize([passage.text for passage in missing])
+        stored, damaged = _stored(passages, store)
+        if damaged:
+            store.delete(damaged)  # with their numbers, which the new records would not know to be theirs
+        resumed, missing = _split_by_text(passages, stored)
+        self._stage(staging.unstaged(resumed), staging)
+        progress.resumed += len(resumed)
         numbers = {doc_id: record.number for doc_id, record in stored.items()}
+        missing = self._copy_from_source(missing, numbers, store, staging, progress)
+        tokens = self.passage_side.tokenize([passage.text for passage in missing])
         for batch in batch_by_tokens(
             zip(missing, tokens, strict=True),
             length=lambda pair: len(pair[1].ids),
@@ -137,23 +140,29 @@ class ShardBuilder:
         self._stage([passage for passage, _ in batch], staging)
         store.write(entries, next_number)
 
-    def _copy_from_parent(
-        self, passages: list[Passage], store: PassageStore, staging: Staging, progress: Progress
+    def _copy_from_source(
+        self,
+        passages: list[Passage],
+        numbers: dict[str, int],
+        store: PassageStore,
+        staging: Staging,
+        progress: Progress,
     ) -> list[Passage]:
-        """Copy what the parent holds with the same text, as bytes; return the rest."""
-        stored = {} if self.parent is None else _stored(passages, self.parent)
-        same = [passage for passage in passages if _same_text(passage, stored.get(passage.doc_id))]
-        if not same:
+        """Copy what the source holds with the same text, payloads as bytes; return the rest."""
+        if self.source is None:
             return passages
-        entries = []
-        for passage in same:
-            record = stored[passage.doc_id]
-            entries.append(self._entry(passage, record.number, pack_record(key_of(passage.doc_id), record)))
-        self._stage(same, staging)
-        store.write(entries, self._next_number(store))
-        progress.copied += len(same)
-        copied = {passage.doc_id for passage in same}
-        return [passage for passage in passages if passage.doc_id not in copied]
+        stored, _ = _stored(passages, self.source)
+        same, rest = _split_by_text(passages, stored)
+        if same:
+            self._stage(same, staging)
+            store.write([self._copied(one, stored[one.doc_id], numbers) for one in same], self._next_number(store))
+            progress.copied += len(same)
+        return rest
+
+    def _copied(self, passage: Passage, record: Record, numbers: dict[str, int]) -> Entry:
+        # an interrupted run may have stored another text of it, under a number of its own
+        number = numbers.get(passage.doc_id, record.number)
+        return self._entry(passage, number, pack_record(key_of(passage.doc_id), replace(record, number=number)))
 
     def _record(self, passage: Passage, tokens: Tokens, number: int, pooled: NDArray[np.float32]) -> Record:
         rows, width = pooled.shape
@@ -173,11 +182,11 @@ class ShardBuilder:
         return Entry(passage.doc_id, number, record, passage.text if self.store_text else None)
 
     def _stage(self, passages: list[Passage], staging: Staging) -> None:
-        texts = [passage.text for passage in passages]
-        staging.put([passage.doc_id for passage in passages], texts, self.embedder.embed_passages(texts))
+        if passages:
+            staging.put(passages, self.embedder.embed_passages([passage.text for passage in passages]))
 
     def _next_number(self, store: PassageStore) -> int:
-        inherited = 0 if self.parent is None else self.parent.next_number()
+        inherited = 0 if self.source is None else self.source.next_number()
         return max(store.next_number(), inherited)
 
     def _build_first_stage(self, store: PassageStore, staging: Staging, folder: Path) -> None:
@@ -197,17 +206,24 @@ class ShardBuilder:
             )
 
 
-def _stored(passages: Sequence[Passage], store: PassageStore) -> dict[str, Record]:
-    """The whole records that a store has of these passages; a damaged one counts as not there."""
+def _stored(passages: Sequence[Passage], store: PassageStore) -> tuple[dict[str, Record], list[str]]:
+    """The whole records that a store has of these passages, and the ids of those that are damaged."""
     doc_ids = [passage.doc_id for passage in passages]
-    found = {}
+    whole, damaged = {}, []
     for doc_id, value in zip(doc_ids, store.records(doc_ids), strict=True):
         if value is not None:
             try:
-                found[doc_id] = unpack_record(key_of(doc_id), value)
+                whole[doc_id] = unpack_record(key_of(doc_id), value)
             except DamagedRecordError:
-                continue
-    return found
+                damaged.append(doc_id)
+    return whole, damaged
+
+
+def _split_by_text(passages: list[Passage], stored: dict[str, Record]) -> tuple[list[Passage], list[Passage]]:
+    """Passages that are stored with the very text they have, and the others."""
+    same = [passage for passage in passages if _same_text(passage, stored.get(passage.doc_id))]
+    other = [passage for passage in passages if not _same_text(passage, stored.get(passage.doc_id))]
+    return same, other
 
 
 def _same_text(passage: Passage, record: Record | None) -> bool:

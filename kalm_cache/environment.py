@@ -35,7 +35,7 @@ class LmdbFile:
         return self._db[database]
 
     @contextmanager
-    def reading(self, database: str) -> Iterator[lmdb.Transaction]:
+    def reading(self, database: str) -> Iterator[lmdb.Transaction[bytes]]:
         """A snapshot of one database. Raises `StoreError` when the file's pages are damaged."""
         try:
             with self._environment.begin(db=self._db[database]) as txn:
@@ -43,7 +43,7 @@ class LmdbFile:
         except lmdb.Error as exc:
             raise StoreError(f"{self.path}: cannot be read; run kalm-cache verify: {exc}") from exc
 
-    def write(self, change: Callable[[lmdb.Transaction], _T]) -> _T:
+    def write(self, change: Callable[[lmdb.Transaction[bytes]], _T]) -> _T:
         """Run `change` in one transaction; when the map is full, double it and run it again.
 
         Raises:

@@ -3,6 +3,7 @@
 INDEX/CURRENT                          name of the live generation
 INDEX/LOCK                             held (flock) by the one process that may build
 INDEX/generations/000001/manifest.json
+INDEX/generations/000001/build.json    what its build was started with
 INDEX/generations/000001/shards/00000/ passages.lmdb, first_stage/
 INDEX/generations/000002.building/     an unfinished build
 """
@@ -10,6 +11,7 @@ INDEX/generations/000002.building/     an unfinished build
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from kalm_cache.fingerprint import Fingerprint
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+CHECKSUM = "checksum"
 BUILDING = ".building"
 SHARD = "00000"
 
@@ -66,8 +69,9 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> bytes:
-        """The manifest file's content."""
-        return (json.dumps(asdict(self), indent=2) + "\n").encode("utf-8")
+        """The manifest file's content: every field, and a checksum over them."""
+        fields = asdict(self)
+        return (json.dumps(fields | {CHECKSUM: _checksum(fields)}, indent=2) + "\n").encode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,36 +101,60 @@ def open_current(index: Path) -> Generation:
         IndexMismatchError: it was written by a version with another schema.
     """
     current = index / "CURRENT"
-    if not current.is_file():
-        raise IndexNotFoundError(f"{index}: no published index here; run: kalm-cache index CORPUS --index {index}")
-    return open_generation(index / "generations" / current.read_text("utf-8").strip())
+    try:
+        name = current.read_text("utf-8").strip()
+    except FileNotFoundError as exc:
+        way_out = f"run: kalm-cache index CORPUS --index {index}"
+        raise IndexNotFoundError(f"{index}: no published index here; {way_out}") from exc
+    except (OSError, ValueError) as exc:
+        raise StoreError(f"{current}: cannot be read: {exc}") from exc
+    return open_generation(index / "generations" / name)
 
 
 def open_generation(folder: Path) -> Generation:
     """Read one generation's manifest; errors as in `open_current`."""
+    path = folder / MANIFEST
     try:
-        raw = json.loads((folder / MANIFEST).read_text("utf-8"))
+        raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as exc:
         raise IndexNotFoundError(f"{folder}: CURRENT names a generation without a {MANIFEST}") from exc
-    except ValueError as exc:
-        raise StoreError(f"{folder / MANIFEST}: not valid JSON: {exc}") from exc
+    except (OSError, ValueError) as exc:
+        raise StoreError(f"{path}: cannot be read, or is not JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise StoreError(f"{path}: not a JSON object")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise IndexMismatchError(
             f"{folder}: schema version {raw.get('schema_version')}, this version reads {SCHEMA_VERSION}; re-index"
         )
-    return Generation(folder, _parse_manifest(raw, folder))
+    if raw.pop(CHECKSUM, None) != _checksum(raw):
+        raise StoreError(f"{path}: checksum mismatch, the file was changed after it was published")
+    return Generation(folder, _parse_manifest(raw, path))
 
 
-def _parse_manifest(raw: dict[str, Any], folder: Path) -> Manifest:
+def require_whole(generation: Generation) -> None:
+    """Raise `StoreError` when a file is missing or has another size: a map of a file that was cut kills the process."""
+    for name, receipt in generation.manifest.files.items():
+        path = generation.folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != receipt.bytes:
+            is_there = "is missing" if found is None else f"has {found} bytes"
+            raise StoreError(f"{path} {is_there}, its receipt says {receipt.bytes}; run kalm-cache verify")
+
+
+def _parse_manifest(raw: dict[str, Any], path: Path) -> Manifest:
     try:
         nested = {
             "fingerprint": Fingerprint(**raw["fingerprint"]),
             "counts": Counts(**raw["counts"]),
-            "files": {path: FileReceipt(**receipt) for path, receipt in raw["files"].items()},
+            "files": {name: FileReceipt(**receipt) for name, receipt in raw["files"].items()},
         }
         return Manifest(**(raw | nested))
     except (KeyError, TypeError, AttributeError) as exc:
-        raise StoreError(f"{folder / MANIFEST}: a field is missing or unknown: {exc}") from exc
+        raise StoreError(f"{path}: a field is missing or unknown: {exc}") from exc
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import DamagedRecordError, IndexMismatchError, UnknownIdError, UsageError
 from kalm_cache.first_stage import Candidates, FirstStage, Mode, load_embedder
-from kalm_cache.generation import Generation, open_current
+from kalm_cache.generation import Generation, open_current, require_whole
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 from kalm_cache.model.runtime import resolve_device, resolve_dtype
@@ -89,12 +89,14 @@ class PassageIndex:
 
         Raises:
             IndexNotFoundError: nothing has been published there.
+            StoreError: a file is missing or damaged.
             IndexMismatchError: model, codec or chunk size do not fit what is stored; says both sides.
         """
         generation = open_current(Path(folder))
         manifest = generation.manifest
         stored = manifest.fingerprint
         _check_options(generation, codec, chunk_size)
+        require_whole(generation)
         checkpoint = open_checkpoint(model or manifest.model)
         if checkpoint.digest() != stored.model:
             raise IndexMismatchError(
@@ -116,8 +118,8 @@ class PassageIndex:
                 f"{folder}: the first stage was built with another state of embedder {manifest.embedder!r} "
                 f"({stored.embedder[:12]}… there, {embedder.digest[:12]}… here); re-index"
             )
-        store = PassageStore(generation.shard / "passages.lmdb")
         first_stage = FirstStage.open(generation.shard / "first_stage", embedder)
+        store = PassageStore(generation.shard / "passages.lmdb")
         return cls(generation, store, first_stage, query_side, chunk_size or stored.chunk_size)
 
     def __enter__(self) -> PassageIndex:
@@ -208,7 +210,7 @@ class PassageIndex:
             DamagedRecordError: a record fails its checksum.
             UsageError: a chunk size that is no multiple of the stored one.
         """
-        ratio = chunk_size or self.chunk_size
+        ratio = self.chunk_size if chunk_size is None else chunk_size
         check_ratio(self.generation.manifest.fingerprint.chunk_size, ratio)
         return [self._states(doc_id, record, ratio) for doc_id, record in zip(ids, self._records(ids), strict=True)]
 
@@ -249,10 +251,10 @@ class PassageIndex:
 
     def _records(self, ids: Sequence[str]) -> list[Record]:
         values = self.store.records(ids)
-        missing = [doc_id for doc_id, value in zip(ids, values, strict=True) if value is None]
-        if missing:
-            raise UnknownIdError(missing)
-        return [unpack_record(key_of(doc_id), value) for doc_id, value in zip(ids, values, strict=True) if value]
+        found = [(doc_id, value) for doc_id, value in zip(ids, values, strict=True) if value is not None]
+        if len(found) < len(ids):
+            raise UnknownIdError([doc_id for doc_id, value in zip(ids, values, strict=True) if value is None])
+        return [unpack_record(key_of(doc_id), value) for doc_id, value in found]
 
     def _states(self, doc_id: str, record: Record, ratio: int) -> Tensor:
         if record.codec != self._codec.number:

@@ -64,7 +64,9 @@ class QuerySide:
         last = torch.tensor([len(prompt.ids) - 1 for prompt in prompts])  # (N,)
         counts = torch.tensor([len(states) for states in pooled])
         # Cast before padding: `pad_sequence` would give every passage the first one's dtype
-        states = pad_sequence([states.to(self.dtype) for states in pooled], batch_first=True).to(self.device)  # (N, P, D)
+        states = pad_sequence([states.to(self.dtype) for states in pooled], batch_first=True).to(
+            self.device
+        )  # (N, P, D)
         mask = torch.arange(states.shape[1]) < counts.unsqueeze(1)  # (N, P)
         return self.decoder(ids.to(self.device), last.to(self.device), states, mask.to(self.device))
 

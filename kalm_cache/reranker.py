@@ -71,9 +71,10 @@ class KaLMReranker:
             CheckpointError: the model is missing or incomplete.
             UsageError: a value that cannot be served.
         """
-        for name, value in (("batch_size", batch_size), ("chunk_size", 1 if chunk_size is None else chunk_size)):
-            if value < 1:
-                raise UsageError(f"{name} is {value}; it must be 1 or more")
+        _check_count("batch_size", batch_size)
+        _check_count("chunk_size", 1 if chunk_size is None else chunk_size)
+        _check_count("query_max_length", query_max_length)
+        _check_count("max_length", max_length)
         ignored = sorted(model_kwargs.keys() - HUB_OPTIONS)
         if ignored:
             logger.warning("ignored options, which this runtime has no use for: %s", ", ".join(ignored))
@@ -127,11 +128,12 @@ class KaLMReranker:
             return_margin: return `{"score", "margin"}` for each pair instead of the score alone.
 
         Raises:
-            UsageError: a pair that is not two strings, named by its position.
+            UsageError: a pair that is not two strings, named by its position; a batch size below 1.
             NonFiniteLogitsError: the model overflowed in this dtype.
         """
         checked = [_checked(position, pair) for position, pair in enumerate(pairs)]
-        margins = self._margins(checked, instruction or self.instruction, batch_size or self.batch_size)
+        instruction = self.instruction if instruction is None else instruction
+        margins = self._margins(checked, instruction, self._step(batch_size))
         if return_margin:
             return [Scored(score=score_of(margin), margin=margin) for margin in margins]
         return [score_of(margin) for margin in margins]
@@ -149,7 +151,15 @@ class KaLMReranker:
         """Documents by falling margin: `[{"corpus_id", "score"}]`, the `top_k` first ones (`None` = all).
 
         Equal margins keep their input order. With `return_margin` each entry also holds `margin`.
+
+        Raises:
+            UsageError: as `predict`; `documents` is one string, or `top_k` below 0.
+            NonFiniteLogitsError: the model overflowed in this dtype.
         """
+        if isinstance(documents, str):
+            raise UsageError("documents is one string; expected a list of strings")
+        if top_k is not None:
+            _check_count("top_k", top_k, least=0)
         scored = self.predict(
             [(query, document) for document in documents],
             instruction=instruction,
@@ -165,7 +175,7 @@ class KaLMReranker:
         """Pooled states (P, D) of each document, in input order; batches are sorted by length."""
         tokens = self.passage_side.tokenize(documents)
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
-        step = batch_size or self.batch_size
+        step = self._step(batch_size)
         pooled: dict[int, Tensor] = {}
         for start in range(0, len(order), step):
             batch = order[start : start + step]
@@ -173,19 +183,36 @@ class KaLMReranker:
         return [pooled[i] for i in range(len(documents))]
 
     def _margins(self, pairs: list[tuple[str, str]], instruction: str, batch_size: int) -> list[float]:
-        """Each distinct query is tokenised once, each distinct document encoded once."""
+        """Each distinct query is tokenised once, each distinct document encoded once, each distinct pair decoded once.
+
+        So equal pairs tie exactly: decoded in two batches, they could differ in the last bits.
+        """
         prompts = {
             query: self.query_side.prompt(query, instruction, self.system_instruction)
             for query in dict.fromkeys(query for query, _ in pairs)
         }
         documents = list(dict.fromkeys(document for _, document in pairs))
         pooled = dict(zip(documents, self.encode(documents, batch_size=batch_size), strict=True))
-        return self.query_side.margins(
-            [prompts[query] for query, _ in pairs], [pooled[document] for _, document in pairs], batch_size
+        distinct = list(dict.fromkeys(pairs))
+        margins = self.query_side.margins(
+            [prompts[query] for query, _ in distinct], [pooled[document] for _, document in distinct], batch_size
         )
+        margin_of = dict(zip(distinct, margins, strict=True))
+        return [margin_of[pair] for pair in pairs]
+
+    def _step(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return self.batch_size
+        _check_count("batch_size", batch_size)
+        return batch_size
 
 
-def _checked(position: int, pair: Sequence[str]) -> tuple[str, str]:
-    if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+def _checked(position: int, pair: Any) -> tuple[str, str]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
         raise UsageError(f"pairs[{position}] is {pair!r}; expected two strings: (query, document)")
     return pair[0], pair[1]
+
+
+def _check_count(name: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number, {least} or more")

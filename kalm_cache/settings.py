@@ -5,6 +5,7 @@ Precedence: flag > environment > `--config FILE.toml` > default.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
+ENV_PREFIX = "KALM_CACHE_"
 DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32"]
 
 
 class Settings(BaseSettings):
     """Every setting, with its default: the bundled model, offline, on whatever device is there."""
 
-    model_config = SettingsConfigDict(env_prefix="KALM_CACHE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     # model
     model: str = Field("tiny", description="alias (tiny nano small large, -r2), folder or Hugging Face id")
@@ -83,10 +85,21 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     try:
         return FromFile(**given)
     except ValidationError as exc:
-        where = f"{config}, " if config else ""
-        problems = "; ".join(
-            f"{'.'.join(map(str, error['loc']))}: {error['msg']} (given: {error['input']!r})" for error in exc.errors()
-        )
-        raise UsageError(f"{where}flags or KALM_CACHE_*: {problems}") from exc
+        problems = [
+            f"{error['loc'][0]} from {_source(str(error['loc'][0]), given, config)}: {error['msg']} "
+            f"(given: {error['input']!r})"
+            for error in exc.errors()
+        ]
+        raise UsageError("; ".join(problems)) from exc
+    except OSError as exc:
+        raise UsageError(f"--config {config}: cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise UsageError(f"--config {config}: not valid TOML: {exc}") from exc
+
+
+def _source(name: str, flags: dict[str, Any], config: Path | None) -> str:
+    """Where a setting was taken from, in the order of precedence."""
+    if name in flags:
+        return f"flag --{name.replace('_', '-')}"
+    variable = f"{ENV_PREFIX}{name}".upper()
+    return variable if variable in map(str.upper, os.environ) else str(config)

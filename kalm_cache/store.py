@@ -124,7 +124,7 @@ class PassageStore:
     def write(self, entries: Sequence[Entry], next_number: int) -> None:
         """Store a batch and the progress made with it, in one transaction: all of it or nothing."""
 
-        def put_all(txn: lmdb.Transaction) -> None:
+        def put_all(txn: lmdb.Transaction[bytes]) -> None:
             for entry in entries:
                 key = key_of(entry.doc_id)
                 txn.put(key, entry.record, db=self._file["records"])
@@ -139,7 +139,7 @@ class PassageStore:
         """Forget passages: record, text and number of each, in one transaction."""
         gone = {key_of(doc_id) for doc_id in doc_ids}
 
-        def delete_all(txn: lmdb.Transaction) -> None:
+        def delete_all(txn: lmdb.Transaction[bytes]) -> None:
             for key in gone:
                 txn.delete(key, db=self._file["records"])
                 txn.delete(key, db=self._file["texts"])
@@ -184,5 +184,5 @@ def unpack_text(key: bytes, value: bytes) -> str:
     return zstandard.ZstdDecompressor().decompress(compressed, max_output_size=MAX_TEXT_BYTES).decode("utf-8")
 
 
-def _get(txn: lmdb.Transaction, key: bytes) -> bytes | None:
+def _get(txn: lmdb.Transaction[bytes], key: bytes) -> bytes | None:
     return txn.get(key) if key else None  # LMDB raises for an empty key

@@ -7,31 +7,15 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads the variable once
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.reference import SlowReference, load_slow_reference, mean_of_groups
+from benchmarks.reference import MarginOracle, SlowReference, load_slow_reference
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.reranker import KaLMReranker
 from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
-
-
-class MarginOracle:
-    """A slow reference that encodes each passage once, however many prompts and ratios ask about it."""
-
-    def __init__(self, reference: SlowReference) -> None:
-        self.reference = reference
-        self._states = lru_cache(maxsize=256)(lambda document, limit: reference.states(self._ids(document, limit)))
-
-    def margin(self, query: str, document: str, ratio: int, max_length: int = 1024, **prompt: object) -> float:
-        prompt_ids = self.reference.prompt_ids(query, **prompt)
-        return self.reference.margin(prompt_ids, mean_of_groups(self._states(document, max_length), ratio))
-
-    def _ids(self, document: str, limit: int) -> list[int]:
-        return self.reference.passage_ids(document, limit)
 
 
 @pytest.fixture(scope="session", autouse=True)

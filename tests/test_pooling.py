@@ -71,7 +71,9 @@ def test_half_precision_sums_are_kept_in_float32():
     assert pooled.item() == torch.tensor((256.0 + 127.0) / 128.0).to(torch.bfloat16).item()
 
 
-@pytest.mark.parametrize(("tokens", "ratio", "expected"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (1024, 1, 1024), (7, 128, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "expected"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (1024, 1, 1024), (7, 128, 1)]
+)
 def test_pooled_length_rounds_up(tokens: int, ratio: int, expected: int):
     assert pooled_length(tokens, ratio) == expected
 
@@ -84,7 +86,9 @@ def test_repool_weighs_the_short_last_group_by_its_tokens():
     assert repool(stored, tokens=5, stored_ratio=2, ratio=8).tolist() == [[pytest.approx(22.4)]]
 
 
-@pytest.mark.parametrize(("stored_ratio", "ratio"), [(1, 2), (1, 3), (2, 4), (2, 32), (4, 8), (4, 12), (4, 128), (3, 9)])
+@pytest.mark.parametrize(
+    ("stored_ratio", "ratio"), [(1, 2), (1, 3), (2, 4), (2, 32), (4, 8), (4, 12), (4, 128), (3, 9)]
+)
 @pytest.mark.parametrize("tokens", [1, 3, 4, 5, 47, 64, 65])
 def test_repooled_states_equal_pooling_directly(tokens: int, stored_ratio: int, ratio: int):
     states = random_states(tokens)

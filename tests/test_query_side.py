@@ -101,7 +101,9 @@ def test_pooled_states_that_are_not_finite_are_an_error(side: QuerySide, passage
         side.margins([prompt] * 2, [passages[1], damaged], 2)
 
 
-@pytest.mark.parametrize(("margin", "score"), [(0.0, 0.5), (math.log(3), 0.75), (-math.log(3), 0.25), (-math.log(9), 0.1)])
+@pytest.mark.parametrize(
+    ("margin", "score"), [(0.0, 0.5), (math.log(3), 0.75), (-math.log(3), 0.25), (-math.log(9), 0.1)]
+)
 def test_the_score_is_the_sigmoid_of_the_margin(margin: float, score: float):
     assert score_of(margin) == pytest.approx(score, rel=1e-12)
 

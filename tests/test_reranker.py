@@ -5,24 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.reference import load_slow_reference
+from benchmarks.reference import MarginOracle, load_slow_reference
 from kalm_cache.errors import CheckpointError, NonFiniteLogitsError, UsageError
 from kalm_cache.query_side import score_of
 from kalm_cache.reranker import KaLMReranker
 from tests.checkpoints import MINI, edit_tensors, make_checkpoint, name_text_model
-from tests.conftest import MarginOracle
 from tests.texts import DOCUMENTS, QUERIES, SENTENCES, long_text
 
 TEXT_PAIRS = [(query, document) for query in QUERIES.values() for document in DOCUMENTS.values()]
 LONG_PASSAGE = long_text(700)  # 512 < tokens < 1024: longer than the sliding window
 OVERLONG_PASSAGE = long_text(1300, seed=1)  # more than 1024 tokens
-LONG_QUERY = long_text(480, seed=2)  # a prompt longer than the sliding window
+LONG_QUERY = long_text(440, seed=2)  # a prompt longer than the sliding window
 OVERLONG_QUERY = long_text(700, seed=3)  # more than 512 tokens
 WIDE_PAIRS = [
     (QUERIES["plain"], DOCUMENTS["plain"]),
     (QUERIES["chinese"], LONG_PASSAGE),
     (LONG_QUERY, DOCUMENTS["empty"]),
     (OVERLONG_QUERY, OVERLONG_PASSAGE),
+    (QUERIES["emoji"], DOCUMENTS["end_of_image"]),
 ]
 
 
@@ -41,7 +41,9 @@ def test_every_kind_of_text_scores_like_the_reference(mini_reranker: KaLMReranke
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 4, 8, 16, 32, 128])
-def test_every_chunk_size_scores_like_the_reference(mini_folder: Path, mini_oracle: MarginOracle, chunk_size: int | None):
+def test_every_chunk_size_scores_like_the_reference(
+    mini_folder: Path, mini_oracle: MarginOracle, chunk_size: int | None
+):
     reranker = KaLMReranker(str(mini_folder), device="cpu", chunk_size=chunk_size)
     pairs = [*TEXT_PAIRS[::7], (QUERIES["plain"], LONG_PASSAGE)]
     assert margins(reranker, pairs) == pytest.approx(expected(mini_oracle, pairs, chunk_size or 1), abs=1e-4)
@@ -56,8 +58,10 @@ def test_the_wide_pairs_are_as_long_as_they_claim(nano_oracle: MarginOracle):
     assert reference.prompt_ids(OVERLONG_QUERY) != reference.prompt_ids(OVERLONG_QUERY, query_max_length=10_000)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2, 3, 4, 16, 32])
-def test_a_nano_shaped_model_scores_like_the_reference(nano_folder: Path, nano_oracle: MarginOracle, chunk_size: int | None):
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_nano_shaped_model_scores_like_the_reference(
+    nano_folder: Path, nano_oracle: MarginOracle, chunk_size: int | None
+):
     reranker = KaLMReranker(str(nano_folder), device="cpu", dtype="float32", chunk_size=chunk_size)
     wanted = expected(nano_oracle, WIDE_PAIRS, chunk_size or 1)
     assert max(wanted) - min(wanted) > 2
@@ -66,7 +70,8 @@ def test_a_nano_shaped_model_scores_like_the_reference(nano_folder: Path, nano_o
 
 def test_a_small_shaped_model_scores_like_the_reference(small_folder: Path, small_oracle: MarginOracle):
     reranker = KaLMReranker(str(small_folder), device="cpu", dtype="float32")
-    pairs = [*TEXT_PAIRS[::17], (QUERIES["plain"], LONG_PASSAGE)]
+    pairs = [*TEXT_PAIRS[::60], (QUERIES["plain"], long_text(500))]
+    assert len(small_oracle.reference.passage_ids(pairs[-1][1])) > 512
     assert margins(reranker, pairs) == pytest.approx(expected(small_oracle, pairs), abs=1e-4)
 
 
@@ -110,7 +115,9 @@ def test_the_other_layout_of_names_scores_alike_here_and_in_transformers(tmp_pat
 @pytest.mark.parametrize("batch_size", [1, 3, 200])
 def test_the_batch_size_changes_no_margin(mini_reranker: KaLMReranker, batch_size: int):
     pairs = TEXT_PAIRS[::2]
-    assert margins(mini_reranker, pairs, batch_size=batch_size) == pytest.approx(margins(mini_reranker, pairs), abs=1e-5)
+    assert margins(mini_reranker, pairs, batch_size=batch_size) == pytest.approx(
+        margins(mini_reranker, pairs), abs=1e-5
+    )
 
 
 def test_the_other_pairs_of_a_batch_change_no_margin(mini_reranker: KaLMReranker):

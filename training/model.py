@@ -82,7 +82,13 @@ class Reranker(nn.Module):
         return out
 
     def margins(
-        self, prompt: Tensor, last: Tensor, pooled: Tensor, pooled_mask: Tensor, passage: Tensor | None = None
+        self,
+        prompt: Tensor,
+        last: Tensor,
+        pooled: Tensor,
+        pooled_mask: Tensor,
+        passage: Tensor | None = None,
+        shared: int = 0,
     ) -> Tensor:
         """yes logit - no logit, (N,).
 
@@ -91,28 +97,51 @@ class Reranker(nn.Module):
             last: (N,) int64, index of the last prompt token.
             pooled: (R, P, D) and pooled_mask (R, P) bool: the passages that the pairs are about.
             passage: (N,) int64, each pair's row of `pooled`; None: pair n is about row n.
+            shared: so many first tokens are the same in every prompt, and are computed once a passage.
         """
         passage = torch.arange(len(prompt)) if passage is None else passage
-        x = self.embed(prompt)
-        length = prompt.shape[1]
-        ropes = rope_tables(length, self.config, x.dtype, x.device)
-        visible = pooled_mask[passage][:, None, None, :].expand(-1, 1, length, -1)
-        causal = causal_window(length, length, x.device).expand(len(x), 1, -1, -1)
-        mask = additive(torch.cat((causal, visible), dim=-1))  # (N, 1, T, T + P)
-        for layer, kind in zip(self.decoder.layers[:-1], self.config.layer_types[:-1], strict=True):
-            x = decoder_layer(layer, x, ropes[kind], mask, *memory(layer, pooled, passage))
-        layer, rope = self.decoder.layers[-1], ropes[self.config.layer_types[-1]]
-        x = last_token_layer(layer, x, last, rope, mask, *memory(layer, pooled, passage))  # (N, D)
+        ropes = rope_tables(prompt.shape[1], self.config, torch.float32, prompt.device)
+        head = {kind: (cos[:shared], sin[:shared]) for kind, (cos, sin) in ropes.items()}
+        tail = {kind: (cos[shared:], sin[shared:]) for kind, (cos, sin) in ropes.items()}
+        before = self.embed(prompt[:1, :shared]).expand(len(pooled), -1, -1)  # (R, shared, D)
+        x = self.embed(prompt[:, shared:])
+        head_mask = merged_mask(shared, pooled_mask)
+        known = torch.cat((pooled_mask.new_ones(len(pooled), shared), pooled_mask), 1)
+        mask = merged_mask(x.shape[1], known[passage])
+        for number, (layer, kind) in enumerate(zip(self.decoder.layers, self.config.layer_types, strict=True)):
+            key, value = memory(layer, pooled)
+            if shared:
+                prefix_key, prefix_value = own_keys(layer, before, head[kind])
+                if number < len(self.decoder.layers) - 1:
+                    before = decoder_layer(layer, before, head[kind], head_mask, key, value)
+                key, value = torch.cat((prefix_key, key), 2), torch.cat((prefix_value, value), 2)
+            if number < len(self.decoder.layers) - 1:
+                x = decoder_layer(layer, x, tail[kind], mask, key[passage], value[passage])
+            else:
+                x = last_token_layer(layer, x, last - shared, tail[kind], mask, key[passage], value[passage])
         answer = self.marker_rows[MARKERS.index(YES) + 1] - self.marker_rows[MARKERS.index(NO) + 1]
-        out: Tensor = self.decoder.norm(x) @ answer
+        out: Tensor = self.decoder.norm(x) @ answer  # (N, D) -> (N,)
         return out
 
 
-def memory(layer: nn.Module, pooled: Tensor, passage: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of pooled states, computed once a passage, given to every pair: (N, K, P, E) each."""
+def merged_mask(length: int, memory_mask: Tensor) -> Tensor:
+    """Additive mask of `length` causal tokens before a memory (N, P): (N, 1, length, length + P)."""
+    visible = memory_mask[:, None, None, :].expand(-1, 1, length, -1)
+    causal = causal_window(length, length, memory_mask.device).expand(len(memory_mask), 1, -1, -1)
+    return additive(torch.cat((causal, visible), dim=-1))
+
+
+def memory(layer: nn.Module, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (not rotated) and values of pooled states: (R, P, D) -> (R, K, P, E) each."""
     attn = layer.self_attn
-    key = attn.k_norm(attn._split(attn.k_proj(pooled), attn.kv_heads))
-    return key[passage], attn._split(attn.v_proj(pooled), attn.kv_heads)[passage]
+    return attn.k_norm(attn._split(attn.k_proj(pooled), attn.kv_heads)), attn._split(attn.v_proj(pooled), attn.kv_heads)
+
+
+def own_keys(layer: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys (rotated) and values of the decoder's own tokens: (R, T, D) -> (R, K, T, E) each."""
+    attn, normed = layer.self_attn, layer.pre_self_attn_layernorm(x)
+    key = rotate(attn.k_norm(attn._split(attn.k_proj(normed), attn.kv_heads)), rope)
+    return key, attn._split(attn.v_proj(normed), attn.kv_heads)
 
 
 def decoder_layer(

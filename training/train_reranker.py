@@ -10,6 +10,7 @@ Legend: R passages of a step, N query-passage pairs, S, T, P as in training/mode
 
 import argparse
 import json
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,12 @@ class Prompts:
         self.own = [prompt_parts(tokenizer, INSTRUCTIONS[name])[0] for name in CORPORA]
         self.other = [prompt_parts(tokenizer, text)[0] for text in OTHER_INSTRUCTIONS]
 
-    def __call__(self, query: Query, style: int) -> list[int]:
+    def head(self, query: Query, style: int) -> list[int]:
         """style 0: default; 1: the corpus's own instruction; 2 and up: another."""
-        head = self.default if style == 0 else self.own[query.corpus] if style == 1 else self.other[(style - 2) % 3]
-        return [*head, *query.ids, *self.tail]
+        return self.default if style == 0 else self.own[query.corpus] if style == 1 else self.other[(style - 2) % 3]
+
+    def __call__(self, query: Query, style: int) -> list[int]:
+        return [*self.head(query, style), *query.ids, *self.tail]
 
 
 def step_margins(
@@ -98,12 +101,13 @@ def step_margins(
     size = len(groups[0].rows)
     by_length = np.argsort([len(i) for i in ids], kind="stable")
     margins: list[Tensor] = []
-    for part in (by_length[: len(ids) // 2], by_length[len(ids) // 2 :]):
+    shared = len(prompts.head(queries[0][1], style)) if style != 1 else 0
+    for part in np.array_split(by_length, min(3, len(ids))):
         longest = max(len(ids[i]) for i in part)
         prompt = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in part]).repeat_interleave(size, 0)
         last = torch.tensor([len(ids[i]) - 1 for i in part]).repeat_interleave(size)
         passage = torch.tensor([queries[i][0] * size + k for i in part for k in range(size)])  # (N,)
-        margins.append(model.margins(prompt, last, memory, seen, passage).view(len(part), size))
+        margins.append(model.margins(prompt, last, memory, seen, passage, shared).view(len(part), size))
     return torch.cat(margins)[torch.from_numpy(np.argsort(by_length))]
 
 
@@ -161,11 +165,20 @@ def held_out(model: Reranker, maker: Maker, prompts: Prompts, ratios: tuple[int,
     return out
 
 
+def make(args: argparse.Namespace) -> tuple[Maker, Prompts]:
+    """The data side, built once and kept in WORK/maker.pkl."""
+    kept: Path = args.work / "maker.pkl"
+    if not kept.exists():
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+        made = Maker(args.data, args.work, args.embedder, tokenizer), Prompts(tokenizer)
+        kept.write_bytes(pickle.dumps(made))
+    return pickle.loads(kept.read_bytes())  # type: ignore[no-any-return]  # our own file
+
+
 def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> None:
     """One worker: groups until the time is over."""
     compile_layers()
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    maker, prompts = Maker(args.data, args.work, args.embedder, tokenizer), Prompts(tokenizer)
+    maker, prompts = make(args)
     rng = np.random.default_rng(args.seed * 100 + rank)
     frozen = args.stage == "decoder"
     dense = [{"params": [*model.decoder.parameters(), model.marker_rows], "top": args.lr}]
@@ -250,8 +263,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = Reranker()
     model.load_state_dict(torch.load(args.init, weights_only=True))
+    if args.stage == "decoder":
+        model.encoder.requires_grad_(False)
     if args.init.name == "encoder.pt":
         start_decoder(model)
+    make(args)
     train_with_workers(learn, args.workers, model, args)
 
 

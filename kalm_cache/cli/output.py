@@ -25,7 +25,7 @@ def start_logging() -> None:
     for package in ("kalm_cache", "indexer", "query_service"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
+        logger.handlers = [handler]
 
 
 @contextmanager

@@ -194,6 +194,9 @@ def serve(
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.DType = None,
+    documents: Annotated[
+        bool, typer.Option("--documents/--no-documents", help="Score raw documents too: needs the encoder.")
+    ] = True,
 ) -> None:
     """Serve an index over HTTP: POST /search, /rerank, /score; GET /health, /docs."""
     from query_service.server import run_server
@@ -202,4 +205,4 @@ def serve(
 
     with exit_codes():
         settings = load_settings(config, host=host, port=port, model=model, device=device, dtype=dtype)
-        run_server(open_index(index, settings), settings)
+        run_server(open_index(index, settings), settings, encode_documents=documents)

@@ -38,7 +38,7 @@ def compress(raw: bytes) -> bytes:
 def decompress(payload: bytes | memoryview, size: int) -> bytes:
     """Inverse of `compress`. Raises `DamagedRecordError` when it does not give exactly `size` bytes."""
     try:
-        raw = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size)
+        raw = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise DamagedRecordError(f"the payload does not decompress: {exc}") from exc
     if len(raw) != size:

@@ -1,4 +1,4 @@
-"""Half precision: 2 bytes a value before zstd, relative error 2⁻¹¹."""
+"""Half precision: 2 bytes a value before zstd, relative error at most 2⁻¹¹, below 2⁻¹⁴ absolute error at most 2⁻²⁵."""
 
 from __future__ import annotations
 

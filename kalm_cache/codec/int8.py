@@ -17,6 +17,8 @@ class Int8:
         """See `Codec.encode`."""
         check_finite(pooled, self.name)
         scales = (np.abs(pooled).max(axis=1, keepdims=True) / 127).astype("<f4")  # (P, 1)
+        with np.errstate(over="ignore"):  # next to the largest float32, a scale rounded up would decode to inf
+            check_finite(127 * scales, self.name)
         levels = np.rint(pooled / np.where(scales > 0, scales, 1)).clip(-127, 127).astype(np.int8)  # (P, D)
         return compress(scales.tobytes() + levels.tobytes())
 

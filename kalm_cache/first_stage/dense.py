@@ -99,8 +99,8 @@ class DenseIndex:
         faiss.omp_set_num_threads(self._threads)  # OpenMP keeps this for each calling thread: set it every time
         try:
             scores, numbers = self._index.search(np.ascontiguousarray(vectors, np.float32), k)  # (q, k) each
-        finally:
-            faiss.omp_set_num_threads(others)  # torch, imported before faiss, shares its OpenMP and would keep the limit
+        finally:  # torch, where it was imported before faiss, shares this OpenMP: its own work would keep the limit
+            faiss.omp_set_num_threads(others)
         return [
             best_first(row_numbers, row, k) if vector.any() else no_candidates()
             for vector, row_numbers, row in zip(vectors, numbers, scores, strict=True)

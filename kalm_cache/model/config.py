@@ -96,7 +96,9 @@ def _parse_layer_types(raw: Mapping[str, Any]) -> tuple[str, ...]:
         raise CheckpointError(f"config.json: {len(kinds)} layer types for {count} layers")
     for kind in kinds[:count]:
         if kind not in DEFAULT_ROPE_THETA:
-            raise CheckpointError(f"config.json: layer type {kind!r} is not supported ({', '.join(DEFAULT_ROPE_THETA)})")
+            raise CheckpointError(
+                f"config.json: layer type {kind!r} is not supported ({', '.join(DEFAULT_ROPE_THETA)})"
+            )
     return tuple(kinds[:count])
 
 

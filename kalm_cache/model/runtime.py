@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from kalm_cache.errors import CheckpointError, UsageError
 from kalm_cache.model.checkpoint import Checkpoint

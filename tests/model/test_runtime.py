@@ -53,7 +53,9 @@ def test_both_layouts_of_names_load_alike(mini: Checkpoint, folder: Path):
     renamed = open_checkpoint(str(folder))
     assert "model.encoder.text_model.layers.0.mlp.up_proj.weight" in renamed.files
     assert same_weights(load_encoder(renamed, CPU, torch.float32), load_encoder(mini, CPU, torch.float32))
-    assert same_weights(load_decoder(renamed, ANSWERS, CPU, torch.float32), load_decoder(mini, ANSWERS, CPU, torch.float32))
+    assert same_weights(
+        load_decoder(renamed, ANSWERS, CPU, torch.float32), load_decoder(mini, ANSWERS, CPU, torch.float32)
+    )
 
 
 def test_embeddings_saved_under_the_decoder_alone_serve_both_sides(mini: Checkpoint, folder: Path):
@@ -95,7 +97,10 @@ def test_a_missing_tensor_of_the_encoder_is_refused(folder: Path, part: str):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("model.decoder.layers.3.self_attn.q_norm.weight", r"tensors missing \['layers\.3\.self_attn\.q_norm\.weight'\]"),
+        (
+            "model.decoder.layers.3.self_attn.q_norm.weight",
+            r"tensors missing \['layers\.3\.self_attn\.q_norm\.weight'\]",
+        ),
         ("model.decoder.norm.weight", r"tensors missing \['norm\.weight'\]"),
         ("model.encoder.embed_tokens.weight", r"no token embeddings"),
         ("model.encoder.embed_tokens.eoi_embedding", r"no token embeddings"),

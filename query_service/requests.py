@@ -1,11 +1,11 @@
-"""What goes over the wire: request and response bodies. Knows nothing of models, indexes or how answers are made.
+"""Request bodies. Knows nothing of models, indexes or how answers are made.
 
 Unknown request fields are ignored, so that clients of other rerank services need no change.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
@@ -20,7 +20,9 @@ def _encodable(text: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as exc:
         raise PydanticCustomError(
-            "lone_surrogate", "Half of a surrogate pair at character {position}: not valid Unicode", {"position": exc.start}
+            "lone_surrogate",
+            "Half of a surrogate pair at character {position}: not valid Unicode",
+            {"position": exc.start},
         ) from exc
     return text
 
@@ -30,7 +32,7 @@ def _example(**fields: Any) -> ConfigDict:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-DocId = Annotated[Text, Field(min_length=1)]
+DocId = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
 ItemId = Text | StrictInt
 TopN = Annotated[int, Field(ge=0)]
 ChunkSize = Annotated[int, Field(ge=1, description="pooling ratio: the stored one or a multiple of it")]
@@ -51,11 +53,11 @@ class SearchRequest(BaseModel):
 
     model_config = _example(query="Who discovered penicillin?", k=100, top_n=3)
     query: Text
-    k: int = Field(100, ge=1, description="candidates that the first stage hands to the reranker")
-    top_n: TopN | None = Field(10, description="results returned; null or 0 = all")
+    k: int | None = Field(None, ge=1, description="candidates that are reranked; null = the service's (100)")
+    top_n: TopN | None = Field(None, description="results returned; null = the service's (10), 0 = all")
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
-    first_stage: Mode | None = Field(None, description="null = the best that the index has")
+    first_stage: Mode | None = Field(None, description="null = the service's (the best that the index has)")
     return_documents: bool = True
 
 
@@ -103,7 +105,7 @@ class ScorePair(BaseModel):
 
 
 class ScoreRequest(BaseModel):
-    """Pairs to score, as `pairs`, or as `queries` and `documents` (also called `text_1` and `text_2`): 1:1, 1:N, N:N."""
+    """Pairs to score, as `pairs`, or as `queries` and `documents` (or `text_1` and `text_2`): 1:1, 1:N or N:N."""
 
     model_config = _example(pairs=[{"id": "a", "query": "Who discovered penicillin?", "doc_id": "d1"}])
     pairs: list[ScorePair] | None = None
@@ -122,7 +124,9 @@ class ScoreRequest(BaseModel):
         _exactly_one(pairs=self.pairs, queries=self.queries, text_1=self.text_1)
         for left, right in (("queries", "documents"), ("text_1", "text_2")):
             if (getattr(self, left) is None) != (getattr(self, right) is None):
-                raise PydanticCustomError("one_side", "`{left}` and `{right}` go together", {"left": left, "right": right})
+                raise PydanticCustomError(
+                    "one_side", "`{left}` and `{right}` go together", {"left": left, "right": right}
+                )
         queries, documents = self.columns()
         if len(queries) not in (1, len(documents)):
             raise PydanticCustomError(
@@ -136,153 +140,17 @@ class ScoreRequest(BaseModel):
         """The two columns of the form without `pairs`; empty ones with it."""
         queries = self.text_1 if self.queries is None else self.queries
         documents = self.text_2 if self.documents is None else self.documents
-        return _as_list(queries or []), _as_list(documents or [])
-
-
-class Usage(BaseModel):
-    """Real tokens, without padding: the prompt counts once for each passage, since it is decoded for each."""
-
-    prompt_tokens: int
-    passage_tokens: int
-    total_tokens: int
-
-
-class Meta(BaseModel):
-    """What made the answer."""
-
-    index_version: str
-    query_truncated: bool
-
-
-class DocumentText(BaseModel):
-    """A document, handed back."""
-
-    text: str
-
-
-class RerankResult(BaseModel):
-    """One passage; `index` is its position in the request, `score` the same number as `relevance_score`."""
-
-    index: int
-    relevance_score: float
-    score: float
-    id: ItemId | None = None
-    margin: float | None = None
-    document: DocumentText | None = None
-
-
-class RerankResponse(BaseModel):
-    """The envelope that the clients of all rerank services read, results best first."""
-
-    id: str
-    object: Literal["rerank"] = "rerank"
-    created: int
-    model: str
-    results: list[RerankResult]
-    usage: Usage
-    meta: Meta
-
-
-class TextResult(BaseModel):
-    """One element of the bare array that answers `texts`."""
-
-    index: int
-    score: float
-    id: ItemId | None = None
-    margin: float | None = None
-    text: str | None = None
-
-
-class PairResult(BaseModel):
-    """One pair's score, under the pair's own id."""
-
-    index: int
-    id: ItemId | None = None
-    score: float
-    margin: float | None = None
-
-
-class PairsResponse(BaseModel):
-    """The answer to `pairs`, in their order."""
-
-    object: Literal["score"] = "score"
-    model: str
-    results: list[PairResult]
-    usage: Usage
-
-
-class ScoreData(BaseModel):
-    """One score of the answer to two columns."""
-
-    index: int
-    object: Literal["score"] = "score"
-    score: float
-    margin: float | None = None
-
-
-class ScoreResponse(BaseModel):
-    """The answer to two columns, in their order."""
-
-    id: str
-    object: Literal["list"] = "list"
-    created: int
-    model: str
-    data: list[ScoreData]
-    usage: Usage
-
-
-class SearchHit(BaseModel):
-    """One passage of an answer; ranks count from 1, `text` is null where it is not kept or not wanted."""
-
-    doc_id: str
-    score: float
-    margin: float
-    rank: int
-    first_stage_rank: int | None
-    first_stage_score: float | None
-    text: str | None
-
-
-class SearchResponse(BaseModel):
-    """Results, best first, and where the milliseconds went."""
-
-    query: str
-    query_truncated: bool
-    results: list[SearchHit]
-    timings_ms: dict[str, float]
-    index_version: str
-
-
-class Health(BaseModel):
-    """The service is alive, and what it serves."""
-
-    status: Literal["ok"] = "ok"
-    index_version: str
-    model: str
-    passages: int
-
-
-class Error(BaseModel):
-    """What went wrong; `ids` lists the unknown ones of a 404."""
-
-    type: str
-    message: str
-    ids: list[str] | None = None
-
-
-class ErrorResponse(BaseModel):
-    """The body of every answer that is not 200."""
-
-    model_config = _example(error={"type": "UsageError", "message": "chunk size 3 was asked for, but …"})
-    error: Error
+        return _as_list(queries), _as_list(documents)
 
 
 def _exactly_one(**fields: object) -> None:
     given = [name for name, value in fields.items() if value is not None]
     if len(given) != 1:
         wanted, got = ", ".join(f"`{name}`" for name in fields), " and ".join(given) or "none"
-        raise PydanticCustomError("exactly_one", "Give exactly one of {wanted}; got {got}", {"wanted": wanted, "got": got})
+        raise PydanticCustomError(
+            "exactly_one", "Give exactly one of {wanted}; got {got}", {"wanted": wanted, "got": got}
+        )
 
 
-def _as_list(value: str | list[_T]) -> list[Any]:
-    return [value] if isinstance(value, str) else value
+def _as_list(value: str | list[_T] | None) -> list[Any]:
+    return [] if value is None else [value] if isinstance(value, str) else value

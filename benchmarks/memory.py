@@ -1,0 +1,136 @@
+"""Resident memory of one model in three forms: whole in transformers, as our passage side, as our query side.
+
+Each form loads in a fresh process and computes once, so that every page it needs has been touched. Resident pages are
+told apart by what backs them: the checkpoint's file (shared with every other process, and given back under pressure),
+program libraries, or anonymous memory (the process's own).
+
+    python -m benchmarks.memory --model DIR [--dtype float32]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+FORMS = ("transformers", "passage side", "query side")
+QUERY = "What is the capital of China?"
+DOCUMENT = "The capital of China is Beijing. " * 30
+POOLED_STATES = 64
+MIB = 1 << 20
+
+
+def measure(form: str, folder: Path, dtype: str) -> dict[str, Any]:
+    """Load and use one form in this process; sizes in bytes, before and after."""
+    use = {"transformers": _use_transformers, "passage side": _use_passage_side, "query side": _use_query_side}[form]
+    before = resident(folder)
+    module, table_bytes = use(folder, dtype)
+    after = resident(folder)
+    weight_bytes = sum(weight.numel() * weight.element_size() for weight in module.parameters())
+    return {
+        "form": form,
+        "dtype": dtype,
+        "weight_bytes": weight_bytes,
+        "mapped_table_bytes": table_bytes,
+        "rss_before_load_bytes": sum(before.values()),
+        "rss_bytes": sum(after.values()),
+        **{f"{kind}_bytes": size for kind, size in after.items()},
+        "loaded_bytes": after["anonymous"] - before["anonymous"] + after["checkpoint"],
+    }
+
+
+def resident(folder: Path) -> dict[str, int]:
+    """Resident bytes of this process: `anonymous`, `checkpoint` (mapped from the folder's files) and `libraries`."""
+    files = {str(path.resolve()) for path in folder.iterdir()}
+    sizes = {"anonymous": 0, "checkpoint": 0, "libraries": 0}
+    for region in psutil.Process().memory_maps(grouped=True):
+        kind = "checkpoint" if region.path in files else "anonymous" if region.path.startswith("[") else "libraries"
+        sizes[kind] += region.rss
+    return sizes
+
+
+def _use_transformers(folder: Path, dtype: str) -> tuple[torch.nn.Module, int]:
+    from benchmarks.reference import load_slow_reference, mean_of_groups
+
+    reference = load_slow_reference(folder, getattr(torch, dtype))
+    states = reference.states(reference.passage_ids(DOCUMENT))
+    reference.margin(reference.prompt_ids(QUERY), mean_of_groups(states, 4))
+    return reference.model, 0
+
+
+def _use_passage_side(folder: Path, dtype: str) -> tuple[torch.nn.Module, int]:
+    from kalm_cache.model.checkpoint import open_checkpoint
+    from kalm_cache.passage_side import load_passage_side
+
+    side = load_passage_side(
+        open_checkpoint(str(folder)),
+        device=torch.device("cpu"),
+        dtype=getattr(torch, dtype),
+        max_length=1024,
+        chunk_size=4,
+    )
+    side.encode(side.tokenize([DOCUMENT]))
+    return side.encoder, side.encoder.embed_tokens.table.nbytes
+
+
+def _use_query_side(folder: Path, dtype: str) -> tuple[torch.nn.Module, int]:
+    from kalm_cache.model.checkpoint import open_checkpoint
+    from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+    from kalm_cache.query_side import load_query_side
+
+    side = load_query_side(
+        open_checkpoint(str(folder)),
+        device=torch.device("cpu"),
+        dtype=getattr(torch, dtype),
+        query_max_length=512,
+    )
+    prompt = side.prompt(QUERY, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    side.margins([prompt], [torch.zeros(POOLED_STATES, side.decoder.config.hidden_size)], 1)
+    return side.decoder, side.decoder.embed_tokens.table.nbytes
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The measurements as one table, with ratios to the first row."""
+    lines = [
+        "| form | weights in its dtype | resident | own (anonymous) | mapped checkpoint | libraries "
+        "| resident, ratio | loaded, ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sizes = (row[f"{kind}_bytes"] for kind in ("weight", "rss", "anonymous", "checkpoint", "libraries"))
+        ratios = (row[kind] / rows[0][kind] for kind in ("rss_bytes", "loaded_bytes"))
+        cells = [*(f"{size / MIB:,.0f} MiB" for size in sizes), *(f"{ratio:.2f}" for ratio in ratios)]
+        lines.append(f"| {row['form']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run every form in its own process; print one JSON line for each, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a checkpoint folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--form", choices=FORMS, help="measure this form in this very process")
+    args = parser.parse_args()
+    if args.form:
+        print(json.dumps(measure(args.form, args.model, args.dtype)))
+        return
+    command = [sys.executable, "-m", "benchmarks.memory", "--model", str(args.model), "--dtype", args.dtype]
+    rows = []
+    for form in FORMS:
+        run = subprocess.run(
+            [*command, "--form", form], env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, check=True
+        )
+        rows.append(json.loads(run.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

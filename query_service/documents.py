@@ -1,0 +1,106 @@
+"""Raw documents -> pooled states, for passages that the index does not hold. Knows nothing of queries or of HTTP."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from kalm_cache.errors import IndexMismatchError
+from kalm_cache.index import PassageIndex
+from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.passage_side import PassageSide, load_passage_side
+
+ENCODE_BATCH = 32
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PooledPassage:
+    """One passage, ready for the decoder: its real tokens, and its pooled states (P, D)."""
+
+    tokens: int
+    states: Tensor
+
+
+class DocumentEncoder:
+    """The encoder of the index's model. It loads on first use: until then the service is a decoder alone."""
+
+    def __init__(
+        self, model: str, digest: str, *, device: torch.device, dtype: torch.dtype, max_length: int, chunk_size: int
+    ) -> None:
+        """`digest`: of the model that built the index; `max_length`, `chunk_size`: how it was built."""
+        self._model, self._digest = model, digest
+        self._device, self._dtype = device, dtype
+        self._max_length, self._chunk_size = max_length, chunk_size
+        self._passage_side: PassageSide | None = None
+        self._lock = Lock()
+
+    @classmethod
+    def for_index(cls, index: PassageIndex, model: str | None = None) -> DocumentEncoder:
+        """The encoder that treats a document as the index's job treated its passages.
+
+        Args:
+            index: an open index.
+            model: where the weights are; `None` = what the manifest names.
+        """
+        manifest = index.generation.manifest
+        return cls(
+            model or manifest.model,
+            manifest.fingerprint.model,
+            device=index.query_side.device,
+            dtype=index.query_side.dtype,
+            max_length=manifest.fingerprint.max_length,
+            chunk_size=index.chunk_size,
+        )
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._passage_side is not None
+
+    def pooled(self, texts: Sequence[str], *, chunk_size: int | None = None) -> list[PooledPassage]:
+        """Each text cut, encoded and pooled, in input order; batches are sorted by length.
+
+        Raises:
+            CheckpointError: the model is missing or incomplete.
+            IndexMismatchError: it is no longer the model that built the index.
+        """
+        if not texts:
+            return []
+        side = self._load()
+        side = replace(side, chunk_size=chunk_size or side.chunk_size)
+        tokens = side.tokenize(texts)
+        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
+        states: dict[int, Tensor] = {}
+        for start in range(0, len(order), ENCODE_BATCH):
+            batch = order[start : start + ENCODE_BATCH]
+            states.update(zip(batch, side.encode([tokens[i] for i in batch]), strict=True))
+        return [PooledPassage(len(tokens[i].ids), states[i]) for i in range(len(texts))]
+
+    def _load(self) -> PassageSide:
+        with self._lock:
+            if self._passage_side is None:
+                self._passage_side = self._open()
+                logger.info("loaded the encoder of %s: this service now encodes raw documents", self._model)
+            return self._passage_side
+
+    def _open(self) -> PassageSide:
+        checkpoint = open_checkpoint(self._model)
+        digest = checkpoint.digest()
+        if digest != self._digest:
+            raise IndexMismatchError(
+                f"the index was built with a model of digest {self._digest[:12]}…, but {self._model!r} now has digest "
+                f"{digest[:12]}…; restart the service with the model that built the index"
+            )
+        return load_passage_side(
+            checkpoint,
+            device=self._device,
+            dtype=self._dtype,
+            max_length=self._max_length,
+            chunk_size=self._chunk_size,
+        )

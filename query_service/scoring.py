@@ -1,0 +1,124 @@
+"""Query-passage pairs -> margins, whether a passage is stored or raw. Knows nothing of HTTP.
+
+This is the seam for a batcher: what one request asks of the decoder is one call of `QuerySide.margins`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kalm_cache.index import DECODE_BATCH, PassageIndex
+from kalm_cache.record import unpack_record
+from kalm_cache.settings import Settings
+from kalm_cache.store import key_of
+from query_service.documents import DocumentEncoder, PooledPassage
+from query_service.errors import EncoderOffError
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A passage that the index holds."""
+
+    doc_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A passage that came with the request."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Margins in the order asked for, and what they cost in real tokens (a prompt counts for each of its pairs)."""
+
+    margins: list[float]
+    prompt_tokens: int
+    passage_tokens: int
+    query_truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """One index, the encoder for raw documents unless it is off, and what holds where a request does not say."""
+
+    index: PassageIndex
+    documents: DocumentEncoder | None
+    settings: Settings
+
+    @property
+    def model(self) -> str:
+        """The model's name as clients see it: of a local folder its last part, not where it lies."""
+        name = self.index.generation.manifest.model
+        return name.rstrip("/").rpartition("/")[2] if name.startswith("/") else name
+
+    @property
+    def index_version(self) -> str:
+        """The name of the generation that is served."""
+        return self.index.generation.manifest.generation
+
+    def score(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Stored | Raw],
+        *,
+        instruction: str | None = None,
+        chunk_size: int | None = None,
+    ) -> Scores:
+        """The margin of each (query, passage) pair. Equal queries are tokenised once, equal passages read once.
+
+        Equal pairs are decoded once, so that they tie exactly: in two batches, they could differ in the last bits.
+
+        Raises:
+            EncoderOffError: a raw passage, and no encoder.
+            UnknownIdError: ids that the index does not hold.
+            UsageError: a chunk size that is no multiple of the stored one.
+        """
+        prompts = {
+            query: self.index.query_side.prompt(
+                query,
+                self.settings.instruction if instruction is None else instruction,
+                self.settings.system_instruction,
+            )
+            for query in dict.fromkeys(queries)
+        }
+        pooled = self._pooled(dict.fromkeys(passages), chunk_size)
+        pairs = list(zip(queries, passages, strict=True))
+        distinct = list(dict.fromkeys(pairs))
+        margins = self.index.query_side.margins(
+            [prompts[query] for query, _ in distinct], [pooled[passage].states for _, passage in distinct], DECODE_BATCH
+        )
+        margin_of = dict(zip(distinct, margins, strict=True))
+        return Scores(
+            [margin_of[pair] for pair in pairs],
+            prompt_tokens=sum(len(prompts[query].ids) for query in queries),
+            passage_tokens=sum(pooled[passage].tokens for passage in passages),
+            query_truncated=any(prompt.truncated for prompt in prompts.values()),
+        )
+
+    def _pooled(self, passages: Iterable[Stored | Raw], chunk_size: int | None) -> dict[Stored | Raw, PooledPassage]:
+        distinct = list(passages)
+        stored = [passage for passage in distinct if isinstance(passage, Stored)]
+        raw = [passage for passage in distinct if isinstance(passage, Raw)]
+        read = self._read([passage.doc_id for passage in stored], chunk_size)
+        encoded = self._encode([passage.text for passage in raw], chunk_size)
+        return dict(zip((*stored, *raw), (*read, *encoded), strict=True))
+
+    def _read(self, doc_ids: list[str], chunk_size: int | None) -> list[PooledPassage]:
+        if not doc_ids:
+            return []  # a ratio that does not fit the stored states is no error where none are asked for
+        states = self.index.pooled(doc_ids, chunk_size=chunk_size)  # (P, D) each; also checks the chunk size
+        records = zip(doc_ids, self.index.store.records(doc_ids), strict=True)
+        tokens = [unpack_record(key_of(doc_id), value).tokens for doc_id, value in records if value is not None]
+        return [PooledPassage(count, passage) for count, passage in zip(tokens, states, strict=True)]
+
+    def _encode(self, texts: list[str], chunk_size: int | None) -> list[PooledPassage]:
+        if not texts:
+            return []
+        if self.documents is None:
+            raise EncoderOffError
+        pooled = self.documents.pooled(texts, chunk_size=chunk_size)
+        # stored states arrive on the CPU in float32: one batch may hold both kinds
+        return [PooledPassage(passage.tokens, passage.states.float().cpu()) for passage in pooled]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kalm_cache.reranker import KaLMReranker
+from tests.checkpoints import make_checkpoint
+from tests.cli.conftest import PASSAGES, Run
+
+QUERY = "What is the capital of China?"
+
+
+def test_search_prints_ranks_scores_texts_and_timings_as_json(run: Run, index: Path) -> None:
+    result = run("search", QUERY, "--index", index, "--top-n", 3, "--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert answer["query"] == QUERY
+    assert [one["rank"] for one in answer["results"]] == [1, 2, 3]
+    assert set(answer["results"][0]) == {
+        *("doc_id", "score", "margin", "rank", "first_stage_rank", "first_stage_score", "text"),
+    }
+    margins = [one["margin"] for one in answer["results"]]
+    assert margins == sorted(margins, reverse=True)
+    assert {"first_stage", "read", "decode", "total"} <= set(answer["timings_ms"])
+
+
+def test_search_shows_a_table_to_people(run: Run, index: Path) -> None:
+    result = run("search", QUERY, "--index", index)
+    assert result.exit_code == 0
+    assert "before" in result.stdout
+    assert "china" in result.stdout
+
+
+def test_a_larger_chunk_size_is_served_from_the_same_index(run: Run, index: Path) -> None:
+    at_2 = json.loads(run("search", QUERY, "--index", index, "--json").stdout)
+    at_4 = json.loads(run("search", QUERY, "--index", index, "--chunk-size", 4, "--json").stdout)
+    assert at_2["results"][0]["margin"] != at_4["results"][0]["margin"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--chunk-size", 3), ("--codec", "int8")])
+def test_options_that_do_not_fit_the_index_exit_with_4(run: Run, index: Path, option: str, value: object) -> None:
+    result = run("search", QUERY, "--index", index, option, value)
+    assert result.exit_code == 4
+    assert "was built with" in result.stderr
+    assert f"kalm-cache index CORPUS {option} {value}" in result.stderr
+
+
+def test_another_model_than_the_one_that_built_the_index_exits_with_4(run: Run, index: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=1)
+    result = run("search", QUERY, "--index", index, "--model", other)
+    assert result.exit_code == 4
+    assert str(other) in result.stderr
+
+
+def test_an_empty_folder_says_how_to_index(run: Run, tmp_path: Path) -> None:
+    result = run("search", QUERY, "--index", tmp_path)
+    assert result.exit_code == 1
+    assert "kalm-cache index CORPUS" in result.stderr
+
+
+def test_rerank_takes_the_flags_of_the_reference_script(run: Run, mini_folder: Path) -> None:
+    documents = [PASSAGES["gravity"], PASSAGES["china"], PASSAGES["bees"]]
+    result = run(
+        *("rerank", "--model", mini_folder, "--device", "cpu", "--dtype", "fp32", "--batch-size", 2),
+        *("--query-max-length", 6, "--reranker-max-length", 9, "--chunk-size", "none", "--instruction", "Find it."),
+        *("--return-margin", "--top-k", 2, "--query", QUERY, "--json"),
+        *(part for document in documents for part in ("--document", document)),
+    )
+    reranker = KaLMReranker(
+        str(mini_folder), device="cpu", query_max_length=6, max_length=9, chunk_size=None, instruction="Find it."
+    )
+    expected = reranker.rank(QUERY, documents, top_k=2, return_margin=True)
+    assert result.exit_code == 0
+    got = json.loads(result.stdout)["results"]
+    assert [one["corpus_id"] for one in got] == [one["corpus_id"] for one in expected]
+    assert [one["margin"] for one in got] == pytest.approx([one["margin"] for one in expected], abs=1e-5)
+
+
+def test_rerank_reads_documents_from_a_file_one_a_line(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "documents.txt"
+    file.write_text("first document\n\nsecond document\n", "utf-8")
+    results = json.loads(run("rerank", "--query", QUERY, "--documents-file", file, "--json").stdout)["results"]
+    assert {one["text"] for one in results} == {"first document", "second document"}
+    assert "margin" not in results[0]
+
+
+def test_rerank_by_ids_needs_no_text(run: Run, index: Path) -> None:
+    result = run("rerank", "--query", QUERY, "--index", index, "--ids", "china,bees", "--return-margin", "--json")
+    results = json.loads(result.stdout)["results"]
+    assert {one["doc_id"] for one in results} == {"china", "bees"}
+    assert all("margin" in one for one in results)
+
+
+def test_unknown_ids_are_named(run: Run, index: Path) -> None:
+    result = run("rerank", "--query", QUERY, "--index", index, "--ids", "china,mars")
+    assert result.exit_code == 1
+    assert "'mars'" in result.stderr
+
+
+def test_rerank_wants_either_documents_or_ids(run: Run, index: Path) -> None:
+    both = run("rerank", "--query", QUERY, "--index", index, "--ids", "china", "--document", "x")
+    neither = run("rerank", "--query", QUERY)
+    assert (both.exit_code, neither.exit_code) == (2, 2)
+
+
+def test_config_show_prints_a_file_that_gives_the_same_settings(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(run("config", "show").stdout, "utf-8")
+    assert run("config", "show", "--config", file).stdout == file.read_text("utf-8")
+
+
+@pytest.mark.parametrize("config", sorted(Path("configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_bundled_config_is_valid_and_complete(run: Run, config: Path) -> None:
+    import tomllib
+
+    from kalm_cache.settings import Settings
+
+    assert run("config", "show", "--config", config).exit_code == 0
+    keys = set(tomllib.loads(config.read_text("utf-8")))
+    assert set(Settings.model_fields) - keys == {"first_stage"}  # commented out: it has no value for "the best"

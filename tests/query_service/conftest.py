@@ -1,0 +1,111 @@
+"""A real index, made by the real indexer from a random checkpoint, behind real servers on loopback ports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from indexer.corpus import CorpusLine
+from indexer.job import load_encoders, run_index_job
+from kalm_cache.index import PassageIndex
+from kalm_cache.passage import Passage
+from kalm_cache.reranker import KaLMReranker
+from kalm_cache.settings import Settings, load_settings
+from query_service.app import create_app
+from query_service.documents import DocumentEncoder
+from query_service.server import address_of, bind, make_server
+from tests.texts import DOCUMENTS, SENTENCES, long_text
+
+MAX_LENGTH = 48
+CORPUS = (
+    {f"s{number}": text for number, text in enumerate(SENTENCES)}
+    | {f"l{number}": long_text(8 + 4 * number, seed=number) for number in range(10)}
+    | {"ü/北": DOCUMENTS["chinese"], "empty": ""}
+)
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[httpx.Client]:
+    """A client of the app behind a server of its own, in a thread."""
+    server = make_server(app)
+    with bind("127.0.0.1", 0) as listener:
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with httpx.Client(base_url=address_of(listener), timeout=60) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model2vec model with a random vector for every word of the corpus."""
+    from model2vec import StaticModel
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = dict.fromkeys(word for text in ("[UNK]", *CORPUS.values()) for word in text.split())
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    folder = tmp_path_factory.mktemp("embedder")
+    vectors = np.random.default_rng(0).normal(size=(len(words), 16)).astype(np.float32)
+    StaticModel(vectors, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def build(mini_folder: Path, embedder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Index the corpus into a new folder, with settings of one's own."""
+
+    def run(**settings: object) -> Path:
+        folder = tmp_path_factory.mktemp("index")
+        given = load_settings(
+            model=str(mini_folder), embedder=str(embedder_folder), device="cpu", max_length=MAX_LENGTH, **settings
+        )
+        lines = (CorpusLine(Passage(doc_id, text), doc_id) for doc_id, text in CORPUS.items())
+        run_index_job(
+            lines, folder, given, load_encoders(given), on_reject=lambda line: None, on_progress=lambda progress: None
+        )
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def index_folder(build: Callable[..., Path]) -> Path:
+    return build()
+
+
+@pytest.fixture(scope="session")
+def index(index_folder: Path) -> Iterator[PassageIndex]:
+    with PassageIndex.open(index_folder, device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def reranker(mini_folder: Path) -> KaLMReranker:
+    return KaLMReranker(str(mini_folder), device="cpu", max_length=MAX_LENGTH)
+
+
+@pytest.fixture(scope="session")
+def service(index: PassageIndex) -> Iterator[httpx.Client]:
+    """The service with the encoder."""
+    with running(create_app(index, DocumentEncoder.for_index(index), Settings())) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def decoder_only(index: PassageIndex) -> Iterator[httpx.Client]:
+    """The service without the encoder, and with an instruction of its own."""
+    with running(create_app(index, None, Settings(instruction="Find the passage.", top_n=2))) as client:
+        yield client

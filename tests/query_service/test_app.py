@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from kalm_cache.index import PassageIndex
+from kalm_cache.settings import Settings
+from query_service.app import create_app
+from query_service.documents import DocumentEncoder
+from tests.query_service.conftest import CORPUS, running
+
+IDS = list(CORPUS)
+QUERIES = ["Where do bees dance?", "When does the ferry leave?", "capital of China", "vitamin", "", "gravity"]
+
+
+def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) -> None:
+    answer = service.get("/health")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "ok",
+        "index_version": "000001",
+        "model": index.generation.manifest.model.rpartition("/")[2],
+        "passages": 18,
+    }
+
+
+def test_the_openapi_document_describes_every_path_with_examples(service: httpx.Client) -> None:
+    document = service.get("/openapi.json").json()
+    rerank = {"/rerank", "/v1/rerank", "/v2/rerank"}
+    assert document["paths"].keys() == {"/health", "/search", "/score", "/v1/score"} | rerank
+    for name in ("SearchRequest", "RerankRequest", "ScoreRequest", "ErrorResponse"):
+        assert document["components"]["schemas"][name]["examples"]
+    operations = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(operations)) == len(operations)
+    assert service.get("/docs").status_code == 200
+
+
+def test_the_examples_of_the_openapi_document_are_valid_requests(service: httpx.Client) -> None:
+    schemas = service.get("/openapi.json").json()["components"]["schemas"]
+    for path, name in (("/search", "SearchRequest"), ("/rerank", "RerankRequest"), ("/score", "ScoreRequest")):
+        [example] = schemas[name]["examples"]
+        assert service.post(path, json=example).status_code in (200, 404)  # the ids of the examples are not stored
+
+
+def test_the_encoder_loads_when_the_first_raw_document_comes(index: PassageIndex) -> None:
+    encoder = DocumentEncoder.for_index(index)
+    with running(create_app(index, encoder, Settings())) as client:
+        client.get("/health")
+        client.post("/search", json={"query": "bees"})
+        client.post("/rerank", json={"query": "bees", "ids": ["s1"]})
+        client.post("/rerank", json={"query": "bees", "documents": []})
+        assert not encoder.loaded
+        assert client.post("/rerank", json={"query": "bees", "documents": ["a text"]}).status_code == 200
+        assert encoder.loaded
+
+
+def test_health_is_answered_while_a_computation_runs(index: PassageIndex) -> None:
+    encoder = DocumentEncoder.for_index(index)
+    with running(create_app(index, encoder, Settings())) as client, ThreadPoolExecutor() as threads:
+        with encoder._lock:  # the computation stands still inside the encoder
+            waiting = [threads.submit(client.post, "/rerank", json=raw_request(n)) for n in range(3)]
+            assert client.get("/health").status_code == 200
+            assert not any(future.done() for future in waiting)
+        assert [future.result().status_code for future in waiting] == [200] * 3
+
+
+def raw_request(number: int) -> dict[str, object]:
+    return {"query": QUERIES[number], "documents": [CORPUS[doc_id] for doc_id in IDS[number : number + 5]]}
+
+
+def mixed_requests() -> list[tuple[str, dict[str, object]]]:
+    """Every kind of request, with different queries and passages."""
+    requests: list[tuple[str, dict[str, object]]] = []
+    for number, query in enumerate(QUERIES):
+        requests.append(("/search", {"query": query, "k": 5 + number}))
+        requests.append(("/rerank", {"query": query, "ids": IDS[number:]}))
+        requests.append(("/v1/rerank", raw_request(number)))
+        requests.append(("/rerank", {"query": query, "texts": ["one", query], "chunk_size": 1 + number}))
+        requests.append(
+            ("/score", {"pairs": [{"query": query, "doc_id": IDS[number]}, {"query": "", "document": "x"}]})
+        )
+    return requests
+
+
+def leaves(answer: object) -> list[object]:
+    """What of an answer must not depend on when it was computed."""
+    if isinstance(answer, dict):
+        answer = [value for key, value in answer.items() if key not in ("id", "created", "timings_ms")]
+    return [leaf for value in answer for leaf in leaves(value)] if isinstance(answer, list) else [answer]
+
+
+def split(answer: object) -> tuple[list[float], list[object]]:
+    """Numbers that were computed, and everything else."""
+    found = leaves(answer)
+    return [leaf for leaf in found if isinstance(leaf, float)], [leaf for leaf in found if not isinstance(leaf, float)]
+
+
+def test_concurrent_requests_are_answered_as_one_by_one(service: httpx.Client) -> None:
+    requests = mixed_requests() * 2
+    alone = [service.post(path, json=body).json() for path, body in requests]
+    with ThreadPoolExecutor(16) as threads:
+        together = list(threads.map(lambda request: service.post(request[0], json=request[1]), requests))
+    assert {response.status_code for response in together} == {200}
+    for response, expected in zip(together, alone, strict=True):
+        computed, others = split(response.json())
+        assert others == split(expected)[1]
+        assert computed == pytest.approx(split(expected)[0], abs=1e-5)

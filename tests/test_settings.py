@@ -1,0 +1,126 @@
+"""Settings: who wins, and what a wrong value's message names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kalm_cache.errors import UsageError
+from kalm_cache.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing from the machine that runs the tests: no variables, and a folder of their own."""
+    for name in [name for name in os.environ if name.upper().startswith("KALM_CACHE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A file that sets three fields."""
+    path = tmp_path / "config.toml"
+    path.write_text('chunk_size = 16\ncodec = "int8"\nstore_text = false\n')
+    return path
+
+
+def test_defaults_are_the_bundled_offline_model():
+    settings = load_settings()
+    assert (settings.model, settings.embedder, settings.codec, settings.chunk_size) == ("tiny", "static", "fp16", 4)
+    assert settings.first_stage is None
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert load_settings().chunk_size == 4
+    assert load_settings(config).chunk_size == 16
+    monkeypatch.setenv("KALM_CACHE_CHUNK_SIZE", "32")
+    assert load_settings(config).chunk_size == 32
+    assert load_settings(config, chunk_size=64).chunk_size == 64
+    assert load_settings(config, chunk_size=None).chunk_size == 32  # a flag that was not given
+
+
+def test_each_field_is_taken_from_its_own_best_source(config: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KALM_CACHE_BM25", "false")
+    settings = load_settings(config, k=7)
+    assert (settings.k, settings.bm25, settings.codec, settings.max_length) == (7, False, "int8", 1024)
+    assert settings.store_text is False
+
+
+def test_false_and_zero_flags_count_as_given(config: Path):
+    assert load_settings(config, bm25=False, port=0).bm25 is False
+    assert load_settings(config, port=0).port == 0
+
+
+def test_one_file_does_not_stay_behind_for_the_next_call(config: Path):
+    assert load_settings(config).chunk_size == 16
+    assert load_settings().chunk_size == 4
+
+
+def test_dotenv_files_are_not_read(tmp_path: Path):
+    (tmp_path / ".env").write_text("KALM_CACHE_CHUNK_SIZE=32\n")
+    assert load_settings().chunk_size == 4
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().k = 3  # type: ignore[misc]
+
+
+def test_an_unknown_key_names_the_key_and_the_file(tmp_path: Path):
+    path = tmp_path / "config.toml"
+    path.write_text("chunk_sise = 8\n")
+    with pytest.raises(UsageError, match=r"chunk_sise from .*config\.toml: Extra inputs are not permitted"):
+        load_settings(path)
+
+
+def test_an_unknown_flag_is_refused_too():
+    with pytest.raises(UsageError, match="chunk_sise from flag --chunk-sise"):
+        load_settings(chunk_sise=8)
+
+
+def test_a_bad_value_names_field_source_and_value(config: Path, monkeypatch: pytest.MonkeyPatch):
+    config.write_text('chunk_size = 500\ncodec = "int8"\n')
+    monkeypatch.setenv("KALM_CACHE_PORT", "http")
+    with pytest.raises(UsageError) as raised:
+        load_settings(config, top_n=0)
+    assert f"chunk_size from {config}: Input should be less than or equal to 128 (given: 500)" in str(raised.value)
+    assert "port from KALM_CACHE_PORT: Input should be a valid integer" in str(raised.value)
+    assert "top_n from flag --top-n: Input should be greater than or equal to 1 (given: 0)" in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_a_bad_value_that_is_overridden_does_no_harm(config: Path):
+    config.write_text("chunk_size = 500\n")
+    assert load_settings(config, chunk_size=8).chunk_size == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dtype", "int8"), ("first_stage", "sparse"), ("max_length", 0), ("batch_tokens", -1), ("k", "many")],
+)
+def test_values_out_of_range_are_refused(name: str, value: object):
+    with pytest.raises(UsageError, match=f"{name} from flag --{name.replace('_', '-')}"):
+        load_settings(**{name: value})
+
+
+@pytest.mark.parametrize("content", [b"chunk_size = ", b"[[", b"\xff\xfe", b"chunk_size = 8\nchunk_size = 9\n"])
+def test_a_file_that_is_no_toml_is_a_usage_error_with_its_name(tmp_path: Path, content: bytes):
+    (tmp_path / "config.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"--config .*config\.toml: not valid TOML"):
+        load_settings(tmp_path / "config.toml")
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"--config .*none\.toml: no such file"):
+        load_settings(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="no such file"):
+        load_settings(tmp_path)
+
+
+def test_every_setting_says_what_it_is():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -1,0 +1,75 @@
+"""What an index says about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from kalm_cache.errors import IndexNotFoundError, StoreError
+from kalm_cache.stats import index_stats
+from kalm_cache.store import PassageStore
+from tests.indexes import TEXTS, build, make_embedder, settings_for
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("stats")
+    settings = settings_for(mini_folder, make_embedder(folder / "embedder"), max_length=40, codec="int8", chunk_size=8)
+    build(folder / "index", settings, TEXTS)
+    return folder / "index"
+
+
+def test_stats_are_those_of_the_live_generation(index: Path, mini_folder: Path):
+    stats = index_stats(index)
+    assert (stats.passages, stats.codec, stats.chunk_size, stats.width) == (12, "int8", 8, 64)
+    assert (stats.model, stats.generation, stats.store_text) == (str(mini_folder), "000001", True)
+    assert stats.embedder == str(index.parent / "embedder")
+    assert 0 < stats.truncated < 12
+
+
+def test_file_bytes_are_the_sizes_of_all_files_of_the_generation(index: Path):
+    files = [path for path in (index / "generations" / "000001").rglob("*") if path.is_file()]
+    assert {"manifest.json", "passages.lmdb", "dense.faiss"} <= {path.name for path in files}
+    stats = index_stats(index)
+    assert stats.file_bytes == sum(len(path.read_bytes()) for path in files)
+    assert stats.bytes_per_passage == round(stats.file_bytes / 12, 1)
+    assert stats.bytes_per_token == round(stats.file_bytes / stats.tokens, 1)
+
+
+def test_counts_are_those_of_the_records(index: Path):
+    from kalm_cache.record import unpack_record
+
+    with PassageStore(index / "generations/000001/shards/00000/passages.lmdb") as store:
+        records = [unpack_record(key, value) for key, value in store.scan("records")]
+    stats = index_stats(index)
+    assert stats.tokens == sum(record.tokens for record in records)
+    assert stats.pooled_states == sum(record.rows for record in records)
+    assert stats.truncated == sum(record.truncated for record in records)
+    assert stats.payload_bytes == sum(len(record.payload) for record in records)
+
+
+def test_the_json_fields_come_in_the_documented_order(index: Path):
+    fields = json.loads(json.dumps(dataclasses.asdict(index_stats(index))))
+    documented = ["passages", "tokens", "payload_bytes", "file_bytes", "bytes_per_passage", "codec", "chunk_size"]
+    assert list(fields)[:9] == [*documented, "model", "generation"]
+
+
+def test_an_empty_index_has_averages_of_zero(tmp_path: Path, mini_folder: Path):
+    build(tmp_path / "index", settings_for(mini_folder, make_embedder(tmp_path / "embedder")), {})
+    stats = index_stats(tmp_path / "index")
+    assert (stats.passages, stats.tokens, stats.payload_bytes) == (0, 0, 0)
+    assert (stats.bytes_per_passage, stats.bytes_per_token) == (0.0, 0.0)
+    assert stats.file_bytes > 0
+
+
+def test_without_an_index_and_with_a_damaged_one_the_errors_say_so(tmp_path: Path):
+    with pytest.raises(IndexNotFoundError):
+        index_stats(tmp_path)
+    (tmp_path / "generations" / "000001").mkdir(parents=True)
+    (tmp_path / "generations" / "000001" / "manifest.json").write_text("{")
+    (tmp_path / "CURRENT").write_text("000001\n")
+    with pytest.raises(StoreError):
+        index_stats(tmp_path)
