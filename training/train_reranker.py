@@ -230,7 +230,7 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> N
             print(json.dumps(line), file=log, flush=True)
     if log:
         save(model, args.out)
-        line = {"stage": args.stage, "final": True, "mrr of 16": held_out(model, maker, prompts, (1, 4, 16), 60)}
+        line = {"stage": args.stage, "final": True, "mrr of 16": held_out(model, maker, prompts, (1, 4, 16), 16)}
         print(json.dumps(line), file=log, flush=True)
 
 

@@ -144,14 +144,14 @@ def spare_index(build: Callable[..., Path]) -> Iterator[PassageIndex]:
 def test_a_mode_that_was_not_built_is_a_422_and_texts_that_are_not_kept_are_left_out(
     spare_index: PassageIndex,
 ) -> None:
-    with running(create_app(spare_index, None)) as client:
+    with running(create_app(spare_index, None, Settings())) as client:
         assert "available modes: dense" in str(failure(client, "/search", 422, json=Q | {"first_stage": "bm25"}))
         [result] = client.post("/rerank", json=Q | {"ids": ["s1"], "return_documents": True}).json()["results"]
         assert "document" not in result
 
 
 def test_damage_and_bugs_are_a_500_that_shows_no_traceback(spare_index: PassageIndex) -> None:
-    with running(create_app(spare_index, None)) as client:
+    with running(create_app(spare_index, None, Settings())) as client:
         flip_last_byte(spare_index, "s1")
         error = failure(client, "/rerank", 500, json=Q | {"ids": ["s1"]})
         assert error["type"] == "DamagedRecordError"

@@ -33,7 +33,6 @@ def close_to(results: list[dict]) -> list[dict]:
         {"chunk_size": 16},
         {"instruction": "Find what contradicts the query."},
         {"instruction": ""},
-        {"top_n": None},
     ],
 )
 def test_answers_are_those_of_the_index_in_process(
@@ -69,6 +68,10 @@ def test_a_query_of_more_tokens_than_count_is_said_to_be_truncated(service: http
 def test_requests_without_an_instruction_get_the_services(decoder_only: httpx.Client, index: PassageIndex) -> None:
     expected = index.search(QUERY, instruction="Find the passage.").results[0]
     assert search(decoder_only)["results"][0]["margin"] == pytest.approx(expected.margin, abs=1e-5)
+
+
+def test_top_n_of_0_gives_all_candidates(service: httpx.Client, index: PassageIndex) -> None:
+    assert len(search(service, top_n=0)["results"]) == len(index.search(QUERY, top_n=None).results)
 
 
 def test_requests_without_top_n_get_the_services(decoder_only: httpx.Client) -> None:
