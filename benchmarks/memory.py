@@ -1,4 +1,4 @@
-"""Resident memory of one model in three forms: whole in transformers, as our passage side, as our query side.
+"""Resident memory of one model: whole in transformers, as our passage side, as our query side, and its tokenizer alone.
 
 Each form loads in a fresh process and computes once, so that every page it needs has been touched. Resident pages are
 told apart by what backs them: the checkpoint's file (shared with every other process, and given back under pressure),
@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 
-FORMS = ("transformers", "passage side", "query side")
+FORMS = ("transformers", "passage side", "query side", "tokenizer alone")
 QUERY = "What is the capital of China?"
 DOCUMENT = "The capital of China is Beijing. " * 30
 POOLED_STATES = 64
@@ -29,7 +29,8 @@ MIB = 1 << 20
 
 def measure(form: str, folder: Path, dtype: str) -> dict[str, Any]:
     """Load and use one form in this process; sizes in bytes, before and after."""
-    use = {"transformers": _use_transformers, "passage side": _use_passage_side, "query side": _use_query_side}[form]
+    uses = (_use_transformers, _use_passage_side, _use_query_side, _use_tokenizer)
+    use = dict(zip(FORMS, uses, strict=True))[form]
     before = resident(folder)
     module, table_bytes = use(folder, dtype)
     after = resident(folder)
@@ -94,6 +95,13 @@ def _use_query_side(folder: Path, dtype: str) -> tuple[torch.nn.Module, int]:
     prompt = side.prompt(QUERY, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
     side.margins([prompt], [torch.zeros(POOLED_STATES, side.decoder.config.hidden_size)], 1)
     return side.decoder, side.decoder.embed_tokens.table.nbytes
+
+
+def _use_tokenizer(folder: Path, dtype: str) -> tuple[torch.nn.Module, int]:
+    from kalm_cache.model.prompts import load_prompt_tokenizer
+
+    load_prompt_tokenizer(folder).passage(DOCUMENT, 1024)
+    return torch.nn.Module(), 0
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

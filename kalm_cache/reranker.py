@@ -210,6 +210,10 @@ class KaLMReranker:
 def _checked(position: int, pair: Any) -> tuple[str, str]:
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
         raise UsageError(f"pairs[{position}] is {pair!r}; expected two strings: (query, document)")
+    try:
+        "".join(pair).encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"pairs[{position}] holds half a surrogate pair, which is not valid Unicode") from exc
     return pair[0], pair[1]
 
 

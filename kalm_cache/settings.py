@@ -83,7 +83,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         model_config = SettingsConfigDict(toml_file=config)
 
     try:
-        return FromFile(**given)
+        loaded = FromFile(**given)
     except ValidationError as exc:
         problems = [
             f"{error['loc'][0]} from {_source(str(error['loc'][0]), given, config)}: {error['msg']} "
@@ -95,6 +95,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         raise UsageError(f"--config {config}: cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise UsageError(f"--config {config}: not valid TOML: {exc}") from exc
+    return Settings.model_construct(loaded.model_fields_set, **loaded.model_dump())  # a class that pickles
 
 
 def _source(name: str, flags: dict[str, Any], config: Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.job import Encoders, IndexReport, load_encoders, run_index_job
+from kalm_cache.generation import open_current, receipts
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings, load_settings
 from tests.texts import TRAINING_SENTENCES, long_text
@@ -62,3 +64,15 @@ def build(
         on_reject=(rejected if rejected is not None else []).append,
         on_progress=lambda progress: None,
     )
+
+
+def shard_of(index: Path, generation: str = "000001") -> Path:
+    """The folder of a generation's one shard."""
+    return index / "generations" / generation / "shards" / "00000"
+
+
+def seal_again(index: Path, **changes: Any) -> None:
+    """Change fields of the live manifest, and give every file the receipt of its present content."""
+    live = open_current(index)
+    manifest = replace(live.manifest, files=receipts(live.folder), **changes)
+    (live.folder / "manifest.json").write_bytes(manifest.to_json())

@@ -23,7 +23,7 @@ from kalm_cache.query_side import score_of
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.store import Entry, PassageStore
 from tests.checkpoints import MINI, make_checkpoint
-from tests.indexes import TEXTS, build, make_embedder, settings_for
+from tests.indexes import TEXTS, build, make_embedder, seal_again, settings_for, shard_of
 
 QUERIES = ["What is the capital of China?", "when does the ferry leave", ""]
 IDS = list(TEXTS)
@@ -194,9 +194,9 @@ def test_counts_below_one_are_refused(index: PassageIndex, numbers: dict[str, in
         index.search(QUERIES[0], **numbers)
 
 
-def test_an_index_opens_twice_in_one_process_and_each_closes_alone(folders: dict[str, Path]):
-    first = PassageIndex.open(folders["fp16"], device="cpu")
-    second = PassageIndex.open(folders["fp16"], device="cpu")
+def test_an_index_opens_twice_in_one_process_and_each_closes_alone(copied: Path):
+    first = PassageIndex.open(copied, device="cpu")
+    second = PassageIndex.open(copied, device="cpu")
     expected = first.margins(QUERIES[0], IDS)
     first.close()
     assert second.margins(QUERIES[0], IDS) == expected
@@ -255,7 +255,7 @@ def test_a_folder_without_an_index_is_not_found(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["passages.lmdb", "first_stage/dense.faiss", "first_stage/bm25/numbers.npy"])
 def test_a_cut_or_missing_file_is_refused_before_it_is_mapped(copied: Path, name: str):
-    path = copied / "generations/000001/shards/00000" / name
+    path = shard_of(copied) / name
     path.write_bytes(path.read_bytes()[:-64])
     with pytest.raises(StoreError, match=r"its receipt says \d+; run kalm-cache verify"):
         PassageIndex.open(copied, device="cpu")
@@ -265,12 +265,12 @@ def test_a_cut_or_missing_file_is_refused_before_it_is_mapped(copied: Path, name
 
 
 def test_a_damaged_record_is_refused_and_named_while_others_serve(copied: Path):
-    path = copied / "generations/000001/shards/00000/passages.lmdb"
+    path = shard_of(copied) / "passages.lmdb"
     with PassageStore(path) as store:
         (value,) = store.records(["d3"])
     assert value is not None
     content = path.read_bytes()
-    assert content.count(value[60:100]) == 1
+    assert value[60:100] in content  # perhaps twice: LMDB leaves old pages behind
     path.write_bytes(content.replace(value[60:100], value[60:99] + bytes([value[99] ^ 1])))
     with PassageIndex.open(copied, device="cpu") as index:
         with pytest.raises(DamagedRecordError, match="record 'd3': checksum mismatch; run kalm-cache verify"):
@@ -279,13 +279,11 @@ def test_a_damaged_record_is_refused_and_named_while_others_serve(copied: Path):
 
 
 def test_records_of_another_codec_or_without_content_are_damage(copied: Path, folders: dict[str, Path]):
-    with PassageStore(folders["int8"] / "generations/000001/shards/00000/passages.lmdb") as other:
+    with PassageStore(shard_of(folders["int8"]) / "passages.lmdb") as other:
         (value,) = other.records(["d1"])
-    path = copied / "generations/000001/shards/00000/passages.lmdb"
-    size = path.stat().st_size
-    with PassageStore(path, writable=True) as store:
+    with PassageStore(shard_of(copied) / "passages.lmdb", writable=True) as store:
         store.write([Entry("d1", 0, value or b"", None), Entry("d2", 1, b"", None)], 12)
-    assert path.stat().st_size == size  # pages freed by the first build are used again
+    seal_again(copied)
     with PassageIndex.open(copied, device="cpu") as index:
         with pytest.raises(DamagedRecordError, match="record 'd1': codec 2, the manifest says fp16"):
             index.pooled(["d1"])

@@ -246,6 +246,12 @@ def test_a_pair_that_is_not_two_strings_is_named_by_its_position(mini_reranker: 
         mini_reranker.predict([("query", "document"), pair])
 
 
+@pytest.mark.parametrize("pair", [("half \ud83d", "document"), ("query", "\udc1d half")])
+def test_half_a_surrogate_pair_is_refused(mini_reranker: KaLMReranker, pair: tuple[str, str]):
+    with pytest.raises(UsageError, match=r"pairs\[1\] holds half a surrogate pair"):
+        mini_reranker.predict([("query", "document"), pair])
+
+
 @pytest.mark.parametrize("chunk_size", [0, -1, 2.5, "4"])
 def test_a_chunk_size_below_one_or_not_whole_is_refused(mini_folder: Path, chunk_size: object):
     with pytest.raises(UsageError, match=f"chunk_size is {chunk_size!r}; it must be a whole number, 1 or more"):

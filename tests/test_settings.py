@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_one_file_does_not_stay_behind_for_the_next_call(config: Path):
 def test_dotenv_files_are_not_read(tmp_path: Path):
     (tmp_path / ".env").write_text("KALM_CACHE_CHUNK_SIZE=32\n")
     assert load_settings().chunk_size == 4
+
+
+def test_settings_travel_to_other_processes(config: Path):
+    settings = load_settings(config, k=7)
+    assert type(settings) is Settings
+    assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 def test_settings_do_not_change():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.errors import IndexNotFoundError, StoreError
+from kalm_cache.record import unpack_record
 from kalm_cache.stats import index_stats
 from kalm_cache.store import PassageStore
-from tests.indexes import TEXTS, build, make_embedder, settings_for
+from tests.indexes import TEXTS, build, make_embedder, settings_for, shard_of
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,7 @@ def test_file_bytes_are_the_sizes_of_all_files_of_the_generation(index: Path):
 
 
 def test_counts_are_those_of_the_records(index: Path):
-    from kalm_cache.record import unpack_record
-
-    with PassageStore(index / "generations/000001/shards/00000/passages.lmdb") as store:
+    with PassageStore(shard_of(index) / "passages.lmdb") as store:
         records = [unpack_record(key, value) for key, value in store.scan("records")]
     stats = index_stats(index)
     assert stats.tokens == sum(record.tokens for record in records)
