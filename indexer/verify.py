@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from indexer.verify_store import Tally, check_store
 from kalm_cache.durable import file_digest
-from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, KalmCacheError, StoreError
+from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25 import FOLDER_NAME as BM25_FOLDER
 from kalm_cache.first_stage.dense import FILE_NAME as DENSE_FILE
@@ -48,17 +48,19 @@ def verify_index(index: Path) -> VerifyReport:
     Raises:
         IndexNotFoundError: nothing has been published there.
     """
-    current = index / "CURRENT"
-    if not current.exists() and not any((index / "generations").glob("[0-9]*[0-9]")):
-        open_current(index)  # raises
+    generations = index / "generations"
+    published = {path.name for path in generations.glob("[0-9]*[0-9]")}
+    if not published:
+        open_current(index)  # raises: there is nothing to verify
     try:
-        content = current.read_bytes()
-        generation = open_generation(index / "generations" / content.decode("utf-8").removesuffix("\n"))
-    except IndexNotFoundError as exc:
-        return _report({}, [Damage("CURRENT", None, f"names no published generation: {exc}")])
-    except (OSError, ValueError) as exc:
-        return _report({}, [Damage("CURRENT", None, f"cannot be read: {exc}")])
-    except (StoreError, IndexMismatchError) as exc:
+        name = (index / "CURRENT").read_bytes().decode("utf-8", "replace").removesuffix("\n")
+    except OSError as exc:
+        return _report({}, [Damage("CURRENT", None, f"cannot be read: {exc.strerror}")])
+    if name not in published:
+        return _report({}, [Damage("CURRENT", None, f"names {name!r}, which is not one of {sorted(published)}")])
+    try:
+        generation = open_generation(generations / name)
+    except KalmCacheError as exc:
         return _report({}, [Damage(MANIFEST, None, str(exc))])
     return verify_generation(generation)
 
@@ -155,7 +157,7 @@ def _check_first_stage(
             continue  # said already, and there are no records in it to name
         try:
             found = np.sort(read(folder))
-        except (KalmCacheError, RuntimeError, ValueError, OSError, AttributeError) as exc:
+        except Exception as exc:  # readers raise many kinds for a file that is not what it should be
             yield Damage(file, None, f"cannot be read: {exc}")
             continue
         checked[what] = len(found)

@@ -20,7 +20,7 @@ from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.generation import Counts, Generation, Manifest, open_generation
 from kalm_cache.passage import Passage
 from kalm_cache.record import Record, unpack_record
-from kalm_cache.store import PassageStore
+from kalm_cache.store import PassageStore, key_of
 
 Problem = tuple[str | None, str]  # doc id, where it is one passage's problem, and what is wrong
 
@@ -29,6 +29,8 @@ Problem = tuple[str | None, str]  # doc id, where it is one passage's problem, a
 class Tally:
     """What a walk has met so far; records that do not unpack count in `entries` alone."""
 
+    last_key: bytes = b""
+    walked: bool = False
     entries: int = 0
     whole: int = 0
     tokens: int = 0
@@ -65,22 +67,28 @@ def check_store(generation: Generation, tally: Tally) -> Iterator[Problem]:
 
 
 def _check_records(store: PassageStore, manifest: Manifest, tally: Tally) -> Iterator[Problem]:
-    previous = b""
     for key, value in store.scan("records"):
-        if key <= previous:  # also what ends the walk of pages that point back to each other
-            raise StoreError(f"keys are out of order after {previous!r}: the pages are damaged")
-        previous = key
-        doc_id = key.decode("utf-8", "replace")
-        tally.entries += 1
-        try:
-            record = unpack_record(key, value)
-            tally.add(record)
-            yield from ((doc_id, problem) for problem in _record_problems(record, manifest))
-            yield from ((doc_id, problem) for problem in _counterpart_problems(doc_id, record, store, manifest, tally))
-        except StoreError as exc:
-            yield doc_id, str(exc)
+        if key <= tally.last_key:  # also what ends the walk of pages that point back to each other
+            raise StoreError(f"keys are out of order after {tally.last_key!r}: the pages are damaged")
+        tally.last_key = key
+        yield from _check_record(key, value, store, manifest, tally)
+    tally.walked = True
     if tally.whole == tally.entries and tally.counts() != manifest.counts:
         yield None, f"the records add up to {tally.counts()}, the manifest says {manifest.counts}"
+
+
+def _check_record(key: bytes, value: bytes, store: PassageStore, manifest: Manifest, tally: Tally) -> Iterator[Problem]:
+    doc_id = key.decode("utf-8", "replace")
+    tally.entries += 1
+    try:
+        record = unpack_record(key, value)
+        tally.add(record)
+        for problem in _record_problems(record, manifest):
+            yield doc_id, problem
+        for problem in _counterpart_problems(doc_id, record, store, manifest, tally):
+            yield doc_id, problem
+    except StoreError as exc:
+        yield doc_id, str(exc)
 
 
 def _record_problems(record: Record, manifest: Manifest) -> Iterator[str]:
@@ -126,19 +134,23 @@ def _check_numbers(store: PassageStore, manifest: Manifest, tally: Tally) -> Ite
     strays = store.count("numbers") != store.count("records")
     for number, doc_id in store.numbers():
         tally.numbers.append(number)
-        if strays:
-            yield from _stray(number, doc_id, store)
+        try:
+            (value,) = store.records([doc_id])
+            if value is None:
+                yield doc_id, f"number {number} leads to it, and it has no record"
+            elif not tally.walked and key_of(doc_id) > tally.last_key:  # behind the page where the walk ended
+                yield from _check_record(key_of(doc_id), value, store, manifest, tally)
+            elif strays:
+                yield from _stray(number, doc_id, value)
+        except StoreError as exc:
+            yield doc_id, str(exc)
     if len(tally.numbers) and tally.numbers[-1] >= store.next_number():
         yield None, f"number {tally.numbers[-1]} was given, but the next one to give is {store.next_number()}"
 
 
-def _stray(number: int, doc_id: str, store: PassageStore) -> Iterator[Problem]:
-    (value,) = store.records([doc_id])
-    if value is None:
-        yield doc_id, f"number {number} leads to it, and it has no record"
-        return
+def _stray(number: int, doc_id: str, value: bytes) -> Iterator[Problem]:
     try:
-        record = unpack_record(doc_id.encode("utf-8"), value)
+        record = unpack_record(key_of(doc_id), value)
     except DamagedRecordError:
         return  # said already
     if record.number != number:

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     max_length: int = Field(1024, ge=1, description="tokens of a passage that count, its prefix included")
     chunk_size: int = Field(4, ge=1, le=128, description="pooling ratio r that is stored")
     codec: str = Field("fp16", description="how pooled states are stored: fp16, int8")
-    batch_tokens: int = Field(8192, ge=1, description="tokens encoded together, padding included")
+    batch_tokens: int = Field(4096, ge=1, description="tokens encoded together, padding included")
     store_text: bool = Field(True, description="keep the passages' text for results")
 
     # first stage
