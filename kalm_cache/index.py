@@ -7,21 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from kalm_cache.codec import Codec, get_codec
-from kalm_cache.errors import DamagedRecordError, IndexMismatchError, UnknownIdError, UsageError
+from kalm_cache.codec import get_codec
+from kalm_cache.errors import IndexMismatchError, UsageError
 from kalm_cache.first_stage import Candidates, FirstStage, Mode, load_embedder
 from kalm_cache.generation import Generation, open_current, require_whole
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 from kalm_cache.model.runtime import resolve_device, resolve_dtype
-from kalm_cache.pooling import check_ratio, repool
+from kalm_cache.pooling import PooledPassage
 from kalm_cache.query_side import QuerySide, load_query_side, score_of
-from kalm_cache.record import Record, unpack_record
-from kalm_cache.store import PassageStore, key_of
+from kalm_cache.state_reader import StateReader
+from kalm_cache.store import PassageStore
 
 DECODE_BATCH = 32
 
@@ -62,7 +60,8 @@ class PassageIndex:
     ) -> None:
         self.generation, self.store, self.first_stage = generation, store, first_stage
         self.query_side, self.chunk_size = query_side, chunk_size
-        self._codec: Codec = get_codec(generation.manifest.fingerprint.codec)
+        stored = generation.manifest.fingerprint
+        self._reader = StateReader(store, get_codec(stored.codec), stored.chunk_size)
 
     @classmethod
     def open(
@@ -200,19 +199,18 @@ class PassageIndex:
     ) -> list[float]:
         """The margin of each stored passage for a query, in the order of `ids`."""
         prompt = self.query_side.prompt(query, instruction, system_instruction)
-        return self.query_side.margins([prompt] * len(ids), self.pooled(ids, chunk_size=chunk_size), DECODE_BATCH)
+        states = [passage.states for passage in self.pooled(ids, chunk_size=chunk_size)]
+        return self.query_side.margins([prompt] * len(ids), states, DECODE_BATCH)
 
-    def pooled(self, ids: Sequence[str], *, chunk_size: int | None = None) -> list[Tensor]:
-        """Pooled states (P, D) float32 of stored passages, in the order of `ids`.
+    def pooled(self, ids: Sequence[str], *, chunk_size: int | None = None) -> list[PooledPassage]:
+        """Stored passages ready for the decoder, in the order of `ids`; their states are float32 on the CPU.
 
         Raises:
             UnknownIdError: ids that the index does not hold.
             DamagedRecordError: a record fails its checksum.
             UsageError: a chunk size that is no multiple of the stored one.
         """
-        ratio = self.chunk_size if chunk_size is None else chunk_size
-        check_ratio(self.generation.manifest.fingerprint.chunk_size, ratio)
-        return [self._states(doc_id, record, ratio) for doc_id, record in zip(ids, self._records(ids), strict=True)]
+        return self._reader.read(ids, self.chunk_size if chunk_size is None else chunk_size)
 
     def _rerank(
         self,
@@ -226,11 +224,11 @@ class PassageIndex:
         candidates: Candidates | None = None,
     ) -> Answer:
         started = time.perf_counter()
-        pooled = self.pooled(ids, chunk_size=chunk_size)
+        states = [passage.states for passage in self.pooled(ids, chunk_size=chunk_size)]
         read_ms = _ms_since(started)
         decoding = time.perf_counter()
         prompt = self.query_side.prompt(query, instruction, system_instruction)
-        margins = self.query_side.margins([prompt] * len(ids), pooled, DECODE_BATCH)
+        margins = self.query_side.margins([prompt] * len(ids), states, DECODE_BATCH)
         decode_ms = _ms_since(decoding)
         order = sorted(range(len(ids)), key=lambda i: -margins[i])[:top_n]
         texts = self.store.texts([ids[i] for i in order]) if with_text else [None] * len(order)
@@ -248,19 +246,6 @@ class PassageIndex:
         ]
         timings = {"read": read_ms, "decode": decode_ms, "total": _ms_since(started)}
         return Answer(query, prompt.truncated, results, timings)
-
-    def _records(self, ids: Sequence[str]) -> list[Record]:
-        values = self.store.records(ids)
-        found = [(doc_id, value) for doc_id, value in zip(ids, values, strict=True) if value is not None]
-        if len(found) < len(ids):
-            raise UnknownIdError([doc_id for doc_id, value in zip(ids, values, strict=True) if value is None])
-        return [unpack_record(key_of(doc_id), value) for doc_id, value in found]
-
-    def _states(self, doc_id: str, record: Record, ratio: int) -> Tensor:
-        if record.codec != self._codec.number:
-            raise DamagedRecordError(f"record {doc_id!r}: codec {record.codec}, the manifest says {self._codec.name}")
-        states = np.ascontiguousarray(self._codec.decode(record.payload, record.rows, record.width))
-        return repool(torch.from_numpy(states), record.tokens, record.ratio, ratio)
 
 
 def _check_options(generation: Generation, codec: str | None, chunk_size: int | None) -> None:

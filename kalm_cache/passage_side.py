@@ -15,7 +15,7 @@ from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.encoder import PassageEncoder
 from kalm_cache.model.prompts import PromptTokenizer, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_encoder
-from kalm_cache.pooling import mean_pool, pooled_length
+from kalm_cache.pooling import PooledPassage, mean_pool, pooled_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,16 @@ class PassageSide:
         states = self.encoder(ids.to(self.device), mask.to(self.device))  # (B, S, D)
         pooled = mean_pool(states, mask.to(self.device), self.chunk_size)  # (B, P, D)
         return [row[: pooled_length(length, self.chunk_size)] for row, length in zip(pooled, lengths, strict=True)]
+
+    def encode_documents(self, documents: Sequence[str], batch_size: int) -> list[PooledPassage]:
+        """Documents of a request, `batch_size` at a time, sorted by length so that a batch holds little padding."""
+        tokens = self.tokenize(documents)
+        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
+        states: dict[int, Tensor] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            states.update(zip(batch, self.encode([tokens[i] for i in batch]), strict=True))
+        return [PooledPassage(len(one.ids), one.truncated, states[i]) for i, one in enumerate(tokens)]
 
 
 def load_passage_side(

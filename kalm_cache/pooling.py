@@ -5,11 +5,22 @@ Legend: B batch, S passage tokens, D state width, r pooling ratio (`ratio`), P =
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kalm_cache.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class PooledPassage:
+    """One passage, ready for the decoder: its real tokens, whether it was cut, and its pooled states (P, D)."""
+
+    tokens: int
+    truncated: bool
+    states: Tensor
 
 
 def pooled_length(tokens: int, ratio: int) -> int:

@@ -38,35 +38,37 @@ class QuerySide:
     def margins(self, prompts: Sequence[Tokens], pooled: Sequence[Tensor], batch_size: int) -> list[float]:
         """The margin yes_logit − no_logit of each (prompt, pooled passage) pair, in the order given.
 
-        Pairs are sorted by size first, so that a batch holds little padding.
+        Pairs are sorted by size first, so that a batch holds little padding. A pair of the very same objects is
+        decoded once: in two batches its margins could differ in the last bits, and equal pairs should tie.
 
         Args:
             prompts: one a pair; the same object may be repeated.
-            pooled: (P, D) each, any dtype, all on one device.
+            pooled: (P, D) each, any dtype and device; the same object may be repeated.
             batch_size: pairs decoded together.
 
         Raises:
             NonFiniteLogitsError: the model overflowed in this dtype.
         """
-        order = sorted(range(len(pooled)), key=lambda i: (len(prompts[i].ids), len(pooled[i])))
-        margins = torch.empty(len(pooled))
+        pairs = [(id(prompt), id(states)) for prompt, states in zip(prompts, pooled, strict=True)]
+        distinct = {pair: i for i, pair in enumerate(pairs)}  # pair -> its last position
+        order = sorted(distinct.values(), key=lambda i: (len(prompts[i].ids), len(pooled[i])))
+        margins = torch.empty(len(pairs))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             margins[batch] = self._decode([prompts[i] for i in batch], [pooled[i] for i in batch]).cpu()
-        if not bool(margins.isfinite().all()):
+        if not bool(margins[order].isfinite().all()):
             raise NonFiniteLogitsError(
                 f"the decoder's logits are not finite in {dtype_name(self.dtype)}; use bfloat16 or float32"
             )
-        return [float(margin) for margin in margins]
+        return [float(margins[distinct[pair]]) for pair in pairs]
 
     def _decode(self, prompts: list[Tokens], pooled: list[Tensor]) -> Tensor:
         ids = pad_sequence([torch.tensor(prompt.ids) for prompt in prompts], batch_first=True)  # (N, T)
         last = torch.tensor([len(prompt.ids) - 1 for prompt in prompts])  # (N,)
         counts = torch.tensor([len(states) for states in pooled])
-        # Cast before padding: `pad_sequence` would give every passage the first one's dtype
-        states = pad_sequence([states.to(self.dtype) for states in pooled], batch_first=True).to(
-            self.device
-        )  # (N, P, D)
+        # cast before padding: `pad_sequence` would give every passage the first one's dtype
+        cast = [states.to(self.device, self.dtype) for states in pooled]
+        states = pad_sequence(cast, batch_first=True)  # (N, P, D)
         mask = torch.arange(states.shape[1]) < counts.unsqueeze(1)  # (N, P)
         return self.decoder(ids.to(self.device), last.to(self.device), states, mask.to(self.device))
 

@@ -172,33 +172,20 @@ class KaLMReranker:
         return [Ranked(corpus_id=i, score=scored[i]["score"]) for i in order]
 
     def encode(self, documents: Sequence[str], *, batch_size: int | None = None) -> list[Tensor]:
-        """Pooled states (P, D) of each document, in input order; batches are sorted by length."""
-        tokens = self.passage_side.tokenize(documents)
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
-        step = self._step(batch_size)
-        pooled: dict[int, Tensor] = {}
-        for start in range(0, len(order), step):
-            batch = order[start : start + step]
-            pooled.update(zip(batch, self.passage_side.encode([tokens[i] for i in batch]), strict=True))
-        return [pooled[i] for i in range(len(documents))]
+        """Pooled states (P, D) of each document, in input order."""
+        return [passage.states for passage in self.passage_side.encode_documents(documents, self._step(batch_size))]
 
     def _margins(self, pairs: list[tuple[str, str]], instruction: str, batch_size: int) -> list[float]:
-        """Each distinct query is tokenised once, each distinct document encoded once, each distinct pair decoded once.
-
-        So equal pairs tie exactly: decoded in two batches, they could differ in the last bits.
-        """
+        """Each distinct query is tokenised once, each distinct document encoded once."""
         prompts = {
             query: self.query_side.prompt(query, instruction, self.system_instruction)
             for query in dict.fromkeys(query for query, _ in pairs)
         }
         documents = list(dict.fromkeys(document for _, document in pairs))
         pooled = dict(zip(documents, self.encode(documents, batch_size=batch_size), strict=True))
-        distinct = list(dict.fromkeys(pairs))
-        margins = self.query_side.margins(
-            [prompts[query] for query, _ in distinct], [pooled[document] for _, document in distinct], batch_size
+        return self.query_side.margins(
+            [prompts[query] for query, _ in pairs], [pooled[document] for _, document in pairs], batch_size
         )
-        margin_of = dict(zip(distinct, margins, strict=True))
-        return [margin_of[pair] for pair in pairs]
 
     def _step(self, batch_size: int | None) -> int:
         if batch_size is None:

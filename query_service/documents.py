@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Lock
 
 import torch
-from torch import Tensor
 
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.index import PassageIndex
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.passage_side import PassageSide, load_passage_side
+from kalm_cache.pooling import PooledPassage
 
 ENCODE_BATCH = 32
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PooledPassage:
-    """One passage, ready for the decoder: its real tokens, and its pooled states (P, D)."""
-
-    tokens: int
-    states: Tensor
 
 
 class DocumentEncoder:
@@ -64,23 +56,14 @@ class DocumentEncoder:
         return self._passage_side is not None
 
     def pooled(self, texts: Sequence[str], *, chunk_size: int | None = None) -> list[PooledPassage]:
-        """Each text cut, encoded and pooled, in input order; batches are sorted by length.
+        """Each text cut, encoded and pooled, in input order.
 
         Raises:
             CheckpointError: the model is missing or incomplete.
             IndexMismatchError: it is no longer the model that built the index.
         """
-        if not texts:
-            return []
         side = self._load()
-        side = replace(side, chunk_size=chunk_size or side.chunk_size)
-        tokens = side.tokenize(texts)
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
-        states: dict[int, Tensor] = {}
-        for start in range(0, len(order), ENCODE_BATCH):
-            batch = order[start : start + ENCODE_BATCH]
-            states.update(zip(batch, side.encode([tokens[i] for i in batch]), strict=True))
-        return [PooledPassage(len(tokens[i].ids), states[i]) for i in range(len(texts))]
+        return replace(side, chunk_size=chunk_size or side.chunk_size).encode_documents(texts, ENCODE_BATCH)
 
     def _load(self) -> PassageSide:
         with self._lock:

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kalm_cache.index import DECODE_BATCH, PassageIndex
-from kalm_cache.record import unpack_record
+from kalm_cache.pooling import PooledPassage
 from kalm_cache.settings import Settings
-from kalm_cache.store import key_of
-from query_service.documents import DocumentEncoder, PooledPassage
+from query_service.documents import DocumentEncoder
 from query_service.errors import EncoderOffError
 
 
@@ -69,8 +68,6 @@ class Scorer:
     ) -> Scores:
         """The margin of each (query, passage) pair. Equal queries are tokenised once, equal passages read once.
 
-        Equal pairs are decoded once, so that they tie exactly: in two batches, they could differ in the last bits.
-
         Raises:
             EncoderOffError: a raw passage, and no encoder.
             UnknownIdError: ids that the index does not hold.
@@ -85,14 +82,11 @@ class Scorer:
             for query in dict.fromkeys(queries)
         }
         pooled = self._pooled(dict.fromkeys(passages), chunk_size)
-        pairs = list(zip(queries, passages, strict=True))
-        distinct = list(dict.fromkeys(pairs))
         margins = self.index.query_side.margins(
-            [prompts[query] for query, _ in distinct], [pooled[passage].states for _, passage in distinct], DECODE_BATCH
+            [prompts[query] for query in queries], [pooled[passage].states for passage in passages], DECODE_BATCH
         )
-        margin_of = dict(zip(distinct, margins, strict=True))
         return Scores(
-            [margin_of[pair] for pair in pairs],
+            margins,
             prompt_tokens=sum(len(prompts[query].ids) for query in queries),
             passage_tokens=sum(pooled[passage].tokens for passage in passages),
             query_truncated=any(prompt.truncated for prompt in prompts.values()),
@@ -109,16 +103,11 @@ class Scorer:
     def _read(self, doc_ids: list[str], chunk_size: int | None) -> list[PooledPassage]:
         if not doc_ids:
             return []  # a ratio that does not fit the stored states is no error where none are asked for
-        states = self.index.pooled(doc_ids, chunk_size=chunk_size)  # (P, D) each; also checks the chunk size
-        records = zip(doc_ids, self.index.store.records(doc_ids), strict=True)
-        tokens = [unpack_record(key_of(doc_id), value).tokens for doc_id, value in records if value is not None]
-        return [PooledPassage(count, passage) for count, passage in zip(tokens, states, strict=True)]
+        return self.index.pooled(doc_ids, chunk_size=chunk_size)
 
     def _encode(self, texts: list[str], chunk_size: int | None) -> list[PooledPassage]:
         if not texts:
             return []
         if self.documents is None:
             raise EncoderOffError
-        pooled = self.documents.pooled(texts, chunk_size=chunk_size)
-        # stored states arrive on the CPU in float32: one batch may hold both kinds
-        return [PooledPassage(passage.tokens, passage.states.float().cpu()) for passage in pooled]
+        return self.documents.pooled(texts, chunk_size=chunk_size)

@@ -128,8 +128,8 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace, part
             line = {"step": step, "seconds": round(elapsed), "passages": seen * count}
             line |= {"1-cos": round(1 - cosine.item(), 4), "gram": round(gram.item(), 5), "lr": round(rate, 6)}
             print(json.dumps(line), file=log, flush=True)
-        if rank == 0 and step % 200 == 0:
-            torch.save(model.state_dict(), args.work / "encoder.pt")
+        if rank == 0 and step % 100 == 0:
+            torch.save(model.state_dict(), args.work / "encoder.latest.pt")
     if rank == 0:
         torch.save(model.state_dict(), args.work / "encoder.pt")
 

@@ -1,6 +1,6 @@
 """Measures first stages and checkpoints on BEIR-layout collections: nDCG@10 and recall@100.
 
-    python -m training.evaluate --data DIR --embedder DIR [--minilm DIR] [--checkpoint PT] --sets scifact squad-dev
+python -m training.evaluate --data DIR --embedder DIR [--minilm DIR] [--checkpoint PT] --sets scifact squad-dev
 """
 
 import argparse
@@ -77,7 +77,12 @@ def fuse(rankings: list[np.ndarray], top: int) -> np.ndarray:
 
 @torch.inference_mode()
 def rerank(
-    model: Reranker, tokenizer: Any, texts: list[str], queries: list[str], candidates: np.ndarray, ratios: tuple[int, ...]
+    model: Reranker,
+    tokenizer: Any,
+    texts: list[str],
+    queries: list[str],
+    candidates: np.ndarray,
+    ratios: tuple[int, ...],
 ) -> dict[int, np.ndarray]:
     """Margins (N, top) for each pooling ratio; passages are cut at 512 tokens here."""
     needed = np.unique(candidates)

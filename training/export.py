@@ -78,7 +78,9 @@ def check(folder: Path, model: Reranker) -> float:
     """Largest difference of margins between transformers and the training code, over a few texts and ratios."""
     from transformers import AutoTokenizer
 
-    loaded, info = T5Gemma2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded, info = T5Gemma2ForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
         raise SystemExit(f"transformers does not find what it expects: {info}")
     loaded.eval()

@@ -6,6 +6,7 @@ queries of the same passages: real ones where there are any, otherwise made from
 
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,15 @@ OTHER_INSTRUCTIONS = (
     "Find passages relevant to the query.",
     "Given a question, retrieve passages that contain the answer.",
 )
-WH = "what|who|when|where|which|how many|how|why|what is|what was|who was|what did|in what year did|what type of|which of"
+WH = (
+    "what|who|when|where|which|how many|how|why|what is|what was|who was|what did|in what year did|what type of"
+    "|which of"
+)
 STOP = (
-    "a an the of in on at to for from by with and or but as is are was were be been being it its this that these those he "
-    "she his her they their them we our you your i not no do does did has have had can could may might will would which "
-    "who whom what when where why how than then so such also into over under between after before during about all any "
-    "both each more most other some only own same too very s t - , . ; : ( ) ' \" [ ] / ` ?"
+    "a an the of in on at to for from by with and or but as is are was were be been being it its this that "
+    "these those he she his her they their them we our you your i not no do does did has have had can could may might "
+    "will would which who whom what when where why how than then so such also into over under between after before "
+    "during about all any both each more most other some only own same too very s t - , . ; : ( ) ' \" [ ] / ` ?"
 )
 MAX_QUERY = 40
 
@@ -90,8 +94,15 @@ class Maker:
         self.vectors = np.concatenate(vectors)
 
     def _add_pairs(
-        self, data: Path, name: str, number: int, row_of: dict[str, int], static: StaticModel, vectors: np.ndarray,
-        first: int, tokenizer: PreTrainedTokenizerBase,
+        self,
+        data: Path,
+        name: str,
+        number: int,
+        row_of: dict[str, int],
+        static: StaticModel,
+        vectors: np.ndarray,
+        first: int,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         pairs = read_pairs(data, name)
         near = np.argpartition(-(static.encode([p.query for p in pairs]) @ vectors.T), 20, axis=1)[:, :20] + first
@@ -163,12 +174,13 @@ class Maker:
             rest = [w for w in window[:hole] + window[hole + width :] if not self.stop[w[0]] or rng.random() > 0.3]
             kept = [self.wh[int(rng.integers(len(self.wh)))], *rest, [self.question_mark]]
         ids = [t for w in (kept or sentence[:8]) for t in w]
-        return Query(tuple(ids[:MAX_QUERY]) or (self.question_mark,), frozenset([row]), (), int(self.corpus[row]), False)
+        kept_ids = tuple(ids[:MAX_QUERY]) or (self.question_mark,)
+        return Query(kept_ids, frozenset([row]), (), int(self.corpus[row]), False)
 
     def _sentence(self, rng: np.random.Generator, words: list[list[int]]) -> list[list[int]]:
         stops = [i for i, w in enumerate(words) if w[0] in self.ends]
         bounds = [0, *(i + 1 for i in stops), len(words)]
-        spans = [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b - a >= 6] or [(0, len(words))]
+        spans = [(a, b) for a, b in pairwise(bounds) if b - a >= 6] or [(0, len(words))]
         start, end = spans[int(rng.integers(len(spans)))]
         return [w for w in words[start:end] if w[0] not in self.ends] or words
 

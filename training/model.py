@@ -1,7 +1,8 @@
 """The checkpoint's shape, and the runtime's own modules arranged for training. Float32, CPU.
 
-The layers are `kalm_cache.model`'s: there is one implementation. What differs from serving is that the embedding table
-is one for both stacks, with the rows of markers and answers trained apart, and that the decoder's last layer computes only what the margin needs.
+The layers are `kalm_cache.model`'s: there is one implementation. What differs from serving is that the embedding
+table is one for both stacks, with the rows of markers and answers trained apart; that a pair's passage and the prompt's
+fixed beginning are computed once for all its pairs; and that the last layer computes only what the margin needs.
 Legend: B passages, S passage tokens, N query-passage pairs, T prompt tokens, P pooled states, D state width.
 """
 

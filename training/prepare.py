@@ -1,6 +1,6 @@
 """Tokenises the training corpora once: flat ids with offsets, cut at 256 tokens, marker `<Document>:` first.
 
-    python -m training.prepare --data DIR --tokenizer DIR --out WORK
+python -m training.prepare --data DIR --tokenizer DIR --out WORK
 """
 
 import argparse

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from training.groups import INSTRUCTIONS, OTHER_INSTRUCTIONS, Group, Maker, Query, prompt_parts
 from training.data import CORPORA
+from training.groups import INSTRUCTIONS, OTHER_INSTRUCTIONS, Group, Maker, Query, prompt_parts
 from training.model import Reranker, compile_layers, mean_pool
 from training.workers import train_with_workers
 
@@ -75,11 +75,19 @@ class Prompts:
         return self.default if style == 0 else self.own[query.corpus] if style == 1 else self.other[(style - 2) % 3]
 
     def __call__(self, query: Query, style: int) -> list[int]:
+        """The whole prompt's ids."""
         return [*self.head(query, style), *query.ids, *self.tail]
 
 
 def step_margins(
-    model: Reranker, maker: Maker, prompts: Prompts, groups: list[Group], length: int, ratio: int, style: int, frozen: bool
+    model: Reranker,
+    maker: Maker,
+    prompts: Prompts,
+    groups: list[Group],
+    length: int,
+    ratio: int,
+    style: int,
+    frozen: bool,
 ) -> Tensor:
     """Margins of every group's queries against its passages: (groups · queries, size)."""
     rows = np.array([r for g in groups for r in g.rows])
@@ -156,7 +164,10 @@ def held_out(model: Reranker, maker: Maker, prompts: Prompts, ratios: tuple[int,
         relevant, _, lexical = labels(maker, groups)
         scores = {"bm25": lexical + torch.randn(lexical.shape) * 1e-6}
         for ratio in ratios:
-            parts = [step_margins(model, maker, prompts, groups[i : i + 4], 224, ratio, 0, True) for i in range(0, len(groups), 4)]
+            parts = [
+                step_margins(model, maker, prompts, groups[i : i + 4], 224, ratio, 0, True)
+                for i in range(0, len(groups), 4)
+            ]
             scores[f"r{ratio}"] = torch.cat(parts)
         for name, table in scores.items():
             best = table.masked_fill(~relevant, -torch.inf).max(1, keepdim=True).values
@@ -223,10 +234,11 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> N
             print(json.dumps(line), file=log, flush=True)
         if elapsed - saved > args.save_every:
             saved = elapsed
-            save(model, args.out)
+            save(model, args.out.with_suffix(".latest.pt"))  # to look at, or to go on from with --init
         if elapsed - evaluated > args.evaluate_every:
             evaluated = elapsed
-            line = {"stage": args.stage, "seconds": round(elapsed), "mrr of 16": held_out(model, maker, prompts, (4,), 40)}
+            quality = held_out(model, maker, prompts, (4,), 40)
+            line = {"stage": args.stage, "seconds": round(elapsed), "mrr of 16": quality}
             print(json.dumps(line), file=log, flush=True)
     if log:
         save(model, args.out)

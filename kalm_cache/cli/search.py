@@ -199,9 +199,8 @@ def serve(
     ] = True,
 ) -> None:
     """Serve an index over HTTP: POST /search, /rerank, /score; GET /health, /docs."""
-    from query_service.server import run_server
-
     from kalm_cache.settings import load_settings
+    from query_service.server import run_server
 
     with exit_codes():
         settings = load_settings(config, host=host, port=port, model=model, device=device, dtype=dtype)
