@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from indexer.corpus import RejectedLine, read_corpus
-from indexer.job import Encoders, load_encoders, run_index_job
+from indexer.job import Encoders, is_built, load_encoders, run_index_job
 from indexer.shard import Progress
-from kalm_cache.errors import IndexNotFoundError, KalmCacheError
+from kalm_cache.errors import KalmCacheError
 from kalm_cache.evaluation import BeirTask, evaluate, load_beir
 from kalm_cache.evaluation.evaluate import RECALL_DEPTH, first_stage_run, sample_queries
 from kalm_cache.evaluation.metrics import measure
 from kalm_cache.first_stage import Mode
-from kalm_cache.generation import open_current
 from kalm_cache.index import PassageIndex
 from kalm_cache.settings import Settings, load_settings
 
@@ -33,11 +32,8 @@ STORED_CHUNK_SIZE = 1  # every other ratio is pooled from it
 
 def ensure_index(corpus: Path, index: Path, settings: Settings, encoders: Encoders) -> None:
     """Index the collection, unless there is an index of equal settings."""
-    try:
-        if open_current(index).manifest.fingerprint == encoders.fingerprint:
-            return
-    except IndexNotFoundError:
-        pass
+    if is_built(index, encoders.fingerprint):
+        return
     run_index_job(
         read_corpus(corpus), index, settings, encoders, on_reject=_show_reject, on_progress=_show_index_progress
     )

@@ -107,6 +107,14 @@ def load_encoders(settings: Settings) -> Encoders:
     return Encoders(checkpoint, passage_side, embedder, fingerprint)
 
 
+def is_built(index: Path, fingerprint: Fingerprint) -> bool:
+    """Whether the live generation of `index` was built with this fingerprint; of which corpus, it cannot say."""
+    try:
+        return open_current(index).manifest.fingerprint == fingerprint
+    except KalmCacheError:  # nothing there, or nothing that could be used
+        return False
+
+
 def run_index_job(
     lines: Iterable[CorpusLine | RejectedLine],
     index: Path,

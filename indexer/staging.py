@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.corpus import CorpusLine
-from kalm_cache.environment import LmdbFile
+from kalm_cache.lmdb_file import LmdbFile
 from kalm_cache.passage import Passage
 from kalm_cache.store import key_of, pack_text, unpack_text
 

@@ -57,9 +57,24 @@ class PassageSide:
 
 
 def load_passage_side(
-    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, max_length: int, chunk_size: int
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_length: int,
+    chunk_size: int,
+    tokenizer: PromptTokenizer | None = None,
 ) -> PassageSide:
-    """Load the encoder half of a checkpoint. Raises `CheckpointError` when something is missing."""
-    tokenizer = load_prompt_tokenizer(checkpoint.folder)
+    """Load the encoder half of a checkpoint. Raises `CheckpointError` when something is missing.
+
+    Args:
+        checkpoint: an open checkpoint.
+        device: where to compute.
+        dtype: what to compute in.
+        max_length: tokens of a passage that count.
+        chunk_size: pooling ratio.
+        tokenizer: the checkpoint's, where it is loaded already (Gemma's takes 290 MiB); `None` = load it.
+    """
+    tokenizer = tokenizer or load_prompt_tokenizer(checkpoint.folder)
     encoder = load_encoder(checkpoint, device, dtype)
     return PassageSide(tokenizer, encoder, device, dtype, max_length, chunk_size)

@@ -84,11 +84,16 @@ class KaLMReranker:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.batch_size, self.instruction, self.system_instruction = batch_size, instruction, system_instruction
-        self.passage_side: PassageSide = load_passage_side(
-            checkpoint, device=self.device, dtype=self.dtype, max_length=max_length, chunk_size=chunk_size or 1
-        )
         self.query_side: QuerySide = load_query_side(
             checkpoint, device=self.device, dtype=self.dtype, query_max_length=query_max_length
+        )
+        self.passage_side: PassageSide = load_passage_side(
+            checkpoint,
+            device=self.device,
+            dtype=self.dtype,
+            max_length=max_length,
+            chunk_size=chunk_size or 1,
+            tokenizer=self.query_side.tokenizer,
         )
 
     @overload

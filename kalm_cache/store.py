@@ -20,8 +20,8 @@ from typing import Literal
 import lmdb
 import zstandard
 
-from kalm_cache.environment import LmdbFile, join_readers, leave_readers
 from kalm_cache.errors import DamagedRecordError
+from kalm_cache.lmdb_file import LmdbFile, join_readers, leave_readers
 
 DATABASES = ("records", "texts", "numbers", "meta")
 NEXT_NUMBER = b"next_number"

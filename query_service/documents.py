@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
 
-import torch
-
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.index import PassageIndex
 from kalm_cache.model.checkpoint import open_checkpoint
@@ -22,33 +20,12 @@ logger = logging.getLogger(__name__)
 class DocumentEncoder:
     """The encoder of the index's model. It loads on first use: until then the service is a decoder alone."""
 
-    def __init__(
-        self, model: str, digest: str, *, device: torch.device, dtype: torch.dtype, max_length: int, chunk_size: int
-    ) -> None:
-        """`digest`: of the model that built the index; `max_length`, `chunk_size`: how it was built."""
-        self._model, self._digest = model, digest
-        self._device, self._dtype = device, dtype
-        self._max_length, self._chunk_size = max_length, chunk_size
+    def __init__(self, index: PassageIndex, model: str | None = None) -> None:
+        """Treat documents as the index's job treated its passages. `model`: `None` = what the manifest names."""
+        self._index = index
+        self._model = model or index.generation.manifest.model
         self._passage_side: PassageSide | None = None
         self._lock = Lock()
-
-    @classmethod
-    def for_index(cls, index: PassageIndex, model: str | None = None) -> DocumentEncoder:
-        """The encoder that treats a document as the index's job treated its passages.
-
-        Args:
-            index: an open index.
-            model: where the weights are; `None` = what the manifest names.
-        """
-        manifest = index.generation.manifest
-        return cls(
-            model or manifest.model,
-            manifest.fingerprint.model,
-            device=index.query_side.device,
-            dtype=index.query_side.dtype,
-            max_length=manifest.fingerprint.max_length,
-            chunk_size=index.chunk_size,
-        )
 
     @property
     def loaded(self) -> bool:
@@ -73,17 +50,20 @@ class DocumentEncoder:
             return self._passage_side
 
     def _open(self) -> PassageSide:
+        built = self._index.generation.manifest.fingerprint
         checkpoint = open_checkpoint(self._model)
         digest = checkpoint.digest()
-        if digest != self._digest:
+        if digest != built.model:
             raise IndexMismatchError(
-                f"the index was built with a model of digest {self._digest[:12]}…, but {self._model!r} now has digest "
+                f"the index was built with a model of digest {built.model[:12]}…, but {self._model!r} now has digest "
                 f"{digest[:12]}…; restart the service with the model that built the index"
             )
+        query_side = self._index.query_side
         return load_passage_side(
             checkpoint,
-            device=self._device,
-            dtype=self._dtype,
-            max_length=self._max_length,
-            chunk_size=self._chunk_size,
+            device=query_side.device,
+            dtype=query_side.dtype,
+            max_length=built.max_length,
+            chunk_size=self._index.chunk_size,
+            tokenizer=query_side.tokenizer,
         )

@@ -34,7 +34,7 @@ def run_server(index: PassageIndex, settings: Settings, *, encode_documents: boo
     """
     with index, bind(settings.host, settings.port) as listener:
         model = settings.model if "model" in settings.model_fields_set else None
-        documents = DocumentEncoder.for_index(index, model) if encode_documents else None
+        documents = DocumentEncoder(index, model) if encode_documents else None
         app = create_app(index, documents, settings)
         logger.info("serving %d passages on %s (API: /docs)", len(index), address_of(listener))
         serve(app, listener)

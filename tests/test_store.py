@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from kalm_cache import environment
+from kalm_cache import lmdb_file
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.store import Entry, PassageStore, key_of, pack_text, unpack_text
 
@@ -67,7 +67,7 @@ def test_without_texts_no_text_is_kept(tmp_path: Path):
 
 
 def test_the_file_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(environment, "INITIAL_MAP_BYTES", 64 << 10)
+    monkeypatch.setattr(lmdb_file, "INITIAL_MAP_BYTES", 64 << 10)
     path = tmp_path / "passages.lmdb"
     with PassageStore(path, writable=True) as store:
         for batch in range(5):
@@ -79,7 +79,7 @@ def test_the_file_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest
 
 
 def test_deleting_works_in_a_full_map_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(environment, "INITIAL_MAP_BYTES", 64 << 10)
+    monkeypatch.setattr(lmdb_file, "INITIAL_MAP_BYTES", 64 << 10)
     with PassageStore(tmp_path / "passages.lmdb", writable=True) as store:
         store.write([Entry(f"d{n}", n, bytes(100), "") for n in range(300)], 300)
         store.delete(f"d{n}" for n in range(0, 300, 2))  # a generator: a second attempt must not find it empty

@@ -16,6 +16,7 @@ from model2vec import StaticModel
 from transformers import AutoTokenizer
 
 from training.data import read_corpus
+from training.export import round_weights
 from training.model import Reranker, mean_pool
 from training.tokenizer import passage_text, prompt_text
 
@@ -150,7 +151,8 @@ def main() -> None:
         start = time.time()
         if args.checkpoint:
             model = Reranker()
-            model.load_state_dict(torch.load(args.checkpoint, weights_only=True), strict=False)
+            model.load_state_dict(torch.load(args.checkpoint, weights_only=True))
+            round_weights(model)  # as exported
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
             candidates = rankings["fused"][:, : args.top]
             passages = [passage_text(p.title, p.text) for p in corpus]

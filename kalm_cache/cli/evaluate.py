@@ -11,7 +11,7 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 from kalm_cache.cli.progress import show_progress
-from kalm_cache.errors import IndexNotFoundError, UsageError
+from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
     from kalm_cache.evaluation import EvaluationReport
@@ -85,17 +85,12 @@ def evaluate(
 def _index_or_reuse(beir: Path, folder: Path, settings: Settings) -> None:
     """Build the collection's index unless the folder holds one with the same fingerprint."""
     from indexer.corpus import read_corpus
-    from indexer.job import load_encoders, run_index_job
-    from kalm_cache.generation import open_current
+    from indexer.job import is_built, load_encoders, run_index_job
 
     encoders = load_encoders(settings)
-    try:
-        live = open_current(folder).manifest
-        if live.fingerprint == encoders.fingerprint:
-            logger.info("reusing %s (%d passages); remove it to index again", folder, live.counts.passages)
-            return
-    except IndexNotFoundError:
-        pass
+    if is_built(folder, encoders.fingerprint):
+        logger.info("using the index in %s as it is; remove it to index again", folder)
+        return
     total = sum(1 for _ in read_corpus(beir))
     with show_progress(total) as on_progress:
         run_index_job(

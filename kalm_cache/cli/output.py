@@ -36,6 +36,9 @@ def exit_codes(resumable: bool = False) -> Iterator[None]:
     except KalmCacheError as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(exc.exit_code) from exc
+    except OSError as exc:  # a full disk, a missing permission: what no part could say more of
+        typer.echo(f"error: {exc}", err=True)
+        raise typer.Exit(1) from exc
     except KeyboardInterrupt as exc:
         typer.echo("interrupted" + ("; what is stored is kept: run the same command to go on" * resumable), err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from exc

@@ -10,18 +10,16 @@ from rich.text import Text
 if TYPE_CHECKING:
     from kalm_cache.index import Answer
 
-SNIPPET_CHARS = 88
+SNIPPET_CHARS = 200  # the terminal's width cuts it further
 
 
 def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table:
     """Rank before → after, score, id, snippet. `marked` ids, the known right answers, get a ✓."""
-    table = Table(title=Text(answer.query, style="bold"), title_justify="left", box=None, pad_edge=False)
-    for name in ("before", "", "after"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("P(yes)", "margin"):
+    table = Table(title=Text(answer.query, style="bold"), title_justify="left", box=None, pad_edge=False, expand=True)
+    for name in ("before", "", "after", "P(yes)", "margin"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    table.add_column("passage", no_wrap=True, overflow="ellipsis")
+    table.add_column("passage", no_wrap=True, overflow="ellipsis", ratio=1)
     for result in answer.results:
         before = result.first_stage_rank
         table.add_row(

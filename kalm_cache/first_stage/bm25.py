@@ -62,7 +62,7 @@ class BM25Index:
             _check_analysis(json.loads((path / "analysis.json").read_text(encoding="utf-8"))["analysis"])
             numbers = np.load(path / "numbers.npy", mmap_mode="r" if mmap else None)
             return BM25Index(numbers, _load_retriever(path, len(numbers), mmap))
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as exc:
             raise StoreError(f"{path} cannot be read; run kalm-cache verify: {exc}") from exc
 
     @staticmethod
@@ -127,5 +127,5 @@ def _check_analysis(stored: str) -> None:
     if stored != ANALYSIS:
         raise IndexMismatchError(
             f"the BM25 index was built with text analysis {stored!r}, this version uses {ANALYSIS!r}; "
-            "run kalm-cache reindex"
+            "index the corpus again"
         )

@@ -32,7 +32,7 @@ class DenseIndex:
         All vectors are in memory until they are written: 4 E bytes for each passage.
 
         Raises:
-            StoreError: a number occurs twice.
+            StoreError: a number occurs twice, or the file cannot be written.
         """
         import faiss
 
@@ -43,7 +43,10 @@ class DenseIndex:
         _check_distinct(faiss.vector_to_array(index.id_map))
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / f"{FILE_NAME}.building"
-        faiss.write_index(index, str(written))
+        try:
+            faiss.write_index(index, str(written))
+        except RuntimeError as exc:
+            raise StoreError(f"{written}: cannot be written: {exc}") from exc
         publish_file(written, folder / FILE_NAME)
         return DenseIndex(index, threads=1)
 
@@ -88,7 +91,7 @@ class DenseIndex:
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise IndexMismatchError(
                 f"query vectors have shape {vectors.shape}, the index expects (n, {self.dimension}): "
-                "open it with the embedder that built it, or run kalm-cache reindex"
+                "open it with the embedder that built it, or index the corpus again"
             )
         k = min(k, self.ntotal)
         if k == 0 or len(vectors) == 0:
@@ -110,4 +113,4 @@ class DenseIndex:
 def _check_distinct(numbers: NDArray[np.int64]) -> None:
     repeated = len(numbers) - len(np.unique(numbers))
     if repeated:
-        raise StoreError(f"{repeated} of {len(numbers)} document numbers are not distinct; run kalm-cache reindex")
+        raise StoreError(f"{repeated} of {len(numbers)} document numbers are not distinct; index the corpus again")

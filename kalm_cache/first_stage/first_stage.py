@@ -37,7 +37,7 @@ class FirstStage:
         if dense is not None and embedder is not None and dense.dimension != embedder.dimension:
             raise IndexMismatchError(
                 f"the dense index in {folder} holds vectors of {dense.dimension} numbers, the embedder makes "
-                f"{embedder.dimension}: open it with the embedder that built it, or run kalm-cache reindex"
+                f"{embedder.dimension}: open it with the embedder that built it, or index the corpus again"
             )
         return FirstStage(dense, BM25Index.open(folder) if BM25Index.exists(folder) else None, embedder)
 

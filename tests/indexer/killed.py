@@ -26,7 +26,7 @@ def run_until_killed(index: Path, settings: Settings, texts: dict[str, str], cal
     context.set_forkserver_preload([__name__])  # imports torch once for all of them
     process = context.Process(target=_job, args=(index, settings, texts, call, nth, sign))
     process.start()
-    process.join(60)
+    process.join(300)  # on a busy machine, importing torch alone takes half a minute
     assert process.exitcode == (-sign if sign == signal.SIGKILL else 1), process.exitcode
 
 

@@ -100,7 +100,7 @@ def reranker(mini_folder: Path) -> KaLMReranker:
 @pytest.fixture(scope="session")
 def service(index: PassageIndex) -> Iterator[httpx.Client]:
     """The service with the encoder."""
-    with running(create_app(index, DocumentEncoder.for_index(index), Settings())) as client:
+    with running(create_app(index, DocumentEncoder(index), Settings())) as client:
         yield client
 
 

@@ -45,7 +45,7 @@ def test_the_examples_of_the_openapi_document_are_valid_requests(service: httpx.
 
 
 def test_the_encoder_loads_when_the_first_raw_document_comes(index: PassageIndex) -> None:
-    encoder = DocumentEncoder.for_index(index)
+    encoder = DocumentEncoder(index)
     with running(create_app(index, encoder, Settings())) as client:
         client.get("/health")
         client.post("/search", json={"query": "bees"})
@@ -57,7 +57,7 @@ def test_the_encoder_loads_when_the_first_raw_document_comes(index: PassageIndex
 
 
 def test_health_is_answered_while_a_computation_runs(index: PassageIndex) -> None:
-    encoder = DocumentEncoder.for_index(index)
+    encoder = DocumentEncoder(index)
     with running(create_app(index, encoder, Settings())) as client, ThreadPoolExecutor() as threads:
         with encoder._lock:  # the computation stands still inside the encoder
             waiting = [threads.submit(client.post, "/rerank", json=raw_request(n)) for n in range(3)]

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 from kalm_cache.index import PassageIndex
 from kalm_cache.settings import Settings
 from query_service.app import create_app
 from query_service.documents import DocumentEncoder
-from tests.query_service.conftest import MAX_LENGTH, running
+from tests.checkpoints import make_checkpoint
+from tests.query_service.conftest import running
 
 Q = {"query": "bees"}
 
@@ -119,15 +119,8 @@ def test_raw_documents_without_the_encoder_are_a_400_with_the_way_out(
     assert "kalm-cache serve --documents" in str(error["message"])
 
 
-def test_an_encoder_of_another_model_is_a_409(index: PassageIndex, mini_folder: Path) -> None:
-    other = DocumentEncoder(
-        str(mini_folder),
-        "0" * 64,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        max_length=MAX_LENGTH,
-        chunk_size=4,
-    )
+def test_an_encoder_of_another_model_is_a_409(index: PassageIndex, tmp_path: Path) -> None:
+    other = DocumentEncoder(index, str(make_checkpoint(tmp_path / "other", seed=1)))
     with running(create_app(index, other, Settings())) as client:
         error = failure(client, "/rerank", 409, json=Q | {"documents": ["a text"]})
         assert error["type"] == "IndexMismatchError"

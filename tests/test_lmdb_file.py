@@ -9,9 +9,9 @@ from threading import Thread
 import lmdb
 import pytest
 
-from kalm_cache import environment
-from kalm_cache.environment import LmdbFile, join_readers, leave_readers
+from kalm_cache import lmdb_file
 from kalm_cache.errors import StoreError
+from kalm_cache.lmdb_file import LmdbFile, join_readers, leave_readers
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def value_in(file: LmdbFile) -> bytes | None:
 
 
 def test_the_map_doubles_until_a_transaction_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(environment, "INITIAL_MAP_BYTES", 64 << 10)
+    monkeypatch.setattr(lmdb_file, "INITIAL_MAP_BYTES", 64 << 10)
     file = LmdbFile(tmp_path / "file.lmdb", ["entries"], writable=True)
     calls = []
 
