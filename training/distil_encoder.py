@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace, part
         optimizer.step()
         step, seen = step + 1, seen + len(ids)
         if log and step % 20 == 0:
-            line = {"step": step, "seconds": round(elapsed), "passages": seen * count}
+            line: dict[str, float] = {"step": step, "seconds": round(elapsed), "passages": seen * count}
             line |= {"1-cos": round(1 - cosine.item(), 4), "gram": round(gram.item(), 5), "lr": round(rate, 6)}
             print(json.dumps(line), file=log, flush=True)
         if rank == 0 and step % 100 == 0:
@@ -156,7 +157,8 @@ def main() -> None:
     table = torch.cat(((single - parts["mean"]) @ parts["projection"], parts["fixed"]), 1) / 16
     model.table.data.copy_(table)
     model.marker_rows.data[1:] = table[torch.tensor(MARKERS)]
-    for layer in model.encoder.layers:
+    layers: Any = model.encoder.layers
+    for layer in layers:
         layer.post_self_attn_layernorm.weight.data.fill_(-0.6)
         layer.post_feedforward_layernorm.weight.data.fill_(-0.6)
     torch.save(parts, args.work / "layout.pt")

@@ -9,6 +9,7 @@ within 1e-4 in float32. Files are written beside and renamed, so a reader never 
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ OUTSIDE = 256_000  # ids that this vocabulary does not have: no image ever comes
 
 def configuration() -> T5Gemma2Config:
     """The shape, in transformers' words, with the smallest vision tower that it accepts."""
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": STACK.vocab_size,
         "hidden_size": STACK.hidden_size,
         "intermediate_size": STACK.intermediate_size,
@@ -41,9 +42,18 @@ def configuration() -> T5Gemma2Config:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    vision = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision: dict[str, Any] = {
+        "hidden_size": 4,
+        "intermediate_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     vision |= {"image_size": 28, "patch_size": 14}
-    outside = {"eoi_token_index": OUTSIDE, "boi_token_index": OUTSIDE - 1, "image_token_index": OUTSIDE + 1}
+    outside: dict[str, Any] = {
+        "eoi_token_index": OUTSIDE,
+        "boi_token_index": OUTSIDE - 1,
+        "image_token_index": OUTSIDE + 1,
+    }
     encoder = {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4, **outside}
     return T5Gemma2Config(encoder=encoder, decoder=dict(text), **outside)
 
@@ -78,6 +88,8 @@ def check(folder: Path, model: Reranker) -> float:
     """Largest difference of margins between transformers and the training code, over a few texts and ratios."""
     from transformers import AutoTokenizer
 
+    loaded: Any
+    info: Any
     loaded, info = T5Gemma2ForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
@@ -118,7 +130,7 @@ def main() -> None:
     model = Reranker()
     model.load_state_dict(torch.load(args.checkpoint, weights_only=True))
     round_weights(model)
-    target = T5Gemma2ForConditionalGeneration(configuration())
+    target: Any = T5Gemma2ForConditionalGeneration(configuration())
     target.load_state_dict(fill(target.state_dict(), model))
     target.tie_weights()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ fixed beginning are computed once for all its pairs; and that the last layer com
 Legend: B passages, S passage tokens, N query-passage pairs, T prompt tokens, P pooled states, D state width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,7 @@ class Reranker(nn.Module):
         self.table = nn.Parameter(torch.zeros(config.vocab_size, config.hidden_size), requires_grad=False)
         # Only markers and answers move at first: a dense gradient of the whole table would cost as much as a layer.
         self.marker_rows = nn.Parameter(torch.randn(len(MARKERS) + 1, config.hidden_size) / config.hidden_size**0.5)
+        self.slots: Tensor
         slots = torch.zeros(config.vocab_size, dtype=torch.long)
         slots[torch.tensor(MARKERS)] = torch.arange(1, len(MARKERS) + 1)
         self.register_buffer("slots", slots, persistent=False)
@@ -132,13 +135,13 @@ def merged_mask(length: int, memory_mask: Tensor) -> Tensor:
     return additive(torch.cat((causal, visible), dim=-1))
 
 
-def memory(layer: nn.Module, pooled: Tensor) -> tuple[Tensor, Tensor]:
+def memory(layer: Any, pooled: Tensor) -> tuple[Tensor, Tensor]:
     """Keys (not rotated) and values of pooled states: (R, P, D) -> (R, K, P, E) each."""
     attn = layer.self_attn
     return attn.k_norm(attn._split(attn.k_proj(pooled), attn.kv_heads)), attn._split(attn.v_proj(pooled), attn.kv_heads)
 
 
-def own_keys(layer: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def own_keys(layer: Any, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Keys (rotated) and values of the decoder's own tokens: (R, T, D) -> (R, K, T, E) each."""
     attn, normed = layer.self_attn, layer.pre_self_attn_layernorm(x)
     key = rotate(attn.k_norm(attn._split(attn.k_proj(normed), attn.kv_heads)), rope)
@@ -146,7 +149,7 @@ def own_keys(layer: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[
 
 
 def decoder_layer(
-    layer: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, memory_key: Tensor, memory_value: Tensor
+    layer: Any, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, memory_key: Tensor, memory_value: Tensor
 ) -> Tensor:
     """`Layer.forward` with the memory's keys and values already made: (N, T, D) -> (N, T, D)."""
     attn = layer.self_attn
@@ -162,7 +165,7 @@ def decoder_layer(
 
 
 def last_token_layer(
-    layer: nn.Module,
+    layer: Any,
     x: Tensor,
     last: Tensor,
     rope: tuple[Tensor, Tensor],
@@ -186,7 +189,7 @@ def last_token_layer(
 
 
 def compile_layers() -> None:
-    """Compiles the layers once for all depths and shapes: about 1.4 times as fast as eager on CPU."""
+    """Compiles the layers once for all depths and shapes: a little faster than eager, after minutes of compiling."""
     import torch._dynamo
 
     global decoder_layer

@@ -50,12 +50,12 @@ def main() -> None:
         stage("distil_encoder", config["distil_encoder"], minilm=args.minilm, work=work)
     common = {"data": args.data, "work": work, "embedder": embedder, "tokenizer": tokenizer}
     log = work / "train_reranker.jsonl"
-    for name, init in (("decoder", "encoder"), ("joint", "decoder")):
+    for name, init in (("decoder", "encoder"), ("joint", "decoder"), ("joint2", "joint")):
         if not (work / f"{name}.pt").exists():
             paths = {"init": work / f"{init}.pt", "out": work / f"{name}.pt", "log": log}
-            stage("train_reranker", config[name], stage=name, **paths, **common)
-    stage("export", {}, checkpoint=work / "joint.pt", minilm=args.minilm, out=tokenizer)
-    stage("evaluate", {}, data=args.data, embedder=embedder, checkpoint=work / "joint.pt", tokenizer=tokenizer)
+            stage("train_reranker", config[name], stage=name.rstrip("2"), **paths, **common)
+    stage("export", {}, checkpoint=work / "joint2.pt", minilm=args.minilm, out=tokenizer)
+    stage("evaluate", {}, data=args.data, embedder=embedder, checkpoint=work / "joint2.pt", tokenizer=tokenizer)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def start_decoder(model: Reranker) -> None:
     Only slow rotary pairs carry the match: memory keys are not rotated, so fast pairs would scramble it.
     """
     model.decoder.load_state_dict(model.encoder.state_dict())
-    attn, norm = model.decoder.layers[0].self_attn, model.decoder.layers[0].pre_self_attn_layernorm
+    layers: Any = model.decoder.layers
+    attn, norm = layers[0].self_attn, layers[0].pre_self_attn_layernorm
     generator = torch.Generator().manual_seed(5)
     slow = torch.cat((torch.arange(14, 32), torch.arange(46, 64)))  # of a head's 64 dimensions
     with torch.no_grad():
@@ -56,7 +57,7 @@ def start_decoder(model: Reranker) -> None:
             attn.v_proj.weight[head * 64, 255] = 1.0  # how much of the attention went to the passage
             attn.v_proj.weight[head * 64 + 1] = 0
             attn.v_proj.weight[head * 64 + 1, 254] = 0.5
-        for layer in model.decoder.layers:
+        for layer in layers:
             layer.post_self_attn_layernorm.weight.clamp_(max=-0.3)
             layer.post_feedforward_layernorm.weight.clamp_(max=-0.3)
 
@@ -95,9 +96,9 @@ def step_margins(
     halves = [order[: len(order) // 2], order[len(order) // 2 :]]  # two lengths: less padding
     pooled, masks = [], []
     for half in halves:
-        ids, mask = maker.passages.batch(rows[half], length)
+        tokens, mask = maker.passages.batch(rows[half], length)
         with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
-            states, real = mean_pool(model.encode(ids, mask), mask, ratio)
+            states, real = mean_pool(model.encode(tokens, mask), mask, ratio)
         pooled.append(states)
         masks.append(real)
     wide = max(m.shape[1] for m in masks)

@@ -1,8 +1,7 @@
 """Several single-threaded workers on one set of shared weights ("Hogwild").
 
 Each worker draws its own batches, keeps its own Adam moments and writes its updates straight into shared memory.
-There is no barrier, so a busy machine slows a worker without stalling the other: on two cores this ran about
-twice as fast as one process with two OpenMP threads beside other load.
+There is no barrier, so a busy machine slows a worker without stalling the other, as OpenMP threads would.
 """
 
 import os
