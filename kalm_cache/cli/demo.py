@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 CANDIDATES = 50
 MEASURED = 100  # questions behind the closing line
 CHUNK_SIZES = (1, 4)  # stored at the first, served at each
-SHOWN = ("56beb4343aeaaa14008c925b",)  # of queries.jsonl
+SHOWN = (  # picked because the passage that answers moves up; the closing line is the average of all
+    "572685cd5951b619008f7574",
+    "56dfa24a38dc421700152144",
+    "56e775ec00c9c71400d7715e",
+    "572860e03acd2414000df97a",
+)
 BUNDLED_DEMO = Path(__file__).parent.parent / "bundled" / "demo"
 
 
