@@ -36,7 +36,8 @@ def test_public_names_are_found_and_others_are_attribute_errors() -> None:
 
 
 def test_the_outer_packages_never_import_each_other() -> None:
-    result = subprocess.run([shutil.which("lint-imports") or "lint-imports"], cwd=ROOT, capture_output=True, text=True)
+    command = Path(sys.executable).parent / "lint-imports"  # of this environment, whether it is activated or not
+    result = subprocess.run([command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
