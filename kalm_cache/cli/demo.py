@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kalm_cache.index import PassageIndex
 
 CANDIDATES = 50
-MEASURED = 50  # questions behind the closing line
+MEASURED = 100  # questions behind the closing line
 CHUNK_SIZES = (1, 4)  # stored at the first, served at each
 SHOWN = (  # picked because the passage that answers moves up; the closing line is the average of all
     "572685cd5951b619008f7574",
