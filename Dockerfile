@@ -7,9 +7,9 @@ COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
 COPY kalm_cache kalm_cache
 COPY indexer indexer
 COPY query_service query_service
-# the CPU build of torch: without the extra index, pip would fetch gigabytes of CUDA libraries
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.txt ".[parquet]"
+# For a machine without a GPU, give PyTorch's CPU index: --build-arg TORCH_INDEX=URL; else pip fetches CUDA libraries.
+ARG TORCH_INDEX=
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt ".[parquet]"
 COPY configs configs
 
 USER kalm
