@@ -79,7 +79,7 @@ def evaluate(
         print_json(rows if len(rows) > 1 else rows[0])
     else:
         for report in reports:
-            stdout_console().print(_line(report))
+            stdout_console().print(_line(report), soft_wrap=True)
 
 
 def _index_or_reuse(beir: Path, folder: Path, settings: Settings) -> None:

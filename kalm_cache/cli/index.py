@@ -84,7 +84,8 @@ def _index(corpus: str, index: Path, settings: Settings, errors: Path | None, js
             f"generation {report.generation} of {index}: {report.passages:,} passages, {report.tokens:,} tokens "
             f"({report.encoded:,} encoded, {report.resumed + report.copied:,} already stored, "
             f"{report.rejected:,} rejected, {report.truncated:,} cut), "
-            f"{human_bytes(report.file_bytes)} on disk, {report.seconds:.1f} s"
+            f"{human_bytes(report.file_bytes)} on disk, {report.seconds:.1f} s",
+            soft_wrap=True,
         )
     return report.rejected
 
@@ -106,7 +107,8 @@ def _dry_run(corpus: str, index: Path, settings: Settings, errors: Path | None, 
         stdout_console().print(
             f"{projection.passages:,} passages, {projection.tokens:,} tokens, {projection.truncated:,} would be cut, "
             f"{projection.rejected:,} rejected; about {human_bytes(projection.projected_bytes)} of records and "
-            f"{projection.projected_seconds:,.0f} s of encoding (from {projection.sampled} passages encoded)"
+            f"{projection.projected_seconds:,.0f} s of encoding (from {projection.sampled} passages encoded)",
+            soft_wrap=True,
         )
     return projection.rejected
 
