@@ -58,6 +58,15 @@ def published_layers(count: int) -> tuple[str, ...]:
 SHAPES = {
     "nano": Shape(640, 2048, published_layers(18)),
     "small": Shape(1152, 6912, published_layers(26)),
+    "large": Shape(
+        2560,
+        10_240,
+        published_layers(34),
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        sliding_window=1024,
+        rope_factor=8.0,
+    ),
 }
 
 

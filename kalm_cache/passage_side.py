@@ -15,7 +15,7 @@ from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.encoder import PassageEncoder
 from kalm_cache.model.prompts import PromptTokenizer, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_encoder
-from kalm_cache.pooling import PooledPassage, mean_pool, pooled_length
+from kalm_cache.pooling import PooledPassage, mean_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,13 @@ class PassageSide:
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
-        """Pooled states of one batch, padded together: a (P, D) tensor a passage, in the run's dtype, on its device."""
+        """Pooled states of one batch, computed together: (P, D) a passage, on the run's device.
+
+        They are in the run's dtype (float32 in an int8 run).
+        """
         lengths = [len(tokens.ids) for tokens in batch]
-        ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
-        for row, tokens in zip(ids, batch, strict=True):
-            row[: len(tokens.ids)] = torch.tensor(tokens.ids)
-        mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)  # (B, S)
-        states = self.encoder(ids.to(self.device), mask.to(self.device))  # (B, S, D)
-        pooled = mean_pool(states, mask.to(self.device), self.chunk_size)  # (B, P, D)
-        return [row[: pooled_length(length, self.chunk_size)] for row, length in zip(pooled, lengths, strict=True)]
+        ids = torch.tensor([token for tokens in batch for token in tokens.ids])
+        return mean_pool(self.encoder(ids, lengths), lengths, self.chunk_size)
 
     def encode_documents(self, documents: Sequence[str], batch_size: int) -> list[PooledPassage]:
         """Documents of a request, `batch_size` at a time, sorted by length so that a batch holds little padding."""

@@ -5,6 +5,7 @@ Legend: B batch, S passage tokens, D state width, r pooling ratio (`ratio`), P =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,52 +29,45 @@ def pooled_length(tokens: int, ratio: int) -> int:
     return -(-tokens // ratio)
 
 
-def mean_pool(states: Tensor, mask: Tensor, ratio: int) -> Tensor:
-    """Average every `ratio` consecutive states, counting real tokens only; the last group may be shorter.
+def mean_pool(states: Tensor, tokens: Sequence[int], ratio: int, *, stored_ratio: int = 1) -> list[Tensor]:
+    """Average every `ratio` consecutive tokens' states of each passage; a passage's last group may be shorter.
+
+    Works on states of single tokens, and on means stored at a smaller ratio: means of equal groups nest, so a group at
+    `ratio` is the mean of `ratio / stored_ratio` stored means, each weighted by its number of tokens (only a passage's
+    last one can have fewer than `stored_ratio`). Exact up to rounding.
 
     Args:
-        states: (B, S, D), padded on the right.
-        mask: (B, S) bool, True where a token is real.
-        ratio: r ≥ 1; 1 returns the states as they are (padding zeroed).
-
-    Returns:
-        (B, ceil(S / r), D) in the states' dtype; groups without a real token are zero.
-    """
-    padding = -states.shape[1] % ratio
-    groups = F.pad(states * mask.unsqueeze(-1), (0, 0, 0, padding)).unflatten(1, (-1, ratio))  # (B, P, r, D)
-    counts = F.pad(mask, (0, padding)).unflatten(1, (-1, ratio)).sum(2, keepdim=True)  # (B, P, 1)
-    # float32: half-precision sums lose digits that the mean needs
-    return (groups.sum(2, dtype=torch.float32) / counts.clamp(min=1)).to(states.dtype)
-
-
-def repool(pooled: Tensor, tokens: int, stored_ratio: int, ratio: int) -> Tensor:
-    """Pooled states of one passage at a larger ratio, from those stored at a smaller one. Exact up to rounding.
-
-    Means of equal groups nest: a group at `ratio` is the mean of `ratio / stored_ratio` stored means, each weighted
-    by its number of tokens (only the passage's last one can have fewer than `stored_ratio`).
-
-    Args:
-        pooled: (P, D) states stored at `stored_ratio`.
-        tokens: the passage's number of tokens.
-        stored_ratio: the ratio they were stored at.
+        states: (sum of P, D), the passages' states end to end, P = ceil(tokens / stored_ratio) each.
+        tokens: tokens of each passage, 1 or more.
         ratio: the ratio wanted.
+        stored_ratio: the ratio of `states`; 1 = one state a token.
 
     Returns:
-        (ceil(tokens / ratio), D) in the same dtype.
+        For each passage (ceil(tokens / ratio), D) in the states' dtype; at an equal ratio, the states as they are.
 
     Raises:
         UsageError: `ratio` is not a multiple of `stored_ratio`.
     """
-    if ratio == stored_ratio:
-        return pooled
     check_ratio(stored_ratio, ratio)
-    step = ratio // stored_ratio
-    weights = torch.full((len(pooled), 1), float(stored_ratio), device=pooled.device)
-    weights[-1] = tokens - stored_ratio * (len(pooled) - 1)
-    padding = -len(pooled) % step
-    sums = F.pad(pooled.float() * weights, (0, 0, 0, padding)).unflatten(0, (-1, step)).sum(1)  # (P', D)
-    counts = F.pad(weights, (0, 0, 0, padding)).unflatten(0, (-1, step)).sum(1)  # (P', 1)
-    return (sums / counts).to(pooled.dtype)
+    lengths = torch.tensor(tokens)
+    stored, wanted = _ceil(lengths, stored_ratio), _ceil(lengths, ratio)  # pooled states of each passage
+    if ratio == stored_ratio:
+        return list(states.split(stored.tolist()))
+    weights = torch.full((len(states),), float(stored_ratio))
+    weights[stored.cumsum(0) - 1] = (lengths - stored_ratio * (stored - 1)).float()
+    group = torch.arange(int(wanted.sum())) - (wanted.cumsum(0) - wanted).repeat_interleave(wanted)
+    starts = (stored.cumsum(0) - stored).repeat_interleave(wanted) + group * (ratio // stored_ratio)
+    sizes = (lengths.repeat_interleave(wanted) - group * ratio).clamp(max=ratio)  # tokens of each group
+    # float32: half-precision sums lose digits that the mean needs
+    rows, device = torch.arange(len(states)), states.device
+    sums = F.embedding_bag(
+        rows.to(device), states.float(), starts.to(device), mode="sum", per_sample_weights=weights.to(device)
+    )
+    return list((sums / sizes.to(device).unsqueeze(1)).to(states.dtype).split(wanted.tolist()))
+
+
+def _ceil(tokens: Tensor, ratio: int) -> Tensor:
+    return (tokens + ratio - 1) // ratio
 
 
 def check_ratio(stored_ratio: int, ratio: int) -> None:

@@ -5,19 +5,31 @@ Legend: N query-passage pairs, T prompt tokens, P pooled states, D state width.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from kalm_cache.errors import NonFiniteLogitsError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.decoder import QueryDecoder
-from kalm_cache.model.prompts import PromptTokenizer, Tokens, load_prompt_tokenizer
-from kalm_cache.model.runtime import dtype_name, load_decoder
+from kalm_cache.model.decoder_pass import Prompts
+from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.precision import dtype_name
+from kalm_cache.model.prompts import (
+    DEFAULT_INSTRUCTION,
+    DEFAULT_SYSTEM_INSTRUCTION,
+    PromptTokenizer,
+    Tokens,
+    load_prompt_tokenizer,
+)
+from kalm_cache.model.runtime import load_decoder
+
+WARM_UP_PAIRS = 32
+BATCH_TOKENS = 16_384  # prompt tokens and pooled states decoded together: bounds the buffers of keys and scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,43 +46,108 @@ class QuerySide:
         """The prompt's tokens; `truncated` says whether the query was cut."""
         return self.tokenizer.prompt(query, instruction, system_instruction, self.query_max_length)
 
-    @torch.inference_mode()
-    def margins(self, prompts: Sequence[Tokens], pooled: Sequence[Tensor], batch_size: int) -> list[float]:
-        """The margin yes_logit − no_logit of each (prompt, pooled passage) pair, in the order given.
+    def prefix(self, instruction: str, system_instruction: str) -> tuple[int, ...]:
+        """Token ids that the prompts of an instruction begin with; `PromptTokenizer.prefix` says how far."""
+        return _prefix(self.tokenizer, instruction, system_instruction)
+
+    def margins(self, prompts: Sequence[Tokens], passages: Sequence[Tensor | Kept], batch_size: int) -> list[float]:
+        """The margin yes_logit − no_logit of each (prompt, passage) pair, in the order given.
 
         Pairs are sorted by size first, so that a batch holds little padding. A pair of the very same objects is
         decoded once: in two batches its margins could differ in the last bits, and equal pairs should tie.
 
         Args:
             prompts: one a pair; the same object may be repeated.
-            pooled: (P, D) each, any dtype and device; the same object may be repeated.
-            batch_size: pairs decoded together.
+            passages: pooled states (P, D), of any dtype and device, or what `prefill` kept under a prefix that the
+                pair's prompt begins with; the same object may be repeated.
+            batch_size: pairs decoded together at most; long ones are decoded in smaller batches.
 
         Raises:
             NonFiniteLogitsError: the model overflowed in this dtype.
         """
-        pairs = [(id(prompt), id(states)) for prompt, states in zip(prompts, pooled, strict=True)]
+        pairs = [(id(prompt), id(passage)) for prompt, passage in zip(prompts, passages, strict=True)]
         distinct = {pair: i for i, pair in enumerate(pairs)}  # pair -> its last position
-        order = sorted(distinct.values(), key=lambda i: (len(prompts[i].ids), len(pooled[i])))
+        sizes = {i: _size(prompts[i], passages[i]) for i in distinct.values()}
         margins = torch.empty(len(pairs))
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            margins[batch] = self._decode([prompts[i] for i in batch], [pooled[i] for i in batch]).cpu()
-        if not bool(margins[order].isfinite().all()):
+        for batch in _batches(sizes, batch_size):
+            margins[batch] = self._decode([prompts[i] for i in batch], [passages[i] for i in batch]).cpu()
+        if not bool(margins[list(distinct.values())].isfinite().all()):
             raise NonFiniteLogitsError(
                 f"the decoder's logits are not finite in {dtype_name(self.dtype)}; use bfloat16 or float32"
             )
         return [float(margins[distinct[pair]]) for pair in pairs]
 
-    def _decode(self, prompts: list[Tokens], pooled: list[Tensor]) -> Tensor:
-        ids = pad_sequence([torch.tensor(prompt.ids) for prompt in prompts], batch_first=True)  # (N, T)
-        last = torch.tensor([len(prompt.ids) - 1 for prompt in prompts])  # (N,)
-        counts = torch.tensor([len(states) for states in pooled])
-        # cast before padding: `pad_sequence` would give every passage the first one's dtype
-        cast = [states.to(self.device, self.dtype) for states in pooled]
-        states = pad_sequence(cast, batch_first=True)  # (N, P, D)
-        mask = torch.arange(states.shape[1]) < counts.unsqueeze(1)  # (N, P)
-        return self.decoder(ids.to(self.device), last.to(self.device), states, mask.to(self.device))
+    def prefill(
+        self, prefix: tuple[int, ...], pooled: Sequence[Tensor], batch_size: int, dtype: torch.dtype
+    ) -> list[Kept]:
+        """Run a prompt's first tokens over passages, and keep the keys and values: `margins` can go on from them.
+
+        Args:
+            prefix: of `prefix()`.
+            pooled: states (P, D) each.
+            batch_size: passages run together at most.
+            dtype: what is kept: float32, bfloat16, or int8 with a scale for each vector.
+        """
+        kept: dict[int, Kept] = {}
+        for batch in _batches({i: (0, len(prefix), len(states)) for i, states in enumerate(pooled)}, batch_size):
+            states = [pooled[i] for i in batch]
+            kept.update(
+                zip(batch, self.decoder.prefill(prefix, self._pack(states), _counts(states), dtype), strict=True)
+            )
+        return [kept[i] for i in range(len(pooled))]
+
+    def warm_up(self) -> None:
+        """Decode pairs of nothing once, of common sizes: what is made or read at the first use is, before a query."""
+        prompt = self.prompt("", DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        states = torch.zeros(64, self.decoder.stack.config.hidden_size)
+        for pairs in (1, WARM_UP_PAIRS):
+            self.margins([prompt] * pairs, [states.clone() for _ in range(pairs)], WARM_UP_PAIRS)
+
+    def _decode(self, prompts: list[Tokens], passages: list[Tensor | Kept]) -> Tensor:
+        """One batch: passages all of one kind, and of one prefix."""
+        distinct = {id(prompt): prompt.ids for prompt in prompts}
+        places = {key: place for place, key in enumerate(distinct)}
+        of_pair = [places[id(prompt)] for prompt in prompts]
+        kept = [passage for passage in passages if isinstance(passage, Kept)]
+        if kept:
+            rests = [ids[len(kept[0].prefix) :] for ids in distinct.values()]
+            return self.decoder.margins_after(Prompts(rests, of_pair), kept)
+        states = [passage for passage in passages if isinstance(passage, Tensor)]
+        return self.decoder.margins(Prompts(list(distinct.values()), of_pair), self._pack(states), _counts(states))
+
+    def _pack(self, states: Sequence[Tensor]) -> Tensor:
+        """(sum of P, D) in the decoder's dtype, on its device."""
+        stack = self.decoder.stack
+        return torch.cat([one.to(stack.device, stack.dtype) for one in states])
+
+
+@functools.lru_cache(maxsize=64)
+def _prefix(tokenizer: PromptTokenizer, instruction: str, system_instruction: str) -> tuple[int, ...]:
+    return tokenizer.prefix(instruction, system_instruction)
+
+
+def _counts(states: Sequence[Tensor]) -> list[int]:
+    return [len(one) for one in states]
+
+
+def _size(prompt: Tokens, passage: Tensor | Kept) -> tuple[int, int, int]:
+    """What pairs of one batch should have alike: length of the kept prefix, own tokens, pooled states."""
+    if isinstance(passage, Kept):
+        return len(passage.prefix), len(prompt.ids) - len(passage.prefix), passage.pooled
+    return 0, len(prompt.ids), len(passage)
+
+
+def _batches(sizes: Mapping[int, tuple[int, int, int]], batch_size: int) -> Iterator[list[int]]:
+    """Pairs in batches of like sizes, short ones first; those with and without a kept prefix apart."""
+    batch: list[int] = []
+    for i in sorted(sizes, key=sizes.__getitem__):
+        full = len(batch) == batch_size or (len(batch) + 1) * sum(sizes[i]) > BATCH_TOKENS
+        if batch and (full or sizes[i][0] != sizes[batch[0]][0]):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def load_query_side(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kalm_cache.errors import UsageError
 from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
-from kalm_cache.model.runtime import resolve_device, resolve_dtype
 from kalm_cache.passage_side import PassageSide, load_passage_side
 from kalm_cache.query_side import QuerySide, load_query_side, score_of
 
@@ -57,7 +57,7 @@ class KaLMReranker:
         Args:
             model_name_or_path: alias (`tiny nano small large …`), folder or Hugging Face id.
             device: `None` = CUDA when there is one, else the CPU.
-            dtype: `None` = bfloat16 on CUDA, float32 on the CPU.
+            dtype: `None` = bfloat16 where the device multiplies it natively (CUDA, Intel AMX), else float32.
             batch_size: pairs encoded and decoded together.
             query_max_length: tokens of the query that count; the rest is cut.
             max_length: tokens of a passage that count, its prefix included.

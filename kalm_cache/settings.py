@@ -16,7 +16,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
 ENV_PREFIX = "KALM_CACHE_"
-DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32"]
+DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", "int8"]
 
 
 class Settings(BaseSettings):
@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     # model
     model: str = Field("tiny", description="alias (tiny nano small large, -r2), folder or Hugging Face id")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
-    dtype: DTypeName = Field("auto", description="auto: bfloat16 on CUDA, float32 on the CPU")
+    dtype: DTypeName = Field("auto", description="auto: bfloat16 where the device multiplies it natively, else float32")
     instruction: str = Field(DEFAULT_INSTRUCTION, description="what a query asks for")
     system_instruction: str = Field(DEFAULT_SYSTEM_INSTRUCTION, description="first line of the prompt")
     query_max_length: int = Field(512, ge=1, description="tokens of a query that count")
@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     k: int = Field(100, ge=1, description="candidates that the first stage hands to the reranker")
     top_n: int = Field(10, ge=1, description="results returned")
     first_stage: Literal["dense", "bm25", "fused"] | None = Field(None, description="none: the best the index has")
+
+    prefix_cache_gib: float = Field(0.0, ge=0.0, description="memory for passages under a prompt's prefix; 0: none")
+    prefix_cache_dtype: Literal["float32", "bfloat16", "int8"] = Field("bfloat16", description="what these are held in")
 
     # service
     host: str = Field("127.0.0.1", description="address that serve binds")

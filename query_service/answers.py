@@ -15,6 +15,7 @@ from query_service.responses import (
     Meta,
     PairResult,
     PairsResponse,
+    PrefixCache,
     RerankResponse,
     RerankResult,
     ScoreData,
@@ -29,7 +30,13 @@ from query_service.scoring import Raw, Scorer, Scores, Stored
 
 def answer_health(scorer: Scorer) -> Health:
     """What is served."""
-    return Health(index_version=scorer.index_version, model=scorer.model, passages=len(scorer.index))
+    tier = scorer.index.prefix_tier
+    return Health(
+        index_version=scorer.index_version,
+        model=scorer.model,
+        passages=len(scorer.index),
+        prefix_cache=None if tier is None else PrefixCache(**asdict(tier.stats())),
+    )
 
 
 def answer_search(request: SearchRequest, scorer: Scorer) -> SearchResponse:

@@ -123,13 +123,25 @@ class SearchResponse(BaseModel):
     index_version: str
 
 
+class PrefixCache(BaseModel):
+    """The tier of passages kept under a prompt's prefix: counts since the start, and what is held."""
+
+    hits: int
+    misses: int
+    evicted: int
+    passages: int
+    bytes: int
+    capacity_bytes: int
+
+
 class Health(BaseModel):
-    """The service is alive, and what it serves."""
+    """The service is alive, and what it serves; `prefix_cache` is null where there is none."""
 
     status: Literal["ok"] = "ok"
     index_version: str
     model: str
     passages: int
+    prefix_cache: PrefixCache | None = None
 
 
 class Error(BaseModel):

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kalm_cache.index import DECODE_BATCH, PassageIndex
+from kalm_cache.model.prompts import Tokens
 from kalm_cache.pooling import PooledPassage
+from kalm_cache.prefix_tier import KeptPassage
 from kalm_cache.settings import Settings
 from query_service.documents import DocumentEncoder
 from query_service.errors import EncoderOffError
@@ -73,15 +75,12 @@ class Scorer:
             UnknownIdError: ids that the index does not hold.
             UsageError: a chunk size that is no multiple of the stored one.
         """
+        instruction = self.settings.instruction if instruction is None else instruction
         prompts = {
-            query: self.index.query_side.prompt(
-                query,
-                self.settings.instruction if instruction is None else instruction,
-                self.settings.system_instruction,
-            )
+            query: self.index.query_side.prompt(query, instruction, self.settings.system_instruction)
             for query in dict.fromkeys(queries)
         }
-        pooled = self._pooled(dict.fromkeys(passages), chunk_size)
+        pooled = self._passages(dict.fromkeys(passages), list(prompts.values()), instruction, chunk_size)
         margins = self.index.query_side.margins(
             [prompts[query] for query in queries], [pooled[passage].states for passage in passages], DECODE_BATCH
         )
@@ -92,18 +91,24 @@ class Scorer:
             query_truncated=any(prompt.truncated for prompt in prompts.values()),
         )
 
-    def _pooled(self, passages: Iterable[Stored | Raw], chunk_size: int | None) -> dict[Stored | Raw, PooledPassage]:
+    def _passages(
+        self, passages: Iterable[Stored | Raw], prompts: Sequence[Tokens], instruction: str, chunk_size: int | None
+    ) -> dict[Stored | Raw, PooledPassage | KeptPassage]:
         distinct = list(passages)
         stored = [passage for passage in distinct if isinstance(passage, Stored)]
         raw = [passage for passage in distinct if isinstance(passage, Raw)]
-        read = self._read([passage.doc_id for passage in stored], chunk_size)
+        read = self._read([passage.doc_id for passage in stored], prompts, instruction, chunk_size)
         encoded = self._encode([passage.text for passage in raw], chunk_size)
         return dict(zip((*stored, *raw), (*read, *encoded), strict=True))
 
-    def _read(self, doc_ids: list[str], chunk_size: int | None) -> list[PooledPassage]:
+    def _read(
+        self, doc_ids: list[str], prompts: Sequence[Tokens], instruction: str, chunk_size: int | None
+    ) -> Sequence[PooledPassage | KeptPassage]:
         if not doc_ids:
             return []  # a ratio that does not fit the stored states is no error where none are asked for
-        return self.index.pooled(doc_ids, chunk_size=chunk_size)
+        return self.index.passages(
+            doc_ids, prompts, instruction, self.settings.system_instruction, chunk_size=chunk_size
+        )
 
     def _encode(self, texts: list[str], chunk_size: int | None) -> list[PooledPassage]:
         if not texts:

@@ -36,6 +36,7 @@ def run_server(index: PassageIndex, settings: Settings, *, encode_documents: boo
         model = settings.model if "model" in settings.model_fields_set else None
         documents = DocumentEncoder(index, model) if encode_documents else None
         app = create_app(index, documents, settings)
+        index.query_side.warm_up()
         logger.info("serving %d passages on %s (API: /docs)", len(index), address_of(listener))
         serve(app, listener)
     logger.info("stopped: every request that had begun was answered")

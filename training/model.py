@@ -1,6 +1,6 @@
 """The checkpoint's shape, and the runtime's own modules arranged for training. Float32, CPU.
 
-The layers are `kalm_cache.model`'s: there is one implementation. What differs from serving is that the embedding
+The layers compute what `kalm_cache.model`'s do, with gradients. What differs besides is that the embedding
 table is one for both stacks, with the rows of markers and answers trained apart; that a pair's passage and the prompt's
 fixed beginning are computed once for all its pairs; and that the last layer computes only what the margin needs.
 Legend: B passages, S passage tokens, N query-passage pairs, T prompt tokens, P pooled states, D state width.
@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kalm_cache.model.config import RopeConfig, StackConfig
-from kalm_cache.model.decoder import causal_window
-from kalm_cache.model.encoder import bidirectional_window
-from kalm_cache.model.layers import Layer, RMSNorm, rope_tables, rotate
+from training.layers import Layer, RMSNorm, bidirectional_window, causal_window, rope_tables, rotate
 
 VOCABULARY = 30_522
 WIDTH = 256

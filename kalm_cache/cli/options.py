@@ -11,7 +11,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file wit
 IndexFolder = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
 Model = Annotated[str | None, typer.Option("--model", help="tiny, nano, small, large, …-r2, a folder, or a hub id.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
-DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16|bf16, float16|fp16, float32|fp32.")]
+DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16|bf16, float16|fp16, float32|fp32, int8.")]
 Codec = Annotated[str | None, typer.Option("--codec", help="How states are stored: fp16, int8.")]
 ChunkSize = Annotated[int | None, typer.Option("--chunk-size", help="Pooling ratio r; reading: a multiple of r.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens of a passage that count.")]

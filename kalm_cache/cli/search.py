@@ -31,6 +31,8 @@ def open_index(folder: Path, settings: Settings) -> PassageIndex:
         model=settings.model if "model" in said else None,
         codec=settings.codec if "codec" in said else None,
         chunk_size=settings.chunk_size if "chunk_size" in said else None,
+        prefix_cache_gib=settings.prefix_cache_gib,
+        prefix_cache_dtype=settings.prefix_cache_dtype,
     )
 
 
@@ -194,6 +196,9 @@ def serve(
     model: opt.Model = None,
     device: opt.Device = None,
     dtype: opt.DType = None,
+    prefix_cache_gib: Annotated[
+        float | None, typer.Option("--prefix-cache-gib", help="Memory for passages met before; 0 = none.")
+    ] = None,
     documents: Annotated[
         bool, typer.Option("--documents/--no-documents", help="Score raw documents too: needs the encoder.")
     ] = True,
@@ -203,5 +208,7 @@ def serve(
     from query_service.server import run_server
 
     with exit_codes():
-        settings = load_settings(config, host=host, port=port, model=model, device=device, dtype=dtype)
+        settings = load_settings(
+            config, host=host, port=port, model=model, device=device, dtype=dtype, prefix_cache_gib=prefix_cache_gib
+        )
         run_server(open_index(index, settings), settings, encode_documents=documents)

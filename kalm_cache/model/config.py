@@ -38,6 +38,10 @@ class StackConfig:
     final_logit_softcapping: float | None
     eoi_token_index: int
 
+    def window_of(self, kind: str) -> int | None:
+        """The sliding window of a kind of layer; `None` = it sees everything."""
+        return self.sliding_window if kind == "sliding_attention" else None
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:

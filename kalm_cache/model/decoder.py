@@ -1,62 +1,89 @@
 """The query side of T5Gemma2: prompt tokens and pooled passage states -> margin. Knows nothing of files or encoders.
 
-Legend: N query-passage pairs, T prompt tokens, P pooled states, D state width.
+Legend: N query-passage pairs, P pooled states, D state width, L prefix tokens, K key/value heads, E head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kalm_cache.model.config import StackConfig
-from kalm_cache.model.layers import Layer, RMSNorm, TokenEmbedding, rope_tables
+from kalm_cache.model.attention import KeyBuffers
+from kalm_cache.model.decoder_pass import DecoderPass, Prompts
+from kalm_cache.model.kernels.kept import Kept, keep
+from kalm_cache.model.past import KeptPast, Past, PooledPast
+from kalm_cache.model.stack import Stack
 
 
-class QueryDecoder(nn.Module):
-    """Causal decoder with merged attention and, in place of the vocabulary head, the rows of `yes` and `no`."""
+@dataclass(frozen=True, slots=True)
+class QueryDecoder:
+    """Causal decoder with merged attention and, in place of the vocabulary head, the rows of `yes` and `no`.
 
-    def __init__(self, config: StackConfig, embed_tokens: TokenEmbedding, answer_rows: Tensor) -> None:
-        """answer_rows: (2, D), the head's rows of `yes` and `no`, in this order."""
-        super().__init__()
-        self.config = config
-        self.embed_tokens = embed_tokens
-        self.layers = nn.ModuleList(Layer(config) for _ in config.layer_types)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.answer_rows = nn.Parameter(answer_rows)
+    answer_rows (2, D) float32: the head's rows of `yes` and `no`, in this order.
+    """
 
-    def forward(self, prompt: Tensor, last: Tensor, pooled: Tensor, pooled_mask: Tensor) -> Tensor:
+    stack: Stack
+    answer_rows: Tensor
+
+    @torch.inference_mode()
+    def margins(self, prompts: Prompts, pooled: Tensor, counts: Sequence[int]) -> Tensor:
         """The margin yes_logit − no_logit of every pair.
 
         Args:
-            prompt: (N, T) int64 prompt token ids, padded on the right (attention is causal: padding is never seen).
-            last: (N,) int64, index of each prompt's last token.
-            pooled: (N, P, D) pooled states in the run's dtype, padded on the right.
-            pooled_mask: (N, P) bool, True where a pooled state is real.
+            prompts: whole prompts.
+            pooled: (sum of counts, D) pooled states of the pairs' passages, end to end, in the stream's dtype.
+            counts: P of each pair.
 
         Returns:
-            (N,) float32.
+            (N,) float32 on the decoder's device.
         """
-        x = self.embed_tokens(prompt)  # (N, T, D)
-        length = prompt.shape[1]
-        ropes = rope_tables(length, self.config, x.dtype, x.device)
-        visible = pooled_mask[:, None, None, :].expand(-1, 1, length, -1)  # (N, 1, T, P)
-        masks = {
-            kind: torch.cat((causal_window(length, window, x.device).expand(len(x), 1, -1, -1), visible), dim=-1)
-            for kind, window in (("full_attention", length), ("sliding_attention", self.config.sliding_window))
-        }  # (N, 1, T, T + P)
-        for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
-            x = layer(x, ropes[kind], masks[kind], pooled)
-        answer = self.norm(x[torch.arange(len(x), device=x.device), last])  # (N, D)
-        logits = self._soften((answer @ self.answer_rows.T).float())  # (N, 2)
+        return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.longest))
+
+    @torch.inference_mode()
+    def margins_after(self, rests: Prompts, kept: Sequence[Kept]) -> Tensor:
+        """`margins` of prompts that begin with the prefix that was kept with each pair's passage, the same for all.
+
+        Args:
+            rests: what comes after the prefix in each prompt, a token or more.
+            kept: one a pair, of `prefill`.
+        """
+        return self._margins(rests, KeptPast(self.stack, kept, rests.longest))
+
+    @torch.inference_mode()
+    def prefill(self, prefix: tuple[int, ...], pooled: Tensor, counts: Sequence[int], dtype: torch.dtype) -> list[Kept]:
+        """Keys and values of a prompt's first tokens over each passage, and of its pooled states.
+
+        They depend on nothing that comes after: every prompt that begins with `prefix` can go on from them.
+
+        Args:
+            prefix: token ids that the prompts begin with, L ≥ 1.
+            pooled: as in `margins`.
+            counts: P of each passage.
+            dtype: what is kept; int8 keeps one scale for each vector.
+        """
+        past = PooledPast(self.stack, pooled, counts, len(prefix))
+        run = DecoderPass(self.stack, Prompts([prefix], [0] * len(counts)), past)
+        layers = [_split(run.layer(index), past.slots, counts) for index in range(len(self.stack.layers) - 1)]
+        layers.append(_split(run.last_keys(), past.slots, counts))
+        passages = (torch.stack(states) for states in zip(*layers, strict=True))  # (layers, 2, K, L + P, E)
+        return [keep(prefix, count, states, dtype) for count, states in zip(counts, passages, strict=True)]
+
+    def _margins(self, prompts: Prompts, past: Past) -> Tensor:
+        run = DecoderPass(self.stack, prompts, past)
+        for index in range(len(self.stack.layers) - 1):
+            run.layer(index)
+        logits = self._soften(run.answer().float() @ self.answer_rows.T)  # (N, 2)
         return logits[:, 0] - logits[:, 1]
 
     def _soften(self, logits: Tensor) -> Tensor:
-        cap = self.config.final_logit_softcapping
+        cap = self.stack.config.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def causal_window(length: int, window: int, device: torch.device) -> Tensor:
-    """(length, length) bool: token i sees itself and the window − 1 tokens before it."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < window)
+def _split(buffers: KeyBuffers, past: int, counts: Sequence[int]) -> list[Tensor]:
+    """Own tokens' keys and values, then the pooled states', of each passage: (2, K, L + P, E)."""
+    both = buffers.both.squeeze(-2)  # (2, N, K, S, E)
+    return [torch.cat((both[:, n, :, past:], both[:, n, :, :count]), dim=-2) for n, count in enumerate(counts)]

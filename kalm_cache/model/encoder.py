@@ -1,51 +1,55 @@
 """The passage side of T5Gemma2: token ids -> last hidden states. Knows nothing of pooling, files or queries.
 
-Legend: B batch, S passage tokens, D state width.
+Legend: R rows (real tokens of all passages, end to end), D state width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kalm_cache.model.config import StackConfig
-from kalm_cache.model.layers import Layer, RMSNorm, TokenEmbedding, rope_tables
+from kalm_cache.model.attention import key_buffers, query_buffer, rope_of
+from kalm_cache.model.rows import bidirectional_spans, pack_rows
+from kalm_cache.model.stack import Stack
 
 
-class PassageEncoder(nn.Module):
+@dataclass(frozen=True, slots=True)
+class PassageEncoder:
     """Bidirectional text encoder; its sliding layers see a window around each token. No vision tower is ever built."""
 
-    def __init__(self, config: StackConfig, embed_tokens: TokenEmbedding) -> None:
-        super().__init__()
-        self.config = config
-        self.embed_tokens = embed_tokens
-        self.layers = nn.ModuleList(Layer(config) for _ in config.layer_types)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    stack: Stack
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Last hidden states after the final norm.
 
         Args:
-            ids: (B, S) int64, padded on the right with any id.
-            mask: (B, S) bool, True where a token is real.
+            ids: (R,) int64 on any device, the passages' tokens end to end.
+            lengths: tokens of each passage.
 
         Returns:
-            (B, S, D) in the run's dtype; rows of padding are meaningless.
+            (R, D) on the encoder's device, in the dtype of its residual stream.
         """
-        x = self.embed_tokens(ids)  # (B, S, D)
-        ropes = rope_tables(ids.shape[1], self.config, x.dtype, x.device)
-        real = mask[:, None, None, :]  # (B, 1, 1, S)
-        # A padding row may see itself: a row that sees nothing would be NaN in some attention kernels.
-        itself = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
-        window = bidirectional_window(ids.shape[1], self.config.sliding_window, ids.device)
-        masks = {"full_attention": real | itself, "sliding_attention": (real & window) | itself}
-        for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
-            x = layer(x, ropes[kind], masks[kind])
-        return self.norm(x)
-
-
-def bidirectional_window(length: int, window: int, device: torch.device) -> Tensor:
-    """(length, length) bool: token i sees (window + 1) // 2 tokens up to and with itself, and window // 2 after it."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]  # > 0: the key is to the left
-    return (distance < (window + 1) // 2) & (distance >= -(window // 2))
+        stack, config, kernels = self.stack, self.stack.config, self.stack.kernels
+        rows = pack_rows(lengths)
+        longest = rows.longest
+        slot = stack.move(rows.slots(longest))
+        queries = query_buffer(len(lengths), longest, slot, config, stack.dtype)
+        keys = key_buffers(len(lengths), longest, config, stack.dtype, stack.device)
+        group = config.num_attention_heads // config.num_key_value_heads
+        visible, ropes = {}, {}
+        for kind in set(config.layer_types):
+            spans = bidirectional_spans(rows.lengths, config.window_of(kind))
+            visible[kind] = kernels.visible(stack.move(spans), longest, group)
+            ropes[kind] = rope_of(stack.move(rows.place), longest, config.head_dim, config.rope[kind])
+        x = stack.embed(stack.move(ids))  # (R, D)
+        h = stack.start(x)
+        for index, layer in enumerate(stack.layers):
+            queries.write_all(layer.qkv(h), keys, slot, layer.norms, kernels, ropes[layer.kind])
+            mixed = queries.attend(keys, visible[layer.kind], kernels)
+            h = stack.finish(index, x, mixed)
+        assert isinstance(h, Tensor)
+        return h

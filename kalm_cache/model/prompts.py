@@ -5,6 +5,7 @@ Source: the reference implementation's templates (KaLM-Reranker-V1 model cards).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ PROMPT_TEMPLATE = (
     "<bos><start_of_turn>user\n{system}\n\n<Instruct>: {instruction}\n<Query>: {query}<end_of_turn>\n"
     "<start_of_turn>model\n\n\n\n"
 )
+
+_PROBES = ("a", "1", "?", "The", "é", "\n", "日")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,16 @@ class PromptTokenizer:
         text = self.tokenizer.decode(cut.ids, skip_special_tokens=False)
         prompt = PROMPT_TEMPLATE.format(system=system_instruction, instruction=instruction, query=text)
         return Tokens(self._encode(prompt), cut.truncated)
+
+    def prefix(self, instruction: str, system_instruction: str) -> tuple[int, ...]:
+        """Token ids that prompts of an instruction begin with, whatever the query: up to where it could matter.
+
+        Found by trying: what the prompts of very different queries have in common. A query may still change it (its
+        first letters can join the token before them), so that each prompt is to be compared with it.
+        """
+        prompts = [self.prompt(query, instruction, system_instruction, len(query) + 1).ids for query in _PROBES]
+        common = zip(*prompts, strict=False)
+        return tuple(ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, common))
 
     def answer_ids(self) -> tuple[int, int]:
         """The ids of `yes` and `no`: the last token of each word."""

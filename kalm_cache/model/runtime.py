@@ -2,72 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
+from torch import Tensor
 
-from kalm_cache.errors import CheckpointError, UsageError
+from kalm_cache.errors import CheckpointError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.config import StackConfig
 from kalm_cache.model.decoder import QueryDecoder
+from kalm_cache.model.embedding import TokenEmbedding
 from kalm_cache.model.encoder import PassageEncoder
-from kalm_cache.model.layers import TokenEmbedding
+from kalm_cache.model.kernels import choose_kernels
+from kalm_cache.model.layer import Layer, Norms
+from kalm_cache.model.linear import Linear, quantize_weight
+from kalm_cache.model.precision import stream_dtype
+from kalm_cache.model.stack import Stack
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
 # transformers has saved the text encoder under both names
 ENCODER_PREFIXES = ("model.encoder.text_model.", "model.encoder.")
 DECODER_PREFIX = "model.decoder."
 
-_Stack = TypeVar("_Stack", PassageEncoder, QueryDecoder)
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """`None` or `auto`: CUDA when there is one, else the CPU. Raises `UsageError` for a device torch does not know."""
-    if device is None or str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as exc:
-        raise UsageError(f"device {device!r} is not one that torch knows: use auto, cpu, cuda or cuda:N") from exc
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA here; use auto or cpu")
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """`None` or `auto`: bfloat16 on CUDA, float32 on the CPU (the reference's defaults)."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is None or dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not known: use auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The dtype's long name without `torch.`, as manifests and messages show it."""
-    return str(dtype).removeprefix("torch.")
-
 
 def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> PassageEncoder:
     """The passage side: the text encoder's layers and the mapped embedding table. Never the vision tower.
+
+    Args:
+        checkpoint: an open checkpoint.
+        device: where to compute.
+        dtype: what to compute in; int8 = int8 products in a float32 run.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
     config = checkpoint.config.encoder
     embedding = _embedding(checkpoint, config, dtype, (*ENCODER_PREFIXES, DECODER_PREFIX))
-    with torch.device("meta"):
-        encoder = PassageEncoder(config, embedding)
-    return _fill(encoder, checkpoint, _encoder_prefix(checkpoint), device, dtype)
+    return PassageEncoder(_load_stack(checkpoint, config, _encoder_prefix(checkpoint), embedding, device, dtype))
 
 
 def load_decoder(
@@ -79,7 +47,7 @@ def load_decoder(
         checkpoint: an open checkpoint.
         answer_ids: the token ids of `yes` and `no`.
         device: where to compute.
-        dtype: what to compute in.
+        dtype: what to compute in; int8 = int8 products in a float32 run.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -88,29 +56,122 @@ def load_decoder(
     # A tensor that is there counts; one that is not is tied to the encoder's. transformers 5 reads files this way too.
     head = checkpoint.find("lm_head.out_proj.weight", "lm_head.weight")
     table = checkpoint.tensor(head or _embedding_name(checkpoint, "weight", (*ENCODER_PREFIXES, DECODER_PREFIX)))
-    answer_rows = table[list(answer_ids)].to(device, dtype)  # (2, D)
+    answer_rows = table[list(answer_ids)].to(device, stream_dtype(dtype)).float()  # (2, D)
     embedding = _embedding(checkpoint, config, dtype, (DECODER_PREFIX, *ENCODER_PREFIXES))
-    with torch.device("meta"):
-        decoder = QueryDecoder(config, embedding, answer_rows)
-    return _fill(decoder, checkpoint, DECODER_PREFIX, device, dtype)
+    return QueryDecoder(_load_stack(checkpoint, config, DECODER_PREFIX, embedding, device, dtype), answer_rows)
 
 
-def _fill(module: _Stack, checkpoint: Checkpoint, prefix: str, device: torch.device, dtype: torch.dtype) -> _Stack:
-    """Give a module that was built without memory its weights, cast one by one: no second copy of the whole."""
-    wanted = (f"{prefix}layers.", f"{prefix}norm.")
-    weights = {
-        name.removeprefix(prefix): checkpoint.tensor(name).to(device, dtype)
-        for name in checkpoint.files
-        if name.startswith(wanted)
+def _load_stack(
+    checkpoint: Checkpoint,
+    config: StackConfig,
+    prefix: str,
+    embedding: TokenEmbedding,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Stack:
+    weights = _Weights(checkpoint, prefix, config, device, dtype)
+    layers = tuple(weights.layer(index, kind) for index, kind in enumerate(config.layer_types))
+    stream = stream_dtype(dtype)
+    return Stack(
+        config=config,
+        embed=embedding,
+        layers=layers,
+        norm=weights.norm("norm"),
+        kernels=choose_kernels(device, stream),
+        device=device,
+        dtype=stream,
+        quantized=dtype == torch.int8,
+    )
+
+
+class _Weights:
+    """The tensors of one stack, read one by one and cast or quantised at once: there is never a second copy of all."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, prefix: str, config: StackConfig, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._checkpoint, self._prefix, self._config = checkpoint, prefix, config
+        self._device, self._dtype = device, dtype
+        self._shapes = _shapes(config)
+        named = {name.removeprefix(prefix) for name in checkpoint.files if name.startswith(prefix)}
+        there = {name for name in named if name.startswith(("layers.", "norm."))}
+        absent = [name for name in self._shapes if name not in there]
+        unknown = sorted(there - self._shapes.keys())
+        if absent or unknown:
+            raise CheckpointError(f"{checkpoint.folder}: tensors missing {absent[:3]}, not known {unknown[:3]}")
+
+    def layer(self, index: int, kind: str) -> Layer:
+        at, config = f"layers.{index}.", self._config
+        norms = Norms(
+            pre_attention=self.norm(f"{at}pre_self_attn_layernorm"),
+            post_attention=self.norm(f"{at}post_self_attn_layernorm"),
+            pre_mlp=self.norm(f"{at}pre_feedforward_layernorm"),
+            post_mlp=self.norm(f"{at}post_feedforward_layernorm"),
+            query=self.norm(f"{at}self_attn.q_norm") * config.query_pre_attn_scalar**-0.5,
+            key=self.norm(f"{at}self_attn.k_norm"),
+            eps=config.rms_norm_eps,
+        )
+        return Layer(
+            kind=kind,
+            queries=config.num_attention_heads * config.head_dim,
+            qkv=self._linear(*(f"{at}self_attn.{name}_proj" for name in "qkv")),
+            o=self._linear(f"{at}self_attn.o_proj"),
+            gate_up=self._linear(f"{at}mlp.gate_proj", f"{at}mlp.up_proj"),
+            down=self._linear(f"{at}mlp.down_proj"),
+            norms=norms,
+        )
+
+    def norm(self, name: str) -> Tensor:
+        """1 + w in float32, w rounded to the run's dtype first, as the reference has it."""
+        return 1.0 + self._read(f"{name}.weight").to(self._device, stream_dtype(self._dtype)).float()
+
+    def _linear(self, *names: str) -> Linear:
+        """Matrices of one input, one below the other."""
+        parts = [self._read(f"{name}.weight") for name in names]
+        if self._dtype == torch.int8:
+            quantized = [quantize_weight(part.to(self._device)) for part in parts]
+            scales = [linear.scale for linear in quantized if linear.scale is not None]
+            return Linear(torch.cat([linear.weight for linear in quantized]), torch.cat(scales))
+        rows = sum(len(part) for part in parts)
+        fused = torch.empty(rows, parts[0].shape[1], dtype=self._dtype, device=self._device)
+        start = 0
+        for part in parts:
+            fused[start : start + len(part)] = part
+            start += len(part)
+        return Linear(fused)
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._checkpoint.tensor(self._prefix + name)
+        if tuple(tensor.shape) != self._shapes[name]:
+            raise CheckpointError(
+                f"{self._checkpoint.folder}: weights do not fit config.json: {name} is {tuple(tensor.shape)}, "
+                f"expected {self._shapes[name]}"
+            )
+        return tensor
+
+
+def _shapes(config: StackConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a stack has, but the embeddings: name behind the stack's prefix -> shape."""
+    width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    layer = {
+        "self_attn.q_proj": (queries, width),
+        "self_attn.k_proj": (keys, width),
+        "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, queries),
+        "self_attn.q_norm": (head,),
+        "self_attn.k_norm": (head,),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+        "pre_self_attn_layernorm": (width,),
+        "post_self_attn_layernorm": (width,),
+        "pre_feedforward_layernorm": (width,),
+        "post_feedforward_layernorm": (width,),
     }
-    try:
-        missing, unexpected = module.load_state_dict(weights, strict=False, assign=True)
-    except RuntimeError as exc:
-        raise CheckpointError(f"{checkpoint.folder}: weights do not fit config.json: {exc}") from exc
-    absent = [name for name in missing if name != "answer_rows"]
-    if absent or unexpected:
-        raise CheckpointError(f"{checkpoint.folder}: tensors missing {absent[:3]}, not known {unexpected[:3]}")
-    return module.eval().requires_grad_(False)
+    layers = range(len(config.layer_types))
+    named = {f"layers.{index}.{name}.weight": shape for index in layers for name, shape in layer.items()}
+    return named | {"norm.weight": (width,)}
 
 
 def _encoder_prefix(checkpoint: Checkpoint) -> str:
@@ -133,4 +194,4 @@ def _embedding(
     table, eoi = (
         checkpoint.tensor(_embedding_name(checkpoint, part, prefixes)) for part in ("weight", "eoi_embedding")
     )
-    return TokenEmbedding(table, eoi, config.eoi_token_index, dtype)
+    return TokenEmbedding(table, eoi, config.eoi_token_index, stream_dtype(dtype))

@@ -1,4 +1,4 @@
-"""The parts that T5Gemma2's encoder and decoder share. Pure tensor code: no files, no device choice.
+"""T5Gemma2's layer as torch modules that gradients go through; `kalm_cache.model` is the same layer for inference only.
 
 Formulas: transformers 5.x, `models/t5gemma2/modeling_t5gemma2.py`. Parameter names equal the checkpoint's.
 Legend: B batch, L tokens, D state width, H heads, K key/value heads, E head width.
@@ -98,29 +98,6 @@ class Layer(nn.Module):
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
-class TokenEmbedding(nn.Module):
-    """Token id -> scaled row of the embedding table; the end-of-image id has a vector of its own.
-
-    The table may live in another dtype, or be mapped from disk: only the rows asked for are read and converted.
-    It is a plain attribute, not a parameter: moving or casting the module leaves it where it is.
-    """
-
-    def __init__(self, table: Tensor, eoi_embedding: Tensor | None, eoi_token_index: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.table, self.eoi_embedding, self.eoi_token_index = table, eoi_embedding, eoi_token_index
-        self.dtype = dtype
-        self.scale = torch.tensor(table.shape[1] ** 0.5).to(dtype)  # rounded to the run's dtype, as the reference does
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, L) int64 -> (B, L, D) on the ids' device."""
-        rows = F.embedding(ids.to(self.table.device), self.table).to(ids.device, self.dtype)
-        scaled = rows * self.scale.to(ids.device)
-        if self.eoi_embedding is None:
-            return scaled
-        is_eoi = (ids == self.eoi_token_index).unsqueeze(-1)
-        return torch.where(is_eoi, self.eoi_embedding.to(ids.device, self.dtype), scaled)
-
-
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotary position embedding of x (B, heads, L, E), in the half-split layout: x·cos + (-x₂, x₁)·sin."""
     cos, sin = rope
@@ -142,3 +119,17 @@ def rope_tables(length: int, config: StackConfig, dtype: torch.dtype, device: to
     return {
         kind: rope_table(length, config.head_dim, config.rope[kind], dtype, device) for kind in set(config.layer_types)
     }
+
+
+def bidirectional_window(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length) bool: token i sees (window + 1) // 2 tokens up to and with itself, and window // 2 after it."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]  # > 0: the key is to the left
+    return (distance < (window + 1) // 2) & (distance >= -(window // 2))
+
+
+def causal_window(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length) bool: token i sees itself and the window − 1 tokens before it."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)

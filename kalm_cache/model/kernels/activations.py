@@ -1,0 +1,56 @@
+"""What flows between products and kernels: plain tensors, or int8 values with their scales.
+
+Legend: R rows (tokens, packed end to end), D width in, O width out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """Rows in int8: row i, rotated (rotation.py), is `values[i] · scale[i]`. values (R, D) int8, scale (R,) float32."""
+
+    values: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulated:
+    """An int8 product before scaling: entry (i, j) stands for `values[i, j] · row_scale[i] · column_scale[j]`.
+
+    values (R, O) int32, row_scale (R,) float32, column_scale (O,) float32.
+    """
+
+    values: Tensor
+    row_scale: Tensor
+    column_scale: Tensor
+
+
+Activation = Tensor | Quantized
+Product = Tensor | Accumulated
+
+
+def select_activation(x: Activation, rows: Tensor | slice) -> Activation:
+    """Some rows of an activation; `rows` int64 or a slice."""
+    if isinstance(x, Tensor):
+        return x[rows]
+    return Quantized(x.values[rows], x.scale[rows])
+
+
+def select_product(x: Product, rows: Tensor | slice) -> Product:
+    """Some rows of a product; `rows` int64 or a slice."""
+    if isinstance(x, Tensor):
+        return x[rows]
+    return Accumulated(x.values[rows], x.row_scale[rows], x.column_scale)
+
+
+def to_float(product: Product) -> Tensor:
+    """The product's numbers in float32, (R, O)."""
+    if isinstance(product, Tensor):
+        return product.float()
+    return product.values.to(torch.float32) * product.row_scale.unsqueeze(1) * product.column_scale

@@ -1,0 +1,72 @@
+"""Compile `native.cpp` for this very processor, once, and load it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+TIMEOUT_S = 120
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def native_library() -> ctypes.CDLL | None:
+    """The compiled kernels, or `None` (and a logged warning) where there is no compiler, or what it made is no use."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        logger.warning("no C++ compiler (c++, g++, clang++ or $CXX): plain torch kernels are used, which are slower")
+        return None
+    try:
+        path = _cache_folder() / f"kernels-{_digest(compiler)}.so"
+        if not path.is_file():
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path))  # OpenMP's functions are those that torch has loaded: one pool of threads
+    except (OSError, RuntimeError, subprocess.SubprocessError) as exc:  # RuntimeError: there is no home folder
+        reason = exc.stderr.strip().splitlines()[-1:] if isinstance(exc, subprocess.CalledProcessError) else exc
+        logger.warning("the native kernels cannot be used (%s): plain torch kernels are, which are slower", reason)
+        return None
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Two steps: linked without an OpenMP library of its own, so that torch's serves both."""
+    logger.info("compiling %s, once for this processor", SOURCE.name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        for command in (
+            [compiler, *FLAGS, "-c", str(SOURCE), "-o", str(compiled)],
+            [compiler, "-shared", str(compiled), "-o", str(linked)],
+        ):
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+        linked.replace(path)  # whole or not at all, also when two processes compile at once
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kalm-cache"
+
+
+def _digest(compiler: str) -> str:
+    """Changes with whatever changes the code: source, flags, compiler, processor."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=TIMEOUT_S).stdout
+    sha = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + version + _processor())
+    return sha.hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """What `-march=native` looks at: a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor().encode() or platform.machine().encode()
+    return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"model name", b"Features"))}))

@@ -1,0 +1,44 @@
+"""Where the heads of a product go, and how they are rotated.
+
+Legend: R rows, N sequences, K key/value heads, G query heads a key/value head, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """One kind of heads (queries, keys or values) in a product's columns, and the buffer that they are written to.
+
+    out: (N, K, places, G, E), contiguous, in the run's dtype (G = 1 for keys and values).
+    slot: (R,) int64; row i goes to sequence `slot[i] // places`, place `slot[i] % places`.
+    weight: (E,) float32, of the heads' norm; `None` = not normalised and not rotated (values).
+    """
+
+    out: Tensor
+    slot: Tensor
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions of rows. cos, sin (length, E / 2) float32; position (R,) int64."""
+
+    cos: Tensor
+    sin: Tensor
+    position: Tensor
+
+    def at(self, rows: Tensor) -> Rope:
+        """The positions of some rows."""
+        return Rope(self.cos, self.sin, self.position[rows])
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """x (R, K, G, E) float32 in the half-split layout: (x₁·cos − x₂·sin, x₂·cos + x₁·sin)."""
+        cos, sin = self.cos[self.position][:, None, None], self.sin[self.position][:, None, None]  # (R, 1, 1, E / 2)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,0 +1,39 @@
+"""Keys and values that were kept of an earlier run.
+
+Legend: L prefix tokens, P pooled states, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Keys and values of one passage under one prompt prefix, all layers: enough to go on from, without its states.
+
+    prefix: the L token ids that the prompt must begin with; pooled: P.
+    states (layers, 2, K, L + P, E), keys first, prefix first; where int8, times `scale` (layers, 2, K, L + P) float32.
+    """
+
+    prefix: tuple[int, ...]
+    pooled: int
+    states: Tensor
+    scale: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return self.states.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+def keep(prefix: tuple[int, ...], pooled: int, states: Tensor, dtype: torch.dtype) -> Kept:
+    """Keep `states` in `dtype`; int8 has one scale for each vector."""
+    if dtype is not torch.int8:
+        return Kept(prefix, pooled, states.to(dtype).contiguous())
+    scale = states.abs().amax(-1).float() / 127
+    inverse = 1 / scale.clamp(min=torch.finfo(torch.float32).tiny)
+    return Kept(prefix, pooled, (states * inverse.unsqueeze(-1)).round().to(torch.int8), scale)

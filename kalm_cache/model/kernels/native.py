@@ -1,0 +1,174 @@
+"""The native kernels: compiled once on this machine, called through ctypes.
+
+Legend: K key/value heads, G query heads a key/value head, E head width, N sequences, T queries of one sequence, S key
+slots of one sequence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
+from kalm_cache.model.kernels.heads import Heads, Rope
+from kalm_cache.model.kernels.kept import Kept
+
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+KEPT_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
+SCORE_BYTES = 4 << 20  # attention scores of a few sequences at a time: they stay in the cache
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("slot", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("heads", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("places", ctypes.c_int64),
+    )
+
+
+class _Kept(ctypes.Structure):
+    _fields_ = (("states", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("places", ctypes.c_int64))
+
+
+class NativeKernels:
+    """`Kernels` of compiled code, for CPU tensors: float32, bfloat16, and int8 products in a float32 run."""
+
+    name = "native"
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def quantize(self, x: Tensor) -> Quantized:
+        """As `Kernels.quantize`."""
+        x = x.float().contiguous()
+        out = Quantized(torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x)))
+        self._call("quantize", x, *x.shape, *_activation(out))
+        return out
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float, *, quantized: bool) -> Activation:
+        """As `Kernels.norm`."""
+        out = _empty(x.shape, x.dtype, quantized)
+        suffix = "i8" if quantized else SUFFIXES[x.dtype]
+        self._call(f"norm_{suffix}", x, weight, ctypes.c_float(eps), *x.shape, *_activation(out))
+        return out
+
+    def add_norm(
+        self, x: Tensor, branch: Product, weight: Tensor, next_weight: Tensor, eps: float, *, quantized: bool
+    ) -> Activation:
+        """As `Kernels.add_norm`."""
+        out = _empty(x.shape, x.dtype, quantized)
+        name = f"add_norm_{_suffix(branch, quantized)}"
+        epsilon = ctypes.c_float(eps)
+        self._call(name, x, *_product(branch), weight, next_weight, epsilon, *x.shape, *_activation(out))
+        return out
+
+    def gated_gelu(self, gate_up: Product, dtype: torch.dtype, *, quantized: bool) -> Activation:
+        """As `Kernels.gated_gelu`."""
+        rows, columns = _values(gate_up).shape
+        out = _empty((rows, columns // 2), dtype, quantized)
+        name = f"gated_gelu_{_suffix(gate_up, quantized)}"
+        self._call(name, *_product(gate_up), rows, columns // 2, *_activation(out))
+        return out
+
+    def split_heads(
+        self,
+        product: Product,
+        *,
+        queries: Heads | None,
+        keys: Heads | None,
+        values: Heads | None,
+        rope: Rope | None,
+        eps: float,
+    ) -> None:
+        """As `Kernels.split_heads`."""
+        given = [part for part in (queries, keys, values) if part is not None]
+        parts = (_Part * len(given))(*(_part(heads) for heads in given))
+        rotation = (None, None, None) if rope is None else (rope.cos, rope.sin, rope.position)
+        self._call(
+            f"split_heads_{_suffix(product, isinstance(product, Accumulated))}",
+            *_product(product),
+            *_values(product).shape,
+            parts,
+            len(given),
+            given[0].out.shape[-1],
+            ctypes.c_float(eps),
+            *rotation,
+        )
+
+    def recall(self, kept: Sequence[Kept], index: int, out: Tensor) -> None:
+        """As `Kernels.recall`."""
+        entries = (_Kept * len(kept))(*(_kept(entry, index) for entry in kept))
+        name = f"recall_{KEPT_SUFFIXES[kept[0].states.dtype]}_{SUFFIXES[out.dtype]}"
+        _, sequences, heads, places, width = out.shape
+        self._call(name, entries, out, sequences, heads, places, width)
+
+    def visible(self, spans: Tensor, keys: int, group: int) -> Tensor:
+        """As `Kernels.visible`, but the spans themselves: nothing is spelled out."""
+        return spans
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+        """As `Kernels.attend`; `visible` holds the spans (N, T, 4) int32."""
+        sequences, heads, rows, _ = query.shape
+        queries, keys = visible.shape[1], key.shape[2]
+        query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # (N·K, …, E)
+        out = torch.empty_like(query)
+        step = max(1, SCORE_BYTES // (rows * keys * query.element_size()))
+        for start in range(0, len(query), step):
+            some = slice(start, start + step)
+            scores = torch.bmm(query[some], key[some].transpose(1, 2))  # (n, T·G, S)
+            shape = (start, len(scores), heads, queries, rows // queries, keys)
+            self._call(f"softmax_{SUFFIXES[scores.dtype]}", scores, visible, *shape)
+            torch.bmm(scores, value[some], out=out[some])
+        return out.unflatten(0, (sequences, heads))
+
+    def _call(self, name: str, *arguments: object) -> None:
+        """Tensors go by address, whole numbers as int64; the number of threads comes last."""
+        getattr(self._library, name)(*map(_argument, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _argument(value: object) -> object:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else value
+
+
+def _values(product: Product) -> Tensor:
+    return product.values if isinstance(product, Accumulated) else product
+
+
+def _activation(x: Activation) -> tuple[Tensor, Tensor | None]:
+    return (x.values, x.scale) if isinstance(x, Quantized) else (x, None)
+
+
+def _product(x: Product) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return (x.values, x.row_scale, x.column_scale) if isinstance(x, Accumulated) else (x, None, None)
+
+
+def _suffix(product: Product, quantized: bool) -> str:
+    if isinstance(product, Accumulated):
+        return "i8" if quantized else "i8_f32"
+    return SUFFIXES[product.dtype]
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, quantized: bool) -> Activation:
+    if quantized:
+        return Quantized(torch.empty(shape, dtype=torch.int8), torch.empty(shape[0]))
+    return torch.empty(shape, dtype=dtype)
+
+
+def _part(heads: Heads) -> _Part:
+    _, count, places, group, _ = heads.out.shape
+    weight = None if heads.weight is None else heads.weight.data_ptr()
+    return _Part(heads.out.data_ptr(), heads.slot.data_ptr(), weight, count, group, places)
+
+
+def _kept(entry: Kept, index: int) -> _Kept:
+    scale = None if entry.scale is None else entry.scale[index].data_ptr()
+    return _Kept(entry.states[index].data_ptr(), scale, entry.states.shape[3])

@@ -1,0 +1,94 @@
+"""The kernels in plain torch: for CUDA, for machines without a compiler, and as what the native ones are tested by.
+
+Legend: R rows, D state width, H heads, K key/value heads, G = H / K, E head width, N sequences, T queries of one
+sequence, S key slots of one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kalm_cache.model.kernels.activations import Activation, Product, Quantized, to_float
+from kalm_cache.model.kernels.heads import Heads, Rope
+from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.kernels.rotation import rotate
+
+
+class TorchKernels:
+    """`Kernels` of torch operators alone, on any device and in any dtype."""
+
+    name = "torch"
+
+    def quantize(self, x: Tensor) -> Quantized:
+        """As `Kernels.quantize`."""
+        x = rotate(x.float())
+        scale = x.abs().amax(dim=1) / 127
+        values = (x / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).round()
+        return Quantized(values.nan_to_num(0.0).clamp(-127, 127).to(torch.int8), scale)
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float, *, quantized: bool) -> Activation:
+        """As `Kernels.norm`."""
+        return self._activation(F.rms_norm(x.float(), weight.shape, weight, eps), x.dtype, quantized)
+
+    def add_norm(
+        self, x: Tensor, branch: Product, weight: Tensor, next_weight: Tensor, eps: float, *, quantized: bool
+    ) -> Activation:
+        """As `Kernels.add_norm`."""
+        x += F.rms_norm(to_float(branch), weight.shape, weight, eps)
+        return self.norm(x, next_weight, eps, quantized=quantized)
+
+    def gated_gelu(self, gate_up: Product, dtype: torch.dtype, *, quantized: bool) -> Activation:
+        """As `Kernels.gated_gelu`."""
+        gate, up = to_float(gate_up).chunk(2, dim=1)
+        return self._activation(F.gelu(gate, approximate="tanh") * up, dtype, quantized)
+
+    def split_heads(
+        self,
+        product: Product,
+        *,
+        queries: Heads | None,
+        keys: Heads | None,
+        values: Heads | None,
+        rope: Rope | None,
+        eps: float,
+    ) -> None:
+        """As `Kernels.split_heads`."""
+        columns = to_float(product)
+        start = 0
+        for part in (queries, keys, values):
+            if part is None:
+                continue
+            _, heads, places, group, width = part.out.shape
+            taken = columns[:, start : start + heads * group * width].unflatten(
+                1, (heads, group, width)
+            )  # (R, K, G, E)
+            start += heads * group * width
+            if part.weight is not None:
+                taken = F.rms_norm(taken, part.weight.shape, part.weight, eps)
+                taken = taken if rope is None else rope.rotate(taken)
+            part.out[part.slot // places, :, part.slot % places] = taken.to(part.out.dtype)
+
+    def recall(self, kept: Sequence[Kept], index: int, out: Tensor) -> None:
+        """As `Kernels.recall`."""
+        for n, entry in enumerate(kept):
+            states = entry.states[index]  # (2, K, L + P, E)
+            to = out[:, n, :, : states.shape[2]]
+            to.copy_(states if entry.scale is None else states * entry.scale[index].unsqueeze(-1))
+
+    def visible(self, spans: Tensor, keys: int, group: int) -> Tensor:
+        """As `Kernels.visible`."""
+        slot = torch.arange(keys, device=spans.device)
+        first, first_end, second, second_end = (bound.unsqueeze(-1) for bound in spans.unbind(-1))  # (N, T, 1)
+        seen = ((slot >= first) & (slot < first_end)) | ((slot >= second) & (slot < second_end))  # (N, T, S)
+        return seen.repeat_interleave(group, dim=1).unsqueeze(1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+        """As `Kernels.attend`."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=1.0)
+
+    def _activation(self, x: Tensor, dtype: torch.dtype, quantized: bool) -> Activation:
+        return self.quantize(x) if quantized else x.to(dtype)

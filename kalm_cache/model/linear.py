@@ -1,0 +1,62 @@
+"""Matrix products with fixed weights, in the run's dtype or in int8. Legend: R rows, D width in, O width out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
+from kalm_cache.model.kernels.rotation import rotate
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x · weightᵀ. `weight` (O, D) in the run's dtype, or int8 with one float32 `scale` (O,) for each output."""
+
+    weight: Tensor
+    scale: Tensor | None = None
+
+    def __call__(self, x: Activation) -> Product:
+        """x (R, D) -> (R, O); int8 weights take and give int8's forms, the others plain tensors."""
+        if isinstance(x, Quantized):
+            assert self.scale is not None
+            return Accumulated(torch._int_mm(x.values, self.weight.t()), x.scale, self.scale)
+        return F.linear(x, self.weight)
+
+    def empty(self, rows: int, like: Activation) -> Product:
+        """Room for the product of `rows` rows of what `like` is, for `fill`."""
+        if isinstance(like, Quantized):
+            assert self.scale is not None
+            values = like.values.new_empty(rows, len(self.weight), dtype=torch.int32)
+            return Accumulated(values, like.scale.new_empty(rows), self.scale)
+        return like.new_empty(rows, len(self.weight))
+
+    def fill(self, out: Product, start: int, x: Activation) -> None:
+        """Write the product of some rows `x` to `out`, from row `start` on."""
+        if isinstance(x, Quantized):
+            assert isinstance(out, Accumulated)
+            rows = slice(start, start + len(x.values))
+            torch._int_mm(x.values, self.weight.t(), out=out.values[rows])
+            out.row_scale[rows] = x.scale
+        else:
+            assert isinstance(out, Tensor)
+            torch.mm(x, self.weight.t(), out=out[start : start + len(x)])
+
+    def outputs(self, start: int, stop: int | None = None) -> Linear:
+        """The same product for outputs `start … stop` alone; shares memory."""
+        return Linear(self.weight[start:stop], None if self.scale is None else self.scale[start:stop])
+
+    def tensors(self) -> list[Tensor]:
+        """What it keeps in memory."""
+        return [self.weight] if self.scale is None else [self.weight, self.scale]
+
+
+def quantize_weight(weight: Tensor) -> Linear:
+    """Symmetric int8 with one scale an output: weight (O, D), rotated, ≈ values · scale, |values| ≤ 127."""
+    weight = rotate(weight.float())
+    scale = weight.abs().amax(dim=1) / 127
+    values = (weight / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).round().to(torch.int8)
+    return Linear(values, scale)

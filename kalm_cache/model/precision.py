@@ -1,0 +1,62 @@
+"""Device and precision of a run, from what the user said and what the machine has."""
+
+from __future__ import annotations
+
+import torch
+
+from kalm_cache.errors import UsageError
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """`None` or `auto`: CUDA when there is one, else the CPU. Raises `UsageError` for a device torch does not know."""
+    if device is None or str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as exc:
+        raise UsageError(f"device {device!r} is not one that torch knows: use auto, cpu, cuda or cuda:N") from exc
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA here; use auto or cpu")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """What to compute in. `None` or `auto`: bfloat16 where the device multiplies it natively, else float32.
+
+    Raises:
+        UsageError: a name that is not known, or int8 on a device other than a CPU.
+    """
+    if dtype is None or dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" or has_native_bfloat16() else torch.float32
+    resolved = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
+    if resolved is None or resolved not in DTYPES.values():
+        raise UsageError(f"dtype {dtype!r} is not known: use auto, {', '.join(DTYPES)}")
+    if resolved == torch.int8 and device.type != "cpu":
+        raise UsageError(f"dtype int8 is for CPUs, the device is {device}; use bfloat16 there")
+    return resolved
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 in hardware (Intel AMX); elsewhere float32 is the faster one."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+    return bool(capabilities.get("amx_bf16", False))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype's long name without `torch.`, as manifests and messages show it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def stream_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What states are kept in during a run: its dtype, but float32 in an int8 run, where only products are int8."""
+    return torch.float32 if dtype == torch.int8 else dtype

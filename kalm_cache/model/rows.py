@@ -1,0 +1,88 @@
+"""Sequences of different lengths laid end to end, and which key slots each of their tokens sees. Pure index arithmetic.
+
+Products run over such rows: no padding is multiplied. Attention runs over buffers of keys and values with S slots for
+each sequence:
+
+    [ prefix tokens | pooled states ]  padded to `past` slots  [ own tokens ]
+
+An encoder has own tokens only; a decoder's past is the passage's pooled states, and before them the prompt's prefix
+where it was computed earlier.
+Legend: N sequences, R rows, T longest sequence, S = past + T key slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Sequences end to end. lengths (N,), sequence (R,) and place (R,): row i is token `place[i]` of `sequence[i]`."""
+
+    lengths: Tensor
+    sequence: Tensor
+    place: Tensor
+
+    @property
+    def longest(self) -> int:
+        """T: the number of tokens of the longest sequence."""
+        return int(self.lengths.max())
+
+    def slots(self, slots: int, offset: int = 0) -> Tensor:
+        """(R,) int64: where each row stands in a buffer of `slots` places a sequence, from place `offset` on."""
+        return self.sequence * slots + self.place + offset
+
+    def first(self) -> Tensor:
+        """(N,) int64: the row of each sequence's first token."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    def last(self) -> Tensor:
+        """(N,) int64: the row of each sequence's last token."""
+        return self.lengths.cumsum(0) - 1
+
+
+def pack_rows(lengths: Sequence[int]) -> Rows:
+    """The rows of sequences of these lengths."""
+    count = torch.tensor(lengths, dtype=torch.int64)
+    sequence = torch.arange(len(count)).repeat_interleave(count)
+    starts = count.cumsum(0) - count
+    return Rows(count, sequence, torch.arange(int(count.sum())) - starts[sequence])
+
+
+def bidirectional_spans(lengths: Tensor, window: int | None) -> Tensor:
+    """The encoder's spans, (N, T, 4) int32: slots [a, b) and [c, d) are seen.
+
+    With a window, token i sees (window + 1) // 2 tokens up to and with itself, and window // 2 after it.
+    """
+    place = torch.arange(int(lengths.max())).expand(len(lengths), -1)  # (N, T)
+    end = lengths.unsqueeze(1).expand_as(place)
+    if window is None:
+        return _spans(torch.zeros_like(place), end)
+    begin = (place - (window + 1) // 2 + 1).clamp(min=0)
+    return _spans(begin, torch.minimum(place + window // 2 + 1, end))
+
+
+def causal_spans(own: Tensor, pooled: Tensor, *, past: int, prefix: int, window: int | None) -> Tensor:
+    """The decoder's spans, (N, T, 4) int32: in the past its prefix and every pooled state, then its own tokens so far.
+
+    Args:
+        own: (N,) own tokens of each sequence.
+        pooled: (N,) pooled states of each sequence.
+        past: slots before the own tokens.
+        prefix: prompt tokens in the past, before the pooled states.
+        window: how many prompt tokens, itself included, a token sees; `None` = all.
+    """
+    place = torch.arange(int(own.max())).expand(len(own), -1)  # (N, T)
+    first = torch.zeros_like(place) if window is None else (prefix + place - window + 1).clamp(min=0)  # prompt token
+    begin, end = first.clamp(max=prefix), (prefix + pooled).unsqueeze(1).expand_as(place)
+    return _spans(begin, end, past + (first - prefix).clamp(min=0), past + place + 1)
+
+
+def _spans(begin: Tensor, end: Tensor, second: Tensor | None = None, second_end: Tensor | None = None) -> Tensor:
+    nothing = torch.zeros_like(begin)
+    bounds = (begin, end, nothing if second is None else second, nothing if second_end is None else second_end)
+    return torch.stack(bounds, dim=-1).to(torch.int32).contiguous()
