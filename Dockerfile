@@ -1,6 +1,8 @@
 # One image for the indexing job and the query service; the command decides which.
 FROM python:3.11-slim
 
+# The decoder's kernels are compiled at the first start, for the processor that runs them (else plain torch is used).
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 kalm && mkdir /index /corpus /models && chown kalm /index /models
 WORKDIR /app
 COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./

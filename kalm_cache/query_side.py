@@ -88,8 +88,9 @@ class QuerySide:
             batch_size: passages run together at most.
             dtype: what is kept: float32, bfloat16, or int8 with a scale for each vector.
         """
+        sizes = {i: _PairSize((0, ""), len(prefix), len(states)) for i, states in enumerate(pooled)}
         kept: dict[int, Kept] = {}
-        for batch in _batches({i: (0, len(prefix), len(states)) for i, states in enumerate(pooled)}, batch_size):
+        for batch in _batches(sizes, batch_size):
             states = [pooled[i] for i in batch]
             kept.update(
                 zip(batch, self.decoder.prefill(prefix, self._pack(states), _counts(states), dtype), strict=True)
@@ -130,21 +131,36 @@ def _counts(states: Sequence[Tensor]) -> list[int]:
     return [len(one) for one in states]
 
 
-def _size(prompt: Tokens, passage: Tensor | Kept) -> tuple[int, int, int]:
-    """What pairs of one batch should have alike: length of the kept prefix, own tokens, pooled states."""
+@dataclass(frozen=True, slots=True, order=True)
+class _PairSize:
+    """What pairs of one batch must have in common (kind), and what they had better have alike.
+
+    kind: tokens of the kept prefix and the dtype it is kept in; own: prompt tokens after it; pooled: pooled states.
+    """
+
+    kind: tuple[int, str]
+    own: int
+    pooled: int
+
+
+def _size(prompt: Tokens, passage: Tensor | Kept) -> _PairSize:
     if isinstance(passage, Kept):
-        return len(passage.prefix), len(prompt.ids) - len(passage.prefix), passage.pooled
-    return 0, len(prompt.ids), len(passage)
+        prefix = len(passage.prefix)
+        return _PairSize((prefix, str(passage.states.dtype)), len(prompt.ids) - prefix, passage.pooled)
+    return _PairSize((0, ""), len(prompt.ids), len(passage))
 
 
-def _batches(sizes: Mapping[int, tuple[int, int, int]], batch_size: int) -> Iterator[list[int]]:
-    """Pairs in batches of like sizes, short ones first; those with and without a kept prefix apart."""
+def _batches(sizes: Mapping[int, _PairSize], batch_size: int) -> Iterator[list[int]]:
+    """Pairs in batches of like sizes, short ones first; a batch's padded size is at most BATCH_TOKENS."""
     batch: list[int] = []
+    pooled = 0
     for i in sorted(sizes, key=sizes.__getitem__):
-        full = len(batch) == batch_size or (len(batch) + 1) * sum(sizes[i]) > BATCH_TOKENS
-        if batch and (full or sizes[i][0] != sizes[batch[0]][0]):
+        size = sizes[i]
+        pooled = max(pooled, size.pooled)
+        full = len(batch) == batch_size or (len(batch) + 1) * (size.own + pooled) > BATCH_TOKENS
+        if batch and (full or size.kind != sizes[batch[0]].kind):
             yield batch
-            batch = []
+            batch, pooled = [], size.pooled
         batch.append(i)
     if batch:
         yield batch

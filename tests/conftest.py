@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.reference import MarginOracle, SlowReference, load_slow_reference
+from kalm_cache.model import precision
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.reranker import KaLMReranker
 from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
@@ -25,6 +26,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_native_bfloat16() -> Iterator[None]:
+    """`auto` is float32 on every CPU: what tests expect must not depend on the machine that runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "has_native_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

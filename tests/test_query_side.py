@@ -6,11 +6,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference import INSTRUCTION, SYSTEM, SlowReference, mean_of_groups
+from kalm_cache import query_side
 from kalm_cache.errors import NonFiniteLogitsError
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.decoder import QueryDecoder
+from kalm_cache.model.decoder_pass import Prompts
+from kalm_cache.model.prompts import Tokens
 from kalm_cache.query_side import QuerySide, load_query_side, score_of
 from tests.checkpoints import MINI, edit_tensors, make_checkpoint
 from tests.texts import DOCUMENTS, QUERIES, long_text
+
+
+def prompts_of(side: QuerySide, *names: str) -> list[Tokens]:
+    return [side.prompt(QUERIES[name], INSTRUCTION, SYSTEM) for name in names]
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> QuerySide:
@@ -93,12 +101,149 @@ def test_float16_overflow_is_an_error_that_names_the_way_out(tmp_path: Path, pas
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_pooled_states_that_are_not_finite_are_an_error(side: QuerySide, passages: list[Tensor], value: float):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_pooled_states_that_are_not_finite_are_an_error(
+    mini: Checkpoint, passages: list[Tensor], value: float, dtype: torch.dtype
+):
+    side = load(mini, dtype)
     damaged = passages[0].clone()
     damaged[1, 5] = value
-    prompt = side.prompt(QUERIES["plain"], INSTRUCTION, SYSTEM)
+    [prompt] = prompts_of(side, "plain")
     with pytest.raises(NonFiniteLogitsError):
         side.margins([prompt] * 2, [passages[1], damaged], 2)
+    assert math.isfinite(side.margins([prompt], [passages[1]], 2)[0])
+
+
+@pytest.mark.parametrize("kept_dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_kept_states_that_are_not_finite_are_an_error(side: QuerySide, passages: list[Tensor], kept_dtype: torch.dtype):
+    damaged = passages[0].clone()
+    damaged[0, 0] = math.nan
+    kept = side.prefill(side.prefix(INSTRUCTION, SYSTEM), [passages[1], damaged], 2, kept_dtype)
+    with pytest.raises(NonFiniteLogitsError):
+        side.margins(prompts_of(side, "plain") * 2, kept, 2)
+    assert math.isfinite(side.margins(prompts_of(side, "plain"), kept[:1], 2)[0])
+
+
+def test_a_pair_given_twice_has_one_margin(side: QuerySide, passages: list[Tensor]):
+    prompts = prompts_of(side, "plain", "chinese", "plain")
+    pairs = [(prompts[i % 2], passages[i % 3]) for i in range(12)]
+    margins = side.margins([prompt for prompt, _ in pairs], [pooled for _, pooled in pairs], 2)
+    assert margins[:6] == margins[6:]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("plain",),
+        tuple(QUERIES),
+    ],
+    ids=["one prompt", "many prompts"],
+)
+def test_no_batch_is_larger_than_its_tokens_allow(
+    side: QuerySide, passages: list[Tensor], monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+):
+    sizes = _watch_batches(monkeypatch, 300)
+    pairs = [(prompt, pooled) for prompt in prompts_of(side, *names) for pooled in passages]
+    side.margins([prompt for prompt, _ in pairs], [pooled for _, pooled in pairs], 32)
+    assert max(count for count, _ in sizes) > 1
+    assert all(count == 1 or count * longest <= 300 for count, longest in sizes)
+
+
+def test_the_tokens_of_a_batch_change_no_margin(
+    side: QuerySide, passages: list[Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    pairs = [(prompt, pooled) for prompt in prompts_of(side, *QUERIES) for pooled in passages]
+    given = [prompt for prompt, _ in pairs], [pooled for _, pooled in pairs], 32
+    expected = side.margins(*given)
+    sizes = _watch_batches(monkeypatch, 300)
+    assert side.margins(*given) == pytest.approx(expected, abs=1e-5)
+    assert sum(count for count, _ in sizes) == len(pairs)
+
+
+def _watch_batches(monkeypatch: pytest.MonkeyPatch, batch_tokens: int) -> list[tuple[int, int]]:
+    """Pairs of each batch from now on, and its longest prompt and passage together."""
+    sizes: list[tuple[int, int]] = []
+    margins = QueryDecoder.margins
+
+    def watched(self: QueryDecoder, prompts: Prompts, pooled: Tensor, counts: list[int]) -> Tensor:
+        sizes.append((len(counts), prompts.longest + max(counts)))
+        return margins(self, prompts, pooled, counts)
+
+    monkeypatch.setattr(query_side, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(QueryDecoder, "margins", watched)
+    return sizes
+
+
+def test_warming_up_decodes_and_leaves_nothing_behind(side: QuerySide, passages: list[Tensor]):
+    [prompt] = prompts_of(side, "plain")
+    before = side.margins([prompt], passages[:1], 1)
+    side.warm_up()
+    assert side.margins([prompt], passages[:1], 1) == before
+
+
+def test_prompts_begin_with_the_prefix_of_their_instruction_whatever_the_query(side: QuerySide):
+    prefix = side.prefix(INSTRUCTION, SYSTEM)
+    for query in QUERIES.values():
+        ids = side.prompt(query, INSTRUCTION, SYSTEM).ids
+        assert tuple(ids[: len(prefix)]) == prefix
+        assert len(ids) > len(prefix)
+    other = side.prefix("Find the ferry's timetable.", SYSTEM)
+    assert other != prefix
+    assert tuple(side.prompt("q", "Find the ferry's timetable.", SYSTEM).ids[: len(other)]) == other
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_margins_go_on_from_kept_prefixes(side: QuerySide, passages: list[Tensor], batch_size: int):
+    prefix = side.prefix(INSTRUCTION, SYSTEM)
+    kept = side.prefill(prefix, passages, batch_size, torch.float32)
+    assert [(entry.prefix, entry.pooled) for entry in kept] == [(prefix, len(pooled)) for pooled in passages]
+    for name in ("plain", "empty", "specials"):
+        prompts = prompts_of(side, name) * len(passages)
+        expected = side.margins(prompts, passages, batch_size)
+        assert side.margins(prompts, kept, batch_size) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 0.1), (torch.int8, 0.2)])
+def test_prefixes_kept_in_fewer_bits_give_margins_nearby(
+    side: QuerySide, passages: list[Tensor], dtype: torch.dtype, within: float
+):
+    kept = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, dtype)
+    prompts = prompts_of(side, "plain") * len(passages)
+    assert side.margins(prompts, kept, 32) == pytest.approx(side.margins(prompts, passages, 32), abs=within)
+
+
+def test_kept_and_pooled_passages_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
+    prompts = prompts_of(side, *QUERIES)
+    expected = side.margins(prompts, passages[: len(prompts)], 32)
+    kept = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, torch.float32)
+    mixed = [kept[i] if i % 3 else passages[i] for i in range(len(prompts))]
+    for batch_size in (1, 4, 32):
+        assert side.margins(prompts, mixed, batch_size) == pytest.approx(expected, abs=1e-5)
+
+
+def test_passages_kept_in_different_dtypes_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
+    prefix, [prompt] = side.prefix(INSTRUCTION, SYSTEM), prompts_of(side, "plain")
+    kept = [
+        side.prefill(prefix, [pooled], 1, dtype)[0]
+        for pooled, dtype in zip(passages, (torch.float32, torch.bfloat16, torch.int8), strict=False)
+    ]
+    alone = [side.margins([prompt], [entry], 1)[0] for entry in kept]
+    assert side.margins([prompt] * 3, kept, 32) == pytest.approx(alone, abs=1e-5)
+
+
+def test_passages_kept_under_different_instructions_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
+    instructions = [INSTRUCTION, "Find it.", "Judge it.", ""]
+    prompts = [side.prompt(QUERIES["plain"], instruction, SYSTEM) for instruction in instructions]
+    expected = side.margins(prompts, passages[:4], 32)
+    kept = [
+        side.prefill(side.prefix(instruction, SYSTEM), [pooled], 1, torch.float32)[0]
+        for instruction, pooled in zip(instructions, passages, strict=False)
+    ]
+    assert side.margins(prompts, kept, 32) == pytest.approx(expected, abs=1e-5)
+
+
+def test_nothing_to_keep_keeps_nothing(side: QuerySide):
+    assert side.prefill(side.prefix(INSTRUCTION, SYSTEM), [], 32, torch.bfloat16) == []
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,28 @@ def test_a_missing_or_broken_tokenizer_is_refused(tmp_path: Path, content: str |
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
         load_prompt_tokenizer(tmp_path)
+
+
+def test_the_prefix_is_all_that_prompts_have_before_the_query(
+    tokenizer: PromptTokenizer, mini_reference: SlowReference
+):
+    before = "<bos><start_of_turn>user\n" + SYSTEM + "\n\n<Instruct>: " + INSTRUCTION + "\n<Query>:"
+    expected = mini_reference.tokenizer(before, add_special_tokens=False)["input_ids"]
+    assert tokenizer.prefix(INSTRUCTION, SYSTEM) == tuple(expected)
+
+
+@pytest.mark.parametrize("query", [*QUERIES.values(), long_text(30), "\n", "  ", "'", ":", "\u0301"])
+def test_prompts_begin_with_the_prefix_and_go_on_after_it(tokenizer: PromptTokenizer, query: str):
+    prefix = tokenizer.prefix(INSTRUCTION, SYSTEM)
+    ids = tokenizer.prompt(query, INSTRUCTION, SYSTEM, 512).ids
+    assert tuple(ids[: len(prefix)]) == prefix
+    assert len(ids) > len(prefix)
+
+
+@pytest.mark.parametrize(("instruction", "system"), [("", ""), ("{query}", "<end_of_turn>"), ("é 日", "🐝")])
+def test_prefixes_of_odd_instructions_are_true_of_their_prompts(
+    tokenizer: PromptTokenizer, instruction: str, system: str
+):
+    prefix = tokenizer.prefix(instruction, system)
+    assert prefix
+    assert tuple(tokenizer.prompt("a question?", instruction, system, 512).ids[: len(prefix)]) == prefix

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kalm_cache.errors import CheckpointError, UsageError
+from kalm_cache.errors import CheckpointError
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
-from kalm_cache.model.runtime import dtype_name, load_decoder, load_encoder, resolve_device, resolve_dtype
-from tests.checkpoints import edit_config, edit_tensors, make_checkpoint, name_text_model
+from kalm_cache.model.decoder import QueryDecoder
+from kalm_cache.model.encoder import PassageEncoder
+from kalm_cache.model.runtime import load_decoder, load_encoder
+from tests.checkpoints import MINI, edit_config, edit_tensors, make_checkpoint, name_text_model
 
 CPU = torch.device("cpu")
 ANSWERS = (99, 103)
@@ -24,9 +26,13 @@ def keep(folder: Path, *prefixes: str) -> None:
     edit_tensors(folder, lambda all: {name: tensor for name, tensor in all.items() if name.startswith(prefixes)})
 
 
-def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
-    left, right = ours.state_dict(), theirs.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+def weights(side: PassageEncoder | QueryDecoder) -> list[Tensor]:
+    """All that a side holds."""
+    return [*side.stack.tensors(), *([side.answer_rows] if isinstance(side, QueryDecoder) else [])]
+
+
+def same_weights(ours: PassageEncoder | QueryDecoder, theirs: PassageEncoder | QueryDecoder) -> bool:
+    return all(torch.equal(left, right) for left, right in zip(weights(ours), weights(theirs), strict=True))
 
 
 def test_the_passage_side_reads_neither_the_decoder_nor_the_vision_tower(mini: Checkpoint, folder: Path):
@@ -45,7 +51,7 @@ def test_the_query_side_holds_two_rows_of_the_output_matrix(mini: Checkpoint):
     decoder = load_decoder(mini, ANSWERS, CPU, torch.float32)
     table = mini.tensor("model.encoder.embed_tokens.weight")
     assert torch.equal(decoder.answer_rows, table[list(ANSWERS)])
-    assert max(parameter.numel() for parameter in decoder.parameters()) < table.numel()
+    assert max(tensor.numel() for tensor in weights(decoder)) < table.numel()
 
 
 def test_both_layouts_of_names_load_alike(mini: Checkpoint, folder: Path):
@@ -65,8 +71,8 @@ def test_embeddings_saved_under_the_decoder_alone_serve_both_sides(mini: Checkpo
     edit_tensors(folder, move)
     moved = open_checkpoint(str(folder))
     table = mini.tensor("model.encoder.embed_tokens.weight")
-    assert torch.equal(load_encoder(moved, CPU, torch.float32).embed_tokens.table, table)
-    assert torch.equal(load_decoder(moved, ANSWERS, CPU, torch.float32).embed_tokens.table, table)
+    assert torch.equal(load_encoder(moved, CPU, torch.float32).stack.embed.table, table)
+    assert torch.equal(load_decoder(moved, ANSWERS, CPU, torch.float32).stack.embed.table, table)
 
 
 def test_untied_embeddings_and_head_are_each_sides_own(tmp_path: Path):
@@ -74,17 +80,47 @@ def test_untied_embeddings_and_head_are_each_sides_own(tmp_path: Path):
     tables = {side: untied.tensor(f"model.{side}.embed_tokens.weight") for side in ("encoder", "decoder")}
     assert not torch.equal(tables["encoder"], tables["decoder"])
     decoder = load_decoder(untied, ANSWERS, CPU, torch.float32)
-    assert torch.equal(load_encoder(untied, CPU, torch.float32).embed_tokens.table, tables["encoder"])
-    assert torch.equal(decoder.embed_tokens.table, tables["decoder"])
+    assert torch.equal(load_encoder(untied, CPU, torch.float32).stack.embed.table, tables["encoder"])
+    assert torch.equal(decoder.stack.embed.table, tables["decoder"])
     assert torch.equal(decoder.answer_rows, untied.tensor("lm_head.out_proj.weight")[list(ANSWERS)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_weight_is_cast_to_the_dtype_of_the_run(mini: Checkpoint, dtype: torch.dtype):
-    for module in (load_encoder(mini, CPU, dtype), load_decoder(mini, ANSWERS, CPU, dtype)):
-        assert {parameter.dtype for parameter in module.parameters()} == {dtype}
-        assert module.embed_tokens(torch.tensor([[1]])).dtype == dtype
-        assert not any(parameter.requires_grad for parameter in module.parameters())
+def test_every_weight_is_cast_to_the_dtype_of_the_run_and_norms_are_float32(mini: Checkpoint, dtype: torch.dtype):
+    for side in (load_encoder(mini, CPU, dtype), load_decoder(mini, ANSWERS, CPU, dtype)):
+        assert {tensor.dtype for tensor in weights(side) if tensor.dim() == 2} - {torch.float32} <= {dtype}
+        for layer in side.stack.layers:
+            assert {linear.weight.dtype for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)} == {dtype}
+            assert layer.norms.pre_mlp.dtype == torch.float32
+        assert side.stack.embed(torch.tensor([1])).dtype == side.stack.dtype == dtype
+        assert not any(tensor.requires_grad for tensor in weights(side))
+
+
+def test_int8_products_stand_in_a_float32_run(mini: Checkpoint):
+    for side in (load_encoder(mini, CPU, torch.int8), load_decoder(mini, ANSWERS, CPU, torch.int8)):
+        assert side.stack.quantized
+        assert side.stack.embed(torch.tensor([1])).dtype == side.stack.dtype == torch.float32
+        for layer in side.stack.layers:
+            for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                assert linear.weight.dtype == torch.int8
+                assert linear.scale is not None
+                assert linear.scale.shape == linear.weight.shape[:1]
+
+
+def test_norms_are_rounded_to_the_dtype_of_the_run_before_one_is_added(mini: Checkpoint):
+    # as transformers' module holds them in a bfloat16 run
+    stored = mini.tensor("model.decoder.norm.weight")
+    assert torch.equal(load_decoder(mini, ANSWERS, CPU, torch.bfloat16).stack.norm, 1 + stored.bfloat16().float())
+    assert torch.equal(load_decoder(mini, ANSWERS, CPU, torch.float32).stack.norm, 1 + stored)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.int8, 1)])
+def test_each_side_holds_its_layers_weights_once_and_hardly_more(mini: Checkpoint, dtype: torch.dtype, bytes_each: int):
+    width, inner, heads, keys = MINI.hidden_size, MINI.intermediate_size, 4 * MINI.head_dim, 2 * MINI.head_dim
+    products = len(MINI.layer_types) * ((2 * heads + 2 * keys) * width + 3 * width * inner)
+    for side in (load_encoder(mini, CPU, dtype), load_decoder(mini, ANSWERS, CPU, dtype)):
+        held = sum(tensor.nbytes for tensor in weights(side))
+        assert products * bytes_each < held < products * bytes_each * 1.15
 
 
 @pytest.mark.parametrize("part", ["model.encoder.layers.1.mlp.up_proj.weight", "model.encoder.norm.weight"])
@@ -122,47 +158,3 @@ def test_more_layers_in_the_file_than_in_the_config_are_refused(folder: Path):
     edit_config(folder, lambda config: config["decoder"].update(num_hidden_layers=3))
     with pytest.raises(CheckpointError, match=r"not known \['layers\.3\."):
         load_decoder(open_checkpoint(str(folder)), ANSWERS, CPU, torch.float32)
-
-
-def test_auto_is_bfloat16_on_cuda_and_float32_on_the_cpu():
-    for dtype in (None, "auto"):
-        assert resolve_dtype(dtype, torch.device("cuda")) == torch.bfloat16
-        assert resolve_dtype(dtype, CPU) == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("float32", torch.float32),
-        ("fp32", torch.float32),
-        ("bf16", torch.bfloat16),
-        ("bfloat16", torch.bfloat16),
-        ("fp16", torch.float16),
-        ("float16", torch.float16),
-        (torch.bfloat16, torch.bfloat16),
-    ],
-)
-def test_the_references_dtype_names_are_known(name: str | torch.dtype, dtype: torch.dtype):
-    assert resolve_dtype(name, CPU) == dtype
-
-
-def test_dtype_names_are_long():
-    assert dtype_name(resolve_dtype("bf16", CPU)) == "bfloat16"
-
-
-@pytest.mark.parametrize("dtype", ["int8", "", "float64"])
-def test_an_unknown_dtype_is_refused(dtype: str):
-    with pytest.raises(UsageError, match="is not known: use auto, float32"):
-        resolve_dtype(dtype, CPU)
-
-
-def test_an_unknown_device_is_refused():
-    with pytest.raises(UsageError, match="'gpu' is not one that torch knows"):
-        resolve_device("gpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_without_cuda_the_device_is_the_cpu_and_cuda_is_refused():
-    assert resolve_device(None) == resolve_device("auto") == resolve_device(CPU) == CPU
-    with pytest.raises(UsageError, match="torch sees no CUDA here"):
-        resolve_device("cuda:0")

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from kalm_cache.errors import UsageError
+from kalm_cache.model import kernels
+from kalm_cache.model.kernels import choose_kernels
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KALM_CACHE_KERNELS", raising=False)
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "native_library", lambda: None)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("choice", [None, "auto", "native"])
+def test_native_kernels_are_taken_where_they_can_be_compiled(monkeypatch: pytest.MonkeyPatch, choice: str | None):
+    if choice:
+        monkeypatch.setenv("KALM_CACHE_KERNELS", choice)
+    assert [choose_kernels(CPU, dtype).name for dtype in (torch.float32, torch.bfloat16)] == ["native"] * 2
+
+
+def test_torch_kernels_are_taken_on_cuda_and_for_float16():
+    assert choose_kernels(torch.device("cuda"), torch.bfloat16).name == "torch"
+    assert choose_kernels(CPU, torch.float16).name == "torch"
+
+
+def test_asking_for_torch_compiles_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KALM_CACHE_KERNELS", "torch")
+    monkeypatch.setattr(kernels, "native_library", lambda: pytest.fail("compiled"))
+    assert choose_kernels(CPU, torch.float32).name == "torch"
+
+
+@pytest.mark.usefixtures("no_library")
+def test_without_a_library_torch_kernels_do():
+    assert choose_kernels(CPU, torch.float32).name == "torch"
+
+
+@pytest.mark.usefixtures("no_library")
+def test_asking_for_native_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KALM_CACHE_KERNELS", "native")
+    with pytest.raises(UsageError, match=r"KALM_CACHE_KERNELS is native, .* is a C\+\+ compiler there\?"):
+        choose_kernels(CPU, torch.float32)
+
+
+@pytest.mark.parametrize("word", ["", "cuda", "Native"])
+def test_another_word_is_refused(monkeypatch: pytest.MonkeyPatch, word: str):
+    monkeypatch.setenv("KALM_CACHE_KERNELS", word)
+    with pytest.raises(UsageError, match=f"KALM_CACHE_KERNELS is '{word}'; it must be auto, native or torch"):
+        choose_kernels(CPU, torch.float32)
