@@ -4,7 +4,9 @@ Each query meets its judged passage, other passages of the collection, and two l
 to the limit of 1024 tokens). Token ids are compared on many more texts, which costs nothing.
 
     python -m benchmarks.parity --model DIR [--beir DIR] [--pairs 24] [--chunk-sizes 1,4,32]
-        [--dtypes float32,bfloat16] [--batch-size 8] [--texts 1000]
+        [--dtypes float32,bfloat16,int8] [--batch-size 8] [--texts 1000]
+
+int8, which transformers does not have, is compared with its float32.
 
 At batch size 1 both sides multiply matrices of the same shapes, and should differ by nothing or next to nothing. Larger
 batches round differently, which an untuned model in bfloat16 can magnify; how far transformers' own bfloat16 is from
@@ -15,9 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +91,30 @@ def compare_tokens(texts: Texts, tokenizer: PromptTokenizer, reference: SlowRefe
 
 def compare_margins(ours: list[float], theirs: list[float], exact: list[float]) -> dict[str, Any]:
     """Mean and largest differences of margins; `exact` are transformers' float32 margins."""
-    groups = range(0, len(ours), PASSAGES_A_QUERY)
-    same = [_order(ours[i : i + PASSAGES_A_QUERY]) == _order(theirs[i : i + PASSAGES_A_QUERY]) for i in groups]
+    size = PASSAGES_A_QUERY
+    groups = range(0, len(ours), size)
+    same = [_order(ours[i:][:size]) == _order(theirs[i:][:size]) for i in groups]
     return {
         "margins_min": round(min(theirs), 3),
         "margins_max": round(max(theirs), 3),
+        "margins_deviation": round(statistics.pstdev(theirs), 3),
         "ours_to_transformers": _distance(ours, theirs),
         "ours_to_float32": _distance(ours, exact),
         "transformers_to_float32": _distance(theirs, exact),
         "same_rankings": f"{sum(same)}/{len(same)}",
+        "kendall_to_float32": round(statistics.mean(_kendall(ours[i:][:size], exact[i:][:size]) for i in groups), 4),
     }
 
 
 def _distance(left: list[float], right: list[float]) -> dict[str, float]:
     distances = [abs(a - b) for a, b in zip(left, right, strict=True)]
     return {"mean": sum(distances) / len(distances), "max": max(distances)}
+
+
+def _kendall(left: list[float], right: list[float]) -> float:
+    """Kendall's tau-a: pairs in the same order minus pairs in the opposite one, of all pairs."""
+    pairs = list(combinations(zip(left, right, strict=True), 2))
+    return sum(1 if (a[0] - b[0]) * (a[1] - b[1]) > 0 else -1 for a, b in pairs) / len(pairs)
 
 
 def _order(margins: list[float]) -> list[int]:
@@ -133,10 +145,11 @@ def main() -> None:
     print(json.dumps({**tokens, "pairs": len(pairs), "longest_passage_tokens": max(lengths)}), flush=True)
     exact = {size: [exact_oracle.margin(*pair, size) for pair in pairs] for size in chunk_sizes}
     for dtype in args.dtypes.split(","):
-        oracle = MarginOracle(load_slow_reference(args.model, getattr(torch, dtype)))
+        as_exact = dtype in ("float32", "int8")
+        oracle = exact_oracle if as_exact else MarginOracle(load_slow_reference(args.model, getattr(torch, dtype)))
         for size in chunk_sizes:
             print(f"{dtype}, chunk size {size}", file=sys.stderr)
-            theirs = exact[size] if dtype == "float32" else [oracle.margin(*pair, size) for pair in pairs]
+            theirs = exact[size] if as_exact else [oracle.margin(*pair, size) for pair in pairs]
             reranker = KaLMReranker(str(args.model), device="cpu", dtype=dtype, chunk_size=size)
             ours = [
                 scored["margin"] for scored in reranker.predict(pairs, return_margin=True, batch_size=args.batch_size)

@@ -103,6 +103,7 @@ class NativeKernels:
 
     def recall(self, kept: Sequence[Kept], index: int, out: Tensor) -> None:
         """As `Kernels.recall`."""
+        assert len({entry.states.dtype for entry in kept}) == 1
         entries = (_Kept * len(kept))(*(_kept(entry, index) for entry in kept))
         name = f"recall_{KEPT_SUFFIXES[kept[0].states.dtype]}_{SUFFIXES[out.dtype]}"
         _, sequences, heads, places, width = out.shape
