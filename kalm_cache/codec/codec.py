@@ -1,49 +1,67 @@
 """States ↔ bytes. Knows nothing of LMDB or models.
 
-Legend: P pooled states, D state width.
+Legend: P pooled states, D state width, n = ΣP rows of several passages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 
 Float32 = NDArray[np.float32]
-ZSTD_LEVEL = 3
+Payload = bytes | memoryview
 
 
 class Codec(Protocol):
-    """One way to store pooled states. `number` stands in every record and is never given to another codec."""
+    """One way to store pooled states. `number` stands in every record and is never given to another layout."""
 
-    name: str
-    number: int
+    @property
+    def name(self) -> str:
+        """What settings and fingerprints call it."""
+
+    @property
+    def number(self) -> int:
+        """What records call it, 0 … 255."""
+
+    def payload_bytes(self, rows: int, width: int) -> int | None:
+        """Bytes of every payload of that shape; `None` where they differ (zstd)."""
 
     def encode(self, pooled: Float32) -> bytes:
         """(P, D) finite float32 -> payload. Raises `StoreError` for values that it cannot hold."""
 
-    def decode(self, payload: bytes | memoryview, rows: int, width: int) -> Float32:
+    def decode(self, payload: Payload, rows: int, width: int) -> Float32:
         """Payload -> (rows, width) float32. Raises `DamagedRecordError` when it has another size."""
 
+    def decode_many(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
+        """Payloads of `rows[i]` states each -> `out` (Σ rows, width) float32, one after the other, without padding.
 
-def compress(raw: bytes) -> bytes:
-    """zstd, with the content size in the frame."""
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(raw)
+        Raises:
+            DamagedRecordError: a payload has another size, or does not decompress, or holds an impossible scale; says
+                which one (`payload 3`, counted from 0). `out` is undefined then.
+        """
 
 
-def decompress(payload: bytes | memoryview, size: int) -> bytes:
-    """Inverse of `compress`. Raises `DamagedRecordError` when it does not give exactly `size` bytes."""
-    try:
-        raw = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as exc:
-        raise DamagedRecordError(f"the payload does not decompress: {exc}") from exc
-    if len(raw) != size:
-        raise DamagedRecordError(f"the payload holds {len(raw)} bytes, its header says {size}")
-    return raw
+class RawCodec(Codec, Protocol):
+    """A codec whose payloads have a fixed size."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one value, 1 where it has fewer."""
+
+    def payload_bytes(self, rows: int, width: int) -> int:
+        """Bytes of every payload of that shape."""
+
+
+def check_sizes(payloads: Sequence[Payload], sizes: Sequence[int]) -> None:
+    """Raise `DamagedRecordError` for the first payload of another size than its header says."""
+    for i, (payload, size) in enumerate(zip(payloads, sizes, strict=True)):
+        if len(payload) != size:
+            raise DamagedRecordError(f"payload {i} holds {len(payload)} bytes, its header says {size}")
 
 
 def check_finite(values: NDArray[np.floating], codec: str) -> None:
