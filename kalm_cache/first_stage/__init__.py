@@ -5,18 +5,24 @@ Importing this package imports none of faiss, bm25s, model2vec and sentence-tran
 
 from kalm_cache.first_stage.bm25 import BM25Index
 from kalm_cache.first_stage.candidates import Candidates
-from kalm_cache.first_stage.dense import DenseIndex
+from kalm_cache.first_stage.dense import DenseIndex, DenseInfo
+from kalm_cache.first_stage.dense_types import DenseChoice
 from kalm_cache.first_stage.embedder import Embedder, load_embedder
-from kalm_cache.first_stage.first_stage import FirstStage, Mode
+from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
 from kalm_cache.first_stage.fusion import reciprocal_rank_fusion
+from kalm_cache.first_stage.merged import merge
 
 __all__ = [
     "BM25Index",
     "Candidates",
+    "DenseChoice",
     "DenseIndex",
+    "DenseInfo",
     "Embedder",
     "FirstStage",
+    "FirstStageSet",
     "Mode",
     "load_embedder",
+    "merge",
     "reciprocal_rank_fusion",
 ]

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kalm_cache.errors import IndexMismatchError, UsageError
 from kalm_cache.first_stage.bm25 import BM25Index
 from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense import DenseIndex
 from kalm_cache.first_stage.embedder import Embedder
 from kalm_cache.first_stage.fusion import reciprocal_rank_fusion
+from kalm_cache.first_stage.merged import Merged, Searchable
 
 Mode = Literal["dense", "bm25", "fused"]
 FUSION_DEPTH = 100  # shorter lists would hide what is deep in one of them and deep in the other
@@ -20,20 +24,27 @@ FUSION_DEPTH = 100  # shorter lists would hide what is deep in one of them and d
 class FirstStage:
     """The first-stage indexes of one shard, and the embedder of its queries. Searches may run in several threads."""
 
-    def __init__(self, dense: DenseIndex | None, bm25: BM25Index | None, embedder: Embedder | None) -> None:
+    def __init__(
+        self,
+        dense: Searchable[NDArray[np.float32]] | None,
+        bm25: Searchable[Sequence[str]] | None,
+        embedder: Embedder | None,
+    ) -> None:
         self._dense = dense
         self._bm25 = bm25
         self._embedder = embedder
 
     @staticmethod
-    def open(folder: Path, embedder: Embedder | None) -> FirstStage:
+    def open(folder: Path, embedder: Embedder | None, threads: int = 1) -> FirstStage:
         """Open whichever of the two indexes `folder` holds; without an embedder, BM25 alone.
+
+        `threads`: how many a dense search may use.
 
         Raises:
             IndexMismatchError: the embedder's vectors are not as wide as the dense index, or another BM25 analysis.
             StoreError: an index is damaged.
         """
-        dense = DenseIndex.open(folder) if embedder is not None and DenseIndex.exists(folder) else None
+        dense = DenseIndex.open(folder, threads) if embedder is not None and DenseIndex.exists(folder) else None
         if dense is not None and embedder is not None and dense.dimension != embedder.dimension:
             raise IndexMismatchError(
                 f"the dense index in {folder} holds vectors of {dense.dimension} numbers, the embedder makes "
@@ -46,6 +57,14 @@ class FirstStage:
         """The modes that this index can serve."""
         single: tuple[Mode, ...] = (*(("dense",) if self._dense else ()), *(("bm25",) if self._bm25 else ()))
         return (*single, "fused") if len(single) == 2 else single
+
+    def excluding(self, numbers: NDArray[np.int64]) -> FirstStage:
+        """The same indexes without some passages: searches go on to the next best. Opens nothing again."""
+        return FirstStage(
+            None if self._dense is None else self._dense.excluding(numbers),
+            None if self._bm25 is None else self._bm25.excluding(numbers),
+            self._embedder,
+        )
 
     def search(self, query: str, k: int, mode: Mode) -> Candidates:
         """The `k` best candidates of one query.
@@ -86,3 +105,25 @@ class FirstStage:
     def _unavailable(self, needed: str) -> UsageError:
         available = ", ".join(self.modes) or "none"
         return UsageError(f"this mode needs {needed}, which was not built or opened; available modes: {available}")
+
+
+class FirstStageSet(FirstStage):
+    """The first stages of several shards, each without its deleted passages, as one.
+
+    Lists of one kind are merged by score and then fused, so a passage's rank is that in the whole. Embeds a query once.
+    """
+
+    def __init__(self, parts: Sequence[tuple[FirstStage, NDArray[np.int64]]]) -> None:
+        """`parts`: shards of one embedder, each with the numbers (m,) int64 that are no longer in it.
+
+        A mode is served if every part serves it. One part at least; numbers are distinct over all parts, excluded
+        ones aside.
+        """
+        left = [part.excluding(excluded) if len(excluded) else part for part, excluded in parts]
+        dense = [part._dense for part in left if part._dense is not None]
+        bm25 = [part._bm25 for part in left if part._bm25 is not None]
+        super().__init__(
+            Merged(dense) if len(dense) == len(left) else None,
+            Merged(bm25) if len(bm25) == len(left) else None,
+            left[0]._embedder,
+        )

@@ -91,10 +91,10 @@ def test_a_missing_and_a_damaged_file_are_store_errors(tmp_path: Path) -> None:
         DenseIndex.open(tmp_path)
 
 
-def test_a_build_leaves_one_file_and_replaces_the_old_one(tmp_path: Path) -> None:
+def test_a_build_leaves_two_files_and_replaces_the_old_ones(tmp_path: Path) -> None:
     DenseIndex.build([], 16, tmp_path)
     DenseIndex.build([(NUMBERS, VECTORS)], 16, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["dense.faiss"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.faiss", "dense.json"]
     assert DenseIndex.open(tmp_path).ntotal == 300
 
 

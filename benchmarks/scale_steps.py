@@ -1,0 +1,84 @@
+"""What a part of `benchmarks.scale` is made of, and how the memory and time of a step are taken. Imports little."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step is told: how many passages, the folder that all steps of this size share, and options."""
+
+    passages: int
+    folder: Path
+    dense_index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table: its title, and its cell from the rows of a size by step."""
+
+    title: str
+    show: Callable[[Mapping[str, Mapping[str, Any]]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Steps by name, in the order they run, and the tables' columns by title."""
+
+    name: str
+    steps: Mapping[str, Callable[[Step], dict[str, Any]]]
+    tables: Mapping[str, tuple[Column, ...]]
+
+
+def run_step(step: Callable[[Step], dict[str, Any]], told: Step) -> dict[str, Any]:
+    """The step's row with its seconds and memory: `peak_rss_bytes` with mapped files, `peak_own_bytes` without."""
+    peak = [status_bytes("RssAnon")]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            peak[0] = max(peak[0], status_bytes("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    try:
+        row = step(told)
+    finally:
+        seconds = time.perf_counter() - started
+        over.set()
+        watcher.join()
+    return {
+        **row,
+        "seconds": round(seconds, 3),
+        "peak_rss_bytes": status_bytes("VmHWM"),  # ru_maxrss would begin with what the parent had when it forked
+        "peak_own_bytes": peak[0],
+    }
+
+
+def status_bytes(field: str) -> int:
+    """Of this process: `VmHWM`, the most that was resident; `RssAnon`, what is and no file backs. 0 without /proc."""
+    status = Path("/proc/self/status")
+    lines = status.read_text("ascii").splitlines() if status.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def latencies_ms(calls: int, call: Callable[[int], object]) -> dict[str, float]:
+    """p50 and p99 of single calls, after a tenth of them to warm up."""
+    for index in range(calls // 10):
+        call(index)
+    taken = []
+    for index in range(calls):
+        started = time.perf_counter()
+        call(index)
+        taken.append(1e3 * (time.perf_counter() - started))
+    taken.sort()
+    return {"p50_ms": round(taken[calls // 2], 3), "p99_ms": round(taken[calls * 99 // 100], 3)}

@@ -1,0 +1,51 @@
+"""Several indexes of one kind, searched as one. Knows nothing of what they hold.
+
+Dense scores are inner products wherever they were computed, up to what 8 bits a number lose. BM25 scores depend on the
+collection: build the index of additions with `statistics_of` the base, and they compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
+
+Queries = TypeVar("Queries", contravariant=True)
+
+
+class Searchable(Protocol[Queries]):
+    """An index: `DenseIndex` takes vectors, `BM25Index` texts."""
+
+    def search(self, queries: Queries, k: int, /) -> list[Candidates]:
+        """One list for each query, of its `k` best."""
+
+    def excluding(self, numbers: NDArray[np.int64], /) -> Searchable[Queries]:
+        """The same index without some documents."""
+
+
+class Merged(Generic[Queries]):
+    """Indexes whose document numbers are distinct, exclusions aside."""
+
+    def __init__(self, indexes: Sequence[Searchable[Queries]]) -> None:
+        self._indexes = indexes
+
+    def search(self, queries: Queries, k: int, /) -> list[Candidates]:
+        """One list for each query, of the `k` best in all indexes."""
+        found = [index.search(queries, k) for index in self._indexes]
+        return [merge(runs, k) for runs in zip(*found, strict=True)]
+
+    def excluding(self, numbers: NDArray[np.int64], /) -> Merged[Queries]:
+        """The same indexes without some documents."""
+        return Merged([index.excluding(numbers) for index in self._indexes])
+
+
+def merge(runs: Sequence[Candidates], k: int) -> Candidates:
+    """The `k` highest scores of several lists over different documents, equal scores by smaller number."""
+    if not runs:
+        return no_candidates()
+    numbers = np.concatenate([run.numbers for run in runs])
+    return best_first(numbers, np.concatenate([run.scores for run in runs]), k)

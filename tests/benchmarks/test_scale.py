@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import scale, scale_first_stage
+from benchmarks.scale_steps import latencies_ms, run_step
+from tests.benchmarks.conftest import Run
+
+
+def test_every_step_runs_and_the_tables_hold_every_size(run_benchmark: Run, tmp_path: Path) -> None:
+    rows, tables = run_benchmark(scale.main, "--parts", "first_stage", "--sizes", "200,300", "--folder", tmp_path)
+    steps = [(row["passages"], row["step"]) for row in rows if "step" in row]
+    assert steps == [(size, step) for size in (200, 300) for step in scale_first_stage.PART.steps]
+    assert all(row["peak_own_bytes"] > 0 for row in rows if "step" in row)
+    assert tables.count("| 200 |") == tables.count("| 300 |") == len(scale_first_stage.PART.tables)
+
+
+def test_synthetic_passages_are_the_same_every_time_and_differ_by_batch() -> None:
+    assert np.array_equal(scale_first_stage.vectors(3, 50), scale_first_stage.vectors(3, 50))
+    assert not np.array_equal(scale_first_stage.vectors(3, 50), scale_first_stage.vectors(4, 50))
+    np.testing.assert_allclose(np.linalg.norm(scale_first_stage.query_vectors(), axis=1), 1, rtol=1e-5)
+    texts = scale_first_stage.texts(3, 50)
+    assert texts == scale_first_stage.texts(3, 50)
+    assert len(texts) == 50
+    assert all(len(text.split()) >= 3 for text in texts)
+
+
+def test_percentiles_are_of_the_calls_after_the_warm_up() -> None:
+    calls: list[int] = []
+    assert set(latencies_ms(20, calls.append)) == {"p50_ms", "p99_ms"}
+    assert calls == [0, 1, *range(20)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_that_a_step_held_only_in_its_midst_is_counted() -> None:
+    def step(_: object) -> dict[str, object]:
+        import time
+
+        held = np.ones(100 * (1 << 20), np.uint8)
+        time.sleep(0.2)
+        return {"held": held.nbytes}
+
+    row = run_step(step, None)  # type: ignore[arg-type]
+    assert row["peak_own_bytes"] >= row["held"]
