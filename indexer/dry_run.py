@@ -14,10 +14,12 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.intake import WINDOW, Reject, accepted_windows
 from indexer.job import Encoders
 from indexer.staging import Staging
+from kalm_cache.block import ENTRY_BYTES
 from kalm_cache.codec import get_codec
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.pooling import pooled_length
-from kalm_cache.record import HEADER_BYTES
+from kalm_cache.record import STATES
+from kalm_cache.store import key_of
 
 SAMPLE = 64  # passages encoded to learn bytes and seconds
 
@@ -41,7 +43,7 @@ def project(
 ) -> Projection:
     """Read and tokenise the whole corpus, encode a random sample of it, store nothing."""
     side = encoders.passage_side
-    passages = tokens = truncated = rows = rejected = 0
+    passages = tokens = truncated = rows = rejected = id_bytes = 0
     sample: list[Tokens] = []
     chance = random.Random(0)
 
@@ -52,6 +54,7 @@ def project(
 
     with tempfile.TemporaryDirectory() as folder, Staging(Path(folder) / "staging.lmdb") as staging:
         for window in accepted_windows(lines, staging, reject):
+            id_bytes += sum(len(key_of(passage.doc_id)) for passage in window)
             for one in side.tokenize([passage.text for passage in window]):
                 passages += 1
                 tokens += len(one.ids)
@@ -66,7 +69,7 @@ def project(
         truncated=truncated,
         pooled_states=rows,
         sampled=len(sample),
-        projected_bytes=round(rows * bytes_per_row) + passages * HEADER_BYTES,
+        projected_bytes=round(rows * bytes_per_row) + passages * (ENTRY_BYTES + STATES.field_bytes) + id_bytes,
         projected_seconds=round(tokens * seconds_per_token, 1),
     )
 

@@ -22,24 +22,23 @@ _T = TypeVar("_T")
 def accepted_windows(
     lines: Iterable[CorpusLine | RejectedLine], staging: Staging, on_reject: Reject
 ) -> Iterator[list[Passage]]:
-    """One pass over a corpus: its passages, `WINDOW` lines at a time; every other line goes to `on_reject`."""
-    staging.forget_seen()
+    """One pass over a corpus, into a fresh staging: its passages, `WINDOW` lines at a time; the rest to `on_reject`."""
     for window in batched(lines, WINDOW):
         good = [line for line in window if isinstance(line, CorpusLine)]
         firsts = dict(zip([line.location for line in good], staging.claim(good), strict=True))
         passages = []
         for line in window:
-            rejected = line if isinstance(line, RejectedLine) else _duplicate(line, firsts[line.location])
-            if rejected is not None:
-                on_reject(rejected)
-            elif isinstance(line, CorpusLine):
+            if isinstance(line, RejectedLine):
+                on_reject(line)
+            elif (first := firsts[line.location]) is not None:
+                on_reject(duplicate(line, first))
+            else:
                 passages.append(line.passage)
         yield passages
 
 
-def _duplicate(line: CorpusLine, first: str | None) -> RejectedLine | None:
-    if first is None:
-        return None
+def duplicate(line: CorpusLine, first: str) -> RejectedLine:
+    """The report of a line whose id was first met elsewhere."""
     reason = f"duplicate id, first at {first}; the first one is kept: give each passage an id of its own"
     return RejectedLine(line.location, reason, line.passage.doc_id, line.passage.text[:200])
 

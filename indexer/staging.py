@@ -1,7 +1,10 @@
-"""What a build keeps beside its shard until it is published: first-stage inputs, and which ids this pass has seen.
+"""What one pass over a corpus keeps on disk, so that memory does not grow with it; a later pass begins anew.
 
-A batch is staged before it is stored. The two are different files, so that a kill can leave an id staged with another
-text than it is stored with: `unstaged` finds those.
+seen      doc id -> where in the corpus it was met first
+origins   doc id -> u8, where its states are to be taken from when the shard is sealed
+numbers   number, big-endian -> doc id
+texts     doc id -> crc32 of key and rest, zstd frame of the text; only of those that no store holds
+vectors   doc id -> crc32 of key and rest, float32; only of those that no store and no index holds
 """
 
 from __future__ import annotations
@@ -14,29 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.corpus import CorpusLine
+from indexer.working import checked, unchecked
+from kalm_cache.errors import StoreError
 from kalm_cache.lmdb_file import LmdbFile
-from kalm_cache.passage import Passage
-from kalm_cache.store import key_of, pack_text, unpack_text
+from kalm_cache.store import key_of, number_key, number_of, pack_text, unpack_text
 
-DATABASES = ("vectors", "texts", "seen")
-_HASH_BYTES = 16  # a vector is kept behind the content hash of its text
+DATABASES = ("seen", "origins", "numbers", "texts", "vectors")
 
 
 class Staging:
-    """An LMDB file of the building folder, removed when the build is published. A context manager."""
+    """An LMDB file of the building folder, never read by another process. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        self._file = LmdbFile(path, DATABASES, writable=True)
+        path.unlink(missing_ok=True)  # of an interrupted pass
+        self._file = LmdbFile(path, DATABASES, writable=True, durable=False, lock=False)
 
     def __enter__(self) -> Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def forget_seen(self) -> None:
-        """Begin a pass over the corpus."""
-        self._file.write(lambda txn: txn.drop(self._file["seen"], delete=False))
 
     def claim(self, lines: Sequence[CorpusLine]) -> list[str | None]:
         """Mark each line's id as seen in this pass: `None` where it is new, else where it was seen first."""
@@ -53,36 +53,68 @@ class Staging:
         return self._file.write(claim_all)
 
     def unseen(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Those of `keys` that no line of this pass had."""
+        """Those that no line of the corpus has claimed in this pass."""
         with self._file.reading("seen") as txn:
             return [key for key in keys if txn.get(key) is None]
 
-    def unstaged(self, passages: Sequence[Passage]) -> list[Passage]:
-        """Those whose very text is not staged: never put, or put with another text."""
-        with self._file.reading("vectors") as txn:
-            staged = [txn.get(key_of(passage.doc_id), b"")[:_HASH_BYTES] for passage in passages]
-        return [passage for passage, text in zip(passages, staged, strict=True) if text != passage.content_hash()]
-
-    def put(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
-        """Keep a batch's texts and vectors (n, E) for the first stage."""
+    def accept(self, origin: int, numbers: Sequence[int], doc_ids: Sequence[str]) -> None:
+        """Say where these passages come from, and their numbers. Raises `StoreError` for a number given twice."""
+        value = bytes([origin])
 
         def put_all(txn: lmdb.Transaction[bytes]) -> None:
-            for passage, vector in zip(passages, vectors, strict=True):
-                key = key_of(passage.doc_id)
-                txn.put(key, passage.content_hash() + vector.astype("<f4").tobytes(), db=self._file["vectors"])
-                txn.put(key, pack_text(key, passage.text), db=self._file["texts"])
+            for number, doc_id in zip(numbers, doc_ids, strict=True):
+                key = key_of(doc_id)
+                txn.put(key, value, db=self._file["origins"])
+                if not txn.put(number_key(number), key, overwrite=False, db=self._file["numbers"]):
+                    raise StoreError(f"number {number} of {doc_id!r} is another passage's, too; run kalm-cache verify")
 
         self._file.write(put_all)
 
-    def vectors(self, doc_ids: Sequence[str]) -> NDArray[np.float32]:
-        """The staged vectors (n, E) of these ids."""
-        with self._file.reading("vectors") as txn:
-            values = [txn.get(key_of(doc_id), b"") for doc_id in doc_ids]
-        return np.stack([np.frombuffer(value, "<f4", offset=_HASH_BYTES) for value in values])
+    def put_texts(self, doc_ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Keep texts, compressed."""
+        self._put("texts", doc_ids, [pack_text(text) for text in texts])
 
-    def texts(self, doc_ids: Sequence[str]) -> Iterator[str]:
-        """The staged texts of these ids, one at a time."""
-        with self._file.reading("texts") as txn:
-            for doc_id in doc_ids:
+    def put_vectors(self, doc_ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Keep vectors (n, E)."""
+        self._put("vectors", doc_ids, [vector.astype("<f4").tobytes() for vector in vectors])
+
+    def _put(self, database: str, doc_ids: Sequence[str], contents: Sequence[bytes]) -> None:
+        def put_all(txn: lmdb.Transaction[bytes]) -> None:
+            for doc_id, content in zip(doc_ids, contents, strict=True):
                 key = key_of(doc_id)
-                yield unpack_text(key, txn.get(key, b""))
+                txn.put(key, checked(key, content), db=self._file[database])
+
+        self._file.write(put_all)
+
+    def origins(self) -> Iterator[tuple[bytes, int]]:
+        """Key and origin of every accepted passage, in order of keys, one snapshot."""
+        with self._file.reading("origins") as txn:
+            for key, value in txn.cursor():
+                yield key, value[0]
+
+    def origins_of(self, keys: Sequence[bytes]) -> list[int | None]:
+        """The origin of each key; `None` where no such passage was accepted."""
+        with self._file.reading("origins") as txn:
+            values = [txn.get(key) for key in keys]
+        return [None if value is None else value[0] for value in values]
+
+    def numbers(self) -> Iterator[tuple[int, bytes]]:
+        """Number and key of every accepted passage, by rising number, one snapshot."""
+        with self._file.reading("numbers") as txn:
+            for number, key in txn.cursor():
+                yield number_of(number), key
+
+    def frame(self, key: bytes) -> bytes:
+        """A kept text, still compressed. Raises `DamagedRecordError`, also when it was not kept."""
+        with self._file.reading("texts") as txn:
+            return unchecked(key, txn.get(key, b""))
+
+    def texts(self, keys: Sequence[bytes]) -> Iterator[str]:
+        """Kept texts, one at a time. Raises `DamagedRecordError`."""
+        for key in keys:
+            yield unpack_text(self.frame(key))
+
+    def vectors(self, keys: Sequence[bytes]) -> list[NDArray[np.float32]]:
+        """Kept vectors (E,). Raises `DamagedRecordError`, also for one that was not kept."""
+        with self._file.reading("vectors") as txn:
+            return [np.frombuffer(unchecked(key, txn.get(key, b"")), "<f4") for key in keys]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.verify_store import Tally, check_store
+from indexer.damage import Damage
+from indexer.verify_hidden import check_hidden
+from indexer.verify_store import STORE_FILES, Tally, check_store
 from kalm_cache.durable import file_digest
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25 import FOLDER_NAME as BM25_FOLDER
 from kalm_cache.first_stage.dense import FILE_NAME as DENSE_FILE
 from kalm_cache.generation import MANIFEST, FileReceipt, Generation, open_current, open_generation
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One thing that is wrong: in which file (relative to the generation), and for which passage, if it is one's."""
-
-    file: str
-    doc_id: str | None
-    problem: str
+from kalm_cache.hidden import HIDDEN_FILE
+from kalm_cache.journal import JOURNAL, journal_problem
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """`checked` counts what was found whole: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`."""
+    """`checked` counts what was found whole: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`.
+
+    These are of all that is stored; `hidden` of the records are not shown.
+    """
 
     ok: bool
     checked: dict[str, int]
@@ -62,25 +61,51 @@ def verify_index(index: Path) -> VerifyReport:
         generation = open_generation(generations / name)
     except KalmCacheError as exc:
         return _report({}, [Damage(MANIFEST, None, str(exc))])
-    return verify_generation(generation)
+    report = verify_generation(generation)
+    problem = journal_problem(index)
+    return _report(report.checked, [*([Damage(JOURNAL, None, problem)] if problem else []), *report.damaged])
 
 
 def verify_generation(generation: Generation) -> VerifyReport:
-    """Check every file, every record and text, and that store and first stage hold the same passages."""
-    checked: dict[str, int] = {}
+    """Check every file, record and text of every shard, what is hidden, and that stores and first stages agree."""
+    checked: Counter[str] = Counter()
     damaged = [*_check_manifest(generation), *_check_files(generation, checked)]
     broken = {damage.file for damage in damaged}
+    for part in generation.parts():
+        damaged += _check_part(part, broken, checked)
+    if HIDDEN_FILE not in broken:
+        damaged += check_hidden(generation, checked, is_whole=not damaged)
+    return _report(dict(checked), damaged)
+
+
+def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
+    """One shard, by itself."""
     tally = Tally()
-    store_file = _relative(generation, generation.shard / "passages.lmdb")
-    if store_file not in broken:
-        problems = check_store(generation, tally)
-        damaged += [Damage(store_file, doc_id, problem) for doc_id, problem in problems]
-        checked |= {"records": tally.whole, "texts": tally.texts}
-    elif (generation.folder / store_file).is_file():
-        damaged += _check_store_apart(generation, store_file, checked)
-    numbers = None if store_file in broken else np.sort(np.frombuffer(tally.numbers, np.int64))
-    damaged += _check_first_stage(generation, numbers, broken, checked)
-    return _report(checked, damaged)
+    store_files = {_in_shard(part, name) for name in STORE_FILES}
+    is_whole = broken.isdisjoint(store_files)
+    if is_whole:
+        for file, doc_id, problem in check_store(part, tally):
+            yield Damage(_in_shard(part, file), doc_id, problem)
+        checked.update(records=tally.whole, texts=tally.texts)
+    else:
+        yield from _check_store_apart(part, broken, checked)
+    numbers = np.frombuffer(tally.numbers, np.int64) if is_whole else None
+    (receipt,) = part.manifest.shards
+    if (
+        numbers is not None
+        and len(numbers)
+        and not receipt.first_number <= numbers[0] <= numbers[-1] < receipt.next_number
+    ):
+        said = f"{receipt.first_number} to {receipt.next_number - 1}"
+        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {numbers[0]} to {numbers[-1]}, not {said}")
+    yield from _check_first_stage(part, numbers, broken, checked)
+
+
+def _check_range(part: Generation, lowest: int, highest: int) -> Iterator[Damage]:
+    (receipt,) = part.manifest.shards
+    if lowest < receipt.first_number or highest >= receipt.next_number:
+        said = f"{receipt.first_number} to {receipt.next_number - 1}"
+        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {lowest} to {highest}, not {said}")
 
 
 def _report(checked: dict[str, int], damaged: list[Damage]) -> VerifyReport:
@@ -97,9 +122,9 @@ def _check_manifest(generation: Generation) -> Iterator[Damage]:
         yield Damage(MANIFEST, None, f"cannot be read: {exc}")
 
 
-def _check_files(generation: Generation, checked: dict[str, int]) -> Iterator[Damage]:
+def _check_files(generation: Generation, checked: Counter[str]) -> Iterator[Damage]:
     receipts = generation.manifest.files
-    checked |= {"files": 0, "bytes": 0}
+    checked.update(files=0, bytes=0)
     for name, receipt in receipts.items():
         problem = _file_problem(generation.folder / name, receipt)
         if problem is not None:
@@ -122,10 +147,10 @@ def _file_problem(path: Path, receipt: FileReceipt) -> str | None:
         return f"cannot be read: {exc.strerror}"
 
 
-def _check_store_apart(generation: Generation, store_file: str, checked: dict[str, int]) -> Iterator[Damage]:
+def _check_store_apart(generation: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
     """Name the records of a damaged store, as far as its pages let themselves be read, in a process of its own."""
     walk = subprocess.run(
-        [sys.executable, "-m", "indexer.verify_store", str(generation.folder)],
+        [sys.executable, "-m", "indexer.verify_store", str(generation.folder), generation.shard_name],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)},
         capture_output=True,
         check=False,
@@ -133,20 +158,21 @@ def _check_store_apart(generation: Generation, store_file: str, checked: dict[st
     for line in walk.stdout.splitlines():
         said: dict[str, Any] = json.loads(line)
         if "problem" in said:
-            yield Damage(store_file, said["doc_id"], said["problem"])
+            yield Damage(_in_shard(generation, said["file"]), said["doc_id"], said["problem"])
         else:
-            checked |= said
-    if walk.returncode < 0:
-        name = signal.Signals(-walk.returncode).name
-        yield Damage(store_file, None, f"its pages are damaged: reading on ended the process with {name}")
-    elif walk.returncode > 0:
-        yield Damage(store_file, None, f"its pages are damaged: {walk.stderr.decode(errors='replace').strip()[-200:]}")
+            checked.update(said)
+    names = [name for name in STORE_FILES[:2] if _in_shard(generation, name) in broken]
+    for name in names if walk.returncode else ():
+        how = walk.stderr.decode(errors="replace").strip()[-200:]
+        if walk.returncode < 0:
+            how = f"reading on ended the process with {signal.Signals(-walk.returncode).name}"
+        yield Damage(_in_shard(generation, name), None, f"its pages are damaged: {how}")
 
 
 def _check_first_stage(
-    generation: Generation, numbers: NDArray[np.int64] | None, broken: set[str], checked: dict[str, int]
+    generation: Generation, numbers: NDArray[np.int64] | None, broken: set[str], checked: Counter[str]
 ) -> Iterator[Damage]:
-    """`numbers`: sorted numbers of the store, or None when it is damaged; then only the counts are compared."""
+    """`numbers`: the store's, rising, or None when it is damaged; then only the counts are compared."""
     folder = generation.shard / "first_stage"
     dense, bm25 = _relative(generation, folder / DENSE_FILE), _relative(generation, folder / BM25_FOLDER)
     readers = {dense: ("vectors", _dense_numbers)}
@@ -160,7 +186,7 @@ def _check_first_stage(
         except Exception as exc:  # readers raise many kinds for a file that is not what it should be
             yield Damage(file, None, f"cannot be read: {exc}")
             continue
-        checked[what] = len(found)
+        checked[what] += len(found)
         if len(found) != generation.manifest.counts.passages:
             yield Damage(file, None, f"holds {len(found)} passages, expected {generation.manifest.counts.passages}")
         elif numbers is not None and not np.array_equal(found, numbers):
@@ -188,3 +214,7 @@ def _bm25_numbers(folder: Path) -> NDArray[np.int64]:
 
 def _relative(generation: Generation, path: Path) -> str:
     return path.relative_to(generation.folder).as_posix()
+
+
+def _in_shard(generation: Generation, name: str) -> str:
+    return _relative(generation, generation.shard / name)

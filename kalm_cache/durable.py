@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-_BLOCK = 1 << 20
+from kalm_cache.errors import StoreError
+
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL}
+_WAYS_OUT = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the quota is used up: free some space",
+    errno.EIO: "the disk fails: check it (dmesg) before anything else",
+    errno.EROFS: "the file system is read-only: mount it writable, or copy the index elsewhere",
+    errno.EACCES: "permission is missing: check the owner and mode of the folder",
+    errno.EPERM: "permission is missing: check the owner and mode of the folder",
+}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step, durably."""
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
+    with _naming(beside), beside.open("wb") as file:
         file.write(content)
     publish_file(beside, path)
 
@@ -38,13 +51,37 @@ def publish_folder(written: Path, target: Path) -> None:
     rename_durably(written, target)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that never changes; where the file system has no hard links, a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # of an interrupted run
+    try:
+        os.link(source, target)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
 def sync(path: Path) -> None:
     """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name into errors of calls that know a descriptor alone."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.filename is not None:
+            raise
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
 
 
 def sync_tree(folder: Path) -> None:
@@ -58,3 +95,18 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses while `folder` is changed into a `StoreError` that names the file and a way out."""
+    try:
+        yield
+    except OSError as exc:
+        where = exc.filename if exc.filename is not None else folder
+        way_out = _WAYS_OUT.get(exc.errno or 0)
+        raise StoreError(
+            f"{os.fsdecode(where)}: {exc.strerror or exc}"
+            + (f"; {way_out}" if way_out else "")
+            + "; what was published is as it was: run the same command again"
+        ) from exc

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from kalm_cache.errors import IndexMismatchError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,10 @@
-"""LMDB files: opened, shared by the readers of a process, grown. Knows nothing of what is in them."""
+"""LMDB files while they are written: opened, grown. Knows nothing of what is in them; `block_file` reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import lmdb
@@ -19,12 +18,23 @@ _T = TypeVar("_T")
 class LmdbFile:
     """One open LMDB file and its named databases: `file["records"]` is the handle of one."""
 
-    def __init__(self, path: Path, databases: Sequence[str], *, writable: bool) -> None:
-        """Open (and with `writable`, create) the file. Raises `StoreError` when it cannot be opened."""
+    def __init__(
+        self, path: Path, databases: Sequence[str], *, writable: bool, durable: bool = True, lock: bool = True
+    ) -> None:
+        """Open (and with `writable`, create) the file.
+
+        Args:
+            path: the file.
+            databases: names of all its databases.
+            writable: whether it may be written; a file that is only read must not change meanwhile.
+            durable: whether each transaction is on the disk when it ends; if not, a power cut may spoil the file.
+            lock: keep a lock file beside it, for a file that is read while it is written.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
         self.path = path
-        self.users = 0
-        self._environment = _open_environment(path, writable=writable, databases=len(databases))
-        self.inode = path.stat().st_ino
+        self._environment = _open_environment(path, writable, len(databases), durable, lock)
         try:
             self._db = {name: self._environment.open_db(name.encode(), create=writable) for name in databases}
         except lmdb.Error as exc:
@@ -63,48 +73,19 @@ class LmdbFile:
         self._environment.close()
 
 
-_readers: dict[Path, LmdbFile] = {}  # LMDB refuses to open a file twice in one process, so that readers share it
-_readers_lock = Lock()
-
-
-def join_readers(path: Path, databases: Sequence[str]) -> LmdbFile:
-    """A published file, opened by the first of its readers in this process. End with `leave_readers`.
-
-    Raises:
-        StoreError: it cannot be opened, or another file has taken its place since its first reader opened it.
-    """
-    path = path.resolve()
-    with _readers_lock:
-        file = _readers.get(path)
-        if file is None:
-            file = _readers[path] = LmdbFile(path, databases, writable=False)
-        elif not path.exists() or path.stat().st_ino != file.inode:
-            raise StoreError(f"{path}: was replaced while an index of this process has it open; close that index first")
-        file.users += 1
-        return file
-
-
-def leave_readers(file: LmdbFile) -> None:
-    """The last reader of a file unmaps it."""
-    with _readers_lock:
-        file.users -= 1
-        if file.users == 0:
-            del _readers[file.path]
-            file.close()
-
-
-def _open_environment(path: Path, *, writable: bool, databases: int) -> lmdb.Environment:
+def _open_environment(path: Path, writable: bool, databases: int, durable: bool, lock: bool) -> lmdb.Environment:
     existing_bytes = path.stat().st_size if path.exists() else 0
     try:
         return lmdb.open(
             str(path),
             subdir=False,
             readonly=not writable,
-            lock=writable,  # a published file never changes, so that readers need no lock file beside it
+            lock=writable and lock,
             create=writable,
             max_dbs=databases,
             map_size=max(INITIAL_MAP_BYTES, 2 * existing_bytes),
             readahead=False,
+            sync=durable,
             max_readers=1024,
         )
     except lmdb.Error as exc:

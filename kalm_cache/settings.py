@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     # indexing
     max_length: int = Field(1024, ge=1, description="tokens of a passage that count, its prefix included")
     chunk_size: int = Field(4, ge=1, le=128, description="pooling ratio r that is stored")
-    codec: str = Field("fp16", description="how pooled states are stored: fp16, int8")
+    codec: str = Field("fp16", description="how pooled states are stored: fp32 bf16 fp16 int8 int4 int3 int2, +zstdN")
     batch_tokens: int = Field(4096, ge=1, description="tokens encoded together, padding included")
     store_text: bool = Field(True, description="keep the passages' text for results")
 
@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     embedder_query_prompt: str = Field("", description="put before a query for the embedder")
     embedder_passage_prompt: str = Field("", description="put before a passage for the embedder")
     bm25: bool = Field(True, description="build BM25 beside the dense index")
+    dense_index: Literal["auto", "flat", "hnsw", "ivf"] = Field(
+        "auto", description="auto: exact up to 100,000 passages, ivf above"
+    )
 
     # search
     k: int = Field(100, ge=1, description="candidates that the first stage hands to the reranker")

@@ -30,7 +30,7 @@ OTHERS = {
     "embedder": "d" * 64,
     "bm25": False,
     "store_text": False,
-    "format_version": 2,
+    "format_version": 99,
 }
 
 

@@ -1,25 +1,27 @@
-"""Generations on disk: what a reader sees at every step of publishing, and who may build."""
+"""Generations on disk: what a reader sees at every step of publishing, and what is never given twice."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kalm_cache import durable, generation
-from kalm_cache.errors import IndexLockedError, IndexMismatchError, IndexNotFoundError, StoreError
+from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.fingerprint import Fingerprint
 from kalm_cache.generation import (
     Counts,
     FileReceipt,
     Generation,
     Manifest,
-    build_lock,
-    building_folder,
+    ShardReceipt,
+    finish_publishing,
+    make_live,
+    name_for,
+    next_building_folder,
     open_current,
     open_generation,
     publish,
@@ -27,13 +29,16 @@ from kalm_cache.generation import (
     require_whole,
     shard_folder,
 )
+from kalm_cache.hidden import Hidden
+from kalm_cache.journal import Journal, journal_problem, read_journal
 
+COUNTS = Counts(1, 2, 3, 0, 4)
 FINGERPRINT = Fingerprint("m", "t", 1024, 4, "float32", "fp16", "e", True, True)
 
 
 def build(index: Path, content: str = "data") -> tuple[Path, Manifest]:
     """A finished build of one file that is not published yet, and its manifest."""
-    building = building_folder(index)
+    building = next_building_folder(index)
     shard_folder(building).mkdir(parents=True)
     (shard_folder(building) / "passages.lmdb").write_text(content)
     manifest = Manifest(
@@ -45,11 +50,17 @@ def build(index: Path, content: str = "data") -> tuple[Path, Manifest]:
         embedder_passage_prompt="",
         width=8,
         fingerprint=FINGERPRINT,
-        counts=Counts(1, 2, 3, 0, 4),
+        counts=COUNTS,
         files=receipts(building),
-        parent=None,
+        parent=live_name(index),
+        shards=[ShardReceipt("00000", COUNTS, 0, 5)],
+        next_number=5,
     )
     return building, manifest
+
+
+def live_name(index: Path) -> str | None:
+    return (index / "CURRENT").read_text().strip() if (index / "CURRENT").exists() else None
 
 
 def publish_next(index: Path, content: str = "data") -> Generation:
@@ -94,7 +105,7 @@ def test_readers_see_the_old_generation_until_publishing_ends(tmp_path: Path, mo
     assert seen.count("000002") <= 4  # the last rename, and the fsync within it
 
 
-@pytest.mark.parametrize("step", range(1, 4))
+@pytest.mark.parametrize("step", range(1, 5))
 def test_a_publication_that_dies_between_two_renames_leaves_the_old_one_live(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ):
@@ -112,9 +123,11 @@ def test_a_publication_that_dies_between_two_renames_leaves_the_old_one_live(
     with pytest.raises(KeyboardInterrupt):
         publish_next(tmp_path, "newer")
     monkeypatch.undo()
-    assert steps == ["manifest.json", "000002", "CURRENT"][:step]
+    assert steps == ["manifest.json", "JOURNAL", "000002", "CURRENT"][:step]
     assert open_current(tmp_path).manifest.generation == "000001"
     require_whole(open_current(tmp_path))
+    assert finish_publishing(tmp_path) == ("000002" if step == 4 else None)
+    assert open_current(tmp_path).manifest.generation == ("000002" if step == 4 else "000001")
 
 
 def test_an_empty_folder_has_no_index_and_says_how_to_make_one(tmp_path: Path):
@@ -150,7 +163,7 @@ def test_a_manifest_that_is_no_json_object_is_a_store_error(tmp_path: Path, cont
 def test_another_schema_version_is_refused_with_both_sides_named(tmp_path: Path):
     folder = publish_next(tmp_path).folder
     rewrite(folder / "manifest.json", schema_version=2)
-    with pytest.raises(IndexMismatchError, match="schema version 2, this version reads 1; re-index"):
+    with pytest.raises(IndexMismatchError, match="schema version 2, this version reads 3; re-index"):
         open_current(tmp_path)
 
 
@@ -192,14 +205,78 @@ def test_a_missing_or_cut_file_is_found_by_its_size(tmp_path: Path):
         require_whole(published)
 
 
-def test_building_goes_on_in_the_unfinished_folder_or_one_above_the_highest_number(tmp_path: Path):
+def test_a_new_build_is_one_above_the_highest_name_ever_used(tmp_path: Path):
     generations = tmp_path / "generations"
-    assert building_folder(tmp_path) == generations / "000001.building"
-    for name in ("000001", "000009"):
+    assert next_building_folder(tmp_path) == generations / "000001.building"
+    for name in ("000001", "000009", "000010.building", "000004.removing"):
         (generations / name).mkdir(parents=True)
-    assert building_folder(tmp_path) == generations / "000010.building"
-    (generations / "000010.building").mkdir()
-    assert building_folder(tmp_path) == generations / "000010.building"
+    assert next_building_folder(tmp_path) == generations / "000011.building"
+    (tmp_path / "JOURNAL").write_bytes(Journal(20, 7, None).to_json())
+    assert next_building_folder(tmp_path) == generations / "000021.building"
+
+
+def test_a_build_that_was_overtaken_gets_a_later_name(tmp_path: Path):
+    first, _ = build(tmp_path)
+    assert name_for(tmp_path, first) == "000001"
+    publish(tmp_path, *build(tmp_path))
+    assert open_current(tmp_path).name == "000002"
+    assert name_for(tmp_path, first) == "000003"
+
+
+def test_names_and_numbers_are_kept_when_generations_are_removed(tmp_path: Path):
+    publish_next(tmp_path)
+    folder = publish_next(tmp_path).folder
+    (tmp_path / "CURRENT").write_text("000001\n")
+    shutil.rmtree(folder)
+    assert generation.next_numbers(tmp_path) == Journal(2, 5, "000002")
+    assert publish_next(tmp_path).name == "000003"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"\xff", b'{"generation": 9, "next_number": 9, "checksum": "0"}']
+)
+def test_a_damaged_journal_is_named_and_the_manifests_go(tmp_path: Path, content: bytes):
+    publish_next(tmp_path)
+    (tmp_path / "JOURNAL").write_bytes(content)
+    assert journal_problem(tmp_path) is not None
+    assert generation.next_numbers(tmp_path) == Journal(1, 5, None)
+    publish_next(tmp_path)
+    assert journal_problem(tmp_path) is None
+    assert read_journal(tmp_path) == Journal(2, 5, "000002")
+
+
+def test_going_back_is_not_taken_for_half_a_publication(tmp_path: Path):
+    first = publish_next(tmp_path)
+    publish_next(tmp_path)
+    make_live(tmp_path, first)
+    assert open_current(tmp_path).name == "000001"
+    assert finish_publishing(tmp_path) is None
+    assert open_current(tmp_path).name == "000001"
+
+
+def test_the_parts_of_a_generation_are_its_shards_with_their_own_counts(tmp_path: Path):
+    building, manifest = build(tmp_path)
+    more = ShardReceipt("00007", Counts(9, 9, 9, 9, 9), 5, 14)
+    published = publish(tmp_path, building, replace(manifest, shards=[*manifest.shards, more]))
+    parts = list(open_current(tmp_path).parts())
+    assert [(part.shard_name, part.manifest.counts.passages) for part in parts] == [("00000", 1), ("00007", 9)]
+    assert [part.shard for part in parts] == [shard_folder(published.folder, name) for name in ("00000", "00007")]
+    assert open_current(tmp_path).part("00007") == parts[1]
+
+
+def test_counts_add_up_and_come_off():
+    assert Counts(1, 2, 3, 4, 5) + Counts(10, 20, 30, 40, 50) == Counts(11, 22, 33, 44, 55)
+    assert Counts(11, 22, 33, 44, 55) - Counts(1, 2, 3, 4, 5) == Counts(10, 20, 30, 40, 50)
+
+
+def test_a_hidden_list_that_is_missing_is_an_error_and_hides_nothing_silently(tmp_path: Path):
+    building, manifest = build(tmp_path)
+    (building / "hidden.bin").write_bytes(Hidden.nothing().adding([(3, b"d3", True)]).pack())
+    publish(tmp_path, building, replace(manifest, files=receipts(building)))
+    assert open_current(tmp_path).hidden().keys == [b"d3"]
+    (open_current(tmp_path).folder / "hidden.bin").unlink()
+    with pytest.raises(StoreError, match=r"hidden\.bin is missing or empty"):
+        open_current(tmp_path).hidden()
 
 
 def test_receipts_name_every_file_but_the_manifest(tmp_path: Path):
@@ -209,36 +286,3 @@ def test_receipts_name_every_file_but_the_manifest(tmp_path: Path):
     found = receipts(tmp_path)
     assert sorted(found) == ["a/b/z", "a/y", "x"]
     assert found["a/y"].bytes == 3
-
-
-def test_only_one_process_builds_in_a_folder(tmp_path: Path):
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom kalm_cache.generation import build_lock\n"
-        "with build_lock(Path(sys.argv[1])):\n"
-        "    print('locked', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == b"locked\n"
-    with pytest.raises(IndexLockedError, match="another process is building here"), build_lock(tmp_path):
-        pass
-    other.kill()  # and a dead process holds no lock
-    other.communicate()
-    with build_lock(tmp_path):
-        pass
-
-
-def test_the_lock_is_free_again_after_an_error_in_the_build(tmp_path: Path):
-    with pytest.raises(ValueError, match="in the build"), build_lock(tmp_path):
-        raise ValueError("in the build")
-    with build_lock(tmp_path), pytest.raises(IndexLockedError), build_lock(tmp_path):
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_a_store_error(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"), build_lock(tmp_path / "file"):
-        pass

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from indexer.delta import add_passages, delete_passages
+from indexer.job import load_encoders
 from kalm_cache import PassageIndex
 from kalm_cache.errors import (
     DamagedRecordError,
@@ -19,11 +21,13 @@ from kalm_cache.errors import (
     UnknownIdError,
     UsageError,
 )
+from kalm_cache.generation import open_current
+from kalm_cache.locks import exclude
 from kalm_cache.query_side import score_of
 from kalm_cache.reranker import KaLMReranker
-from kalm_cache.store import Entry, PassageStore
 from tests.checkpoints import MINI, make_checkpoint
-from tests.indexes import TEXTS, build, make_embedder, seal_again, settings_for, shard_of
+from tests.indexes import TEXTS, build, lines_of, make_embedder, seal_again, settings_for, shard_of
+from tests.stores import change_contents, damage_record, damage_text
 
 QUERIES = ["What is the capital of China?", "when does the ferry leave", ""]
 IDS = list(TEXTS)
@@ -232,7 +236,7 @@ def test_another_model_is_refused_with_both_sides_named(folders: dict[str, Path]
     message = str(raised.value)
     assert str(mini_folder) in message
     assert str(other) in message
-    assert f"kalm-cache index CORPUS --index {folders['fp16']} --model {other}" in message
+    assert f"kalm-cache reindex CORPUS --index {folders['fp16']} --model {other}" in message
 
 
 def test_another_codec_is_refused_with_both_sides_named(folders: dict[str, Path]):
@@ -255,7 +259,9 @@ def test_a_folder_without_an_index_is_not_found(tmp_path: Path):
         PassageIndex.open(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["passages.lmdb", "first_stage/dense.faiss", "first_stage/bm25/numbers.npy"])
+@pytest.mark.parametrize(
+    "name", ["states.lmdb", "passages.lmdb", "store.json", "first_stage/dense.faiss", "first_stage/bm25/numbers.npy"]
+)
 def test_a_cut_or_missing_file_is_refused_before_it_is_mapped(copied: Path, name: str):
     path = shard_of(copied) / name
     path.write_bytes(path.read_bytes()[:-64])
@@ -266,28 +272,101 @@ def test_a_cut_or_missing_file_is_refused_before_it_is_mapped(copied: Path, name
         PassageIndex.open(copied, device="cpu")
 
 
-def test_a_damaged_record_is_refused_and_named_while_others_serve(copied: Path):
-    path = shard_of(copied) / "passages.lmdb"
-    with PassageStore(path) as store:
-        (value,) = store.records(["d3"])
-    assert value is not None
-    content = path.read_bytes()
-    assert value[60:100] in content  # perhaps twice: LMDB leaves old pages behind
-    path.write_bytes(content.replace(value[60:100], value[60:99] + bytes([value[99] ^ 1])))
+def test_a_damaged_record_is_left_out_of_answers_named_and_counted(copied: Path):
+    damage_record(shard_of(copied), "d3")
+    damage_record(shard_of(copied), "d5")
     with PassageIndex.open(copied, device="cpu") as index:
-        with pytest.raises(DamagedRecordError, match="record 'd3': checksum mismatch; run kalm-cache verify"):
-            index.margins(QUERIES[0], ["d1", "d3"])
+        whole = [one for one in IDS if one not in ("d3", "d5")]
+        reranked = index.rerank(QUERIES[0], IDS)
+        assert {result.doc_id for result in reranked.results} == set(whole)
+        assert reranked.damaged == ["d3", "d5"]
+        assert index.damaged_reads == 2
+        searched = index.search("Gravity attracts", k=12, top_n=None, first_stage="dense")
+        assert {result.doc_id for result in searched.results} == set(whole)
+        assert set(searched.damaged) == {"d3", "d5"}
+        ranks = {result.doc_id: result.first_stage_rank for result in searched.results}
+        assert len(set(ranks.values())) == 10
+        assert max(ranks.values()) <= 12
+        assert index.rerank(QUERIES[0], whole).damaged == []
+        assert [one.margin for one in index.rerank(QUERIES[0], whole).results] == pytest.approx(
+            [one.margin for one in reranked.results], abs=1e-5
+        )
+
+
+def test_damage_is_an_error_where_every_passage_must_have_an_answer(copied: Path):
+    damage_record(shard_of(copied), "d3")
+    with PassageIndex.open(copied, device="cpu") as index:
+        for call in (lambda: index.margins(QUERIES[0], ["d1", "d3"]), lambda: index.pooled(["d3"])):
+            with pytest.raises(DamagedRecordError, match="record 'd3': checksum mismatch; run kalm-cache verify"):
+                call()
         assert len(index.margins(QUERIES[0], ["d1", "d2"])) == 2
 
 
-def test_records_of_another_codec_or_without_content_are_damage(copied: Path, folders: dict[str, Path]):
-    with PassageStore(shard_of(folders["int8"]) / "passages.lmdb") as other:
-        (value,) = other.records(["d1"])
-    with PassageStore(shard_of(copied) / "passages.lmdb", writable=True) as store:
-        store.write([Entry("d1", 0, value or b"", None), Entry("d2", 1, b"", None)], 12)
+def test_with_a_prefix_tier_damaged_records_are_left_out_too(copied: Path):
+    damage_record(shard_of(copied), "d3")
+    with PassageIndex.open(copied, device="cpu", prefix_cache_gib=0.01) as index:
+        for _ in range(2):  # read, and then held
+            answer = index.rerank(QUERIES[0], IDS)
+            assert answer.damaged == ["d3"]
+            assert len(answer.results) == 11
+
+
+def test_a_damaged_text_costs_the_result_its_text_alone(copied: Path):
+    damage_text(shard_of(copied), "d3")
+    with PassageIndex.open(copied, device="cpu") as index:
+        answer = index.rerank(QUERIES[0], ["d1", "d3"])
+        assert {result.doc_id: result.text for result in answer.results} == {"d1": TEXTS["d1"], "d3": None}
+        assert answer.damaged == ["d3"]
+        assert index.rerank(QUERIES[0], ["d1", "d3"], with_text=False).damaged == []
+
+
+def test_records_of_another_codec_are_damage(copied: Path):
+    change_contents(shard_of(copied), lambda contents: contents.set_record("d1", codec=6))
     seal_again(copied)
     with PassageIndex.open(copied, device="cpu") as index:
-        with pytest.raises(DamagedRecordError, match="record 'd1': codec 2, the manifest says fp16"):
+        with pytest.raises(DamagedRecordError, match=r"record 'd1': codec 6, the manifest says fp16"):
             index.pooled(["d1"])
-        with pytest.raises(DamagedRecordError, match="record 'd2': 0 bytes"):
-            index.pooled(["d2"])
+        assert index.rerank(QUERIES[0], ["d1", "d2"]).damaged == ["d1"]
+
+
+def test_codecs_are_compared_by_what_they_are_and_not_by_their_spelling(
+    tmp_path: Path, mini_folder: Path, embedder: Path
+):
+    build(tmp_path / "index", settings_for(mini_folder, embedder, codec="int4+zstd"), {"d1": "text"})
+    PassageIndex.open(tmp_path / "index", codec="int4+zstd3", device="cpu").close()
+    with pytest.raises(IndexMismatchError, match=r"codec int4\+zstd3, int4\+zstd9 was asked for"):
+        PassageIndex.open(tmp_path / "index", codec="int4+zstd9", device="cpu")
+
+
+def test_what_is_hidden_is_in_no_answer_and_what_replaced_it_is(copied: Path, mini_folder: Path, embedder: Path):
+    settings = settings_for(mini_folder, embedder)
+    encoders = load_encoders(settings)
+    nothing = {"on_reject": lambda line: None, "on_progress": lambda progress: None}
+    add_passages(lines_of({"d1": "the rarewordx alone", "n": "a new one"}), copied, settings, encoders, **nothing)
+    delete_passages(["d2"], copied)
+    with PassageIndex.open(copied, device="cpu") as index:
+        assert len(index) == 12
+        assert index.search("rarewordx", first_stage="bm25").results[0].text == "the rarewordx alone"
+        assert {one.doc_id for one in index.search(TEXTS["d2"], k=50, top_n=None).results} <= {*TEXTS, "n"} - {"d2"}
+        with pytest.raises(UnknownIdError, match="'d2'"):
+            index.rerank("ferry", ["d2"])
+        assert index.rerank("ferry", ["d1"]).results[0].text == "the rarewordx alone"
+
+
+def test_an_open_index_is_safe_from_gc_until_it_is_closed(copied: Path):
+    manifest = open_current(copied).folder / "manifest.json"
+    index = PassageIndex.open(copied, device="cpu")
+    with exclude(manifest) as is_free:
+        assert not is_free
+    index.close()
+    index.close()
+    with exclude(manifest) as is_free:
+        assert is_free
+
+
+def test_an_index_that_cannot_be_opened_holds_no_lock(copied: Path):
+    (shard_of(copied) / "states.lmdb").unlink()
+    with pytest.raises(StoreError):
+        PassageIndex.open(copied, device="cpu")
+    with exclude(open_current(copied).folder / "manifest.json") as is_free:
+        assert is_free

@@ -1,17 +1,16 @@
-"""LMDB files within one process: growth, sharing among readers, and errors with the file's name."""
+"""LMDB files while they are written: growth, and errors with the file's name."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from threading import Thread
 
 import lmdb
 import pytest
 
 from kalm_cache import lmdb_file
 from kalm_cache.errors import StoreError
-from kalm_cache.lmdb_file import LmdbFile, join_readers, leave_readers
+from kalm_cache.lmdb_file import LmdbFile
 
 
 @pytest.fixture
@@ -28,9 +27,12 @@ def write_file(path: Path, value: bytes) -> None:
     file.close()
 
 
-def value_in(file: LmdbFile) -> bytes | None:
+def value_in(path: Path) -> bytes | None:
+    file = LmdbFile(path, ["entries"], writable=False)
     with file.reading("entries") as txn:
-        return txn.get(b"key")
+        value: bytes | None = txn.get(b"key")
+    file.close()
+    return value
 
 
 def test_the_map_doubles_until_a_transaction_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -51,67 +53,42 @@ def test_the_map_doubles_until_a_transaction_fits(tmp_path: Path, monkeypatch: p
     file.close()
 
 
-def test_readers_of_one_process_share_a_file_until_the_last_one_leaves(path: Path, tmp_path: Path):
-    (tmp_path / "link.lmdb").symlink_to(path)
-    first = join_readers(path, ["entries"])
-    second = join_readers(tmp_path / "link.lmdb", ["entries"])
-    assert second is first
-    leave_readers(first)
-    assert value_in(second) == b"value"
-    leave_readers(second)
-    with pytest.raises(StoreError):
-        value_in(second)
-    again = join_readers(path, ["entries"])  # and it opens again
-    assert value_in(again) == b"value"
-    leave_readers(again)
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 1000, bytes(8192)])
+def test_a_missing_or_foreign_file_is_a_store_error_with_its_name(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "file.lmdb"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"file\.lmdb: (cannot be opened|not a store)"):
+        LmdbFile(path, ["entries"], writable=False)
+    assert path.exists() == (content is not None)
 
 
-def test_many_threads_open_read_and_close_one_file(path: Path):
-    seen = []
-
-    def read_often() -> None:
-        for _ in range(50):
-            file = join_readers(path, ["entries"])
-            seen.append(value_in(file))
-            leave_readers(file)
-
-    threads = [Thread(target=read_often) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [b"value"] * 400
+def test_a_file_without_its_databases_and_a_folder_are_store_errors(path: Path, tmp_path: Path):
+    with pytest.raises(StoreError, match="not a store, or a damaged one; run kalm-cache verify"):
+        LmdbFile(path, ["entries", "absent"], writable=False)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        LmdbFile(tmp_path, ["entries"], writable=True)
+    assert value_in(path) == b"value"
 
 
-def test_a_forked_child_reads_what_its_parent_has_open(path: Path):
-    file = join_readers(path, ["entries"])
-    child = os.fork()
-    if child == 0:
-        joined = join_readers(path, ["entries"])
-        os._exit(0 if value_in(joined) == value_in(file) == b"value" else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    leave_readers(file)
+def test_an_exception_in_a_transaction_stores_nothing(path: Path):
+    file = LmdbFile(path, ["entries"], writable=True)
+
+    def fail(txn: lmdb.Transaction[bytes]) -> None:
+        txn.put(b"key", b"other", db=file["entries"])
+        raise TypeError
+
+    with pytest.raises(TypeError):
+        file.write(fail)
+    file.close()
+    assert value_in(path) == b"value"
 
 
-def test_a_file_that_took_the_place_of_an_open_one_is_not_taken_for_it(path: Path, tmp_path: Path):
-    file = join_readers(path, ["entries"])
-    write_file(tmp_path / "new.lmdb", b"other")
-    (tmp_path / "new.lmdb").replace(path)
-    with pytest.raises(StoreError, match=r"file\.lmdb: was replaced while an index of this process has it open"):
-        join_readers(path, ["entries"])
-    assert value_in(file) == b"value"
-    leave_readers(file)
-    newer = join_readers(path, ["entries"])
-    assert value_in(newer) == b"other"
-    leave_readers(newer)
-
-
-def test_a_failed_open_leaves_nothing_open(path: Path):
-    with pytest.raises(StoreError, match="not a store, or a damaged one"):
-        join_readers(path, ["entries", "absent"])
-    file = join_readers(path, ["entries"])
-    assert value_in(file) == b"value"
-    leave_readers(file)
+def test_writing_what_lmdb_refuses_is_a_store_error(path: Path):
+    file = LmdbFile(path, ["entries"], writable=True)
+    with pytest.raises(StoreError, match=r"file\.lmdb: cannot be written: .*SIZE"):
+        file.write(lambda txn: txn.put(b"x" * 512, b"value", db=file["entries"]))
+    file.close()
 
 
 def test_writing_the_file_that_is_being_written_is_a_store_error(path: Path):
@@ -133,9 +110,15 @@ def test_a_full_disk_is_a_store_error_and_keeps_what_was_written(path: Path):
         try:
             file.write(lambda txn: txn.put(b"much", bytes(4 << 20), db=file["entries"]))
         except StoreError as exc:
-            os._exit(0 if "cannot be written" in str(exc) and value_in(file) == b"value" else 2)
+            os._exit(0 if "cannot be written" in str(exc) else 2)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
-    file = join_readers(path, ["entries"])
-    assert value_in(file) == b"value"
-    leave_readers(file)
+    assert value_in(path) == b"value"
+
+
+def test_without_a_lock_no_lock_file_is_made(tmp_path: Path):
+    file = LmdbFile(tmp_path / "file.lmdb", ["entries"], writable=True, durable=False, lock=False)
+    file.write(lambda txn: txn.put(b"key", b"value", db=file["entries"]))
+    file.close()
+    assert [found.name for found in tmp_path.iterdir()] == ["file.lmdb"]
+    assert value_in(tmp_path / "file.lmdb") == b"value"

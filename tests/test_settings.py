@@ -108,7 +108,7 @@ def test_a_bad_value_that_is_overridden_does_no_harm(config: Path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("dtype", "int8"), ("first_stage", "sparse"), ("max_length", 0), ("batch_tokens", -1), ("k", "many")],
+    [("dtype", "int4"), ("first_stage", "sparse"), ("max_length", 0), ("batch_tokens", -1), ("k", "many")],
 )
 def test_values_out_of_range_are_refused(name: str, value: object):
     with pytest.raises(UsageError, match=f"{name} from flag --{name.replace('_', '-')}"):

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.errors import IndexNotFoundError, StoreError
-from kalm_cache.record import unpack_record
 from kalm_cache.stats import index_stats
-from kalm_cache.store import PassageStore
 from tests.indexes import TEXTS, build, make_embedder, settings_for, shard_of
+from tests.stores import records_of
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +32,27 @@ def test_stats_are_those_of_the_live_generation(index: Path, mini_folder: Path):
 
 def test_file_bytes_are_the_sizes_of_all_files_of_the_generation(index: Path):
     files = [path for path in (index / "generations" / "000001").rglob("*") if path.is_file()]
-    assert {"manifest.json", "passages.lmdb", "dense.faiss"} <= {path.name for path in files}
+    assert {"manifest.json", "states.lmdb", "passages.lmdb", "dense.faiss"} <= {path.name for path in files}
     stats = index_stats(index)
     assert stats.file_bytes == sum(len(path.read_bytes()) for path in files)
     assert stats.bytes_per_passage == round(stats.file_bytes / 12, 1)
     assert stats.bytes_per_token == round(stats.file_bytes / stats.tokens, 1)
 
 
+def test_each_file_is_measured_and_those_of_the_states_beside_their_payloads(index: Path):
+    folder, stats = index / "generations" / "000001", index_stats(index)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert stats.files == sizes
+    assert stats.states_bytes == sizes["shards/00000/states.lmdb"]
+    assert stats.passages_bytes == sizes["shards/00000/passages.lmdb"]
+    assert stats.first_stage_bytes == sum(size for name, size in sizes.items() if "/first_stage/" in name)
+    assert stats.states_overhead == round(stats.states_bytes / stats.payload_bytes, 3)
+    assert stats.states_bytes_per_passage == round(stats.states_bytes / 12, 1)
+    assert stats.states_bytes_per_token == round(stats.states_bytes / stats.tokens, 1)
+
+
 def test_counts_are_those_of_the_records(index: Path):
-    with PassageStore(shard_of(index) / "passages.lmdb") as store:
-        records = [unpack_record(key, value) for key, value in store.scan("records")]
+    records = records_of(shard_of(index)).values()
     stats = index_stats(index)
     assert stats.tokens == sum(record.tokens for record in records)
     assert stats.pooled_states == sum(record.rows for record in records)
@@ -61,6 +71,7 @@ def test_an_empty_index_has_averages_of_zero(tmp_path: Path, mini_folder: Path):
     stats = index_stats(tmp_path / "index")
     assert (stats.passages, stats.tokens, stats.payload_bytes) == (0, 0, 0)
     assert (stats.bytes_per_passage, stats.bytes_per_token) == (0.0, 0.0)
+    assert (stats.states_overhead, stats.states_bytes_per_passage, stats.states_bytes_per_token) == (0.0, 0.0, 0.0)
     assert stats.file_bytes > 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from kalm_cache.cli.change import add, delete, reindex
 from kalm_cache.cli.config import config_app
 from kalm_cache.cli.demo import demo
 from kalm_cache.cli.evaluate import evaluate
-from kalm_cache.cli.index import index, stats, verify
+from kalm_cache.cli.index import index
 from kalm_cache.cli.output import start_logging
 from kalm_cache.cli.search import rerank, search, serve
+from kalm_cache.cli.upkeep import gc, rollback, stats, verify
 
 app = typer.Typer(
     name="kalm-cache",
@@ -31,7 +33,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for _command in (index, search, rerank, serve, stats, verify, demo):
+for _command in (index, reindex, add, delete, search, rerank, serve, stats, verify, rollback, gc, demo):
     app.command()(_command)
 app.command("eval")(evaluate)
 app.add_typer(config_app, name="config")

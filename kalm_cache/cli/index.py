@@ -1,4 +1,4 @@
-"""`kalm-cache index`, `stats` and `verify`: what is done to an index offline."""
+"""`kalm-cache index`: a corpus -> the next generation, built whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def index(
-    corpus: Annotated[str, typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, or -.")],
+    corpus: opt.Corpus,
     index: opt.IndexFolder,
     config: opt.ConfigFile = None,
     model: opt.Model = None,
@@ -34,9 +34,10 @@ def index(
     chunk_size: opt.ChunkSize = None,
     max_length: opt.MaxLength = None,
     embedder: opt.Embedder = None,
+    dense_index: opt.DenseIndex = None,
     batch_tokens: opt.BatchTokens = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Do not keep the passages' text.")] = False,
-    errors: Annotated[Path | None, typer.Option("--errors", help="Write rejected lines to this file.")] = None,
+    errors: opt.ErrorsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and project; store nothing.")] = False,
     json: opt.AsJson = False,
 ) -> None:
@@ -56,10 +57,11 @@ def index(
             chunk_size=chunk_size,
             max_length=max_length,
             embedder=embedder,
+            dense_index=dense_index,
             batch_tokens=batch_tokens,
             store_text=False if no_text else None,
         )
-        _check_errors_file(errors, corpus)
+        check_errors_file(errors, corpus)
         run = _dry_run if dry_run else _index
         rejected = run(corpus, index, settings, errors, json)
     if rejected:
@@ -76,7 +78,7 @@ def _index(corpus: str, index: Path, settings: Settings, errors: Path | None, js
     total = None if corpus == "-" else sum(1 for _ in read_corpus(corpus))
     with ErrorsFile(errors) as rejects, show_progress(total) as on_progress:
         report = run_index_job(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
-    _warn(rejects, report.truncated, settings)
+    warn(rejects, report.truncated, settings)
     if json:
         print_json(dataclasses.asdict(report))
     else:
@@ -100,7 +102,7 @@ def _dry_run(corpus: str, index: Path, settings: Settings, errors: Path | None, 
     encoders: Encoders = load_encoders(settings)
     with ErrorsFile(errors) as rejects:
         projection = project(lines, encoders, settings.batch_tokens, on_reject=rejects.add)
-    _warn(rejects, projection.truncated, settings)
+    warn(rejects, projection.truncated, settings)
     if json:
         print_json(dataclasses.asdict(projection))
     else:
@@ -113,12 +115,13 @@ def _dry_run(corpus: str, index: Path, settings: Settings, errors: Path | None, 
     return projection.rejected
 
 
-def _check_errors_file(errors: Path | None, corpus: str) -> None:
+def check_errors_file(errors: Path | None, corpus: str) -> None:
+    """Raise `UsageError` when rejected lines would be written over the corpus."""
     if errors is not None and errors.exists() and corpus != "-" and Path(corpus).exists() and errors.samefile(corpus):
         raise UsageError(f"--errors {errors} is the corpus itself; name another file")
 
 
-def _warn(rejects: ErrorsFile, truncated: int, settings: Settings) -> None:
+def warn(rejects: ErrorsFile, truncated: int, settings: Settings) -> None:
     """Say on stderr what was left out or cut: the first lines, and where the rest is."""
     for line in rejects.first:
         logger.warning("rejected %s: %s", line.location, line.reason)
@@ -127,34 +130,3 @@ def _warn(rejects: ErrorsFile, truncated: int, settings: Settings) -> None:
         logger.warning("… and %d more rejected lines; %s", rejects.count - len(rejects.first), where)
     if truncated:
         logger.warning("%d passages are longer than max_length=%d tokens and were cut", truncated, settings.max_length)
-
-
-def stats(index: opt.IndexFolder, json: opt.AsJson = False) -> None:
-    """What an index holds, and what it takes on disk."""
-    from kalm_cache.stats import index_stats
-
-    with exit_codes():
-        values = dataclasses.asdict(index_stats(index))
-    if json:
-        print_json(values)
-    else:
-        width = max(len(name) for name in values)
-        for name, value in values.items():
-            stdout_console().print(f"{name:<{width}}  {value}")
-
-
-def verify(index: opt.IndexFolder, json: opt.AsJson = False) -> None:
-    """Check every record and file of the live generation; exit code 1 when something is damaged."""
-    from indexer.verify import verify_index
-
-    with exit_codes():
-        report = verify_index(index)
-    if json:
-        print_json(dataclasses.asdict(report))
-    else:
-        for damage in report.damaged:
-            what = f"{damage.file}" + (f", {damage.doc_id!r}" if damage.doc_id is not None else "")
-            stdout_console().print(f"damaged: {what}: {damage.problem}")
-        stdout_console().print("ok" if report.ok else f"{len(report.damaged)} damaged")
-    if not report.ok:
-        raise typer.Exit(1)

@@ -12,7 +12,12 @@ IndexFolder = Annotated[Path, typer.Option("--index", help="Folder of the index.
 Model = Annotated[str | None, typer.Option("--model", help="tiny, nano, small, large, …-r2, a folder, or a hub id.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
 DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16|bf16, float16|fp16, float32|fp32, int8.")]
-Codec = Annotated[str | None, typer.Option("--codec", help="How states are stored: fp16, int8.")]
+Codec = Annotated[
+    str | None, typer.Option("--codec", help="How states are stored: fp32, bf16, fp16, int8, int4, int3, int2; +zstdN.")
+]
+DenseIndex = Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")]
+Corpus = Annotated[str, typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, or -.")]
+ErrorsFile = Annotated[Path | None, typer.Option("--errors", help="Write rejected lines to this file.")]
 ChunkSize = Annotated[int | None, typer.Option("--chunk-size", help="Pooling ratio r; reading: a multiple of r.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens of a passage that count.")]
 QueryMaxLength = Annotated[int | None, typer.Option("--query-max-length", help="Tokens of a query that count.")]

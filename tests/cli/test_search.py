@@ -44,7 +44,7 @@ def test_options_that_do_not_fit_the_index_exit_with_4(run: Run, index: Path, op
     result = run("search", QUERY, "--index", index, option, value)
     assert result.exit_code == 4
     assert "was built with" in result.stderr
-    assert f"kalm-cache index CORPUS {option} {value}" in result.stderr
+    assert f"kalm-cache reindex CORPUS {option} {value}" in result.stderr
 
 
 def test_another_model_than_the_one_that_built_the_index_exits_with_4(run: Run, index: Path, tmp_path: Path) -> None:

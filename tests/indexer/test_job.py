@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import faiss
@@ -18,16 +18,21 @@ import indexer.intake
 import indexer.shard
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.job import Encoders, load_encoders, run_index_job
+from indexer.shard import WORKING_FILE
 from indexer.verify import verify_index
+from indexer.working import WorkingFile
 from kalm_cache import PassageIndex
 from kalm_cache.errors import CheckpointError, CorpusError, IndexLockedError, IndexMismatchError, StoreError, UsageError
-from kalm_cache.generation import build_lock, open_current
+from kalm_cache.generation import open_current
+from kalm_cache.locks import build_lock
 from kalm_cache.passage import Passage
-from kalm_cache.record import unpack_record
+from kalm_cache.record import Record
 from kalm_cache.settings import Settings
 from kalm_cache.store import PassageStore
+from tests import stores
 from tests.indexer.killed import WINDOW, run_until_killed
 from tests.indexes import TEXTS, build, lines_of, settings_for, shard_of
+from tests.stores import read_contents
 from tests.texts import long_text
 
 LONGER = {f"p{i}": long_text(5 + 7 * i % 40, seed=100 + i) for i in range(30)}  # four windows of eight
@@ -53,27 +58,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, settings: Settings, en
 def content(index: Path) -> dict[str, object]:
     """Everything that a reader can find in the live generation, byte by byte where bytes are kept."""
     shard = open_current(index).shard
-    with PassageStore(shard / "passages.lmdb") as store:
-        databases = {name: dict(store.scan(name)) for name in ("records", "texts", "numbers")}
     dense = faiss.read_index(str(shard / "first_stage" / "dense.faiss"))
     bm25 = {path.name: path.read_bytes() for path in (shard / "first_stage" / "bm25").iterdir()}
-    return databases | {
+    return asdict(read_contents(shard)) | {
         "dense numbers": faiss.vector_to_array(dense.id_map).tolist(),
         "dense vectors": dense.index.reconstruct_n(0, dense.ntotal).tolist(),
         "bm25": bm25,
     }
 
 
-def records_of(index: Path) -> dict[str, object]:
-    with PassageStore(open_current(index).shard / "passages.lmdb") as store:
-        return {key.decode(): unpack_record(key, value) for key, value in store.scan("records")}
+def records_of(index: Path) -> dict[str, Record]:
+    return stores.records_of(open_current(index).shard)
 
 
 def stored_ids(index: Path) -> set[str]:
-    """What the unfinished build of an index holds."""
+    """What the unfinished build of an index has encoded."""
     (building,) = (index / "generations").glob("*.building")
-    with PassageStore(building / "shards" / "00000" / "passages.lmdb") as store:
-        return {key.decode() for key in store.keys()}  # noqa: SIM118 (not a dict)
+    shard = building / "shards" / "00000"
+    if not (shard / WORKING_FILE).exists():  # sealed, and not published
+        return set(stores.records_of(shard))
+    with WorkingFile(shard / WORKING_FILE) as working:
+        return {key.decode() for key in working.keys()}  # noqa: SIM118 (not a dict)
 
 
 def passing(index: Path) -> bool:
@@ -104,8 +109,9 @@ def test_records_say_what_their_passages_are(tmp_path: Path, settings: Settings,
     for doc_id, record in records_of(tmp_path / "index").items():
         assert (record.tokens, record.ratio, record.width) == (len(tokens[doc_id].ids), 4, 64)
         assert record.rows == -(-record.tokens // 4)
-        assert record.content_hash == Passage(doc_id, TEXTS[doc_id]).content_hash()
         assert not record.truncated
+        identity = read_contents(shard_of(tmp_path / "index")).identity(doc_id)
+        assert identity.content_hash == Passage(doc_id, TEXTS[doc_id]).content_hash()
 
 
 def test_nothing_of_the_building_is_left_behind(tmp_path: Path, settings: Settings, encoders: Encoders):
@@ -113,11 +119,15 @@ def test_nothing_of_the_building_is_left_behind(tmp_path: Path, settings: Settin
     found = {str(path.relative_to(tmp_path / "index")) for path in (tmp_path / "index").rglob("*") if path.is_file()}
     assert {name for name in found if "bm25" not in name} == {
         "CURRENT",
+        "JOURNAL",
         "LOCK",
         "generations/000001/build.json",
         "generations/000001/manifest.json",
         "generations/000001/shards/00000/first_stage/dense.faiss",
+        "generations/000001/shards/00000/first_stage/dense.json",
         "generations/000001/shards/00000/passages.lmdb",
+        "generations/000001/shards/00000/states.lmdb",
+        "generations/000001/shards/00000/store.json",
     }
 
 
@@ -159,7 +169,7 @@ def test_without_texts_no_passage_text_is_anywhere_in_the_published_folder(
         build(index, settings_for(mini_folder, embedder_folder, store_text=store_text), texts)
         holding = [path for path in index.rglob("*") if path.is_file() and b"rarewordx" in path.read_bytes().lower()]
         # BM25's vocabulary lists single lower-case terms, by themselves and in no order of a text
-        terms = [path for path in holding if path.name == "vocab.index.json"]
+        terms = [path for path in holding if path.name == "terms.npy"]
         assert [path for path in holding if path not in terms] == (
             [shard_of(index) / "passages.lmdb"] if store_text else []
         )
@@ -185,7 +195,7 @@ def test_duplicates_within_and_across_windows_are_reported_with_where_the_first_
         RejectedLine("c:33", reason.format("c:31"), "p29", LONGER["p29"][:200]),
     ]
     assert (report.passages, report.rejected) == (30, 3)
-    with PassageStore(shard_of(tmp_path / "index") / "passages.lmdb") as store:
+    with PassageStore(shard_of(tmp_path / "index")) as store:
         assert store.texts(["p1", "p2"]) == [LONGER["p1"], LONGER["p2"]]
 
 
@@ -223,13 +233,16 @@ def test_a_model_that_is_not_there_is_a_checkpoint_error(mini_folder: Path, embe
 
 KILLS = [
     # the job calls each of these at least once; writes are one for each batch
-    ("kalm_cache.store:PassageStore.write", 1),
-    ("kalm_cache.store:PassageStore.write", 4),  # a batch is staged and not stored
-    ("indexer.staging:Staging.put", 9),  # in a later window
+    ("indexer.working:WorkingFile.write", 1),
+    ("indexer.working:WorkingFile.write", 4),
+    ("indexer.staging:Staging.accept", 9),  # in a later window
+    ("indexer.seal:StoreWriter", 1),
+    ("kalm_cache.store_writer:_publish", 2),  # one of the two sealed files is in its place
+    ("kalm_cache.store_writer:write_atomically", 1),
     ("kalm_cache.first_stage.dense:DenseIndex.build", 1),
     ("kalm_cache.first_stage.bm25:publish_folder", 1),
-    ("indexer.shard:_count", 1),
-    ("indexer.job:receipts", 1),  # staging is gone, the manifest is not there yet
+    ("indexer.shard:_drop_leftovers", 1),
+    ("indexer.base:receipts", 1),  # staging is gone, the manifest is not there yet
     ("kalm_cache.durable:publish_file", 2),  # the manifest is written beside its place
     ("kalm_cache.generation:rename_durably", 1),  # the manifest is there, the folder still has its building name
 ]
@@ -252,7 +265,7 @@ def test_a_killed_job_encodes_nothing_twice_and_ends_like_one_that_was_not_kille
 def test_a_job_may_be_killed_again_and_again(tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path):
     index, stored = tmp_path / "index", []
     for nth in (2, 3, 1):
-        run_until_killed(index, settings, LONGER, "kalm_cache.store:PassageStore.write", nth, signal.SIGKILL)
+        run_until_killed(index, settings, LONGER, "indexer.working:WorkingFile.write", nth, signal.SIGKILL)
         stored.append(len(stored_ids(index)))
     assert 0 < stored[0] < stored[1] == stored[2] < len(LONGER)
     report = build(index, settings, LONGER, encoders=encoders)
@@ -264,7 +277,7 @@ def test_a_job_killed_before_current_is_written_is_copied_by_the_next(
     tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path
 ):
     index = tmp_path / "index"
-    run_until_killed(index, settings, LONGER, "kalm_cache.generation:write_atomically", 2, signal.SIGKILL)
+    run_until_killed(index, settings, LONGER, "kalm_cache.generation:write_atomically", 3, signal.SIGKILL)
     assert not (index / "CURRENT").exists()
     report = build(index, settings, LONGER, encoders=encoders)
     assert (report.generation, report.copied, report.encoded) == ("000002", len(LONGER), 0)
@@ -275,7 +288,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(
     tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path
 ):
     index = tmp_path / "index"
-    run_until_killed(index, settings, LONGER, "kalm_cache.store:PassageStore.write", 4, signal.SIGINT)
+    run_until_killed(index, settings, LONGER, "indexer.working:WorkingFile.write", 4, signal.SIGINT)
     stored = stored_ids(index)
     assert 0 < len(stored) < len(LONGER)
     report = build(index, settings, LONGER, encoders=encoders)
@@ -365,7 +378,7 @@ def test_a_corpus_that_changed_meanwhile_is_what_gets_published(tmp_path: Path, 
     report = build(index, settings, changed, encoders=encoders)
     assert (report.resumed, report.deleted, report.passages) == (len(stored) - 4, 2, 28)
     assert report.encoded == 28 - report.resumed
-    with PassageStore(shard_of(index) / "passages.lmdb") as store:
+    with PassageStore(shard_of(index)) as store:
         assert store.texts(["p0", "p1", "p3", "p5", "p7"]) == [None, edited["p1"], edited["p3"], None, LONGER["p7"]]
     assert passing(index)
 
@@ -376,24 +389,25 @@ def test_a_text_that_was_staged_when_its_passage_was_stored_otherwise_is_staged_
     index = tmp_path / "index"
     interrupt(index, settings, encoders, LONGER, after=30)  # all are stored
     edited = LONGER | {"p7": "Honey bees dance"}
-    run_until_killed(index, settings, edited, "kalm_cache.store:PassageStore.write", 1, signal.SIGKILL)
+    run_until_killed(index, settings, edited, "indexer.working:WorkingFile.write", 1, signal.SIGKILL)
     report = build(index, settings, LONGER, encoders=encoders)  # and the edit is taken back
     assert (report.resumed, report.encoded) == (30, 0)
     assert content(index) == content(undisturbed)
 
 
-def test_a_record_damaged_in_an_unfinished_build_is_encoded_again_under_one_number(
+def test_records_and_vectors_damaged_in_an_unfinished_build_are_made_again_under_one_number(
     tmp_path: Path, settings: Settings, encoders: Encoders
 ):
     index = tmp_path / "index"
     interrupt(index, settings, encoders, LONGER, after=10)
-    with lmdb.open(str(shard_of(index, "000001.building") / "passages.lmdb"), subdir=False, max_dbs=4) as raw:
-        records = raw.open_db(b"records")
+    with lmdb.open(str(shard_of(index, "000001.building") / WORKING_FILE), subdir=False, max_dbs=3) as raw:
+        records, vectors = raw.open_db(b"records"), raw.open_db(b"vectors")
         with raw.begin(write=True) as txn:
             txn.put(b"p2", txn.get(b"p2", db=records)[:-1] + b"!", db=records)
+            txn.put(b"p3", txn.get(b"p3", db=vectors)[:-1] + b"!", db=vectors)
     stored = stored_ids(index)
     report = build(index, settings, LONGER, encoders=encoders)
-    assert (report.resumed, report.encoded) == (len(stored) - 1, 31 - len(stored))
+    assert (report.resumed, report.encoded) == (len(stored) - 2, 32 - len(stored))
     assert passing(index)
 
 
@@ -411,10 +425,11 @@ def test_indexing_again_copies_unchanged_records_and_encodes_the_others(
     assert open_current(index).manifest.parent == "000001"
     before, after = content(undisturbed), content(index)
     same = [doc_id.encode() for doc_id in changed if changed[doc_id] == LONGER.get(doc_id)]
-    assert {key: after["records"][key] for key in same} == {key: before["records"][key] for key in same}
-    assert b"p4" not in after["records"]
-    numbers = {key: record.number for key, record in records_of(index).items()}
-    assert {numbers["p6"], numbers["new"]} == {30, 31}  # numbers are not given again, not even for an edited text
+    for database in ("blocks", "passages"):
+        assert {key: after[database][key] for key in same} == {key: before[database][key] for key in same}
+        assert b"p4" not in after[database]
+    new = {read_contents(open_current(index).shard).identity(doc_id).number for doc_id in ("p6", "new")}
+    assert new == {30, 31}  # numbers are not given again, not even for an edited text
     assert passing(index)
 
 
@@ -445,12 +460,13 @@ def test_a_killed_reindex_copies_and_encodes_nothing_twice(
 ):
     index = Path(shutil.copytree(undisturbed, tmp_path / "index"))
     changed = LONGER | {f"n{i}": f"a new passage, number {i}" for i in range(10)}
-    run_until_killed(index, settings, changed, "kalm_cache.store:PassageStore.write", 5, signal.SIGKILL)
+    run_until_killed(index, settings, changed, "indexer.working:WorkingFile.write", 2, signal.SIGKILL)
     assert open_current(index).manifest.generation == "000001"
     stored = stored_ids(index)
     report = build(index, settings, changed, encoders=encoders)
     assert report.resumed == len(stored)
-    assert (report.copied, report.encoded) == (30 - len(stored & LONGER.keys()), 10 - len(stored - LONGER.keys()))
+    assert 0 < len(stored) < 10
+    assert (report.copied, report.encoded) == (30, 10 - len(stored))
     assert passing(index)
 
 
@@ -462,7 +478,8 @@ def test_a_text_edited_and_edited_back_during_a_reindex_has_one_number(
     report = build(
         index, settings, LONGER, encoders=encoders
     )  # "p0" is stored with the edited text, under a new number
-    assert (report.copied, report.encoded) == (1, 0)
+    assert (report.copied, report.encoded) == (30, 0)
+    assert content(index) | {"next_number": 30} == content(undisturbed)
     assert passing(index)
 
 
@@ -487,8 +504,8 @@ def test_a_source_that_went_away_between_kill_and_resumption_is_no_obstacle(
     shutil.rmtree(index / "generations" / "000001")
     with caplog.at_level(logging.WARNING):
         report = build(index, settings, LONGER, encoders=encoders)
-    assert (report.resumed, report.copied, report.encoded) == (8, 0, 22)
-    assert "nothing is copied from generation 000001" in caplog.text
+    assert (report.resumed, report.copied, report.encoded) == (0, 0, 30)
+    assert "nothing is copied from the live generation" in caplog.text
     assert passing(index)
 
 
@@ -505,10 +522,7 @@ def test_damaged_records_of_a_published_index_are_encoded_again(
     tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path
 ):
     index = Path(shutil.copytree(undisturbed, tmp_path / "index"))
-    path = shard_of(index) / "passages.lmdb"
-    with PassageStore(path) as store:
-        (value,) = store.records(["p3"])
-    path.write_bytes(path.read_bytes().replace(value[70:100], bytes(30)))
+    stores.damage_record(shard_of(index), "p3")
     report = build(index, settings, LONGER, encoders=encoders)
     assert (report.copied, report.encoded) == (29, 1)
     assert passing(index)
@@ -519,7 +533,7 @@ def test_a_published_index_beyond_reading_is_no_obstacle_to_the_next(
     tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path, damage: str
 ):
     index = Path(shutil.copytree(undisturbed, tmp_path / "index"))
-    manifest, data = index / "generations/000001/manifest.json", shard_of(index) / "passages.lmdb"
+    manifest, data = index / "generations/000001/manifest.json", shard_of(index) / "states.lmdb"
     if damage == "manifest":
         manifest.write_text("{")
     elif damage == "schema":

@@ -12,6 +12,7 @@ from query_service.app import create_app
 from query_service.documents import DocumentEncoder
 from tests.checkpoints import make_checkpoint
 from tests.query_service.conftest import running
+from tests.stores import damage_record
 
 Q = {"query": "bees"}
 
@@ -145,7 +146,7 @@ def test_a_mode_that_was_not_built_is_a_422_and_texts_that_are_not_kept_are_left
 
 def test_damage_and_bugs_are_a_500_that_shows_no_traceback(spare_index: PassageIndex) -> None:
     with running(create_app(spare_index, None, Settings())) as client:
-        flip_last_byte(spare_index, "s1")
+        damage_record(spare_index.generation.shard, "s1")
         error = failure(client, "/rerank", 500, json=Q | {"ids": ["s1"]})
         assert error["type"] == "DamagedRecordError"
         assert client.post("/rerank", json=Q | {"ids": ["s2"]}).status_code == 200
@@ -156,16 +157,6 @@ def test_damage_and_bugs_are_a_500_that_shows_no_traceback(spare_index: PassageI
             "message": "the service failed on this request; its log says how",
         }
         assert client.get("/health").status_code == 200
-
-
-def flip_last_byte(index: PassageIndex, doc_id: str) -> None:
-    [record] = index.store.records([doc_id])
-    assert record is not None
-    content = index.store.path.read_bytes()
-    end = content.index(record) + len(record)
-    with index.store.path.open("r+b") as file:
-        file.seek(end - 1)
-        file.write(bytes([content[end - 1] ^ 1]))
 
 
 def test_unknown_paths_and_methods_are_answered_in_the_same_shape(service: httpx.Client) -> None:

@@ -1,0 +1,14 @@
+"""What is wrong with a published index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is wrong: in which file (relative to the generation), and for which passage, if it is one's."""
+
+    file: str
+    doc_id: str | None
+    problem: str

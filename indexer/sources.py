@@ -1,0 +1,79 @@
+"""A generation's shards as what a build takes passages from. Opens no model."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from indexer.origins import SealedShard
+from indexer.recode import RecodedShard, has_same_states, recoding_problem
+from indexer.source_vectors import source_vectors
+from kalm_cache.codec import get_codec
+from kalm_cache.errors import KalmCacheError
+from kalm_cache.fingerprint import Fingerprint
+from kalm_cache.generation import Generation, require_whole
+from kalm_cache.store import PassageStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Sources:
+    """For `ShardBuilder`: shards to copy from, shards to recode, and all shards that can be read.
+
+    `problem` says why nothing can be copied or recoded, where that is so.
+    """
+
+    copied: list[SealedShard] = field(default_factory=list)
+    recoded: list[RecodedShard] = field(default_factory=list)
+    every: list[SealedShard] = field(default_factory=list)
+    problem: str | None = None
+
+
+def open_sources(
+    generation: Generation | None, wanted: Fingerprint, stack: ExitStack, *, inexact_vectors: bool = False
+) -> Sources:
+    """The shards of a generation for a build with fingerprint `wanted`; `stack` closes them.
+
+    A shard that cannot be read is left out with a warning: what would have been taken from it is encoded.
+    `inexact_vectors`: rather what a first stage keeps in 8 bits a number than to embed the texts again.
+    """
+    sources = Sources()
+    if generation is None:
+        return sources
+    built = generation.manifest.fingerprint
+    inexact = inexact_vectors or not built.store_text
+    try:
+        require_whole(generation)
+        hidden = generation.hidden()
+    except KalmCacheError as exc:
+        logger.warning("nothing is taken from generation %s: %s", generation.name, exc)
+        sources.problem = str(exc)
+        return sources
+    sources.problem = recoding_problem(built, wanted)
+    for part in generation.parts():
+        (receipt,) = part.manifest.shards
+        try:
+            store = stack.enter_context(PassageStore(part.shard))
+        except KalmCacheError as exc:
+            logger.warning("nothing is taken from %s: %s", part.shard, exc)
+            continue
+        same_embedder = built.embedder == wanted.embedder
+        vectors = source_vectors(part, inexact=inexact) if same_embedder else None
+        own = hidden.between(receipt.first_number, receipt.next_number)
+        shard = SealedShard(store, vectors, frozenset(own.keys))
+        sources.every.append(shard)
+        if sources.problem is None:
+            _sort_in(shard, built, wanted, sources)
+    return sources
+
+
+def _sort_in(shard: SealedShard, built: Fingerprint, wanted: Fingerprint, sources: Sources) -> None:
+    assert has_same_states(built, wanted)
+    form = (built.codec, built.chunk_size, built.store_text)
+    if form == (wanted.codec, wanted.chunk_size, wanted.store_text):
+        sources.copied.append(shard)
+        return
+    stored, codec = get_codec(built.codec), get_codec(wanted.codec)
+    sources.recoded.append(RecodedShard(shard, stored, built.chunk_size, codec, wanted.chunk_size))

@@ -1,0 +1,68 @@
+"""Changing an index in tests, and everything that a reader finds in it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from indexer.delta import AddReport, add_passages
+from indexer.job import Encoders
+from indexer.reindex import ReindexReport, run_reindex
+from indexer.verify import verify_index
+from kalm_cache import PassageIndex
+from kalm_cache.generation import open_current
+from kalm_cache.settings import Settings
+from kalm_cache.shards import ShardSet
+from tests.indexes import lines_of
+
+Texts = dict[str, str] | Iterable[tuple[str, str]]
+
+
+def add(index: Path, settings: Settings, encoders: Encoders, texts: Texts, **options: Any) -> AddReport:
+    options = {"on_reject": lambda line: None, "on_progress": lambda progress: None} | options
+    return add_passages(lines_of(texts), index, settings, encoders, **options)
+
+
+def reindex(index: Path, settings: Settings, encoders: Encoders, texts: Texts, **options: Any) -> ReindexReport:
+    options = {"on_reject": lambda line: None, "on_progress": lambda progress: None} | options
+    return run_reindex(lines_of(texts), index, settings, encoders, **options)
+
+
+def texts_of(index: Path) -> dict[str, str | None]:
+    """What the live generation shows."""
+    with ShardSet(open_current(index)) as shards:
+        ids = [key.decode() for key in shards.keys()]  # noqa: SIM118 (not a dict)
+        return dict(zip(ids, shards.texts(ids), strict=True))
+
+
+def numbers_of(index: Path) -> dict[str, int]:
+    with ShardSet(open_current(index)) as shards:
+        return {doc_id: number for number, doc_id in shards.numbers()}
+
+
+def payloads_of(index: Path) -> dict[str, bytes]:
+    """The stored states of what the live generation shows."""
+    with ShardSet(open_current(index)) as shards, shards.snapshot() as snapshot:
+        ids = [key.decode() for key in shards.keys()]  # noqa: SIM118 (not a dict)
+        return {one: bytes(record.payload) for one, record in zip(ids, snapshot.records(ids), strict=True)}
+
+
+def found(index: Path, query: str, k: int = 100) -> dict[str, list[str]]:
+    """The ids that each mode of the first stage finds."""
+    with PassageIndex.open(index, device="cpu") as opened:
+        modes = opened.first_stage.modes
+        return {
+            mode: opened.store.doc_ids(opened.first_stage.search(query, k, mode).numbers.tolist()) for mode in modes
+        }
+
+
+def bytes_of(index: Path) -> bytes:
+    """Every byte of every file of an index folder."""
+    return b"".join(path.read_bytes() for path in sorted(index.rglob("*")) if path.is_file())
+
+
+def whole(index: Path) -> bool:
+    report = verify_index(index)
+    assert report.damaged == []
+    return report.ok
