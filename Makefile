@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow torture lint install clean
 
 install: $(STAMP)
 
@@ -24,6 +24,9 @@ test: install  ## everything that a change must pass
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+torture: install  ## kill, cut, refuse, damage: some 20 minutes on two cores; prints what it did and what was lost
+	$(BIN)/python -m tests.torture.run
 
 clean:
 	rm -rf $(VENV) demo-index eval-index

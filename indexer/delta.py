@@ -37,6 +37,7 @@ from kalm_cache.locks import build_lock
 from kalm_cache.record import Record
 from kalm_cache.settings import Settings
 from kalm_cache.shards import ShardSet
+from kalm_cache.soundness import require_sound_first_stage
 from kalm_cache.store import Identity, PassageStore, doc_id_of, key_of
 
 
@@ -98,6 +99,7 @@ def add_passages(
         recover(index)
         live = open_current(index)
         require_whole(live)
+        require_sound_first_stage(live)  # its statistics go into the scores of what is added
         way_out = "Run: kalm-cache reindex CORPUS, to change them."
         require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
         building = resume_or_begin(index, "add", encoders.fingerprint)

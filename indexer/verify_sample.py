@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def kendall(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     """Kendall's tau-b of two lists of scores (n,); 1 where either has no order at all. M. G. Kendall, 1945."""
     upper = np.triu_indices(len(left), 1)
     a, b = (np.sign(one[:, None] - one[None, :])[upper] for one in (left, right))
-    pairs = float(np.sqrt(np.count_nonzero(a)) * np.sqrt(np.count_nonzero(b)))
+    pairs = math.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
     return float((a * b).sum() / pairs) if pairs else 1.0
 
 

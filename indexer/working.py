@@ -9,6 +9,7 @@ A batch and the progress made with it are one transaction. Databases:
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,8 @@ class WorkingFile:
     """An LMDB file of the building folder, dropped once the shard is sealed. A context manager."""
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and path.stat().st_size < 2 * mmap.PAGESIZE:
+            path.unlink()  # a full disk or a death cut it short when it was made: nothing was ever stored in it
         self._file = LmdbFile(path, DATABASES, writable=True)
 
     def __enter__(self) -> WorkingFile:

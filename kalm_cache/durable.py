@@ -103,10 +103,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        where = exc.filename if exc.filename is not None else folder
+        name = "" if exc.filename is None else os.fsdecode(exc.filename)
+        where = name if Path(name).is_absolute() or str(folder) in name else f"{folder}: {name}".removesuffix(": ")
         way_out = _WAYS_OUT.get(exc.errno or 0)
         raise StoreError(
-            f"{os.fsdecode(where)}: {exc.strerror or exc}"
+            f"{where}: {exc.strerror or exc}"
             + (f"; {way_out}" if way_out else "")
             + "; what was published is as it was: run the same command again"
         ) from exc

@@ -26,6 +26,7 @@ from kalm_cache.pooling import PooledPassage
 from kalm_cache.prefix_tier import KeptPassage, PrefixTier, TierKey
 from kalm_cache.query_side import QuerySide, load_query_side, score_of
 from kalm_cache.shards import ShardSet
+from kalm_cache.soundness import require_sound_first_stage
 from kalm_cache.state_reader import Damaged, StateReader, WholeRead
 
 DECODE_BATCH = 32
@@ -103,6 +104,7 @@ class PassageIndex:
         query_max_length: int = 512,
         prefix_cache_gib: float = 0.0,
         prefix_cache_dtype: str = "bfloat16",
+        check_first_stage: bool = True,
     ) -> PassageIndex:
         """Open the live generation of an index folder.
 
@@ -116,6 +118,7 @@ class PassageIndex:
             query_max_length: tokens of a query that count.
             prefix_cache_gib: GiB of memory for passages' keys and values under a prompt's prefix; 0 = none.
             prefix_cache_dtype: what these are held in: float32, bfloat16, int8.
+            check_first_stage: read its files once, so that a flipped bit in them is an error and not another ranking.
 
         Raises:
             IndexNotFoundError: nothing has been published there.
@@ -128,6 +131,8 @@ class PassageIndex:
             _check_options(generation, codec, chunk_size)
             tier = PrefixTier(prefix_cache_gib, prefix_cache_dtype) if prefix_cache_gib else None
             require_whole(generation)
+            if check_first_stage:
+                require_sound_first_stage(generation)
             on = resolve_device(device)
             query_side = load_query_side(
                 _checkpoint_of(generation, folder, model),
@@ -306,7 +311,8 @@ class PassageIndex:
         kept = Candidates(candidates.numbers[rows], candidates.scores[rows])
         return [one for one in found if isinstance(one, str)], kept, nameless
 
-    def _texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
+    def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
+        """The text of each id, `None` where none is kept; damage is in its place, logged and counted."""
         texts = self.store.find_texts(doc_ids)
         self._count_damage([str(text) for text in texts if isinstance(text, DamagedRecordError)])
         return texts
@@ -343,7 +349,7 @@ class PassageIndex:
         decode_ms = _ms_since(decoding)
         order = sorted(range(len(margins)), key=lambda i: -margins[i])[:top_n]
         places = [read.positions[i] for i in order]
-        texts = self._texts([ids[place] for place in places]) if with_text else [None] * len(order)
+        texts = self.find_texts([ids[place] for place in places]) if with_text else [None] * len(order)
         results = [
             SearchResult(
                 doc_id=ids[place],

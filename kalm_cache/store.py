@@ -15,6 +15,7 @@ import hashlib
 import json
 import resource
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ _IDENTITY = struct.Struct("<q16s")
 _NUMBER = struct.Struct(">q")
 _CHECKSUM = "checksum"
 _T = TypeVar("_T")
+_of_thread = threading.local()
 
 
 def _show_number(key: bytes) -> str:
@@ -265,9 +267,17 @@ def pack_text(text: str) -> bytes:
 def unpack_text(frame: bytes | memoryview) -> str:
     """Inverse of `pack_text`. Raises `DamagedRecordError`."""
     try:
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=MAX_TEXT_BYTES).decode("utf-8")
+        return _decompressor().decompress(frame, max_output_size=MAX_TEXT_BYTES).decode("utf-8")
     except (zstandard.ZstdError, UnicodeDecodeError) as exc:
         raise DamagedRecordError(f"a text does not decompress: {exc}") from exc
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """One for each thread, as it is not for several; making it costs six times what a passage's text does."""
+    if not hasattr(_of_thread, "decompressor"):
+        _of_thread.decompressor = zstandard.ZstdDecompressor()
+    decompressor: zstandard.ZstdDecompressor = _of_thread.decompressor
+    return decompressor
 
 
 def _found(passages: BlockReader, key: bytes) -> Entry | DamagedRecordError | None:

@@ -35,6 +35,7 @@ def answer_health(scorer: Scorer) -> Health:
         index_version=scorer.index_version,
         model=scorer.model,
         passages=len(scorer.index),
+        damaged_reads=scorer.index.damaged_reads,
         prefix_cache=None if tier is None else PrefixCache(**asdict(tier.stats())),
     )
 
@@ -59,23 +60,26 @@ def answer_search(request: SearchRequest, scorer: Scorer) -> SearchResponse:
         results=[SearchHit(**asdict(result)) for result in answer.results],
         timings_ms=answer.timings_ms,
         index_version=scorer.index_version,
+        damaged=answer.damaged,
     )
 
 
 def answer_rerank(request: RerankRequest, scorer: Scorer) -> RerankResponse | list[TextResult]:
-    """Stored or raw passages by falling margin; equal margins keep their order. `texts` get a bare array."""
+    """Stored or raw passages by falling margin; equal margins keep their order. `texts` get a bare array.
+
+    Damaged ones are left out, and named.
+    """
     given = request.ids if request.ids is not None else [_document(d) for d in request.documents or request.texts or []]
     passages: list[Stored | Raw] = [Stored(item) if isinstance(item, str) else Raw(item.text) for item in given]
     scores = scorer.score(
         [request.query] * len(passages), passages, instruction=request.instruction, chunk_size=request.chunk_size
     )
-    order = sorted(range(len(passages)), key=lambda i: -scores.margins[i])[: request.limit]
+    margins = {i: margin for i, margin in enumerate(scores.margins) if margin is not None}
+    order = sorted(margins, key=lambda i: -margins[i])[: request.limit]
     names = [item if isinstance(item, str) else item.id for item in given]
     wants_text = request.return_documents or request.return_text
     texts = _texts([passages[i] for i in order], scorer) if wants_text else [None] * len(order)
-    results = [
-        _rerank_result(i, names[i], scores.margins[i], text, request) for i, text in zip(order, texts, strict=True)
-    ]
+    results = [_rerank_result(i, names[i], margins[i], text, request) for i, text in zip(order, texts, strict=True)]
     if request.texts is not None:
         return [_text_result(result) for result in results]
     return RerankResponse(
@@ -84,7 +88,11 @@ def answer_rerank(request: RerankRequest, scorer: Scorer) -> RerankResponse | li
         model=scorer.model,
         results=results,
         usage=_usage(scores),
-        meta=Meta(index_version=scorer.index_version, query_truncated=scores.query_truncated),
+        meta=Meta(
+            index_version=scorer.index_version,
+            query_truncated=scores.query_truncated,
+            damaged=[one.doc_id for one in scores.damaged],
+        ),
     )
 
 
@@ -99,7 +107,7 @@ def answer_score(request: ScoreRequest, scorer: Scorer) -> PairsResponse | Score
     scores = scorer.score(queries, raw, instruction=request.instruction, chunk_size=request.chunk_size)
     data = [
         ScoreData(index=i, score=_score(margin, request), margin=margin if request.return_margin else None)
-        for i, margin in enumerate(scores.margins)
+        for i, margin in enumerate(scores.require_whole())
     ]
     return ScoreResponse(
         id=f"score-{uuid4().hex}", created=int(time.time()), model=scorer.model, data=data, usage=_usage(scores)
@@ -115,7 +123,7 @@ def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], scorer: Scorer)
     )
     results = [
         PairResult(index=i, id=pair.id, score=_score(margin, request), margin=margin if request.return_margin else None)
-        for i, (pair, margin) in enumerate(zip(pairs, scores.margins, strict=True))
+        for i, (pair, margin) in enumerate(zip(pairs, scores.require_whole(), strict=True))
     ]
     return PairsResponse(model=scorer.model, results=results, usage=_usage(scores))
 
@@ -140,8 +148,9 @@ def _text_result(result: RerankResult) -> TextResult:
 
 
 def _texts(passages: Sequence[Stored | Raw], scorer: Scorer) -> list[str | None]:
-    """The text of each passage; `None` where the index keeps none."""
-    kept = iter(scorer.index.store.texts([passage.doc_id for passage in passages if isinstance(passage, Stored)]))
+    """The text of each passage; `None` where the index keeps none, or a damaged one."""
+    doc_ids = [passage.doc_id for passage in passages if isinstance(passage, Stored)]
+    kept = (text if isinstance(text, str) else None for text in scorer.index.find_texts(doc_ids))
     return [passage.text if isinstance(passage, Raw) else next(kept) for passage in passages]
 
 

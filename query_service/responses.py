@@ -18,10 +18,11 @@ class Usage(BaseModel):
 
 
 class Meta(BaseModel):
-    """What made the answer."""
+    """What made the answer, and the ids that are not in it as their records are damaged."""
 
     index_version: str
     query_truncated: bool
+    damaged: list[str] = []
 
 
 class DocumentText(BaseModel):
@@ -114,13 +115,14 @@ class SearchHit(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """Results, best first, and where the milliseconds went."""
+    """Results, best first, and where the milliseconds went; `damaged` ids have no result, or no text."""
 
     query: str
     query_truncated: bool
     results: list[SearchHit]
     timings_ms: dict[str, float]
     index_version: str
+    damaged: list[str] = []
 
 
 class PrefixCache(BaseModel):
@@ -135,12 +137,16 @@ class PrefixCache(BaseModel):
 
 
 class Health(BaseModel):
-    """The service is alive, and what it serves; `prefix_cache` is null where there is none."""
+    """The service is alive, and what it serves; `prefix_cache` is null where there is none.
+
+    `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
+    """
 
     status: Literal["ok"] = "ok"
     index_version: str
     model: str
     passages: int
+    damaged_reads: int = 0
     prefix_cache: PrefixCache | None = None
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kalm_cache.index import DECODE_BATCH, PassageIndex
+from kalm_cache.errors import DamagedRecordError
+from kalm_cache.index import DECODE_BATCH, PassageIndex, ReadPassages
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.pooling import PooledPassage
 from kalm_cache.prefix_tier import KeptPassage
 from kalm_cache.settings import Settings
+from kalm_cache.state_reader import Damaged
 from query_service.documents import DocumentEncoder
 from query_service.errors import EncoderOffError
 
@@ -33,12 +35,22 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Margins in the order asked for, and what they cost in real tokens (a prompt counts for each of its pairs)."""
+    """Margins in the order asked for, and what they cost in real tokens (a prompt counts for each of its pairs).
 
-    margins: list[float]
+    A margin is `None` where the stored passage is damaged; `damaged` names these.
+    """
+
+    margins: list[float | None]
     prompt_tokens: int
     passage_tokens: int
     query_truncated: bool
+    damaged: list[Damaged]
+
+    def require_whole(self) -> list[float]:
+        """The margins, where every pair must have one. Raises `DamagedRecordError`."""
+        if self.damaged:
+            raise DamagedRecordError(self.damaged[0].problem)
+        return [margin for margin in self.margins if margin is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +92,37 @@ class Scorer:
             query: self.index.query_side.prompt(query, instruction, self.settings.system_instruction)
             for query in dict.fromkeys(queries)
         }
-        pooled = self._passages(dict.fromkeys(passages), list(prompts.values()), instruction, chunk_size)
-        margins = self.index.query_side.margins(
-            [prompts[query] for query in queries], [pooled[passage].states for passage in passages], DECODE_BATCH
+        pooled, damaged = self._passages(dict.fromkeys(passages), list(prompts.values()), instruction, chunk_size)
+        pairs = [(prompts[query], passage) for query, passage in zip(queries, passages, strict=True)]
+        whole = [(prompt, pooled[passage]) for prompt, passage in pairs if passage in pooled]
+        margins = iter(
+            self.index.query_side.margins([one for one, _ in whole], [one.states for _, one in whole], DECODE_BATCH)
         )
         return Scores(
-            margins,
-            prompt_tokens=sum(len(prompts[query].ids) for query in queries),
-            passage_tokens=sum(pooled[passage].tokens for passage in passages),
+            [next(margins) if passage in pooled else None for _, passage in pairs],
+            prompt_tokens=sum(len(prompt.ids) for prompt, _ in whole),
+            passage_tokens=sum(passage.tokens for _, passage in whole),
             query_truncated=any(prompt.truncated for prompt in prompts.values()),
+            damaged=damaged,
         )
 
     def _passages(
         self, passages: Iterable[Stored | Raw], prompts: Sequence[Tokens], instruction: str, chunk_size: int | None
-    ) -> dict[Stored | Raw, PooledPassage | KeptPassage]:
+    ) -> tuple[dict[Stored | Raw, PooledPassage | KeptPassage], list[Damaged]]:
         distinct = list(passages)
         stored = [passage for passage in distinct if isinstance(passage, Stored)]
         raw = [passage for passage in distinct if isinstance(passage, Raw)]
         read = self._read([passage.doc_id for passage in stored], prompts, instruction, chunk_size)
+        whole = [stored[i] for i in read.positions]
         encoded = self._encode([passage.text for passage in raw], chunk_size)
-        return dict(zip((*stored, *raw), (*read, *encoded), strict=True))
+        return dict(zip((*whole, *raw), (*read.passages, *encoded), strict=True)), read.damaged
 
     def _read(
         self, doc_ids: list[str], prompts: Sequence[Tokens], instruction: str, chunk_size: int | None
-    ) -> Sequence[PooledPassage | KeptPassage]:
-        if not doc_ids:
-            return []  # a ratio that does not fit the stored states is no error where none are asked for
-        return self.index.passages(
+    ) -> ReadPassages:
+        if not doc_ids:  # a ratio that does not fit the stored states is no error where none are asked for
+            return ReadPassages([], [], [])
+        return self.index.whole_passages(
             doc_ids, prompts, instruction, self.settings.system_instruction, chunk_size=chunk_size
         )
 

@@ -72,10 +72,10 @@ class QueryBuffer:
 
 
 def query_buffer(sequences: int, longest: int, slot: Tensor, config: StackConfig, dtype: torch.dtype) -> QueryBuffer:
-    """An unfilled buffer on the slots' device."""
+    """A buffer on the slots' device, zeroed: what lies in a batch's padding may be denormal, and slow every product."""
     group = config.num_attention_heads // config.num_key_value_heads
     shape = (sequences, config.num_key_value_heads, longest, group, config.head_dim)
-    return QueryBuffer(torch.empty(shape, dtype=dtype, device=slot.device), slot)
+    return QueryBuffer(torch.zeros(shape, dtype=dtype, device=slot.device), slot)
 
 
 def key_buffers(

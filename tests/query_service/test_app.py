@@ -23,6 +23,7 @@ def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) 
         "index_version": "000001",
         "model": index.generation.manifest.model.rpartition("/")[2],
         "passages": 18,
+        "damaged_reads": 0,
         "prefix_cache": None,
     }
 

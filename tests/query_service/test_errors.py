@@ -144,12 +144,29 @@ def test_a_mode_that_was_not_built_is_a_422_and_texts_that_are_not_kept_are_left
         assert "document" not in result
 
 
-def test_damage_and_bugs_are_a_500_that_shows_no_traceback(spare_index: PassageIndex) -> None:
+def test_damaged_passages_are_left_out_named_and_counted(spare_index: PassageIndex) -> None:
+    with running(create_app(spare_index, None, Settings())) as client:
+        whole = client.post("/rerank", json=Q | {"ids": ["s2", "s0"]}).json()
+        damage_record(spare_index.generation.shard, "s1")
+        answer = client.post("/rerank", json=Q | {"ids": ["s2", "s1", "s0"], "return_documents": True}).json()
+        assert answer["meta"]["damaged"] == ["s1"]
+        assert [one["id"] for one in answer["results"]] == [one["id"] for one in whole["results"]]
+        assert sorted(one["index"] for one in answer["results"]) == [0, 2]
+        assert client.get("/health").json()["damaged_reads"] == 1
+        found = client.post("/search", json=Q | {"k": 18, "top_n": 0, "first_stage": "dense"}).json()
+        assert found["damaged"] == ["s1"]
+        assert "s1" not in {one["doc_id"] for one in found["results"]}
+        assert len(found["results"]) == 17
+
+
+def test_damage_where_every_pair_has_a_score_and_bugs_are_a_500_that_shows_no_traceback(
+    spare_index: PassageIndex,
+) -> None:
     with running(create_app(spare_index, None, Settings())) as client:
         damage_record(spare_index.generation.shard, "s1")
-        error = failure(client, "/rerank", 500, json=Q | {"ids": ["s1"]})
+        error = failure(client, "/score", 500, json={"pairs": [Q | {"doc_id": "s2"}, Q | {"doc_id": "s1"}]})
         assert error["type"] == "DamagedRecordError"
-        assert client.post("/rerank", json=Q | {"ids": ["s2"]}).status_code == 200
+        assert client.post("/score", json={"pairs": [Q | {"doc_id": "s2"}]}).status_code == 200
         del spare_index.first_stage  # as a bug would
         error = failure(client, "/search", 500, json=Q)
         assert error == {

@@ -62,7 +62,7 @@ def test_the_envelope_has_what_the_clients_of_all_services_read(service: httpx.C
     assert answer["object"] == "rerank"
     assert answer["id"] != rerank(service, ids=["s5"])["id"]
     assert "/" not in answer["model"]
-    assert answer["meta"] == {"index_version": "000001", "query_truncated": False}
+    assert answer["meta"] == {"index_version": "000001", "query_truncated": False, "damaged": []}
     assert all(result.keys() == {"index", "relevance_score", "score", "id"} for result in answer["results"])
 
 
