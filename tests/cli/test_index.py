@@ -108,7 +108,7 @@ def test_the_errors_file_must_not_be_the_corpus(run: Run, corpus: Path, tmp_path
 
 def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(mini_folder: Path, tmp_path: Path) -> None:
     corpus, index = tmp_path / "corpus.jsonl", tmp_path / "index"
-    lines = [json.dumps({"_id": f"d{n}", "text": f"gravity and bees {n} " * 12}) for n in range(2000)]
+    lines = [json.dumps({"_id": f"d{n}", "text": f"gravity and bees {n} " * 4}) for n in range(2000)]
     corpus.write_text("\n".join(lines), "utf-8")
     command = [
         *(sys.executable, "-c", "from kalm_cache.cli import main; main()", "index", str(corpus)),
