@@ -36,8 +36,14 @@ def make_embedder(folder: Path, dimension: int = 8) -> Path:
 
 
 def settings_for(model: Path, embedder: Path, **changes: Any) -> Settings:
-    """Settings on the CPU whose batches hold a handful of the test passages."""
-    defaults = {"model": str(model), "embedder": str(embedder), "device": "cpu", "batch_tokens": 150}
+    """Settings on the CPU, in float32 in every process, whose batches hold a handful of the test passages."""
+    defaults = {
+        "model": str(model),
+        "embedder": str(embedder),
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_tokens": 150,
+    }
     return load_settings(**(defaults | changes))
 
 
