@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from kalm_cache.errors import UsageError
@@ -61,6 +61,25 @@ class Settings(BaseSettings):
     # service
     host: str = Field("127.0.0.1", description="address that serve binds")
     port: int = Field(8080, ge=0, le=65535, description="port that serve binds; 0 = any free one")
+    workers: int = Field(1, ge=1, description="processes that serve; they share weights and index")
+    with_encoder: bool = Field(False, description="also score raw documents: loads the encoder when the first come")
+    served_model_name: str = Field("", description="names accepted as `model`, with commas; empty: the model's, *: any")
+    watch_seconds: float = Field(1.0, ge=0.0, description="how often serve looks for a new generation; 0: never")
+    reader_threads: int = Field(2, ge=1, description="threads that search and read while the decoder runs")
+    queue_limit: int = Field(256, ge=1, description="requests under way or waiting; more get 429")
+    timeout_ms: int = Field(30_000, ge=1, description="a request not answered by then gets 504")
+    drain_seconds: float = Field(30.0, ge=0.0, description="how long a stopping service waits for what it has begun")
+    max_body_bytes: int = Field(16 << 20, ge=1, description="a larger request body gets 413")
+    max_documents: int = Field(1000, ge=1, description="more documents, ids or candidates in a request get 413")
+    max_query_chars: int = Field(16_384, ge=1, description="a longer query gets 422")
+    api_keys: SecretStr = Field(SecretStr(""), description="bearer keys, with commas; empty: none is asked for")
+    api_keys_file: Path | None = Field(None, description="file of bearer keys, one a line")
+    admin_keys: SecretStr = Field(SecretStr(""), description="bearer keys of /admin; empty: /admin is off")
+    admin_keys_file: Path | None = Field(None, description="file of admin keys, one a line")
+    cors_origins: str = Field("", description="origins that browsers may call from, with commas; empty: none")
+    log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
+    log_queries: bool = Field(False, description="put queries into the log")
+    tracing: bool = Field(False, description="OpenTelemetry spans (extra otel)")
 
     @classmethod
     def settings_customise_sources(

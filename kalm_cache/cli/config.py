@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 
 import typer
+from pydantic import SecretStr
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.output import exit_codes, print_json
@@ -20,10 +21,11 @@ def show(config: opt.ConfigFile = None, json: opt.AsJson = False) -> None:
     with exit_codes():
         settings = load_settings(config)
     if json:
-        print_json(settings.model_dump())
+        print_json(settings.model_dump(mode="json"))  # secrets as stars
         return
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        typer.echo(f"# {field.description}")
+    for name, value in settings.model_dump(mode="json").items():
+        typer.echo(f"# {type(settings).model_fields[name].description}")
+        unset = value is None or isinstance(getattr(settings, name), SecretStr)
         # a JSON string, number or bool is a TOML one too
-        typer.echo(f"# {name} =" if value is None else f"{name} = {json_module.dumps(value, ensure_ascii=False)}")
+        line = "" if value is None else json_module.dumps(value, ensure_ascii=False)
+        typer.echo(f"# {name} = {line}".rstrip() if unset else f"{name} = {line}")
