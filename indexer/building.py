@@ -14,12 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kalm_cache.current import CURRENT
 from kalm_cache.durable import rename_durably, write_atomically
 from kalm_cache.errors import StoreError
 from kalm_cache.fingerprint import Fingerprint, require_equal
 from kalm_cache.generation import (
     BUILDING,
-    CURRENT,
     REMOVING,
     finish_publishing,
     next_building_folder,

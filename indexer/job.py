@@ -16,10 +16,11 @@ from indexer.encoders import Encoders, load_encoders
 from indexer.intake import Reject
 from indexer.shard import Progress
 from indexer.sources import open_sources
+from kalm_cache.current import CURRENT
 from kalm_cache.durable import disk_errors
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.fingerprint import Fingerprint
-from kalm_cache.generation import CURRENT, Generation, open_current, open_generation, published_names
+from kalm_cache.generation import Generation, open_current, open_generation, published_names
 from kalm_cache.locks import build_lock
 from kalm_cache.settings import Settings
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.building import recover
+from kalm_cache.current import current_name
 from kalm_cache.durable import disk_errors
 from kalm_cache.errors import KalmCacheError, StoreError, UsageError
 from kalm_cache.generation import (
     Generation,
-    current_name,
     make_live,
     open_current,
     open_generation,

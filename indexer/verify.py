@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from indexer.damage import Damage
 from indexer.verify_hidden import check_hidden
 from indexer.verify_store import STORE_FILES, Tally, check_store
+from kalm_cache.current import CURRENT, current_name
 from kalm_cache.durable import file_digest
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import BM25Index
@@ -52,11 +53,11 @@ def verify_index(index: Path) -> VerifyReport:
     if not published:
         open_current(index)  # raises: there is nothing to verify
     try:
-        name = (index / "CURRENT").read_bytes().decode("utf-8", "replace").removesuffix("\n")
-    except OSError as exc:
-        return _report({}, [Damage("CURRENT", None, f"cannot be read: {exc.strerror}")])
+        name = current_name(index)
+    except KalmCacheError as exc:
+        return _report({}, [Damage(CURRENT, None, str(exc))])
     if name not in published:
-        return _report({}, [Damage("CURRENT", None, f"names {name!r}, which is not one of {sorted(published)}")])
+        return _report({}, [Damage(CURRENT, None, f"names {name!r}, which is not one of {sorted(published)}")])
     try:
         generation = open_generation(generations / name)
     except KalmCacheError as exc:

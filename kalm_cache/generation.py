@@ -1,6 +1,6 @@
 """Generations on disk: names, manifest, publish, roll back. Knows files, not records or tensors.
 
-INDEX/CURRENT                          name of the live generation
+INDEX/CURRENT                          name of the live generation, with a checksum (see current.py)
 INDEX/JOURNAL                          highest name and number ever given; what is being published (see journal.py)
 INDEX/LOCK                             held (flock) by the one process that may change the folder
 INDEX/generations/000001/manifest.json shared (flock) by who reads the generation
@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kalm_cache.current import current_name, write_current
 from kalm_cache.durable import file_digest, rename_durably, sync_tree, write_atomically
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.fingerprint import Fingerprint
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from kalm_cache.first_stage import DenseChoice
 
 SCHEMA_VERSION = 3
-CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 BUILDING, REMOVING = ".building", ".removing"
@@ -161,25 +161,13 @@ def shard_folder(generation_folder: Path, name: str = SHARD) -> Path:
     return generation_folder / "shards" / name
 
 
-def current_name(index: Path) -> str:
-    """The name of the live generation. Raises as `open_current`."""
-    current = index / CURRENT
-    try:
-        return current.read_text("utf-8").strip()
-    except FileNotFoundError as exc:
-        way_out = f"run: kalm-cache index CORPUS --index {index}"
-        raise IndexNotFoundError(f"{index}: no published index here; {way_out}") from exc
-    except (OSError, ValueError) as exc:
-        raise StoreError(f"{current}: cannot be read: {exc}") from exc
-
-
 def open_current(index: Path) -> Generation:
     """The live generation of an index folder.
 
     Raises:
         IndexNotFoundError: nothing has been published there.
-        StoreError: the manifest cannot be read.
-        IndexMismatchError: it was written by a version with another schema.
+        StoreError: `CURRENT` or the manifest cannot be read, or is damaged.
+        IndexMismatchError: the manifest was written by a version with another schema.
     """
     return open_generation(index / "generations" / current_name(index))
 
@@ -212,10 +200,11 @@ def open_generation(folder: Path) -> Generation:
         raise StoreError(f"{path}: cannot be read, or is not JSON: {exc}") from exc
     if not isinstance(raw, dict):
         raise StoreError(f"{path}: not a JSON object")
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        raise IndexMismatchError(
-            f"{folder}: schema version {raw.get('schema_version')}, this version reads {SCHEMA_VERSION}; re-index"
-        )
+    version = raw.get("schema_version")
+    if not isinstance(version, int):
+        raise StoreError(f"{path}: has no schema version, the file was changed after it was published")
+    if version != SCHEMA_VERSION:
+        raise IndexMismatchError(f"{path}: schema version {version}, this version reads {SCHEMA_VERSION}; re-index")
     if raw.pop(CHECKSUM, None) != _checksum(raw):
         raise StoreError(f"{path}: checksum mismatch, the file was changed after it was published")
     return Generation(folder, _parse_manifest(raw, path), raw["shards"][0]["name"])
@@ -317,7 +306,7 @@ def publish(index: Path, building: Path, manifest: Manifest) -> Generation:
     write_atomically(index / JOURNAL, journal.to_json())
     published = building.with_name(manifest.generation)
     rename_durably(building, published)
-    write_atomically(index / CURRENT, f"{manifest.generation}\n".encode())
+    write_current(index, manifest.generation)
     return Generation(published, manifest, manifest.shards[0].name)
 
 
@@ -333,13 +322,15 @@ def finish_publishing(index: Path) -> str | None:
         live: str | None = current_name(index)
     except IndexNotFoundError:
         live = None
+    except StoreError:
+        return None  # damaged: whether it named the parent is not known
     try:
         parent = open_generation(index / "generations" / name).manifest.parent
     except (StoreError, IndexMismatchError):
         return None
     if live == name or live != parent:
         return None
-    write_atomically(index / CURRENT, f"{name}\n".encode())
+    write_current(index, name)
     return name
 
 
@@ -348,4 +339,4 @@ def make_live(index: Path, generation: Generation) -> None:
     require_whole(generation)
     highest = next_numbers(index)
     write_atomically(index / JOURNAL, replace(highest, publishing=None).to_json())  # first: this is no half publication
-    write_atomically(index / CURRENT, f"{generation.name}\n".encode())
+    write_current(index, generation.name)

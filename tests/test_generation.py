@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kalm_cache import durable, generation
+from kalm_cache.current import current_name, write_current
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.fingerprint import Fingerprint
 from kalm_cache.generation import (
@@ -22,6 +23,7 @@ from kalm_cache.generation import (
     make_live,
     name_for,
     next_building_folder,
+    open_and_share,
     open_current,
     open_generation,
     publish,
@@ -60,7 +62,7 @@ def build(index: Path, content: str = "data") -> tuple[Path, Manifest]:
 
 
 def live_name(index: Path) -> str | None:
-    return (index / "CURRENT").read_text().strip() if (index / "CURRENT").exists() else None
+    return current_name(index) if (index / "CURRENT").exists() else None
 
 
 def publish_next(index: Path, content: str = "data") -> Generation:
@@ -74,7 +76,7 @@ def rewrite(path: Path, **fields: object) -> None:
 def test_a_published_generation_is_the_live_one_with_its_manifest(tmp_path: Path):
     published = publish_next(tmp_path)
     assert open_current(tmp_path) == published
-    assert (tmp_path / "CURRENT").read_bytes() == b"000001\n"
+    assert current_name(tmp_path) == "000001"
     assert (published.shard / "passages.lmdb").read_text() == "data"
     assert published.manifest.files == {
         "shards/00000/passages.lmdb": FileReceipt(4, "3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7")
@@ -137,19 +139,24 @@ def test_an_empty_folder_has_no_index_and_says_how_to_make_one(tmp_path: Path):
         open_current(tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", [b"000009\n", b"", b"\n", b"../elsewhere"])
-def test_a_current_that_names_no_generation_is_not_found(tmp_path: Path, name: bytes):
+@pytest.mark.parametrize("name", ["000009", "", "../elsewhere"])
+def test_a_current_that_names_no_generation_is_not_found(tmp_path: Path, name: str):
     publish_next(tmp_path)
-    (tmp_path / "CURRENT").write_bytes(name)
+    write_current(tmp_path, name)
     with pytest.raises(IndexNotFoundError, match=r"CURRENT names a generation without a manifest\.json"):
         open_current(tmp_path)
 
 
-def test_a_current_that_is_no_text_is_a_store_error(tmp_path: Path):
-    publish_next(tmp_path)
-    (tmp_path / "CURRENT").write_bytes(b"\xff\xfe")
-    with pytest.raises(StoreError, match="CURRENT: cannot be read"):
-        open_current(tmp_path)
+def test_a_damaged_current_is_never_taken_for_another_generation(tmp_path: Path):
+    first, second = publish_next(tmp_path), publish_next(tmp_path)
+    line = (tmp_path / "CURRENT").read_bytes()
+    (tmp_path / "CURRENT").write_bytes(line.replace(second.name.encode(), first.name.encode()))
+    for use in (open_current, open_and_share):
+        with pytest.raises(StoreError, match=r"CURRENT: checksum mismatch.* --to 000002 "):
+            use(tmp_path)
+    assert finish_publishing(tmp_path) is None
+    make_live(tmp_path, second)
+    assert open_current(tmp_path) == second
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"1", b"null", b"\xff", b'"text"'])
@@ -163,8 +170,16 @@ def test_a_manifest_that_is_no_json_object_is_a_store_error(tmp_path: Path, cont
 def test_another_schema_version_is_refused_with_both_sides_named(tmp_path: Path):
     folder = publish_next(tmp_path).folder
     rewrite(folder / "manifest.json", schema_version=2)
-    with pytest.raises(IndexMismatchError, match="schema version 2, this version reads 3; re-index"):
+    with pytest.raises(IndexMismatchError, match=r"manifest\.json: schema version 2, this version reads 3; re-index"):
         open_current(tmp_path)
+
+
+@pytest.mark.parametrize("version", [None, "3", [3]])
+def test_a_manifest_without_a_schema_version_was_damaged(tmp_path: Path, version: object):
+    folder = publish_next(tmp_path).folder
+    rewrite(folder / "manifest.json", schema_version=version)
+    with pytest.raises(StoreError, match=r"manifest\.json: has no schema version, the file was changed after"):
+        open_generation(folder)
 
 
 @pytest.mark.parametrize("change", [{"created_at": "2027"}, {"counts": None}, {"checksum": None}, {"extra": 1}])
@@ -226,7 +241,7 @@ def test_a_build_that_was_overtaken_gets_a_later_name(tmp_path: Path):
 def test_names_and_numbers_are_kept_when_generations_are_removed(tmp_path: Path):
     publish_next(tmp_path)
     folder = publish_next(tmp_path).folder
-    (tmp_path / "CURRENT").write_text("000001\n")
+    write_current(tmp_path, "000001")
     shutil.rmtree(folder)
     assert generation.next_numbers(tmp_path) == Journal(2, 5, "000002")
     assert publish_next(tmp_path).name == "000003"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kalm_cache.current import write_current
 from kalm_cache.errors import IndexNotFoundError, StoreError
 from kalm_cache.stats import index_stats
 from tests.indexes import TEXTS, build, make_embedder, settings_for, shard_of
@@ -80,6 +81,6 @@ def test_without_an_index_and_with_a_damaged_one_the_errors_say_so(tmp_path: Pat
         index_stats(tmp_path)
     (tmp_path / "generations" / "000001").mkdir(parents=True)
     (tmp_path / "generations" / "000001" / "manifest.json").write_text("{")
-    (tmp_path / "CURRENT").write_text("000001\n")
+    write_current(tmp_path, "000001")
     with pytest.raises(StoreError):
         index_stats(tmp_path)

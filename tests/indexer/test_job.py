@@ -22,6 +22,7 @@ from indexer.shard import WORKING_FILE
 from indexer.verify import verify_index
 from indexer.working import WorkingFile
 from kalm_cache import PassageIndex
+from kalm_cache.current import write_current
 from kalm_cache.errors import CheckpointError, CorpusError, IndexLockedError, IndexMismatchError, StoreError, UsageError
 from kalm_cache.generation import open_current
 from kalm_cache.locks import build_lock
@@ -277,7 +278,7 @@ def test_a_job_killed_before_current_is_written_is_copied_by_the_next(
     tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path
 ):
     index = tmp_path / "index"
-    run_until_killed(index, settings, LONGER, "kalm_cache.generation:write_atomically", 3, signal.SIGKILL)
+    run_until_killed(index, settings, LONGER, "kalm_cache.current:write_atomically", 1, signal.SIGKILL)
     assert not (index / "CURRENT").exists()
     report = build(index, settings, LONGER, encoders=encoders)
     assert (report.generation, report.copied, report.encoded) == ("000002", len(LONGER), 0)
@@ -490,7 +491,7 @@ def test_a_rollback_between_kill_and_resumption_does_not_mix_numbers(
     build(index, settings, TEXTS, encoders=encoders)
     build(index, settings_for(mini_folder, embedder_folder, chunk_size=8), TEXTS)
     interrupt(index, settings, encoders, LONGER | TEXTS, after=8)
-    (index / "CURRENT").write_text("000001\n")
+    write_current(index, "000001")
     report = build(index, settings, LONGER | TEXTS, encoders=encoders)
     assert report.copied + report.resumed + report.encoded == 42
     assert passing(index)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from indexer.delta import delete_passages
+from indexer.gc import collect_garbage
 from indexer.job import Encoders
 from indexer.rollback import roll_back
 from kalm_cache import PassageIndex
@@ -62,6 +63,25 @@ def test_a_damaged_generation_is_not_made_live(index: Path):
     with pytest.raises(StoreError, match=r"states\.lmdb is missing"):
         roll_back(index)
     assert open_current(index).name == "000003"
+
+
+@pytest.mark.parametrize("line", [b"", b"000002\n", b"000001 crc32:d74864ca\n", bytes(22)])
+def test_a_damaged_current_stops_everything_and_a_rollback_by_name_repairs_it(
+    index: Path, settings: Settings, encoders: Encoders, line: bytes
+):
+    (index / "CURRENT").write_bytes(line)
+    for refused in (
+        lambda: roll_back(index),
+        lambda: delete_passages(["d2"], index),
+        lambda: add(index, settings, encoders, {"m": "more"}),
+        lambda: collect_garbage(index),
+        lambda: PassageIndex.open(index),
+    ):
+        with pytest.raises(StoreError, match=r"CURRENT: checksum mismatch.* kalm-cache rollback --to 000003 "):
+            refused()
+    report = roll_back(index, "000003")
+    assert (report.before, report.generation) == ("", "000003")
+    assert whole(index)
 
 
 def test_names_and_numbers_go_on_above_what_was_rolled_back(index: Path, settings: Settings, encoders: Encoders):

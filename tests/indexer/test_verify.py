@@ -16,6 +16,7 @@ from indexer.job import Encoders
 from indexer.verify import Damage, verify_generation, verify_index
 from kalm_cache import store_writer
 from kalm_cache.block_file import BlockWriter
+from kalm_cache.current import write_current
 from kalm_cache.errors import IndexNotFoundError
 from kalm_cache.generation import SCHEMA_VERSION, Counts, open_current
 from kalm_cache.settings import Settings
@@ -457,6 +458,11 @@ def test_a_damaged_current_is_named(index: Path, content: bytes):
     (index / "CURRENT").write_bytes(content)
     report = verify_index(index)
     assert [(damage.file, damage.doc_id) for damage in report.damaged] == [("CURRENT", None)]
+
+
+def test_a_current_that_names_no_generation_is_named(index: Path):
+    write_current(index, "000002")
+    assert verify_index(index).damaged == [Damage("CURRENT", None, "names '000002', which is not one of ['000001']")]
 
 
 def test_a_missing_current_beside_a_generation_is_damage(index: Path):
