@@ -14,14 +14,14 @@ frequencies spread evenly on a logarithmic scale.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.scale_steps import MIB, Column, Part, Step, latencies_ms
+from benchmarks.scale_steps import Column, Part, Step, latencies_ms, memory
 from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage
 
 WIDTH = 256
@@ -175,18 +175,8 @@ def _bytes(paths: Any) -> int:
     return sum(path.stat().st_size for path in paths if isinstance(path, Path))
 
 
-Rows = Mapping[str, Mapping[str, Any]]
-
-
 def _rate(step: str) -> Column:
     return Column("passages/s", lambda rows: f"{rows[step]['passages_per_second']:,}")
-
-
-def _memory(step: str) -> Column:
-    def show(rows: Rows) -> str:
-        return f"{rows[step]['peak_own_bytes'] / MIB:,.0f} / {rows[step]['peak_rss_bytes'] / MIB:,.0f}"
-
-    return Column("own / resident, MiB", show)
 
 
 def _bytes_each(step: str) -> Column:
@@ -202,11 +192,11 @@ PART = Part(
     "first_stage",
     {"build_dense": build_dense, "build_bm25": build_bm25, "search": search, "compare": compare},
     {
-        "Dense index: build": (_TYPE, _rate("build_dense"), _memory("build_dense"), _bytes_each("build_dense")),
-        "BM25: build": (_rate("build_bm25"), _memory("build_bm25"), _bytes_each("build_bm25")),
+        "Dense index: build": (_TYPE, _rate("build_dense"), memory("build_dense"), _bytes_each("build_dense")),
+        "BM25: build": (_rate("build_bm25"), memory("build_bm25"), _bytes_each("build_bm25")),
         "Search, 100 candidates, p50 / p99 in ms": (
             Column("open, ms", lambda rows: f"{rows['search']['open_ms']:.1f}"),
-            _memory("search"),
+            memory("search"),
             *(_latency(mode) for mode in ("dense", "bm25", "fused", "fused_1%_deleted")),
             Column("recall@100 said", lambda rows: f"{rows['build_dense']['recall_at_100_said']:.3f}"),
             Column("recall@100", lambda rows: f"{rows['compare']['recall_at_100']:.3f}"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
+Rows = Mapping[str, Mapping[str, Any]]  # of one size, by step
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Column:
     """A column of the table: its title, and its cell from the rows of a size by step."""
 
     title: str
-    show: Callable[[Mapping[str, Mapping[str, Any]]], str]
+    show: Callable[[Rows], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,15 @@ class Part:
     name: str
     steps: Mapping[str, Callable[[Step], dict[str, Any]]]
     tables: Mapping[str, tuple[Column, ...]]
+
+
+def memory(step: str) -> Column:
+    """The peak of a step: without the files that it has mapped, and with them."""
+
+    def show(rows: Rows) -> str:
+        return f"{rows[step]['peak_own_bytes'] / MIB:,.0f} / {rows[step]['peak_rss_bytes'] / MIB:,.0f}"
+
+    return Column("own / resident, MiB", show)
 
 
 def run_step(step: Callable[[Step], dict[str, Any]], told: Step) -> dict[str, Any]:
@@ -72,7 +82,7 @@ def status_bytes(field: str) -> int:
 
 
 def latencies_ms(calls: int, call: Callable[[int], object]) -> dict[str, float]:
-    """p50 and p99 of single calls, after a tenth of them to warm up."""
+    """p50, p95 and p99 of single calls, after a tenth of them to warm up."""
     for index in range(calls // 10):
         call(index)
     taken = []
@@ -81,4 +91,4 @@ def latencies_ms(calls: int, call: Callable[[int], object]) -> dict[str, float]:
         call(index)
         taken.append(1e3 * (time.perf_counter() - started))
     taken.sort()
-    return {"p50_ms": round(taken[calls // 2], 3), "p99_ms": round(taken[calls * 99 // 100], 3)}
+    return {f"p{percent}_ms": round(taken[calls * percent // 100], 3) for percent in (50, 95, 99)}

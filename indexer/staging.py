@@ -87,10 +87,8 @@ class Staging:
         self._file.write(put_all)
 
     def origins(self) -> Iterator[tuple[bytes, int]]:
-        """Key and origin of every accepted passage, in order of keys, one snapshot."""
-        with self._file.reading("origins") as txn:
-            for key, value in txn.cursor():
-                yield key, value[0]
+        """Key and origin of every accepted passage, in order of keys."""
+        return ((key, value[0]) for key, value in self._file.scan("origins"))
 
     def origins_of(self, keys: Sequence[bytes]) -> list[int | None]:
         """The origin of each key; `None` where no such passage was accepted."""
@@ -99,10 +97,8 @@ class Staging:
         return [None if value is None else value[0] for value in values]
 
     def numbers(self) -> Iterator[tuple[int, bytes]]:
-        """Number and key of every accepted passage, by rising number, one snapshot."""
-        with self._file.reading("numbers") as txn:
-            for number, key in txn.cursor():
-                yield number_of(number), key
+        """Number and key of every accepted passage, by rising number."""
+        return ((number_of(number), key) for number, key in self._file.scan("numbers"))
 
     def frame(self, key: bytes) -> bytes:
         """A kept text, still compressed. Raises `DamagedRecordError`, also when it was not kept."""

@@ -81,9 +81,8 @@ class WorkingFile:
         self._file.write(put_all)
 
     def keys(self) -> Iterator[bytes]:
-        """The key of every passage, in order, one snapshot."""
-        with self._file.reading("records") as txn:
-            yield from txn.cursor().iternext(values=False)
+        """The key of every passage, in order."""
+        return (key for key, _ in self._file.scan("records"))
 
     def identities(self, doc_ids: Sequence[str]) -> list[Identity | None]:
         """Of each id; `None` where it is not stored, or its record or vector is not whole."""

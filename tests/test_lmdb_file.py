@@ -122,3 +122,55 @@ def test_without_a_lock_no_lock_file_is_made(tmp_path: Path):
     file.close()
     assert [found.name for found in tmp_path.iterdir()] == ["file.lmdb"]
     assert value_in(tmp_path / "file.lmdb") == b"value"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 7])
+def test_a_scan_has_every_entry_once_and_holds_no_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+):
+    monkeypatch.setattr(lmdb_file, "SCAN", 3)
+    file = LmdbFile(tmp_path / "file.lmdb", ["entries"], writable=True)
+    expected = sorted((bytes([65 + number]) * (511 if number % 2 else 1), b"%d" % number) for number in range(count))
+
+    def put_all(txn: lmdb.Transaction[bytes]) -> None:
+        for key, value in expected:
+            txn.put(key, value, db=file["entries"])
+
+    file.write(put_all)
+    found = []
+    for entry in file.scan("entries"):
+        file.write(lambda txn, name=entry[0]: txn.put(name, b"new", db=file["entries"]))
+        found.append(entry[0])
+    assert found == [key for key, _ in expected]
+    file.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is mapped is read from /proc")
+def test_what_was_touched_of_a_large_file_is_not_kept_mapped(tmp_path: Path):
+    path, count = tmp_path / "file.lmdb", 60_000
+    file = LmdbFile(path, ["entries"], writable=True, durable=False)
+    for start in range(0, count, 1000):
+
+        def put_some(txn: lmdb.Transaction[bytes], start: int = start) -> None:
+            for number in range(start, start + 1000):
+                txn.put(b"%06d" % (number * 7919 % count), bytes(1500), db=file["entries"])
+
+        file.write(put_some)
+    for number in range(0, count, 3):
+        with file.reading("entries") as txn:
+            assert txn.get(b"%06d" % number) == bytes(1500)
+    assert path.stat().st_size > 90 << 20
+    assert mapped_bytes(path) < 80 << 20
+    with file.reading("entries"):  # what is being read stays where it is
+        file.write(lambda txn: txn.get(b"0"))
+    file.close()
+
+
+def mapped_bytes(path: Path) -> int:
+    """What is resident of the process's map of a file."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    resident = 0
+    for line in lines:
+        if line.endswith(str(path)):
+            resident += next(int(one.split()[1]) for one in lines if one.startswith("Rss:")) << 10
+    return resident

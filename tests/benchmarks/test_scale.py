@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import scale, scale_first_stage
+from benchmarks import scale, scale_first_stage, scale_store
 from benchmarks.scale_steps import latencies_ms, run_step
+from indexer.verify import verify_index
+from kalm_cache.codec import get_codec
 from tests.benchmarks.conftest import Run
 
 
@@ -16,6 +18,22 @@ def test_every_step_runs_and_the_tables_hold_every_size(run_benchmark: Run, tmp_
     assert steps == [(size, step) for size in (200, 300) for step in scale_first_stage.PART.steps]
     assert all(row["peak_own_bytes"] > 0 for row in rows if "step" in row)
     assert tables.count("| 200 |") == tables.count("| 300 |") == len(scale_first_stage.PART.tables)
+
+
+def test_the_store_is_built_by_the_index_job_and_read_back(run_benchmark: Run, tmp_path: Path) -> None:
+    rows, tables = run_benchmark(scale.main, "--parts", "store", "--sizes", "300", "--folder", tmp_path)
+    built, looked_up = (row for row in rows if "step" in row)
+    assert (built["step"], looked_up["step"]) == ("build", "look_up")
+    assert built["payload_bytes"] == 300 * len(get_codec("int4").encode(np.ones((4, 640), np.float32)))
+    assert verify_index(tmp_path / "store" / "300").ok
+    assert looked_up["open_ms"] > 0
+    assert tables.count("| 300 |") == len(scale_store.PART.tables)
+
+
+def test_ids_are_distinct_and_in_no_order() -> None:
+    ids = [scale_store.doc_id_of(number) for number in range(5000)]
+    assert len(set(ids)) == 5000
+    assert ids != sorted(ids)
 
 
 def test_synthetic_passages_are_the_same_every_time_and_differ_by_batch() -> None:
@@ -30,7 +48,7 @@ def test_synthetic_passages_are_the_same_every_time_and_differ_by_batch() -> Non
 
 def test_percentiles_are_of_the_calls_after_the_warm_up() -> None:
     calls: list[int] = []
-    assert set(latencies_ms(20, calls.append)) == {"p50_ms", "p99_ms"}
+    assert set(latencies_ms(20, calls.append)) == {"p50_ms", "p95_ms", "p99_ms"}
     assert calls == [0, 1, *range(20)]
 
 

@@ -1,0 +1,148 @@
+"""The store's part of `benchmarks.scale`: the index job over synthetic passages, then opening and lookup.
+
+The job is `kalm-cache index`'s own: duplicates are looked for, states encoded with the codec and committed batch by
+batch, everything sealed in key order, hashed and published. Only the models are not there: passages of 128 tokens get
+one of 64 prepared states each (4 of width 640, as the Nano model's at chunk size 32), and vectors of 8 numbers, so that
+the first stage, which the other part measures, costs next to nothing. Ids come in no order, as they do in most corpora.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.scale_first_stage import BATCH, texts
+from benchmarks.scale_steps import Column, Part, Step, latencies_ms, memory
+from indexer.corpus import CorpusLine
+from indexer.encoders import Encoders
+from indexer.job import run_index_job
+from kalm_cache.codec import get_codec
+from kalm_cache.fingerprint import Fingerprint
+from kalm_cache.generation import open_current, require_whole
+from kalm_cache.model.prompts import Tokens
+from kalm_cache.passage import Passage
+from kalm_cache.settings import load_settings
+from kalm_cache.shards import ShardSet
+from kalm_cache.state_reader import StateReader
+
+CODEC = "int4"
+TOKENS, RATIO, WIDTH = 128, 32, 640
+DISTINCT = 64  # states
+DIMENSION = 8
+LOOKED_UP = 100  # ids together
+CALLS = 300
+
+
+def doc_id_of(number: int) -> str:
+    """Distinct for numbers below 2 ** 32, and in no order: the multiplier is odd."""
+    return f"{number * 2654435761 % (1 << 32):08x}"
+
+
+class PreparedSide:
+    """Stands for the passage side: every passage has `TOKENS` tokens, and one of `DISTINCT` states (P, D)."""
+
+    chunk_size = RATIO
+
+    def __init__(self) -> None:
+        chance = np.random.default_rng(0)
+        states = chance.normal(size=(DISTINCT, -(-TOKENS // RATIO), WIDTH)).astype(np.float32)
+        self._states = list(torch.from_numpy(states))
+        self._tokens = Tokens([0] * TOKENS, truncated=False)
+
+    def tokenize(self, documents: Sequence[str]) -> list[Tokens]:
+        """The same for each."""
+        return [self._tokens] * len(documents)
+
+    def encode(self, batch: Sequence[Tokens]) -> list[torch.Tensor]:
+        """The first ones."""
+        return [self._states[i % DISTINCT] for i in range(len(batch))]
+
+
+class PreparedEmbedder:
+    """Stands for the embedder."""
+
+    dimension = DIMENSION
+    digest = "prepared"
+
+    def __init__(self) -> None:
+        self._vectors = np.random.default_rng(1).normal(size=(BATCH, DIMENSION)).astype(np.float32)
+
+    def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The first ones (n, E)."""
+        return self._vectors[: len(texts)]
+
+    embed_queries = embed_passages
+
+
+def build(step: Step) -> dict[str, Any]:
+    """`seconds` holds making the texts too; `build_seconds` does not."""
+    made = [0.0]
+
+    def lines() -> Iterator[CorpusLine]:
+        for batch, start in enumerate(range(0, step.passages, BATCH)):
+            before = time.perf_counter()
+            some = texts(batch, min(BATCH, step.passages - start))
+            made[0] += time.perf_counter() - before
+            for number, text in enumerate(some, start):
+                yield CorpusLine(Passage(doc_id_of(number), text), f"made:{number}")
+
+    settings = load_settings(codec=CODEC, chunk_size=RATIO, bm25=False, dense_index="flat")
+    fingerprint = Fingerprint("prepared", "", 1024, RATIO, "float32", CODEC, "prepared", False, settings.store_text)
+    checkpoint = SimpleNamespace(config=SimpleNamespace(encoder=SimpleNamespace(hidden_size=WIDTH)))
+    encoders = Encoders(cast(Any, checkpoint), cast(Any, PreparedSide()), PreparedEmbedder(), fingerprint)
+    started = time.perf_counter()
+    report = run_index_job(
+        lines(), step.folder, settings, encoders, on_reject=lambda line: None, on_progress=lambda progress: None
+    )
+    seconds = time.perf_counter() - started - made[0]
+    assert report.passages == step.passages
+    return {
+        "build_seconds": round(seconds, 3),
+        "passages_per_second": round(step.passages / seconds),
+        "payload_bytes": report.payload_bytes,
+        "bytes": report.file_bytes,
+    }
+
+
+def look_up(step: Step) -> dict[str, Any]:
+    """Opening, checks included, and `LOOKED_UP` random ids -> one float32 tensor, warm."""
+    chance = random.Random(0)
+    asked = [[doc_id_of(chance.randrange(step.passages)) for _ in range(LOOKED_UP)] for _ in range(CALLS)]
+    opened = []
+    for _ in range(5):
+        started = time.perf_counter()
+        generation = open_current(step.folder)
+        require_whole(generation)
+        with ShardSet(generation) as store:
+            opened.append(1e3 * (time.perf_counter() - started))
+    with ShardSet(generation) as store:
+        reader = StateReader(store, get_codec(CODEC), RATIO)
+        for ids in asked:
+            reader.read(ids, RATIO)  # so that what is looked up is in memory
+        row = latencies_ms(CALLS, lambda i: reader.read(asked[i], RATIO))
+    return {"open_ms": round(max(opened), 3), "lookup": row}
+
+
+PART = Part(
+    "store",
+    {"build": build, "look_up": look_up},
+    {
+        "Store: the index job, models aside": (
+            Column("passages/s", lambda rows: f"{rows['build']['passages_per_second']:,}"),
+            memory("build"),
+            Column("bytes each", lambda rows: f"{rows['build']['bytes'] / rows['build']['passages']:,.0f}"),
+        ),
+        f"Store: {LOOKED_UP} random ids to tensor, warm": (
+            Column("open, ms", lambda rows: f"{rows['look_up']['open_ms']:.1f}"),
+            memory("look_up"),
+            Column("p50 / p95, ms", lambda rows: "{p50_ms:.2f} / {p95_ms:.2f}".format(**rows["look_up"]["lookup"])),
+        ),
+    },
+)
