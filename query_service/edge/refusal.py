@@ -10,6 +10,6 @@ from query_service.responses import Error, ErrorResponse
 
 
 def refusal(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """`{"error": {"type", "message"}}` as a response that middleware can send."""
-    body = ErrorResponse(error=Error(type=kind, message=message))
+    """`{"error": {"type", "message"}, "detail"}` as a response that middleware can send."""
+    body = ErrorResponse(error=Error(type=kind, message=message), detail=message)
     return JSONResponse(body.model_dump(exclude_none=True), status, headers)

@@ -68,9 +68,14 @@ class RequestLog:
         started = time.perf_counter()
         try:
             await self._app(scope, receive, answer.send)
+        except Exception:
+            if not answer.complete:
+                raise
+            # answered by a 500: the server would log no more, but close the connection under the client's next request
+            logger.exception("unexpected error")
         finally:
             self._log(scope, answer, notes, (time.perf_counter() - started) * 1000)
-        _current.reset(token)  # not after an error: the server logs it next, and that line needs the id
+        _current.reset(token)  # not after an error that goes on: the server logs it next, and that line needs the id
 
     def _log(self, scope: Scope, answer: _Answer, notes: RequestNotes, ms: float) -> None:
         fields: dict[str, Any] = {
@@ -97,6 +102,7 @@ class _Answer:
     request_id: str
     status: int = CLIENT_LEFT
     bytes: int = 0
+    complete: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def send(self, message: Message) -> None:
@@ -106,6 +112,7 @@ class _Answer:
             self.status, self.headers = message["status"], headers
         self.bytes += len(message.get("body", b""))
         await self.to(message)
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def parse_server_timing(header: str) -> dict[str, float]:

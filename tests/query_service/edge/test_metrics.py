@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -31,16 +30,12 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-@pytest.fixture
-def counted(metrics: Metrics) -> Iterator[httpx.Client]:
+def test_requests_count_by_method_template_and_status(metrics: Metrics) -> None:
     with serving(RequestMetrics(small_app(), metrics)) as client:
-        yield client
-
-
-def test_requests_count_by_method_template_and_status(counted: httpx.Client, metrics: Metrics) -> None:
-    for path in ("/items/1", "/items/2", "/search", "/fail"):
-        counted.get(path)
-    counted.post("/search")
+        for path in ("/items/1", "/items/2", "/search"):
+            client.get(path)
+        client.post("/search")
+        client.get("/fail")
     rendered = metrics.render()
     assert value(rendered, "requests_total", method="GET", path="/items/{id}", status="200") == 2
     assert value(rendered, "requests_total", method="GET", path="/search", status="200") == 1
@@ -51,12 +46,13 @@ def test_requests_count_by_method_template_and_status(counted: httpx.Client, met
     assert value(rendered, "requests_in_flight") == 0
 
 
-def test_what_clients_make_up_does_not_become_labels(counted: httpx.Client, metrics: Metrics) -> None:
+def test_what_clients_make_up_does_not_become_labels(metrics: Metrics) -> None:
     before = len(samples(metrics.render()))
-    for number in range(30):
-        counted.get(f"/nowhere/{number}")
-        counted.get(f"/items/{number}")
-        counted.request(f"BREW{number}", "/search")
+    with serving(RequestMetrics(small_app(), metrics)) as client:
+        for number in range(30):
+            client.get(f"/nowhere/{number}")
+            client.get(f"/items/{number}")
+            client.request(f"BREW{number}", "/search")
     new = set(samples(metrics.render()))
     paths = {dict(labels)["path"] for name, labels in new if name == "kalm_cache_requests_total"}
     methods = {dict(labels)["method"] for name, labels in new if name == "kalm_cache_requests_total"}

@@ -22,7 +22,7 @@ def logged() -> Iterator[httpx.Client]:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    return [vars(record)["fields"] for record in caplog.records if record.name == LOGGER]
+    return [vars(record)["fields"] for record in caplog.records if "fields" in vars(record)]
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +43,9 @@ def test_any_other_is_replaced_by_a_new_one(logged: httpx.Client, given: str) ->
     assert len(set(ids)) == 2
 
 
-def test_one_line_a_request_says_what_was_asked_and_answered(
-    logged: httpx.Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    logged.get("/items/42?key=secret")
+def test_one_line_a_request_says_what_was_asked_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(RequestLog(small_app())) as client:
+        client.get("/items/42?key=secret")
     (line,) = lines(caplog)
     assert line.pop("ms") > 0
     assert line == {
@@ -61,10 +60,9 @@ def test_one_line_a_request_says_what_was_asked_and_answered(
     assert re.fullmatch(r"GET /items/\{id\} 200 \d+\.\d ms 11 B 000007 queue=1.5 decode=20", text)
 
 
-def test_unknown_paths_are_other_and_their_text_stays_out_of_the_log(
-    logged: httpx.Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert logged.get("/no/such/%0apath").status_code == 404
+def test_unknown_paths_are_other_and_their_text_stays_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(RequestLog(small_app())) as client:
+        assert client.get("/no/such/%0apath").status_code == 404
     assert [(line["path"], line["status"]) for line in lines(caplog)] == [("other", 404)]
     assert "such" not in "".join(record.getMessage() for record in caplog.records if record.name == LOGGER)
 
@@ -99,6 +97,25 @@ def test_every_line_within_a_request_knows_its_id_and_requests_at_once_do_not_mi
         answers = threads.map(lambda one: client.get("/", headers={"X-Request-Id": one}), ids)
         assert [answer.headers["x-request-id"] for answer in answers] == ids
     assert current_request_id() is None
+
+
+def test_after_an_unexpected_error_the_connection_lives_on_and_the_log_has_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving(RequestLog(small_app())) as client:
+        assert [client.get(path).status_code for path in ("/fail", "/health", "/fail", "/health")] == [500, 200] * 2
+    errors = [record for record in caplog.records if record.exc_info]
+    assert [str(record.exc_info[1]) for record in errors if record.exc_info] == ["this endpoint fails"] * 2
+    assert [line["status"] for line in lines(caplog)] == [500, 200, 500, 200]
+
+
+def test_an_error_without_an_answer_is_the_servers(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("nobody answers")
+
+    with serving(RequestLog(broken)) as client:
+        assert client.get("/").status_code == 500
+    assert "nobody answers" in caplog.text
 
 
 def test_outside_of_a_request_noting_a_query_does_nothing() -> None:
