@@ -16,8 +16,9 @@ from indexer.batching import batch_by_tokens
 from indexer.encoders import Encoders, load_encoders_of
 from indexer.intake import WINDOW
 from kalm_cache.errors import UsageError
-from kalm_cache.index import DECODE_BATCH, PassageIndex
+from kalm_cache.index import PassageIndex
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.query_side import DECODE_BATCH
 from kalm_cache.settings import Settings
 from kalm_cache.store import doc_id_of
 

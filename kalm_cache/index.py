@@ -9,65 +9,40 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from kalm_cache.cached_passages import CachedPassages, LookUp, ReadPassages
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import DamagedRecordError, IndexMismatchError, UsageError
-from kalm_cache.first_stage import Candidates, Embedder, FirstStage, FirstStageSet, Mode, load_embedder
+from kalm_cache.errors import DamagedRecordError, UsageError
+from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode
 from kalm_cache.generation import Generation, open_and_share, require_whole
 from kalm_cache.locks import SharedLock
-from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
+from kalm_cache.opening import check_options, checkpoint_of, embedder_of, open_first_stage, same_embedder
 from kalm_cache.pooling import PooledPassage
-from kalm_cache.prefix_tier import KeptPassage, PrefixTier, TierKey
-from kalm_cache.query_side import QuerySide, load_query_side, score_of
+from kalm_cache.prefix_tier import KeptPassage, PrefixTier
+from kalm_cache.query_side import DECODE_BATCH, QuerySide, load_query_side, score_of
+from kalm_cache.ranking import Answer, SearchResult, best_first
 from kalm_cache.shards import ShardSet
 from kalm_cache.soundness import require_sound_first_stage
-from kalm_cache.state_reader import Damaged, StateReader, WholeRead
+from kalm_cache.state_reader import StateReader
 
-DECODE_BATCH = 32
+__all__ = ["Answer", "Found", "PassageIndex", "SearchResult"]
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class SearchResult:
-    """One passage of an answer. Ranks count from 1; the first-stage fields are `None` when ids were given."""
+class Found:
+    """The first stage's candidates, best first, with their ids; `damaged` names those whose id cannot be read."""
 
-    doc_id: str
-    score: float
-    margin: float
-    rank: int
-    first_stage_rank: int | None
-    first_stage_score: float | None
-    text: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Results, best first, and where the milliseconds went: `first_stage, read, decode, total`.
-
-    `damaged` names the passages that are not in it as they were stored: their records, and so their scores, are
-    missing (they are in no result), or only their texts (then the result's `text` is `None`).
-    """
-
-    query: str
-    query_truncated: bool
-    results: list[SearchResult]
-    timings_ms: dict[str, float]
-    damaged: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPassages:
-    """Stored passages as far as they are whole: `positions[i]` is where in the ids asked for `passages[i]` belongs."""
-
-    positions: list[int]
-    passages: Sequence[PooledPassage | KeptPassage]
-    damaged: list[Damaged]
+    doc_ids: list[str]
+    candidates: Candidates
+    damaged: list[str]
 
 
 class PassageIndex:
@@ -79,16 +54,18 @@ class PassageIndex:
         store: ShardSet,
         first_stage: FirstStage,
         query_side: QuerySide,
+        embedder: Embedder,
         chunk_size: int,
         prefix_tier: PrefixTier | None = None,
         lock: SharedLock | None = None,
     ) -> None:
         """What `open` has put together; `lock` is held until the index is closed."""
-        self.generation, self.store, self.first_stage = generation, store, first_stage
+        self.generation, self.store, self.first_stage, self.embedder = generation, store, first_stage, embedder
         self.query_side, self.chunk_size, self.prefix_tier = query_side, chunk_size, prefix_tier
         stored = generation.manifest.fingerprint
         self.damaged_reads = 0  # passages and texts that an answer had to do without, since the index was opened
         self._reader = StateReader(store, get_codec(stored.codec), stored.chunk_size)
+        self._cached = CachedPassages(generation.name, self._reader, query_side, prefix_tier)
         self._lock = lock
 
     @classmethod
@@ -105,6 +82,7 @@ class PassageIndex:
         prefix_cache_gib: float = 0.0,
         prefix_cache_dtype: str = "bfloat16",
         check_first_stage: bool = True,
+        like: PassageIndex | None = None,
     ) -> PassageIndex:
         """Open the live generation of an index folder.
 
@@ -119,6 +97,8 @@ class PassageIndex:
             prefix_cache_gib: GiB of memory for passages' keys and values under a prompt's prefix; 0 = none.
             prefix_cache_dtype: what these are held in: float32, bfloat16, int8.
             check_first_stage: read its files once, so that a flipped bit in them is an error and not another ranking.
+            like: an open index of an earlier generation: its decoder and embedder are used again where the new one was
+                built with the same, and its prefix tier goes on; `device`, `dtype` and the like are then its own.
 
         Raises:
             IndexNotFoundError: nothing has been published there.
@@ -128,24 +108,30 @@ class PassageIndex:
         generation, lock = open_and_share(Path(folder))
         with ExitStack() as stack:
             stack.callback(lock.release)
-            _check_options(generation, codec, chunk_size)
-            tier = PrefixTier(prefix_cache_gib, prefix_cache_dtype) if prefix_cache_gib else None
+            check_options(generation, codec, chunk_size)
+            tier = like.prefix_tier if like else None
+            if tier is None and prefix_cache_gib:
+                tier = PrefixTier(prefix_cache_gib, prefix_cache_dtype)
             require_whole(generation)
             if check_first_stage:
                 require_sound_first_stage(generation)
-            on = resolve_device(device)
-            query_side = load_query_side(
-                _checkpoint_of(generation, folder, model),
-                device=on,
-                dtype=resolve_dtype(dtype, on),
-                query_max_length=query_max_length,
-            )
-            embedder = _embedder_of(generation, folder)
+            if like and like.generation.manifest.fingerprint.model == generation.manifest.fingerprint.model:
+                query_side = like.query_side
+            else:
+                on = resolve_device(device)
+                query_side = load_query_side(
+                    checkpoint_of(generation, folder, model),
+                    device=on,
+                    dtype=resolve_dtype(dtype, on),
+                    query_max_length=query_max_length,
+                )
+            reused = like is not None and same_embedder(like.generation, generation)
+            embedder = like.embedder if like and reused else embedder_of(generation, folder)
             store = stack.enter_context(ShardSet(generation))
-            first_stage = _open_first_stage(store, embedder)
+            first_stage = open_first_stage(store, embedder)
             stack.pop_all()
         stored = generation.manifest.fingerprint
-        return cls(generation, store, first_stage, query_side, chunk_size or stored.chunk_size, tier, lock)
+        return cls(generation, store, first_stage, query_side, embedder, chunk_size or stored.chunk_size, tier, lock)
 
     def __enter__(self) -> PassageIndex:
         return self
@@ -189,14 +175,13 @@ class PassageIndex:
         if k < 1 or (top_n is not None and top_n < 1):
             raise UsageError(f"k is {k} and top_n is {top_n}; both must be 1 or more")
         started = time.perf_counter()
-        candidates = self.first_stage.search(query, k, first_stage or self.first_stage.modes[-1])
-        doc_ids, candidates, nameless = self._named(candidates)
+        found = self.find(query, k, first_stage)
         first_stage_ms = _ms_since(started)
         answer = self._rerank(
-            query, doc_ids, top_n, instruction, system_instruction, chunk_size, with_text, candidates=candidates
+            query, found.doc_ids, top_n, instruction, system_instruction, chunk_size, with_text, found.candidates
         )
         timings = {"first_stage": first_stage_ms} | answer.timings_ms | {"total": _ms_since(started)}
-        return replace(answer, timings_ms=timings, damaged=nameless + answer.damaged)
+        return replace(answer, timings_ms=timings, damaged=found.damaged + answer.damaged)
 
     def rerank(
         self,
@@ -244,18 +229,28 @@ class PassageIndex:
         """Stored passages as `QuerySide.margins` takes them for prompts of one instruction, in the order of `ids`.
 
         With a prefix tier, what it holds comes from memory, and what it does not is read, run under the prompts' prefix
-        and put there. A prompt that does not begin with the prefix, as its query changed the tokens before it, is
-        served from the pooled states.
+        and put there.
 
         Raises:
             as `pooled`.
         """
-        read = self.whole_passages(ids, prompts, instruction, system_instruction, chunk_size=chunk_size)
-        if read.damaged:
-            raise DamagedRecordError(read.damaged[0].problem)
-        return read.passages
+        found = self.look_up(ids, prompts, instruction, system_instruction, chunk_size=chunk_size)
+        if found.damaged:
+            raise DamagedRecordError(found.damaged[0].problem)
+        return self.prepare(found).passages
 
-    def whole_passages(
+    def find(self, query: str, k: int, first_stage: Mode | None = None) -> Found:
+        """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
+        candidates = self.first_stage.search(query, k, first_stage or self.first_stage.modes[-1])
+        names = self.store.find_doc_ids(candidates.numbers.tolist())
+        damaged = [str(one) for one in names if isinstance(one, DamagedRecordError)]
+        self._count_damage(damaged)
+        rows = [i for i, one in enumerate(names) if isinstance(one, str)]
+        nameless = [f"number {candidates.numbers[i]}" for i, one in enumerate(names) if not isinstance(one, str)]
+        kept = Candidates(candidates.numbers[rows], candidates.scores[rows])
+        return Found([one for one in names if isinstance(one, str)], kept, nameless)
+
+    def look_up(
         self,
         ids: Sequence[str],
         prompts: Sequence[Tokens],
@@ -263,53 +258,28 @@ class PassageIndex:
         system_instruction: str,
         *,
         chunk_size: int | None = None,
-    ) -> ReadPassages:
-        """As `passages`, without those whose records are damaged, which are named, logged and counted.
+    ) -> LookUp:
+        """Find stored passages for prompts of one instruction, without computing; `prepare` makes them ready.
+
+        Those whose records are damaged are left out, named, logged and counted.
 
         Raises:
             UnknownIdError: ids that the index does not hold.
             UsageError: a chunk size that is no multiple of the stored one.
         """
         ratio = self.chunk_size if chunk_size is None else chunk_size
-        if self.prefix_tier is None:
-            return _as_read(self._read_whole(ids, ratio))
-        prefix = self.query_side.prefix(instruction, system_instruction)
-        if not prefix or any(tuple(prompt.ids[: len(prefix)]) != prefix for prompt in prompts):
-            return _as_read(self._read_whole(ids, ratio))
-        keys = {doc_id: TierKey(self.generation.name, doc_id, ratio, prefix) for doc_id in ids}
-        found = dict(zip(keys, self.prefix_tier.get(list(keys.values())), strict=True))
-        held = {doc_id: passage for doc_id, passage in found.items() if passage is not None}
-        missing = [doc_id for doc_id in keys if doc_id not in held]
-        read = self._read_whole(missing, ratio)
-        states = [passage.states for passage in read.passages]
-        kept = self.query_side.prefill(prefix, states, DECODE_BATCH, self.prefix_tier.dtype)
-        for i, passage, entry in zip(read.positions, read.passages, kept, strict=True):
-            held[missing[i]] = KeptPassage(passage.tokens, passage.truncated, entry)
-            self.prefix_tier.put(keys[missing[i]], held[missing[i]])
-        positions = [i for i, doc_id in enumerate(ids) if doc_id in held]
-        return ReadPassages(positions, [held[ids[i]] for i in positions], read.damaged)
-
-    def _read_whole(self, ids: Sequence[str], ratio: int) -> WholeRead:
-        found = self._reader.read_whole(ids, ratio)
+        found = self._cached.look_up(ids, prompts, instruction, system_instruction, ratio)
         self._count_damage([one.problem for one in found.damaged])
         return found
+
+    def prepare(self, found: LookUp) -> ReadPassages:
+        """What `look_up` found, as `QuerySide.margins` takes it: what the prefix tier lacks is computed."""
+        return self._cached.prepare(found)
 
     def _count_damage(self, problems: Sequence[str]) -> None:
         self.damaged_reads += len(problems)
         for problem in problems:
             logger.error("an answer does without a passage: %s", problem)
-
-    def _named(self, candidates: Candidates) -> tuple[list[str], Candidates, list[str]]:
-        """The candidates' ids, the candidates that have one, and what to call those whose id is damaged."""
-        found = self.store.find_doc_ids(candidates.numbers.tolist())
-        damaged = [str(one) for one in found if isinstance(one, DamagedRecordError)]
-        if not damaged:
-            return [one for one in found if isinstance(one, str)], candidates, []
-        self._count_damage(damaged)
-        rows = [i for i, one in enumerate(found) if isinstance(one, str)]
-        nameless = [f"number {candidates.numbers[i]}" for i in range(len(found)) if i not in set(rows)]
-        kept = Candidates(candidates.numbers[rows], candidates.scores[rows])
-        return [one for one in found if isinstance(one, str)], kept, nameless
 
     def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
         """The text of each id, `None` where none is kept; damage is in its place, logged and counted."""
@@ -340,15 +310,39 @@ class PassageIndex:
     ) -> Answer:
         started = time.perf_counter()
         prompt = self.query_side.prompt(query, instruction, system_instruction)
-        read = self.whole_passages(ids, [prompt], instruction, system_instruction, chunk_size=chunk_size)
+        found = self.look_up(ids, [prompt], instruction, system_instruction, chunk_size=chunk_size)
         read_ms = _ms_since(started)
         decoding = time.perf_counter()
+        read = self.prepare(found)
         margins = self.query_side.margins(
             [prompt] * len(read.passages), [one.states for one in read.passages], DECODE_BATCH
         )
-        decode_ms = _ms_since(decoding)
-        order = sorted(range(len(margins)), key=lambda i: -margins[i])[:top_n]
-        places = [read.positions[i] for i in order]
+        timings = {"read": read_ms, "decode": _ms_since(decoding)}
+        results, textless = self.results(ids, read.positions, margins, top_n, with_text, candidates)
+        damaged = list(dict.fromkeys([*(one.doc_id for one in read.damaged), *textless]))
+        return Answer(query, prompt.truncated, results, timings | {"total": _ms_since(started)}, damaged)
+
+    def results(
+        self,
+        ids: Sequence[str],
+        positions: Sequence[int],
+        margins: Sequence[float],
+        top_n: int | None,
+        with_text: bool,
+        candidates: Candidates | None = None,
+    ) -> tuple[list[SearchResult], list[str]]:
+        """Results, best first, and the ids among them whose text is damaged.
+
+        Args:
+            ids: the passages that were asked for.
+            positions: where in `ids` the passage of each margin is.
+            margins: of the passages that were scored.
+            top_n: how many results; `None` = all.
+            with_text: fill `SearchResult.text`, where the index keeps texts.
+            candidates: the first stage's, in the order of `ids`; `None` = the ids were given.
+        """
+        order = best_first(margins, top_n)
+        places = [positions[i] for i in order]
         texts = self.find_texts([ids[place] for place in places]) if with_text else [None] * len(order)
         results = [
             SearchResult(
@@ -362,61 +356,9 @@ class PassageIndex:
             )
             for rank, (i, place, text) in enumerate(zip(order, places, texts, strict=True), start=1)
         ]
-        timings = {"read": read_ms, "decode": decode_ms, "total": _ms_since(started)}
-        textless = [ids[at] for at, text in zip(places, texts, strict=True) if isinstance(text, DamagedRecordError)]
-        damaged = list(dict.fromkeys([*(one.doc_id for one in read.damaged), *textless]))
-        return Answer(query, prompt.truncated, results, timings, damaged)
-
-
-def _as_read(found: WholeRead) -> ReadPassages:
-    return ReadPassages(found.positions, found.passages, found.damaged)
-
-
-def _checkpoint_of(generation: Generation, folder: str | Path, model: str | None) -> Checkpoint:
-    manifest = generation.manifest
-    checkpoint = open_checkpoint(model or manifest.model)
-    if checkpoint.digest() != manifest.fingerprint.model:
-        raise IndexMismatchError(
-            f"{folder}: built with model {manifest.model!r} (digest {manifest.fingerprint.model[:12]}…), but "
-            f"{checkpoint.name!r} has digest {checkpoint.digest()[:12]}…; open it with the model that built it, "
-            f"or run: kalm-cache reindex CORPUS --index {folder} --model {checkpoint.name}"
-        )
-    return checkpoint
-
-
-def _embedder_of(generation: Generation, folder: str | Path) -> Embedder:
-    manifest = generation.manifest
-    embedder = load_embedder(
-        manifest.embedder,
-        query_prompt=manifest.embedder_query_prompt,
-        passage_prompt=manifest.embedder_passage_prompt,
-    )
-    if embedder.digest != manifest.fingerprint.embedder:
-        raise IndexMismatchError(
-            f"{folder}: the first stage was built with another state of embedder {manifest.embedder!r} "
-            f"({manifest.fingerprint.embedder[:12]}… there, {embedder.digest[:12]}… here); "
-            f"run: kalm-cache reindex CORPUS --index {folder}"
-        )
-    return embedder
-
-
-def _open_first_stage(store: ShardSet, embedder: Embedder) -> FirstStage:
-    parts = [(FirstStage.open(one.part.shard / "first_stage", embedder), one.hidden_numbers) for one in store.shards]
-    return FirstStageSet(parts) if len(parts) > 1 or len(parts[0][1]) else parts[0][0]
-
-
-def _check_options(generation: Generation, codec: str | None, chunk_size: int | None) -> None:
-    stored, folder = generation.manifest.fingerprint, generation.folder
-    if codec is not None and get_codec(codec).name != get_codec(stored.codec).name:
-        raise IndexMismatchError(
-            f"{folder}: the index was built with codec {stored.codec}, {codec} was asked for; "
-            f"leave --codec out, or run: kalm-cache reindex CORPUS --codec {codec}"
-        )
-    if chunk_size is not None and (chunk_size < 1 or chunk_size % stored.chunk_size):
-        raise IndexMismatchError(
-            f"{folder}: the index was built with chunk size {stored.chunk_size}, {chunk_size} was asked for and is no "
-            f"multiple of it; use a multiple, or run: kalm-cache reindex CORPUS --chunk-size {chunk_size}"
-        )
+        return results, [
+            ids[at] for at, text in zip(places, texts, strict=True) if isinstance(text, DamagedRecordError)
+        ]
 
 
 def _ms_since(started: float) -> float:

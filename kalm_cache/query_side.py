@@ -28,7 +28,7 @@ from kalm_cache.model.prompts import (
 )
 from kalm_cache.model.runtime import load_decoder
 
-WARM_UP_PAIRS = 32
+DECODE_BATCH = 32  # pairs decoded together, unless the caller says otherwise
 BATCH_TOKENS = 16_384  # prompt tokens and pooled states decoded together: bounds the buffers of keys and scores
 
 
@@ -99,10 +99,15 @@ class QuerySide:
 
     def warm_up(self) -> None:
         """Decode pairs of nothing once, of common sizes: what is made or read at the first use is, before a query."""
+        prompts, states = self.warm_up_pairs()
+        for count in (1, len(prompts)):
+            self.margins(prompts[:count], states[:count], DECODE_BATCH)
+
+    def warm_up_pairs(self) -> tuple[list[Tokens], list[Tensor]]:
+        """A batch of pairs of nothing, of a common size: to warm up with, or to measure what a batch takes."""
         prompt = self.prompt("", DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
         states = torch.zeros(64, self.decoder.stack.config.hidden_size)
-        for pairs in (1, WARM_UP_PAIRS):
-            self.margins([prompt] * pairs, [states.clone() for _ in range(pairs)], WARM_UP_PAIRS)
+        return [prompt] * DECODE_BATCH, [states.clone() for _ in range(DECODE_BATCH)]
 
     def _decode(self, prompts: list[Tokens], passages: list[Tensor | Kept]) -> Tensor:
         """One batch: passages all of one kind, and of one prefix."""

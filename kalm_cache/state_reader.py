@@ -40,11 +40,15 @@ class Damaged(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WholeRead:
-    """What could be read. `positions[i]` is where in the ids asked for `passages[i]` belongs; the rest is `damaged`."""
+    """What could be read. `positions[i]` is where in the ids asked for `passages[i]` belongs; the rest is `damaged`.
+
+    `payload_bytes`: of the records that were read.
+    """
 
     positions: list[int]
     passages: list[PooledPassage]
     damaged: list[Damaged]
+    payload_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class StateReader:
                 raise UnknownIdError(missing)
             records = {i: one for i, one in enumerate(found) if isinstance(one, Record)}
             damaged = [Damaged(ids[i], str(one)) for i, one in enumerate(found) if isinstance(one, DamagedRecordError)]
+            payload_bytes = sum(len(record.payload) for record in records.values())
             states = self._decode(ids, records, damaged)
         tokens = [record.tokens for record in records.values()]
         pooled = mean_pool(states, tokens, ratio, stored_ratio=self.stored_ratio) if records else []
@@ -90,7 +95,7 @@ class StateReader:
             PooledPassage(record.tokens, record.truncated, one)
             for record, one in zip(records.values(), pooled, strict=True)
         ]
-        return WholeRead(list(records), passages, damaged)
+        return WholeRead(list(records), passages, damaged, payload_bytes)
 
     def _fitting(self, doc_id: str, record: Record | DamagedRecordError | None) -> Record | DamagedRecordError | None:
         if not isinstance(record, Record):

@@ -1,82 +1,154 @@
-"""`create_app`: an open index -> an ASGI application. Knows nothing of sockets or signals."""
+"""`create_app`: a service -> an ASGI application: routes, and what stands before them. Knows nothing of sockets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
-from fastapi import FastAPI
+from anyio import to_thread
+from fastapi import FastAPI, Response
 
 from kalm_cache import __version__
-from kalm_cache.index import PassageIndex
-from kalm_cache.settings import Settings
-from query_service.answers import answer_health, answer_rerank, answer_score, answer_search
-from query_service.documents import DocumentEncoder
+from query_service.answers import answer_infinity_rerank, answer_rerank, answer_score, answer_search
+from query_service.disconnect import CancelOnDisconnect
+from query_service.edge.docs import add_docs
+from query_service.edge.metrics import CONTENT_TYPE
+from query_service.edge.request_log import note_query
+from query_service.edge.stack import Edge, EdgedFastAPI
 from query_service.errors import add_error_handlers
 from query_service.requests import RerankRequest, ScoreRequest, SearchRequest
 from query_service.responses import (
     ErrorResponse,
     Health,
+    InfinityResponse,
+    Info,
+    Models,
     PairsResponse,
+    Ready,
+    Reloaded,
     RerankResponse,
     ScoreResponse,
     SearchResponse,
     TextResult,
 )
-from query_service.scoring import Scorer
+from query_service.service import Service
+from query_service.status import answer_health, answer_info, answer_models, answer_ready
+from query_service.work import Work
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 SCORE_PATHS = ("/score", "/v1/score")
-ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorResponse} for code in (400, 404, 409, 422, 500)}
+MODEL_PATHS = ("/v1/models", "/infinity/models")
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorResponse} for code in (400, 401, 404, 409, 413, 422, 429, 500, 503, 504)
+}
 
-_Request = TypeVar("_Request")
+_Request = TypeVar("_Request", SearchRequest, RerankRequest, ScoreRequest)
 _Response = TypeVar("_Response")
 
 
-def create_app(
-    index: PassageIndex,
-    documents: DocumentEncoder | None,
-    settings: Settings,
-) -> FastAPI:
-    """The service over an open index, which the caller closes.
+def create_app(service: Service) -> FastAPI:
+    """The application over a service, which starts and closes with it.
 
-    Args:
-        index: what is searched.
-        documents: encodes raw documents; `None` = stored passages only.
-        settings: what holds where a request does not say: `k, top_n, first_stage, instruction, system_instruction`.
+    Raises:
+        UsageError: a key file cannot be read.
     """
-    scorer = Scorer(index, documents, settings)
-    # One computation at a time, in the order of arrival: each already uses every core, or the whole device, and
-    # those that wait hold no thread.
-    limiter = CapacityLimiter(1)
 
-    async def compute(answer: Callable[[_Request, Scorer], _Response], request: _Request) -> _Response:
-        return await to_thread.run_sync(answer, request, scorer, limiter=limiter)
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(service.start)
+        yield
+        await to_thread.run_sync(service.close)
 
-    app = FastAPI(title="kalm-cache", version=__version__, responses=ERRORS)
+    edge = Edge.from_settings(service.settings, service.metrics, service.tracing)
+    app = EdgedFastAPI(
+        edge,
+        title="kalm-cache",
+        version=__version__,
+        responses=ERRORS,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     add_error_handlers(app)
+    add_docs(app)
+    _add_status_routes(app, service)
+    _add_answer_routes(app, service)
 
+    @app.post("/admin/reload")
+    async def reload() -> Reloaded:
+        """Serve the newest generation now. Needs an admin key."""
+        swapped = await to_thread.run_sync(service.live.reload)
+        return Reloaded(index_version=service.live.served.version, swapped=swapped)
+
+    app.add_middleware(CancelOnDisconnect, on_disconnect=lambda: service.metrics.rejected("disconnected"))
+    return app
+
+
+def _add_status_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Health:
         """The service is alive, and what it serves. Answers while computations run."""
-        return answer_health(scorer)
+        return answer_health(service)
+
+    @app.get("/ready")
+    async def ready() -> Ready:
+        """Requests are answered; 503 while the service warms up or stops."""
+        return answer_ready(service)
+
+    @app.get("/info")
+    async def info() -> Info:
+        """What this service is, holds and allows."""
+        return answer_info(service)
+
+    async def models() -> Models:
+        """The names that `model` may have."""
+        return answer_models(service)
+
+    for path in MODEL_PATHS:
+        app.get(path)(models)
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        service.measure()
+        return Response(await to_thread.run_sync(service.metrics.render), media_type=CONTENT_TYPE)
+
+
+def _add_answer_routes(app: FastAPI, service: Service) -> None:
+    async def answered(
+        request: _Request, response: Response, answer: Callable[[_Request, Work], Awaitable[_Response]]
+    ) -> _Response:
+        service.check_model(request.model)
+        service.check_queries(request.all_queries)
+        note_query("\n".join(request.all_queries))
+        async with service.begin(request.timeout_ms) as work:
+            result = await answer(request, work)
+        response.headers["X-Index-Version"] = work.served.version
+        response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in work.finished().items())
+        if work.cut:  # bare arrays have no other place for it
+            response.headers["X-Truncated"] = ",".join(map(str, work.cut))
+        return result
 
     @app.post("/search")
-    async def search(request: SearchRequest) -> SearchResponse:
-        """The best passages of the index for a query."""
-        return await compute(answer_search, request)
+    async def search(request: SearchRequest, response: Response) -> SearchResponse:
+        """The best passages of the index for a query: first stage, then cached rerank."""
+        return await answered(request, response, answer_search)
 
-    async def rerank(request: RerankRequest) -> RerankResponse | list[TextResult]:
+    async def rerank(request: RerankRequest, response: Response) -> RerankResponse | list[TextResult]:
         """Passages by falling relevance: stored ones by id, or raw ones by text."""
-        return await compute(answer_rerank, request)
+        return await answered(request, response, answer_rerank)
 
-    async def score(request: ScoreRequest) -> PairsResponse | ScoreResponse:
+    async def score(request: ScoreRequest, response: Response) -> PairsResponse | ScoreResponse:
         """The relevance of each pair, in the order given."""
-        return await compute(answer_score, request)
+        return await answered(request, response, answer_score)
+
+    @app.post("/infinity/rerank", response_model_exclude_none=True)
+    async def infinity_rerank(request: RerankRequest, response: Response) -> InfinityResponse:
+        """As /rerank, with documents as plain strings: set the base URL of clients of Infinity to /infinity."""
+        return await answered(request, response, answer_infinity_rerank)
 
     for path in RERANK_PATHS:
         app.post(path, response_model_exclude_none=True)(rerank)
     for path in SCORE_PATHS:
         app.post(path, response_model_exclude_none=True)(score)
-    return app

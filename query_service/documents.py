@@ -20,11 +20,17 @@ logger = logging.getLogger(__name__)
 class DocumentEncoder:
     """The encoder of the index's model. It loads on first use: until then the service is a decoder alone."""
 
-    def __init__(self, index: PassageIndex, model: str | None = None) -> None:
-        """Treat documents as the index's job treated its passages. `model`: `None` = what the manifest names."""
+    def __init__(self, index: PassageIndex, model: str | None = None, *, like: DocumentEncoder | None = None) -> None:
+        """Treat documents as the index's job treated its passages.
+
+        Args:
+            index: whose model and settings hold.
+            model: where the model lies; `None` = what the manifest names.
+            like: of an earlier generation: its weights are used again where the model is the same.
+        """
         self._index = index
         self._model = model or index.generation.manifest.model
-        self._passage_side: PassageSide | None = None
+        self._passage_side = like._for(index) if like else None
         self._lock = Lock()
 
     @property
@@ -32,15 +38,26 @@ class DocumentEncoder:
         """Whether the weights are in memory."""
         return self._passage_side is not None
 
-    def pooled(self, texts: Sequence[str], *, chunk_size: int | None = None) -> list[PooledPassage]:
-        """Each text cut, encoded and pooled, in input order.
+    def pooled(
+        self, texts: Sequence[str], *, chunk_size: int | None = None, max_length: int | None = None
+    ) -> list[PooledPassage]:
+        """Each text cut, encoded and pooled, in input order; `max_length` (tokens) may be below the index's.
 
         Raises:
             CheckpointError: the model is missing or incomplete.
             IndexMismatchError: it is no longer the model that built the index.
         """
         side = self._load()
-        return replace(side, chunk_size=chunk_size or side.chunk_size).encode_documents(texts, ENCODE_BATCH)
+        length = min(max_length or side.max_length, side.max_length)
+        side = replace(side, chunk_size=chunk_size or side.chunk_size, max_length=length)
+        return side.encode_documents(texts, ENCODE_BATCH)
+
+    def _for(self, index: PassageIndex) -> PassageSide | None:
+        """The loaded weights with another index's settings, where these were made by the same model."""
+        ours, theirs = self._index.generation.manifest.fingerprint, index.generation.manifest.fingerprint
+        if self._passage_side is None or ours.model != theirs.model:
+            return None
+        return replace(self._passage_side, max_length=theirs.max_length, chunk_size=index.chunk_size)
 
     def _load(self) -> PassageSide:
         with self._lock:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kalm_cache.errors import IndexMismatchError, KalmCacheError, UnknownIdError, UsageError
+from query_service.admission import BusyError
 from query_service.responses import Error, ErrorResponse
 
 SHOWN_PROBLEMS = 5
@@ -23,13 +24,46 @@ class EncoderOffError(UsageError):
     def __init__(self) -> None:
         super().__init__(
             "this service scores stored passages only: it was started without the encoder; send ids of the index, "
-            "or start it with: kalm-cache serve --documents"
+            "or start it with: kalm-cache serve --with-encoder"
         )
+
+
+class UnknownModelError(UsageError):
+    """A request for a model that this service does not have."""
+
+    def __init__(self, name: str, names: Sequence[str]) -> None:
+        super().__init__(f"model {name!r} is not served here; use {' or '.join(map(repr, names))}, or leave it out")
+
+
+class TooManyError(UsageError):
+    """More documents, ids or candidates than a request may have."""
+
+    def __init__(self, what: str, count: int, limit: int) -> None:
+        super().__init__(f"{count} {what} in one request, at most {limit} are served; send fewer, or several requests")
+
+
+class DeadlineError(KalmCacheError):
+    """A request was not answered in its time."""
+
+    def __init__(self, limit_ms: float) -> None:
+        super().__init__(f"not answered within {limit_ms:.0f} ms; ask for less, or allow more time (timeout_ms)")
+
+
+class NotReadyError(KalmCacheError):
+    """The service is starting or stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is starting or stopping; try again")
 
 
 # the first that fits, as in a chain of `except`
 STATUS: dict[type[KalmCacheError], int] = {
     EncoderOffError: 400,
+    UnknownModelError: 400,
+    TooManyError: 413,
+    BusyError: 429,
+    NotReadyError: 503,
+    DeadlineError: 504,
     UsageError: 422,
     UnknownIdError: 404,
     IndexMismatchError: 409,
@@ -47,7 +81,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _on_kalm_cache_error(_: Request, exc: Exception) -> JSONResponse:
     status = next(code for kind, code in STATUS.items() if isinstance(exc, kind))
-    return _answer(status, type(exc).__name__, str(exc), ids=getattr(exc, "ids", None))
+    headers = {"Retry-After": str(exc.retry_after_seconds)} if isinstance(exc, BusyError) else None
+    return _answer(status, type(exc).__name__, str(exc), ids=getattr(exc, "ids", None), headers=headers)
 
 
 async def _on_invalid_request(_: Request, exc: Exception) -> JSONResponse:
@@ -70,7 +105,7 @@ async def _on_unexpected_error(_: Request, exc: Exception) -> JSONResponse:
 
 
 def _answer(status: int, kind: str, message: str, *, ids: list[str] | None = None, headers: Any = None) -> JSONResponse:
-    body = ErrorResponse(error=Error(type=kind, message=message, ids=ids))
+    body = ErrorResponse(error=Error(type=kind, message=message, ids=ids), detail=message)
     return JSONResponse(body.model_dump(exclude_none=True), status, headers)
 
 

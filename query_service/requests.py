@@ -5,7 +5,7 @@ Unknown request fields are ignored, so that clients of other rerank services nee
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
@@ -35,11 +35,19 @@ Text = Annotated[str, AfterValidator(_encodable)]
 DocId = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
 ItemId = Text | StrictInt
 TopN = Annotated[int, Field(ge=0)]
+TimeoutMs = Annotated[int, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
+OnMissing = Literal["error", "skip", "encode"]
 ChunkSize = Annotated[int, Field(ge=1, description="pooling ratio: the stored one or a multiple of it")]
 
 
+ON_MISSING = (
+    "what becomes of passages that the index does not hold: error (404; the default of ids), skip, "
+    "or encode their text (the default of documents)"
+)
+
+
 class Document(BaseModel):
-    """A text that the index need not hold, with the client's own name for it."""
+    """A text; where the index holds this very text under this `id`, its stored states are used."""
 
     text: Text
     id: ItemId | None = None
@@ -48,7 +56,16 @@ class Document(BaseModel):
 Documents = list[Text | Document]
 
 
-class SearchRequest(BaseModel):
+class Request(BaseModel):
+    """A field that is null counts as left out: several clients write every field that they know."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return {name: one for name, one in fields.items() if one is not None} if isinstance(fields, dict) else fields
+
+
+class SearchRequest(Request):
     """First stage, then cached rerank."""
 
     model_config = _example(query="Who discovered penicillin?", k=100, top_n=3)
@@ -59,10 +76,47 @@ class SearchRequest(BaseModel):
     chunk_size: ChunkSize | None = None
     first_stage: Mode | None = Field(None, description="null = the service's (the best that the index has)")
     return_documents: bool = True
+    budget_ms: float | None = Field(
+        None, gt=0, description="time for the whole answer: fewer candidates or a coarser ratio are chosen to keep it"
+    )
+    timeout_ms: TimeoutMs | None = None
+    model: Text | None = Field(None, description="one of /v1/models, or left out")
+
+    @property
+    def all_queries(self) -> list[str]:
+        """Every query of the request."""
+        return [self.query]
 
 
-class RerankRequest(BaseModel):
-    """Passages to rank: stored ones by `ids`, or raw ones as `documents` or `texts`; exactly one of the three."""
+class PairOptions(Request):
+    """What requests that score pairs have in common."""
+
+    instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
+    chunk_size: ChunkSize | None = None
+    return_margin: bool = Field(False, description="also give yes_logit − no_logit")
+    raw_scores: bool = Field(False, description="scores are margins in place of P(yes)")
+    truncate: bool = Field(True, description="false: what has too many tokens is an error and is not cut")
+    max_tokens_per_doc: int | None = Field(None, ge=1, description="tokens of a raw document that count")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="another name of `max_tokens_per_doc`; -1 = all"
+    )
+    truncation_direction: Literal["Right", "right"] = Field("Right", description="what is cut is the end")
+    on_missing: OnMissing | None = Field(None, description=ON_MISSING)
+    timeout_ms: TimeoutMs | None = None
+    model: Text | None = Field(None, description="one of /v1/models, or left out")
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of a raw document that count; `None` = as many as of an indexed one."""
+        given = self.truncate_prompt_tokens if self.max_tokens_per_doc is None else self.max_tokens_per_doc
+        return given if given is not None and given > 0 else None
+
+
+class RerankRequest(PairOptions):
+    """Passages to rank: stored ones by `ids`, or raw ones as `documents` or `texts`; exactly one of the three.
+
+    With `ids`, `documents` may hold their texts in the same order: they are used where the index does not have the id.
+    """
 
     model_config = _example(query="Who discovered penicillin?", ids=["d1", "d2"], top_n=1)
     query: Text
@@ -71,18 +125,27 @@ class RerankRequest(BaseModel):
     texts: Documents | None = Field(None, description="as `documents`, answered by a bare array")
     top_n: TopN | None = Field(None, description="results returned; null, 0 or more than there are = all")
     top_k: TopN | None = Field(None, description="another name of `top_n`, which goes first")
-    instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
-    chunk_size: ChunkSize | None = None
     return_documents: bool = False
     return_text: bool = Field(False, description="another name of `return_documents`")
-    return_margin: bool = Field(False, description="also give yes_logit − no_logit")
-    raw_scores: bool = Field(False, description="scores are margins in place of P(yes)")
-    model: Text | None = Field(None, description="accepted and ignored: the index's model answers")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        _exactly_one(ids=self.ids, documents=self.documents, texts=self.texts)
+        if self.ids is None or self.documents is None:
+            _exactly_one(ids=self.ids, documents=self.documents, texts=self.texts)
+        elif len(self.ids) != len(self.documents):
+            raise PydanticCustomError(
+                "lengths",
+                "{ids} ids and {documents} documents: the documents are the texts of the ids, give one for each",
+                {"ids": len(self.ids), "documents": len(self.documents)},
+            )
+        else:
+            _exactly_one(ids=self.ids, texts=self.texts)
         return self
+
+    @property
+    def all_queries(self) -> list[str]:
+        """Every query of the request."""
+        return [self.query]
 
     @property
     def limit(self) -> int | None:
@@ -104,7 +167,7 @@ class ScorePair(BaseModel):
         return self
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(PairOptions):
     """Pairs to score, as `pairs`, or as `queries` and `documents` (or `text_1` and `text_2`): 1:1, 1:N or N:N."""
 
     model_config = _example(pairs=[{"id": "a", "query": "Who discovered penicillin?", "doc_id": "d1"}])
@@ -113,11 +176,6 @@ class ScoreRequest(BaseModel):
     documents: Text | Documents | None = None
     text_1: Text | list[Text] | None = None
     text_2: Text | Documents | None = None
-    instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
-    chunk_size: ChunkSize | None = None
-    return_margin: bool = Field(False, description="also give yes_logit − no_logit")
-    raw_scores: bool = Field(False, description="scores are margins in place of P(yes)")
-    model: Text | None = Field(None, description="accepted and ignored: the index's model answers")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -135,6 +193,11 @@ class ScoreRequest(BaseModel):
                 {"queries": len(queries), "documents": len(documents)},
             )
         return self
+
+    @property
+    def all_queries(self) -> list[str]:
+        """Every query of the request."""
+        return self.columns()[0] if self.pairs is None else [pair.query for pair in self.pairs]
 
     def columns(self) -> tuple[list[str], Documents]:
         """The two columns of the form without `pairs`; empty ones with it."""

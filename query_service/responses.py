@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,11 +18,18 @@ class Usage(BaseModel):
 
 
 class Meta(BaseModel):
-    """What made the answer, and the ids that are not in it as their records are damaged."""
+    """What made the answer, where its milliseconds went, and what is not in it as it was asked for.
+
+    `truncated`: positions of passages that were cut; `missing` and `damaged`: ids that have no result, as the index
+    does not hold them, or holds them damaged.
+    """
 
     index_version: str
     query_truncated: bool
+    truncated: list[int] = []
+    missing: list[str] = []
     damaged: list[str] = []
+    timings_ms: dict[str, float]
 
 
 class DocumentText(BaseModel):
@@ -39,6 +46,7 @@ class RerankResult(BaseModel):
     score: float
     id: ItemId | None = None
     margin: float | None = None
+    cache: Literal["hit", "encoded"]
     document: DocumentText | None = None
 
 
@@ -50,6 +58,30 @@ class RerankResponse(BaseModel):
     created: int
     model: str
     results: list[RerankResult]
+    usage: Usage
+    meta: Meta
+
+
+class InfinityResult(BaseModel):
+    """As `RerankResult`; the document is a plain string."""
+
+    index: int
+    relevance_score: float
+    score: float
+    id: ItemId | None = None
+    margin: float | None = None
+    cache: Literal["hit", "encoded"]
+    document: str | None = None
+
+
+class InfinityResponse(BaseModel):
+    """As `RerankResponse`, for clients of Infinity."""
+
+    id: str
+    object: Literal["rerank"] = "rerank"
+    created: int
+    model: str
+    results: list[InfinityResult]
     usage: Usage
     meta: Meta
 
@@ -80,6 +112,7 @@ class PairsResponse(BaseModel):
     model: str
     results: list[PairResult]
     usage: Usage
+    meta: Meta
 
 
 class ScoreData(BaseModel):
@@ -100,6 +133,7 @@ class ScoreResponse(BaseModel):
     model: str
     data: list[ScoreData]
     usage: Usage
+    meta: Meta
 
 
 class SearchHit(BaseModel):
@@ -114,8 +148,20 @@ class SearchHit(BaseModel):
     text: str | None
 
 
+class Plan(BaseModel):
+    """What a time budget allowed: so many candidates, at this ratio; `reduced` = less than was asked for."""
+
+    k: int
+    chunk_size: int
+    predicted_ms: float
+    reduced: bool
+
+
 class SearchResponse(BaseModel):
-    """Results, best first, and where the milliseconds went; `damaged` ids have no result, or no text."""
+    """Results, best first, and where the milliseconds went; `damaged` ids have no result, or no text.
+
+    `plan` is null where no budget was given.
+    """
 
     query: str
     query_truncated: bool
@@ -123,6 +169,7 @@ class SearchResponse(BaseModel):
     timings_ms: dict[str, float]
     index_version: str
     damaged: list[str] = []
+    plan: Plan | None = None
 
 
 class PrefixCache(BaseModel):
@@ -140,6 +187,7 @@ class Health(BaseModel):
     """The service is alive, and what it serves; `prefix_cache` is null where there is none.
 
     `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
+    `reload_failure` says why the newest generation is not the one that is served; null where it is.
     """
 
     status: Literal["ok"] = "ok"
@@ -147,7 +195,68 @@ class Health(BaseModel):
     model: str
     passages: int
     damaged_reads: int = 0
+    reload_failure: str | None = None
     prefix_cache: PrefixCache | None = None
+
+
+class Ready(BaseModel):
+    """Requests are answered; 503 in its place while the service warms up or stops."""
+
+    status: Literal["ready"] = "ready"
+    index_version: str
+
+
+class Reloaded(BaseModel):
+    """What is served now, and whether that is another generation than before."""
+
+    index_version: str
+    swapped: bool
+
+
+class Model(BaseModel):
+    """One name that `model` may have."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["kalm-cache"] = "kalm-cache"
+    root: str
+    parent: None = None
+    max_model_len: int
+
+
+class Models(BaseModel):
+    """The names that `model` may have."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Info(BaseModel):
+    """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them."""
+
+    version: str
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: dict[str, Any]
+    device: str
+    index_version: str
+    passages: int
+    codec: str
+    chunk_size: int
+    first_stage: list[str]
+    encodes_documents: bool
+    max_input_length: int
+    max_query_length: int
+    max_query_chars: int
+    max_documents: int
+    max_client_batch_size: int
+    max_body_bytes: int
+    timeout_ms: int
+    queue_limit: int
+    max_concurrent_requests: int
+    workers: int
 
 
 class Error(BaseModel):
@@ -159,11 +268,14 @@ class Error(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The body of every answer that is not 200."""
+    """The body of every answer that is not 200; `detail` is the message once more, where other clients look for it."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"error": {"type": "UsageError", "message": "chunk size 3 was asked for, but …"}}]
+            "examples": [
+                {"error": {"type": "UsageError", "message": "chunk size 3 was asked for, but …"}, "detail": "…"}
+            ]
         }
     )
     error: Error
+    detail: str

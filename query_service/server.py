@@ -1,57 +1,90 @@
-"""`run_server`: an open index -> a service on a port, until a signal. Knows nothing of what the endpoints do."""
+"""`run_server`: an index folder -> a service on a port, until a signal. Knows nothing of what the endpoints do."""
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
+from kalm_cache.configured import open_index
 from kalm_cache.errors import UsageError
 from kalm_cache.index import PassageIndex
 from kalm_cache.settings import Settings
 from query_service.app import create_app
-from query_service.documents import DocumentEncoder
+from query_service.edge.logs import configure_logging
+from query_service.live import LiveIndex
+from query_service.service import Service
+from query_service.workers import run_workers
 
+KEEP_ALIVE_SECONDS = 75  # longer than the usual pool of a client, so that it does not write into a closing connection
 logger = logging.getLogger(__name__)
 
 
-def run_server(index: PassageIndex, settings: Settings, *, encode_documents: bool = True) -> None:
-    """Serve an open index until SIGTERM or SIGINT; then finish what was begun, close the index, and return.
+def run_server(folder: Path, settings: Settings) -> None:
+    """Serve the live generation of an index until SIGTERM or SIGINT; then finish what was begun, and return.
 
     Args:
-        index: what is served.
-        settings: address (`host`, `port`; 0 = any free one, the log says which), what holds where a
-            request does not say, and the model's location where it is not the manifest's.
-        encode_documents: score raw documents too; the encoder loads when the first ones come.
+        folder: of the index.
+        settings: address (`host`, `port`; 0 = any free one, the log says which), limits, keys, and what holds where a
+            request does not say.
 
     Raises:
-        UsageError: the address cannot be bound.
+        UsageError: the address cannot be bound, or a key file cannot be read.
+        KalmCacheError: the index cannot be opened.
     """
-    with index, bind(settings.host, settings.port) as listener:
-        model = settings.model if "model" in settings.model_fields_set else None
-        documents = DocumentEncoder(index, model) if encode_documents else None
-        app = create_app(index, documents, settings)
-        index.query_side.warm_up()
-        logger.info("serving %d passages on %s (API: /docs)", len(index), address_of(listener))
-        serve(app, listener)
+    configure_logging(settings.log_format)
+    with bind(settings.host, settings.port) as listener:
+        if settings.workers > 1:
+            run_workers(folder, settings, lambda like: _serve_folder(folder, settings, listener, like))
+        else:
+            _serve_folder(folder, settings, listener, None)
     logger.info("stopped: every request that had begun was answered")
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
+def open_service(folder: Path, settings: Settings, like: PassageIndex | None = None) -> Service:
+    """A service over the live generation of `folder`; `like` as in `PassageIndex.open`. Errors as there."""
+    live = LiveIndex(
+        folder,
+        lambda before: open_index(folder, settings, before or like),
+        with_encoder=settings.with_encoder,
+        model=settings.model if "model" in settings.model_fields_set else None,
+    )
+    return Service(live, settings)
+
+
+def serve(app: FastAPI, listener: socket.socket, drain_seconds: float = 30.0) -> None:
     """Answer requests until SIGTERM or SIGINT, finish those that were begun, and return."""
-    server = make_server(app)
+    server = make_server(app, drain_seconds)
     with _signals_set_exit(server):
         server.run(sockets=[listener])
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: FastAPI, drain_seconds: float = 30.0) -> uvicorn.Server:
     """A server that leaves logging as it is configured: standard output stays empty."""
-    return uvicorn.Server(uvicorn.Config(app, log_config=None))
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(drain_seconds),
+        )
+    )
+
+
+def _serve_folder(folder: Path, settings: Settings, listener: socket.socket, like: PassageIndex | None) -> None:
+    service = open_service(folder, settings, like)
+    app = create_app(service)
+    logger.info("serving %d passages on %s (API: /docs)", len(service.live.served.index), address_of(listener))
+    serve(app, listener, settings.drain_seconds)
 
 
 def bind(host: str, port: int) -> socket.socket:

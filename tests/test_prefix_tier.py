@@ -15,10 +15,8 @@ from kalm_cache.errors import UnknownIdError, UsageError
 from kalm_cache.model.kernels.kept import Kept
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
 from kalm_cache.prefix_tier import GIB, KeptPassage, PrefixTier, TierKey
-from kalm_cache.settings import Settings
-from query_service.app import create_app
 from tests.indexes import TEXTS, build, make_embedder, settings_for
-from tests.query_service.conftest import running
+from tests.query_service.conftest import serving
 
 IDS = list(TEXTS)
 QUERIES = ["What is the capital of China?", "when does the ferry leave", ""]
@@ -143,10 +141,7 @@ def test_search_ranks_alike_with_and_without_the_tier(folder: Path, plain: Passa
 
 
 def test_the_service_reports_the_tiers_hits_and_bytes(folder: Path):
-    with (
-        PassageIndex.open(folder, device="cpu", prefix_cache_gib=1) as index,
-        running(create_app(index, None, Settings())) as client,
-    ):
+    with serving(folder, prefix_cache_gib=1) as client:
         answers = [_rerank(client) for _ in range(2)]
         held = client.get("/health").json()["prefix_cache"]
     assert answers[0] == pytest.approx(answers[1], abs=1e-6)

@@ -14,26 +14,7 @@ from kalm_cache.cli.tables import ranking_table, timings_line
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from kalm_cache.index import PassageIndex
     from kalm_cache.settings import Settings
-
-
-def open_index(folder: Path, settings: Settings) -> PassageIndex:
-    """Open an index for a command; what flag, environment or file says of the model is checked against the index."""
-    from kalm_cache.index import PassageIndex
-
-    said = settings.model_fields_set
-    return PassageIndex.open(
-        folder,
-        device=settings.device,
-        dtype=settings.dtype,
-        query_max_length=settings.query_max_length,
-        model=settings.model if "model" in said else None,
-        codec=settings.codec if "codec" in said else None,
-        chunk_size=settings.chunk_size if "chunk_size" in said else None,
-        prefix_cache_gib=settings.prefix_cache_gib,
-        prefix_cache_dtype=settings.prefix_cache_dtype,
-    )
 
 
 def search(
@@ -52,6 +33,7 @@ def search(
     json: opt.AsJson = False,
 ) -> None:
     """First stage, then cached rerank: the passages that answer a query, best first."""
+    from kalm_cache.configured import open_index
     from kalm_cache.settings import load_settings
 
     with exit_codes():
@@ -134,6 +116,8 @@ def rerank(
 
 
 def _rerank_ids(query: str, ids: list[str], index: Path, settings: Settings, top_k: int | None) -> list[dict[str, Any]]:
+    from kalm_cache.configured import open_index
+
     wanted = [one for group in ids for one in group.split(",") if one]
     with open_index(index, settings) as passages:
         answer = passages.rerank(
@@ -199,16 +183,34 @@ def serve(
     prefix_cache_gib: Annotated[
         float | None, typer.Option("--prefix-cache-gib", help="Memory for passages met before; 0 = none.")
     ] = None,
-    documents: Annotated[
-        bool, typer.Option("--documents/--no-documents", help="Score raw documents too: needs the encoder.")
-    ] = True,
+    with_encoder: Annotated[
+        bool | None, typer.Option("--with-encoder/--without-encoder", help="Score raw documents too.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; they share weights and index.")] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option("--api-keys-file", help="Bearer keys, one a line; or KALM_CACHE_API_KEYS.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
 ) -> None:
-    """Serve an index over HTTP: POST /search, /rerank, /score; GET /health, /docs."""
+    """Serve an index over HTTP until SIGTERM: /search, /rerank, /score, /metrics, /docs, and a page at /.
+
+    Every other limit is a setting: see kalm-cache config show.
+    """
     from kalm_cache.settings import load_settings
     from query_service.server import run_server
 
     with exit_codes():
         settings = load_settings(
-            config, host=host, port=port, model=model, device=device, dtype=dtype, prefix_cache_gib=prefix_cache_gib
+            config,
+            host=host,
+            port=port,
+            model=model,
+            device=device,
+            dtype=dtype,
+            prefix_cache_gib=prefix_cache_gib,
+            with_encoder=with_encoder,
+            workers=workers,
+            api_keys_file=api_keys_file,
+            log_format=log_format,
         )
-        run_server(open_index(index, settings), settings, encode_documents=documents)
+        run_server(index, settings)

@@ -17,10 +17,9 @@ from indexer.job import load_encoders, run_index_job
 from kalm_cache.index import PassageIndex
 from kalm_cache.passage import Passage
 from kalm_cache.reranker import KaLMReranker
-from kalm_cache.settings import Settings, load_settings
+from kalm_cache.settings import load_settings
 from query_service.app import create_app
-from query_service.documents import DocumentEncoder
-from query_service.server import address_of, bind, make_server
+from query_service.server import address_of, bind, make_server, open_service
 from tests.texts import DOCUMENTS, SENTENCES, long_text
 
 MAX_LENGTH = 48
@@ -44,6 +43,14 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def serving(folder: Path, **settings: object) -> Iterator[httpx.Client]:
+    """A client of a service over an index, with settings of its own."""
+    given = load_settings(**({"device": "cpu", "dtype": "float32"} | settings))
+    with running(create_app(open_service(folder, given))) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -98,14 +105,14 @@ def reranker(mini_folder: Path) -> KaLMReranker:
 
 
 @pytest.fixture(scope="session")
-def service(index: PassageIndex) -> Iterator[httpx.Client]:
+def service(index_folder: Path) -> Iterator[httpx.Client]:
     """The service with the encoder."""
-    with running(create_app(index, DocumentEncoder(index), Settings())) as client:
+    with serving(index_folder, with_encoder=True) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def decoder_only(index: PassageIndex) -> Iterator[httpx.Client]:
+def decoder_only(index_folder: Path) -> Iterator[httpx.Client]:
     """The service without the encoder, and with an instruction of its own."""
-    with running(create_app(index, None, Settings(instruction="Find the passage.", top_n=2))) as client:
+    with serving(index_folder, instruction="Find the passage.", top_n=2) as client:
         yield client

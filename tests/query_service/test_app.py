@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
 from kalm_cache.index import PassageIndex
-from kalm_cache.settings import Settings
+from kalm_cache.settings import load_settings
 from query_service.app import create_app
-from query_service.documents import DocumentEncoder
+from query_service.server import open_service
 from tests.query_service.conftest import CORPUS, running
 
 IDS = list(CORPUS)
@@ -24,6 +25,7 @@ def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) 
         "model": index.generation.manifest.model.rpartition("/")[2],
         "passages": 18,
         "damaged_reads": 0,
+        "reload_failure": None,
         "prefix_cache": None,
     }
 
@@ -31,7 +33,9 @@ def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) 
 def test_the_openapi_document_describes_every_path_with_examples(service: httpx.Client) -> None:
     document = service.get("/openapi.json").json()
     rerank = {"/rerank", "/v1/rerank", "/v2/rerank"}
-    assert document["paths"].keys() == {"/health", "/search", "/score", "/v1/score"} | rerank
+    status = {"/health", "/ready", "/info", "/v1/models", "/infinity/models", "/metrics", "/admin/reload"}
+    answers = {"/search", "/score", "/v1/score", "/infinity/rerank"} | rerank
+    assert document["paths"].keys() >= status | answers
     for name in ("SearchRequest", "RerankRequest", "ScoreRequest", "ErrorResponse"):
         assert document["components"]["schemas"][name]["examples"]
     operations = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
@@ -46,9 +50,11 @@ def test_the_examples_of_the_openapi_document_are_valid_requests(service: httpx.
         assert service.post(path, json=example).status_code in (200, 404)  # the ids of the examples are not stored
 
 
-def test_the_encoder_loads_when_the_first_raw_document_comes(index: PassageIndex) -> None:
-    encoder = DocumentEncoder(index)
-    with running(create_app(index, encoder, Settings())) as client:
+def test_the_encoder_loads_when_the_first_raw_document_comes(index_folder: Path) -> None:
+    opened = open_service(index_folder, load_settings(device="cpu", dtype="float32", with_encoder=True))
+    encoder = opened.live.served.documents
+    assert encoder is not None
+    with running(create_app(opened)) as client:
         client.get("/health")
         client.post("/search", json={"query": "bees"})
         client.post("/rerank", json={"query": "bees", "ids": ["s1"]})
@@ -58,9 +64,11 @@ def test_the_encoder_loads_when_the_first_raw_document_comes(index: PassageIndex
         assert encoder.loaded
 
 
-def test_health_is_answered_while_a_computation_runs(index: PassageIndex) -> None:
-    encoder = DocumentEncoder(index)
-    with running(create_app(index, encoder, Settings())) as client, ThreadPoolExecutor() as threads:
+def test_health_is_answered_while_a_computation_runs(index_folder: Path) -> None:
+    opened = open_service(index_folder, load_settings(device="cpu", dtype="float32", with_encoder=True))
+    encoder = opened.live.served.documents
+    assert encoder is not None
+    with running(create_app(opened)) as client, ThreadPoolExecutor() as threads:
         with encoder._lock:  # the computation stands still inside the encoder
             waiting = [threads.submit(client.post, "/rerank", json=raw_request(n)) for n in range(3)]
             assert client.get("/health").status_code == 200

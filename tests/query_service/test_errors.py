@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from kalm_cache.index import PassageIndex
-from kalm_cache.settings import Settings
+from kalm_cache.generation import open_current
+from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.documents import DocumentEncoder
+from query_service.server import open_service
 from tests.checkpoints import make_checkpoint
-from tests.query_service.conftest import running
+from tests.query_service.conftest import running, serving
 from tests.stores import damage_record
 
 Q = {"query": "bees"}
@@ -20,7 +21,8 @@ Q = {"query": "bees"}
 def failure(client: httpx.Client, path: str, status: int, **request: object) -> dict[str, object]:
     response = client.post(path, **request)
     assert response.status_code == status, response.text
-    assert response.json().keys() == {"error"}
+    assert response.json().keys() == {"error", "detail"}
+    assert response.json()["detail"] == response.json()["error"]["message"]
     return response.json()["error"]
 
 
@@ -28,7 +30,7 @@ def failure(client: httpx.Client, path: str, status: int, **request: object) -> 
     ("path", "body", "message"),
     [
         ("/search", {}, "query: Field required"),
-        ("/search", {"query": None}, "query: Input should be a valid string"),
+        ("/search", {"query": None}, "query: Field required"),
         ("/search", Q | {"k": 0}, "k: Input should be greater than or equal to 1"),
         ("/search", Q | {"top_n": -1}, "top_n: Input should be greater than or equal to 0"),
         ("/search", Q | {"first_stage": "best"}, "first_stage: Input should be 'dense', 'bm25' or 'fused'"),
@@ -117,37 +119,40 @@ def test_raw_documents_without_the_encoder_are_a_400_with_the_way_out(
 ) -> None:
     error = failure(decoder_only, path, 400, json=body)
     assert error["type"] == "EncoderOffError"
-    assert "kalm-cache serve --documents" in str(error["message"])
+    assert "kalm-cache serve --with-encoder" in str(error["message"])
 
 
-def test_an_encoder_of_another_model_is_a_409(index: PassageIndex, tmp_path: Path) -> None:
-    other = DocumentEncoder(index, str(make_checkpoint(tmp_path / "other", seed=1)))
-    with running(create_app(index, other, Settings())) as client:
+def test_an_encoder_of_another_model_is_a_409(index_folder: Path, tmp_path: Path) -> None:
+    opened = open_service(index_folder, load_settings(device="cpu", dtype="float32"))
+    other = DocumentEncoder(opened.live.served.index, str(make_checkpoint(tmp_path / "other", seed=1)))
+    opened.live.served.documents = other
+    with running(create_app(opened)) as client:
         error = failure(client, "/rerank", 409, json=Q | {"documents": ["a text"]})
         assert error["type"] == "IndexMismatchError"
         assert client.post("/rerank", json=Q | {"ids": ["s1"]}).status_code == 200
 
 
 @pytest.fixture
-def spare_index(build: Callable[..., Path]) -> Iterator[PassageIndex]:
+def spare_folder(build: Callable[..., Path]) -> Path:
     """An index that the test may damage; without BM25 and texts."""
-    with PassageIndex.open(build(bm25=False, store_text=False), device="cpu") as opened:
-        yield opened
+    return build(bm25=False, store_text=False)
 
 
-def test_a_mode_that_was_not_built_is_a_422_and_texts_that_are_not_kept_are_left_out(
-    spare_index: PassageIndex,
-) -> None:
-    with running(create_app(spare_index, None, Settings())) as client:
+def shard_of(folder: Path) -> Path:
+    return open_current(folder).shard
+
+
+def test_a_mode_that_was_not_built_is_a_422_and_texts_that_are_not_kept_are_left_out(spare_folder: Path) -> None:
+    with serving(spare_folder) as client:
         assert "available modes: dense" in str(failure(client, "/search", 422, json=Q | {"first_stage": "bm25"}))
         [result] = client.post("/rerank", json=Q | {"ids": ["s1"], "return_documents": True}).json()["results"]
         assert "document" not in result
 
 
-def test_damaged_passages_are_left_out_named_and_counted(spare_index: PassageIndex) -> None:
-    with running(create_app(spare_index, None, Settings())) as client:
+def test_damaged_passages_are_left_out_named_and_counted(spare_folder: Path) -> None:
+    with serving(spare_folder) as client:
         whole = client.post("/rerank", json=Q | {"ids": ["s2", "s0"]}).json()
-        damage_record(spare_index.generation.shard, "s1")
+        damage_record(shard_of(spare_folder), "s1")
         answer = client.post("/rerank", json=Q | {"ids": ["s2", "s1", "s0"], "return_documents": True}).json()
         assert answer["meta"]["damaged"] == ["s1"]
         assert [one["id"] for one in answer["results"]] == [one["id"] for one in whole["results"]]
@@ -157,17 +162,19 @@ def test_damaged_passages_are_left_out_named_and_counted(spare_index: PassageInd
         assert found["damaged"] == ["s1"]
         assert "s1" not in {one["doc_id"] for one in found["results"]}
         assert len(found["results"]) == 17
+        assert "kalm_cache_damaged_records_total 2.0" in client.get("/metrics").text
 
 
 def test_damage_where_every_pair_has_a_score_and_bugs_are_a_500_that_shows_no_traceback(
-    spare_index: PassageIndex,
+    spare_folder: Path,
 ) -> None:
-    with running(create_app(spare_index, None, Settings())) as client:
-        damage_record(spare_index.generation.shard, "s1")
+    opened = open_service(spare_folder, load_settings(device="cpu", dtype="float32"))
+    with running(create_app(opened)) as client:
+        damage_record(shard_of(spare_folder), "s1")
         error = failure(client, "/score", 500, json={"pairs": [Q | {"doc_id": "s2"}, Q | {"doc_id": "s1"}]})
         assert error["type"] == "DamagedRecordError"
         assert client.post("/score", json={"pairs": [Q | {"doc_id": "s2"}]}).status_code == 200
-        del spare_index.first_stage  # as a bug would
+        del opened.live.served.index.first_stage  # as a bug would
         error = failure(client, "/search", 500, json=Q)
         assert error == {
             "type": "InternalServerError",
@@ -177,7 +184,7 @@ def test_damage_where_every_pair_has_a_score_and_bugs_are_a_500_that_shows_no_tr
 
 
 def test_unknown_paths_and_methods_are_answered_in_the_same_shape(service: httpx.Client) -> None:
-    assert service.get("/nowhere").json() == {"error": {"type": "NotFound", "message": "Not Found"}}
+    assert service.get("/nowhere").json()["error"] == {"type": "NotFound", "message": "Not Found"}
     response = service.get("/search")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert response.json()["error"]["type"] == "MethodNotAllowed"

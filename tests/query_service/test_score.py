@@ -48,7 +48,7 @@ def test_two_columns_are_scored_line_by_line(
 ) -> None:
     answer = score(service, **{left: QUERIES, right: DOCUMENTS})
     expected = reranker.predict(list(zip(QUERIES, DOCUMENTS, strict=True)))
-    assert answer.keys() == {"id", "object", "created", "model", "data", "usage"}
+    assert answer.keys() == {"id", "object", "created", "model", "data", "usage", "meta"}
     assert answer["object"] == "list"
     assert [entry["score"] for entry in answer["data"]] == pytest.approx(expected, abs=1e-5)
     assert [(entry["index"], entry["object"]) for entry in answer["data"]] == [(i, "score") for i in range(3)]
@@ -66,7 +66,7 @@ def test_one_query_is_scored_against_every_document(
 
 
 def test_one_text_against_one_text_is_one_score(service: httpx.Client, reranker: KaLMReranker) -> None:
-    [entry] = score(service, text_1=QUERIES[0], text_2=DOCUMENTS[0], model="any")["data"]
+    [entry] = score(service, text_1=QUERIES[0], text_2=DOCUMENTS[0], model="default/not-specified")["data"]
     assert entry["score"] == pytest.approx(reranker.predict([(QUERIES[0], DOCUMENTS[0])])[0], abs=1e-5)
 
 

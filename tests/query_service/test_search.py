@@ -43,7 +43,7 @@ def test_answers_are_those_of_the_index_in_process(
     assert answer["results"] == close_to([asdict(result) for result in expected.results])
     assert (answer["query"], answer["query_truncated"]) == (QUERY, False)
     assert answer["index_version"] == index.generation.manifest.generation == "000001"
-    assert answer["timings_ms"].keys() == {"first_stage", "read", "decode", "total"}
+    assert answer["timings_ms"].keys() == {"queue", "first_stage", "read", "decode", "total"}
 
 
 def test_k_is_100_and_top_n_10_unless_the_request_says_otherwise(service: httpx.Client) -> None:

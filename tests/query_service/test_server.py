@@ -16,20 +16,19 @@ from kalm_cache.errors import UsageError
 from query_service.server import address_of, bind
 
 SERVE = """
-import logging, sys
-from kalm_cache.index import PassageIndex
+import sys
+from pathlib import Path
 from kalm_cache.settings import load_settings
 from query_service.server import run_server
 
-logging.basicConfig(level=logging.INFO)
-run_server(PassageIndex.open(sys.argv[1], device="cpu"), load_settings(port=0))
+run_server(Path(sys.argv[1]), load_settings(port=0, device="cpu", dtype="float32", workers=int(sys.argv[2])))
 """
 
 
 @contextmanager
-def served(index_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+def served(index_folder: Path, workers: int = 1) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     """A service in a process of its own, with the host and port that its log names."""
-    command = [sys.executable, "-c", SERVE, str(index_folder)]
+    command = [sys.executable, "-c", SERVE, str(index_folder), str(workers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process, *logged_address(process)

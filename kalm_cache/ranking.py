@@ -1,0 +1,39 @@
+"""Margins -> answers: the values that searches return, and their order. Knows nothing of stores or models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """One passage of an answer. Ranks count from 1; the first-stage fields are `None` when ids were given."""
+
+    doc_id: str
+    score: float
+    margin: float
+    rank: int
+    first_stage_rank: int | None
+    first_stage_score: float | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Results, best first, and where the milliseconds went: `first_stage, read, decode, total`.
+
+    `damaged` names the passages that are not in it as they were stored: their records, and so their scores, are
+    missing (they are in no result), or only their texts (then the result's `text` is `None`).
+    """
+
+    query: str
+    query_truncated: bool
+    results: list[SearchResult]
+    timings_ms: dict[str, float]
+    damaged: list[str] = field(default_factory=list)
+
+
+def best_first(margins: Sequence[float], top_n: int | None) -> list[int]:
+    """Positions by falling margin, `top_n` of them (`None` = all). Equal margins keep their order."""
+    return sorted(range(len(margins)), key=lambda i: -margins[i])[:top_n]

@@ -1,0 +1,50 @@
+"""What decoding costs: predicted from lengths, which are known before anything runs, and corrected by what it took."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+from torch import Tensor
+
+from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.prompts import Tokens
+from kalm_cache.query_side import QuerySide
+
+WEIGHT_OF_THE_LATEST = 0.1
+
+
+class CostModel:
+    """Milliseconds a unit, as a moving average; a unit is one prompt token through the decoder. Thread-safe."""
+
+    def __init__(self, ms_per_unit: float = 0.0) -> None:
+        """`ms_per_unit`: what is taken before anything was measured; 0 = predict nothing until then."""
+        self._ms_per_unit = ms_per_unit
+        self._lock = Lock()
+
+    @staticmethod
+    def units(side: QuerySide, prompt: Tokens, states: Tensor | Kept) -> float:
+        """Units of one pair: its own prompt tokens, and its pooled states as far as they cost one."""
+        if isinstance(states, Kept):
+            return len(prompt.ids) - len(states.prefix)
+        return len(prompt.ids) + state_weight(side) * len(states)
+
+    def ms(self, units: float) -> float:
+        """How long this many units take together with others in full batches."""
+        return units * self._ms_per_unit
+
+    def learn(self, units: float, took_ms: float) -> None:
+        """Correct the average by a batch."""
+        if units <= 0:
+            return
+        with self._lock:
+            measured = took_ms / units
+            before = self._ms_per_unit or measured
+            self._ms_per_unit = before + WEIGHT_OF_THE_LATEST * (measured - before)
+
+
+def state_weight(side: QuerySide) -> float:
+    """What a pooled state costs, to a prompt token: keys and values alone, against all products of a layer."""
+    config = side.decoder.stack.config
+    key_values = 2 * config.num_key_value_heads * config.head_dim
+    queries = config.num_attention_heads * config.head_dim
+    return key_values / (key_values + 2 * queries + 3 * config.intermediate_size)
