@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,8 +37,9 @@ class Metrics:
 
     def __init__(self) -> None:
         """A registry of its own: several applications in a process do not mix."""
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+        disable_created_metrics()  # a series more for each series, of which nobody asks
         self._registry = own = CollectorRegistry()
         self._requests = Counter(
             "kalm_cache_requests", "Requests answered.", ["method", "path", "status"], registry=own
@@ -174,7 +175,9 @@ class Metrics:
         self.prefix_tier(0, 0)
         for outcome in ("ok", "failed"):
             self._swaps.labels(outcome)
-        for reason in ("queue_full", "deadline", "disconnected", "draining"):
+        for stage in get_args(Stage):
+            self._stage_seconds.labels(stage)
+        for reason in get_args(Rejection):
             self._rejected.labels(reason)
 
 
