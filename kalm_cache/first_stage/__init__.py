@@ -3,7 +3,7 @@
 Importing this package imports none of faiss, bm25s, model2vec and sentence-transformers: they load on first use.
 """
 
-from kalm_cache.first_stage.bm25 import BM25Index
+from kalm_cache.first_stage.bm25 import BM25Index, Taken
 from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense import DenseIndex, DenseInfo
 from kalm_cache.first_stage.dense_types import DenseChoice
@@ -22,6 +22,7 @@ __all__ = [
     "FirstStage",
     "FirstStageSet",
     "Mode",
+    "Taken",
     "load_embedder",
     "merge",
     "reciprocal_rank_fusion",

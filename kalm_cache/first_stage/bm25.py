@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,41 +20,41 @@ from numpy.typing import NDArray
 from kalm_cache.durable import publish_folder
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.analysis import ANALYSIS, terms_of
+from kalm_cache.first_stage.bm25_files import INFO_NAME, NUMBERS_NAME, BM25Files, load
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
-from kalm_cache.first_stage.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, PostingsWriter, Statistics
+from kalm_cache.first_stage.postings import PostingsWriter, Statistics
 from kalm_cache.first_stage.rows import RowsOf
 from kalm_cache.first_stage.vocabulary import Vocabulary, encode_term
 
 FOLDER_NAME = "bm25"
-NUMBERS_NAME = "numbers.npy"
-INFO_NAME = "bm25.json"
 K1 = 1.2
 B = 0.75
 RUN_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """An index as it lies on disk, mapped: numbers (n,), and the postings of each term."""
+class Taken:
+    """Documents of one index that go into another one as they are counted there: their numbers (m,), rising."""
 
+    source: BM25Index
     numbers: NDArray[np.int64]
-    vocabulary: Vocabulary
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.int32]
-    data: NDArray[np.float32]
-    mean_length: float
 
 
 class BM25Index:
     """Postings of terms, and the document number of each of its rows. Searches may run in several threads."""
 
-    def __init__(self, files: _Files, excluded: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, files: BM25Files, excluded: NDArray[np.int64] | None = None) -> None:
         """`excluded`: rows that no search finds."""
         self._files = files
         self._excluded = excluded
 
     @staticmethod
-    def build(documents: Iterable[tuple[int, str]], folder: Path, statistics_of: BM25Index | None = None) -> BM25Index:
+    def build(
+        documents: Iterable[tuple[int, str]],
+        folder: Path,
+        statistics_of: BM25Index | None = None,
+        taken: Sequence[Taken] = (),
+    ) -> BM25Index:
         """Write `folder/bm25/` from pairs of number and text, and return it opened.
 
         Texts are read one at a time. In memory are 12 bytes a document, the distinct terms, and a million occurrences;
@@ -67,6 +66,8 @@ class BM25Index:
             statistics_of: the index whose document frequencies and mean length the scores are computed with, so that
                 the scores of both can be compared: a text has the same score in both. Terms that it does not
                 have count as often as they occur here.
+            taken: documents that come before the others, from indexes that are `countable`: the index is, to the
+                last bit, what their texts would have made in this order.
 
         Raises:
             StoreError: a file cannot be written.
@@ -76,7 +77,7 @@ class BM25Index:
         shutil.rmtree(written, ignore_errors=True)  # what a killed build left
         try:
             written.mkdir()
-            _write(documents, written, statistics_of)
+            _write(documents, written, statistics_of, taken)
             publish_folder(written, folder / FOLDER_NAME)
         except OSError as exc:
             raise StoreError(f"{written}: cannot be written: {exc}") from exc
@@ -94,7 +95,7 @@ class BM25Index:
         if (path / "params.index.json").exists():
             raise IndexMismatchError(f"{path} was built by an earlier version of kalm-cache; index the corpus again")
         try:
-            return BM25Index(_load(path, "r" if mmap else None))
+            return BM25Index(load(path, "r" if mmap else None))
         except (OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, TokenError) as exc:  # all of np.load
             raise StoreError(f"{path} cannot be read; run kalm-cache verify: {exc}") from exc
 
@@ -107,6 +108,16 @@ class BM25Index:
     def ntotal(self) -> int:
         """How many documents the index holds, those without terms and excluded ones included."""
         return len(self._files.numbers)
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """The number (n,) of each document."""
+        return self._files.numbers
+
+    @property
+    def countable(self) -> bool:
+        """Whether documents can be taken from it; not from what an earlier version built."""
+        return self._files.counted is not None
 
     def excluding(self, numbers: NDArray[np.int64]) -> BM25Index:
         """The same index without some documents: searches go on to the next best, so `k` are found if there are."""
@@ -161,7 +172,9 @@ def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return np.flatnonzero(scores >= cut if cut > 0 else scores > 0)  # of booleans: of floats it takes 7 times as long
 
 
-def _write(documents: Iterable[tuple[int, str]], folder: Path, statistics_of: BM25Index | None) -> None:
+def _write(
+    documents: Iterable[tuple[int, str]], folder: Path, statistics_of: BM25Index | None, taken: Sequence[Taken]
+) -> None:
     numbers = array("q")
     vocabulary: dict[str, int] = {}
 
@@ -171,6 +184,9 @@ def _write(documents: Iterable[tuple[int, str]], folder: Path, statistics_of: BM
             yield text
 
     with PostingsWriter(folder) as postings:
+        for some in taken:
+            _take(some, postings, vocabulary)
+            numbers.frombytes(np.ascontiguousarray(some.numbers, np.int64).tobytes())
         for terms in terms_of(texts()):
             postings.add([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
         own = postings.statistics(len(vocabulary))
@@ -186,34 +202,9 @@ def _write(documents: Iterable[tuple[int, str]], folder: Path, statistics_of: BM
     (folder / INFO_NAME).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 
-def _load(path: Path, mmap_mode: Literal["r"] | None) -> _Files:
-    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
-    _check_analysis(info["analysis"])
-
-    def array_in(name: str, dtype: type[np.generic]) -> NDArray[Any]:
-        values: NDArray[Any] = np.asarray(np.load(path / name, mmap_mode=mmap_mode))
-        if values.dtype != dtype or values.ndim != 1:
-            raise ValueError(f"{name} holds {values.dtype} of shape {values.shape}, expected a row of {dtype.__name__}")
-        return values
-
-    files = _Files(
-        array_in(NUMBERS_NAME, np.int64),
-        Vocabulary.open(path, mmap_mode),
-        array_in(INDPTR_NAME, np.int64),
-        array_in(INDICES_NAME, np.int32),
-        array_in(DATA_NAME, np.float32),
-        float(info["mean_length"]),
-    )
-    if info["documents"] != len(files.numbers):
-        raise ValueError(f"it scores {info['documents']} documents, {NUMBERS_NAME} holds {len(files.numbers)}")
-    if len(files.indptr) != len(files.vocabulary) + 1 or not files.indptr[-1] == len(files.indices) == len(files.data):
-        raise ValueError("the lengths of its files do not fit together")
-    return files
-
-
-def _check_analysis(stored: str) -> None:
-    if stored != ANALYSIS:
-        raise IndexMismatchError(
-            f"the BM25 index was built with text analysis {stored!r}, this version uses {ANALYSIS!r}; "
-            "index the corpus again"
-        )
+def _take(some: Taken, postings: PostingsWriter, vocabulary: dict[str, int]) -> None:
+    files = some.source._files
+    if files.counted is None:
+        raise ValueError("an index of an earlier version does not say what its scores were computed from")
+    rows = RowsOf(files.numbers).require(some.numbers)
+    postings.add_counted(files.counted.lengths[rows], files.postings_of(rows, vocabulary))

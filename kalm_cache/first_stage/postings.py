@@ -1,26 +1,30 @@
 """Term occurrences → BM25 scores, sorted by term, on disk. Knows nothing of words: terms are integers.
 
 For each term, the positions of its documents and its scores there stand one after the other, in the layout of a
-compressed sparse column matrix: `indptr` (v + 1,) int64, `indices` int32 and `data` float32. Occurrences are gathered
-block by block in a nameless file, and placed in a second pass, when it is known how often each term occurs. Memory: a
-block, 4 bytes a document, 24 a term.
+compressed sparse column matrix: `indptr` (v + 1,) int64, `indices` int32 and `data` float32. Beside them stands what
+the scores were computed from, so that documents can go into another index without their texts: `times` unsigned, how
+often the document has the term, and `lengths` (n,) int32 in terms. Occurrences are gathered block by block in a
+nameless file, and placed in a second pass, when it is known how often each term occurs. Memory: a block, 4 bytes a
+document, 24 a term.
 """
 
 from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 INDPTR_NAME = "indptr.npy"
 INDICES_NAME = "indices.npy"
 DATA_NAME = "data.npy"
+TIMES_NAME = "times.npy"
+LENGTHS_NAME = "lengths.npy"
 BLOCK_TOKENS = 1 << 20
 
 
@@ -43,6 +47,7 @@ class PostingsWriter:
         self._block_starts_at = 0
         self._block_sizes: list[int] = []
         self._frequencies = np.zeros(0, np.int64)
+        self._most_times = 0
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> PostingsWriter:
@@ -58,6 +63,19 @@ class PostingsWriter:
         if len(self._tokens) >= BLOCK_TOKENS:
             self._end_block()
 
+    def add_counted(self, lengths: NDArray[np.int32], blocks: Iterable[NDArray[np.int32]]) -> None:
+        """The next documents (n,), as another index has them.
+
+        `blocks`: (3, m) term ids, positions in `lengths`, times; equal terms are neighbours, and positions rise with
+        each, over all blocks.
+        """
+        self._end_block()
+        first = len(self._lengths)
+        self._lengths.frombytes(np.ascontiguousarray(lengths, np.int32).tobytes())
+        for block in blocks:
+            self._keep(block + np.array([[0], [first], [0]], np.int32))
+        self._block_starts_at = len(self._lengths)
+
     def statistics(self, terms: int) -> Statistics:
         """Of all documents so far. `terms`: v, the number of distinct terms."""
         self._end_block()
@@ -65,7 +83,7 @@ class PostingsWriter:
         return Statistics(len(self._lengths), tokens / max(1, len(self._lengths)), _grown(self._frequencies, terms))
 
     def write(self, rank: NDArray[np.int64], k1: float, b: float, scored_by: Statistics) -> None:
-        """Write the three arrays.
+        """Write the five arrays.
 
         Args:
             rank: the final id (v,) of each term.
@@ -75,13 +93,15 @@ class PostingsWriter:
         """
         idf = lucene_idf(scored_by)
         own = self.statistics(len(rank)).frequencies
-        counts = np.empty(len(rank), np.int64)
-        counts[rank] = own
-        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        np.save(self._folder / INDPTR_NAME, indptr)
-        indices = np.lib.format.open_memmap(self._folder / INDICES_NAME, "w+", np.int32, (int(indptr[-1]),))
-        data = np.lib.format.open_memmap(self._folder / DATA_NAME, "w+", np.float32, (int(indptr[-1]),))
+        frequencies = np.empty(len(rank), np.int64)
+        frequencies[rank] = own
+        indptr = np.concatenate([[0], np.cumsum(frequencies)]).astype(np.int64)
         lengths = np.frombuffer(self._lengths, np.int32)
+        np.save(self._folder / INDPTR_NAME, indptr)
+        np.save(self._folder / LENGTHS_NAME, lengths)
+        indices = self._array(INDICES_NAME, np.int32, indptr)
+        data = self._array(DATA_NAME, np.float32, indptr)
+        counts = self._array(TIMES_NAME, np.min_scalar_type(self._most_times), indptr)
         shortness = k1 * (1 - b + b * lengths / (scored_by.mean_length or 1))  # (n,)
         heads = indptr[:-1].copy()  # where each term's next document goes
         for terms, rows, times in self._blocks():
@@ -89,9 +109,13 @@ class PostingsWriter:
             places, counted, distinct = _places(heads, ranks)
             indices[places] = rows
             data[places] = idf[terms] * times / (times + shortness[rows])
+            counts[places] = times
             heads[distinct] += counted
-        for written in (indices, data):
+        for written in (indices, data, counts):
             written.flush()
+
+    def _array(self, name: str, dtype: DTypeLike, indptr: NDArray[np.int64]) -> np.memmap[Any, Any]:
+        return np.lib.format.open_memmap(self._folder / name, "w+", np.dtype(dtype), (int(indptr[-1]),))
 
     def _end_block(self) -> None:
         if not self._tokens:
@@ -102,16 +126,22 @@ class PostingsWriter:
         keys = np.frombuffer(self._tokens, np.int32).astype(np.int64) << 32 | rows
         pairs, times = np.unique(keys, return_counts=True)  # sorted by term, then by document
         terms = pairs >> 32
-        block = np.stack([terms, pairs & 0xFFFFFFFF, times]).astype(np.int32)
-        self._file.write(block.tobytes())
-        self._block_sizes.append(len(terms))
-        self._frequencies = _grown(self._frequencies, int(terms[-1]) + 1)
-        self._frequencies += np.bincount(terms, minlength=len(self._frequencies))
+        self._keep(np.stack([terms, pairs & 0xFFFFFFFF, times]).astype(np.int32))
         self._tokens = array("i")
         self._block_starts_at = len(self._lengths)
 
+    def _keep(self, block: NDArray[np.int32]) -> None:
+        terms, _, times = block
+        if not len(terms):
+            return
+        self._file.write(block.tobytes())
+        self._block_sizes.append(len(terms))
+        self._frequencies = _grown(self._frequencies, int(terms.max()) + 1)
+        self._frequencies += np.bincount(terms, minlength=len(self._frequencies))
+        self._most_times = max(self._most_times, int(times.max()))
+
     def _blocks(self) -> Iterator[NDArray[np.int32]]:
-        """For each block (3, m): terms, rows, times; sorted by term, then by row."""
+        """Each block (3, m): terms, rows, times."""
         self._file.seek(0)
         for size in self._block_sizes:
             yield np.frombuffer(self._file.read(12 * size), np.int32).reshape(3, size)

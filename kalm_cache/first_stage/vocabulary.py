@@ -58,3 +58,8 @@ class Vocabulary:
 def encode_term(term: str) -> bytes:
     """UTF-8; half a surrogate pair, which a text from JSON may hold, is kept as it is."""
     return term.encode("utf-8", "surrogatepass")
+
+
+def decode_term(encoded: bytes) -> str:
+    """Inverse of `encode_term`."""
+    return encoded.decode("utf-8", "surrogatepass")
