@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,6 +144,12 @@ class PassageIndex:
         self.store.close()
         if self._lock is not None:
             self._lock.release()
+
+    def warm_up(self) -> None:
+        """Search and read once, so that what is loaded at the first use is loaded before a query. Decodes nothing."""
+        found = self.find("", 1)
+        with suppress(DamagedRecordError):
+            self.pooled(found.doc_ids)
 
     def __len__(self) -> int:
         return self.generation.manifest.counts.passages

@@ -119,7 +119,9 @@ async def answer_infinity_rerank(request: RerankRequest, work: Work) -> Infinity
     )
     assert isinstance(answer, RerankResponse)
     results = [
-        InfinityResult(**one.model_dump(exclude={"document"}), document=None if one.document is None else one.document.text)
+        InfinityResult(
+            **one.model_dump(exclude={"document"}), document=None if one.document is None else one.document.text
+        )
         for one in answer.results
     ]
     return InfinityResponse(**answer.model_dump(exclude={"results"}), results=results)

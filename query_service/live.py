@@ -106,6 +106,7 @@ class LiveIndex:
 
     def _serve(self, before: Served | None) -> Served:
         index = self._open(before.index if before else None)
+        index.warm_up()
         if not self._with_encoder:
             return Served(index, None)
         return Served(index, DocumentEncoder(index, self._model, like=before.documents if before else None))

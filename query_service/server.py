@@ -95,7 +95,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # the protocol by name: asyncio sets TCP_NODELAY on no other socket, and answers would wait 40 ms for an ACK
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as exc:
         raise UsageError(f"host {host!r} is not an address of this machine: {exc}") from exc
     try:
