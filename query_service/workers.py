@@ -6,6 +6,7 @@ all of them. The parent itself computes nothing: OpenMP's threads do not survive
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -44,6 +45,8 @@ def run_workers(folder: Path, settings: Settings, serve: Callable[[PassageIndex]
     torch.set_num_threads(1)
     with open_index(folder, settings) as like:
         pass  # closed: each worker maps the files itself
+    gc.collect()
+    gc.freeze()  # a collection in a worker would write to every object's page, and so copy it
     with tempfile.TemporaryDirectory(prefix="kalm-cache-metrics-") as metrics:
         share_between_workers(Path(metrics))
         _Supervisor(settings.workers, lambda: _work(settings.workers, lambda: serve(like))).run()
