@@ -9,13 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kalm_cache.client import AsyncClient, Client
     from kalm_cache.index import PassageIndex
     from kalm_cache.reranker import KaLMReranker
 
 __version__ = "0.1.0"
-__all__ = ["KaLMReranker", "PassageIndex", "__version__"]
+__all__ = ["AsyncClient", "Client", "KaLMReranker", "PassageIndex", "__version__"]
 
-_HOMES = {"KaLMReranker": "kalm_cache.reranker", "PassageIndex": "kalm_cache.index"}
+_HOMES = {
+    "AsyncClient": "kalm_cache.client",
+    "Client": "kalm_cache.client",
+    "KaLMReranker": "kalm_cache.reranker",
+    "PassageIndex": "kalm_cache.index",
+}
 
 
 def __getattr__(name: str) -> Any:

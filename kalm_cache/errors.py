@@ -11,6 +11,10 @@ KalmCacheError                    exit code 1
 │   └── IndexLockedError          1: another process is building in the same folder
 ├── IndexNotFoundError            1: no published generation in the folder
 ├── UnknownIdError                1: ids that the index does not hold
+├── ServiceError                  1: a service failed on a request, or what answered is no kalm-cache service
+│   ├── AccessDeniedError         1: it asks for another key
+│   ├── ServiceUnavailableError   1: it cannot be reached, is busy, starting or stopping; retries did not help
+│   └── DeadlineExceededError     1: it did not answer in time
 └── IndexMismatchError            4: the index was built with another model, codec or chunk size
 """
 
@@ -71,6 +75,26 @@ class UnknownIdError(KalmCacheError):
         shown = ", ".join(repr(doc_id) for doc_id in ids[:5]) + (" …" if len(ids) > 5 else "")
         super().__init__(f"{len(ids)} of the ids are not in the index: {shown}")
         self.ids = ids
+
+
+class ServiceError(KalmCacheError):
+    """A service failed on a request, or what answered is no kalm-cache service."""
+
+
+class AccessDeniedError(ServiceError):
+    """A service asks for another key than it was given."""
+
+
+class ServiceUnavailableError(ServiceError):
+    """A service cannot be reached, is busy, starting or stopping; `retry_after_seconds` is what it said of that."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineExceededError(ServiceError):
+    """A service did not answer in the time that the client or the service itself allows."""
 
 
 class IndexMismatchError(KalmCacheError):

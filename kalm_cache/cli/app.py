@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from kalm_cache.cli.change import add, delete, reindex
+from kalm_cache.cli.client import client
 from kalm_cache.cli.config import config_app
 from kalm_cache.cli.demo import demo
 from kalm_cache.cli.evaluate import evaluate
@@ -33,7 +34,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for _command in (index, reindex, add, delete, search, rerank, serve, stats, verify, rollback, gc, demo):
+for _command in (index, reindex, add, delete, search, rerank, serve, client, stats, verify, rollback, gc, demo):
     app.command()(_command)
 app.command("eval")(evaluate)
 app.add_typer(config_app, name="config")

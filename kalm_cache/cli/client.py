@@ -1,0 +1,129 @@
+"""`kalm-cache client`: ask a running service, with options or with a request body from a file."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kalm_cache.cli import options as opt
+from kalm_cache.cli.output import exit_codes, print_json, stdout_console
+from kalm_cache.errors import ServiceUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from kalm_cache.client import Client
+
+ENDPOINTS = ("search", "rerank", "score")
+SHOWN = ("rank", "index", "doc_id", "id", "score", "margin", "cache", "text")
+
+
+def client(
+    query: Annotated[str | None, typer.Argument(help="The question; not with --json-file.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", help="The service; KALM_CACHE_BASE_URL, or http://127.0.0.1:8080.")
+    ] = None,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="search, rerank or score.")] = "search",
+    json_file: Annotated[Path | None, typer.Option("--json-file", help="The request's body; - = stdin.")] = None,
+    ids: Annotated[list[str] | None, typer.Option("--ids", help="Stored ids, comma-separated or repeated.")] = None,
+    document: Annotated[list[str] | None, typer.Option("--document", help="A document; repeat it for more.")] = None,
+    k: opt.Candidates = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", "--top-n", min=1, help="Results shown.")] = None,
+    chunk_size: opt.ChunkSize = None,
+    first_stage: opt.FirstStageMode = None,
+    instruction: opt.Instruction = None,
+    return_margin: Annotated[bool, typer.Option("--return-margin", help="Add yes_logit − no_logit.")] = False,
+    health: Annotated[bool, typer.Option("--health", help="Whether the service is ready, and what it serves.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each try.")] = 60.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries where the service is busy.")] = 3,
+    json: opt.AsJson = False,
+) -> None:
+    """Ask a running service to search, rerank or score; the key is KALM_CACHE_API_KEY.
+
+    With --json, the service's answer as it came. A service that is not ready ends --health with exit code 1.
+    """
+    from kalm_cache.client import Client
+
+    with exit_codes(), Client(base_url, timeout=timeout, retries=retries) as service:
+        if health:
+            answer = _health(service)
+        else:
+            options = {"k": k, "chunk_size": chunk_size, "first_stage": first_stage, "instruction": instruction}
+            body = _body_of(endpoint, query, json_file, ids, document)
+            body |= {name: value for name, value in options.items() if value is not None}
+            body |= _shown(endpoint, top_k, return_margin)
+            answer = service.request(f"/{endpoint}", body)
+    if json:
+        print_json(answer)
+    else:
+        _print(answer, return_margin)
+
+
+def _health(service: Client) -> dict[str, Any]:
+    answer = service.health()
+    if not service.ready():
+        raise ServiceUnavailableError(f"{service.base_url} is alive, but not ready: it is starting or stopping")
+    return answer
+
+
+def _body_of(
+    endpoint: str, query: str | None, file: Path | None, ids: list[str] | None, documents: list[str] | None
+) -> dict[str, Any]:
+    if endpoint not in ENDPOINTS:
+        raise UsageError(f"--endpoint {endpoint}: choose one of {', '.join(ENDPOINTS)}")
+    wanted = [one for group in ids or [] for one in group.split(",") if one]
+    if file is not None:
+        if query is not None or wanted or documents:
+            raise UsageError("--json-file holds the whole request: leave out the query, --ids and --document")
+        return _read(file)
+    if query is None:
+        raise UsageError("give a query, or --json-file, or --health")
+    if endpoint == "search":
+        if wanted or documents:
+            raise UsageError("--endpoint search takes a query alone; for --ids and --document: --endpoint rerank")
+        return {"query": query}
+    if bool(wanted) == bool(documents):
+        raise UsageError(f"--endpoint {endpoint}: give either --ids or --document")
+    if endpoint == "score":
+        named = [{"id": one, "query": query, "doc_id": one} for one in wanted]
+        return {"pairs": named or [{"query": query, "document": text} for text in documents or []]}
+    return {"query": query, "ids": wanted} if wanted else {"query": query, "documents": documents}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+        body = json_format.loads(text)
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"--json-file {file}: cannot be read as JSON: {exc}") from exc
+    if not isinstance(body, dict):
+        raise UsageError(f"--json-file {file}: holds a {type(body).__name__}; expected an object, the request's body")
+    return body
+
+
+def _shown(endpoint: str, top_k: int | None, return_margin: bool) -> dict[str, Any]:
+    """What the flags say of the results, over what the body says."""
+    if endpoint == "score" and top_k is not None:
+        raise UsageError("--top-k: scores come in the order of the pairs, all of them; use --endpoint rerank")
+    said: dict[str, Any] = {} if top_k is None else {"top_n": top_k}
+    return said | ({"return_margin": True} if return_margin and endpoint != "search" else {})
+
+
+def _print(answer: Any, return_margin: bool) -> None:
+    console = stdout_console()
+    for result in _results(answer):
+        fields = [name for name in SHOWN if result.get(name) is not None and (name != "margin" or return_margin)]
+        console.print("  ".join(f"{name}={result[name]}" for name in fields), soft_wrap=True, markup=False)
+
+
+def _results(answer: Any) -> list[Mapping[str, Any]]:
+    """The rows of an answer: results, vLLM's data, TEI's array, or the one row that a health answer is."""
+    if isinstance(answer, list):
+        return answer
+    for name in ("results", "data"):
+        if isinstance(answer.get(name), list):
+            return list(answer[name])
+    return [answer]

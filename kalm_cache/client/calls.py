@@ -1,0 +1,267 @@
+"""What is asked of a service -> requests, and how replies are read. Knows nothing of sockets or of trying again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+
+from kalm_cache.client.answers import PairScore, ServedAnswer, read_models, read_rerank, read_scores, read_search
+from kalm_cache.client.failures import failure_of, foreign_reply
+from kalm_cache.client.reply import Reply
+from kalm_cache.errors import UsageError
+from kalm_cache.ranking import best_first
+
+if TYPE_CHECKING:
+    from kalm_cache.first_stage import Mode
+    from kalm_cache.reranker import Ranked
+
+PAIRS_PER_REQUEST = 256
+JSON_HEADERS = {"content-type": "application/json"}
+OnMissing = Literal["error", "skip", "encode"]
+DocumentLike = str | Mapping[str, Any]
+PairLike = tuple[str, DocumentLike] | Mapping[str, Any]
+_Value = TypeVar("_Value")
+_Item = TypeVar("_Item")
+
+
+class SearchOptions(TypedDict, total=False):
+    """Options of `search`: those of `PassageIndex.search`, and what a service adds.
+
+    k: candidates that are reranked; 100.
+    top_n: results; 10, `None` = all.
+    first_stage: `dense`, `bm25`, `fused`; `None` = the service's.
+    instruction: what the query asks for; `None` = the service's.
+    chunk_size: pooling ratio of this answer; `None` = the service's.
+    with_text: fill `text` of the results; true.
+    budget_ms: the service takes fewer candidates or a coarser ratio to answer in this time, and says so in `plan`.
+    timeout_ms: the service gives up after this time.
+    """
+
+    k: int
+    top_n: int | None
+    first_stage: Mode | None
+    instruction: str | None
+    chunk_size: int | None
+    with_text: bool
+    budget_ms: float | None
+    timeout_ms: int | None
+
+
+class RerankOptions(TypedDict, total=False):
+    """Options of `rerank`: those of `PassageIndex.rerank`, and what a service adds.
+
+    top_n: results; `None` = all, the default.
+    instruction, chunk_size, with_text, timeout_ms: as for a search.
+    on_missing: what becomes of what the index does not hold: `error`, `skip`, or `encode` (where there is a text, and
+        the service has the encoder); `None` = error for ids, encode for documents.
+    truncate: false makes too long a text an error; true cuts it, and the answer says so.
+    """
+
+    top_n: int | None
+    instruction: str | None
+    chunk_size: int | None
+    with_text: bool
+    on_missing: OnMissing | None
+    truncate: bool
+    timeout_ms: int | None
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of `score`; each as for `rerank`. `batch_size`: pairs of one request; 256."""
+
+    instruction: str | None
+    chunk_size: int | None
+    truncate: bool
+    timeout_ms: int | None
+    batch_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[_Value]):
+    """One request, and what its reply means. `body` is JSON-like; `None` = GET."""
+
+    path: str
+    body: Mapping[str, Any] | None
+    read: Callable[[Any], _Value]
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return "GET" if self.body is None else "POST"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The request's own headers."""
+        return {} if self.body is None else JSON_HEADERS
+
+    @property
+    def content(self) -> bytes | None:
+        """The body's bytes. Raises `UsageError` where it is no JSON, or holds text that is not valid Unicode."""
+        if self.body is None:
+            return None
+        try:
+            return json.dumps(self.body, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except (TypeError, ValueError) as exc:
+            raise UsageError(f"the request cannot be written as JSON: {exc}") from exc
+
+    def finish(self, reply: Reply) -> _Value:
+        """The value that a reply stands for.
+
+        Raises:
+            KalmCacheError: the one that the reply's status and body name; `ServiceError` where nothing fits.
+        """
+        if reply.status != 200:
+            raise failure_of(reply)
+        try:
+            return self.read(json.loads(reply.content))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
+            raise foreign_reply(reply) from exc
+
+
+def search(query: str, options: SearchOptions) -> Call[ServedAnswer]:
+    """First stage and cached rerank in one call."""
+    k, top_n = options.get("k", 100), options.get("top_n", 10)
+    if k < 1 or (top_n is not None and top_n < 1):
+        raise UsageError(f"k is {k} and top_n is {top_n}; both must be 1 or more")
+    body = _given(
+        query=query,
+        k=k,
+        top_n=top_n or 0,  # a service takes null as its own default, and 0 as all
+        return_documents=options.get("with_text", True),
+        **_same(options, "first_stage", "instruction", "chunk_size", "budget_ms", "timeout_ms"),
+    )
+    return Call("/search", body, read_search)
+
+
+def rerank(
+    query: str,
+    ids: Sequence[str] | None,
+    documents: Sequence[DocumentLike] | None,
+    options: RerankOptions,
+) -> Call[ServedAnswer]:
+    """Stored passages by id (no text is sent), or documents: texts, or `{"text", "id"}`."""
+    if (ids is None) == (documents is None):
+        raise UsageError("give either ids or documents")
+    if isinstance(ids, str) or isinstance(documents, str):
+        raise UsageError("ids or documents is one string; expected a list of them")
+    texts = None if documents is None else [_text(document) for document in documents]
+    with_text = options.get("with_text", True)
+    body = _given(
+        query=query,
+        ids=None if ids is None else list(ids),
+        documents=None if documents is None else [_document(one) for one in documents],
+        return_margin=True,
+        return_documents=with_text and documents is None,
+        **_same(options, "top_n", "instruction", "chunk_size", "on_missing", "truncate", "timeout_ms"),
+    )
+    return Call("/rerank", body, lambda answer: read_rerank(answer, query, texts if with_text else None))
+
+
+def score(pairs: Iterable[PairLike], options: ScoreOptions) -> Iterator[Call[list[PairScore]]]:
+    """Pairs in requests of `batch_size`; joined, their values are in the order of the pairs."""
+    size = options.get("batch_size") or PAIRS_PER_REQUEST
+    if size < 1:
+        raise UsageError(f"batch_size is {size}; it must be 1 or more")
+    common = _same(options, "instruction", "chunk_size", "truncate", "timeout_ms")
+    for batch in _batches((_pair(position, pair) for position, pair in enumerate(pairs)), size):
+        yield Call("/score", _given(pairs=batch, return_margin=True, **common), _exactly(len(batch), read_scores))
+
+
+def health() -> Call[dict[str, Any]]:
+    """What is served."""
+    return Call("/health", None, dict)
+
+
+def ready() -> Call[bool]:
+    """Whether requests are answered now."""
+    return Call("/ready", None, lambda _: True)
+
+
+def models() -> Call[list[str]]:
+    """The names that a request's `model` may have."""
+    return Call("/v1/models", None, read_models)
+
+
+def raw(path: str, body: Mapping[str, Any] | None) -> Call[Any]:
+    """Any request, whose JSON answer is handed back as it is."""
+    return Call(path, body, lambda answer: answer)
+
+
+def ranked(scores: Sequence[PairScore], top_k: int | None, return_margin: bool) -> list[Ranked]:
+    """Scores of one query's documents -> `[{"corpus_id", "score", "margin"?}]`, best first, as `KaLMReranker.rank`."""
+    if top_k is not None and top_k < 0:
+        raise UsageError(f"top_k is {top_k}; it must be a whole number, 0 or more")
+    order = best_first([one.margin for one in scores], top_k)
+    ranking: list[Ranked] = [{"corpus_id": i, "score": scores[i].score} for i in order]
+    if return_margin:
+        for entry in ranking:
+            entry["margin"] = scores[entry["corpus_id"]].margin
+    return ranking
+
+
+def predicted(scores: Sequence[PairScore], return_margin: bool) -> list[Any]:
+    """Scores -> P(yes) of each, or `{"score", "margin"}`, as `KaLMReranker.predict`."""
+    if return_margin:
+        return [{"score": one.score, "margin": one.margin} for one in scores]
+    return [one.score for one in scores]
+
+
+def pairs_of(query: str, documents: Sequence[DocumentLike]) -> Iterator[PairLike]:
+    """One query's documents as pairs."""
+    if isinstance(documents, str):
+        raise UsageError("documents is one string; expected a list of strings")
+    return ((query, document) for document in documents)
+
+
+def stored_pairs_of(query: str, ids: Sequence[str]) -> Iterator[PairLike]:
+    """One query's stored passages as pairs."""
+    if isinstance(ids, str):
+        raise UsageError("ids is one string; expected a list of strings")
+    return ({"query": query, "doc_id": doc_id} for doc_id in ids)
+
+
+def _pair(position: int, pair: PairLike) -> dict[str, Any]:
+    if isinstance(pair, Mapping):
+        return dict(pair)
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise UsageError(f"pairs[{position}] is {pair!r}; expected (query, document)")
+    query, document = pair
+    if isinstance(document, Mapping) and "text" not in document and "id" in document:
+        return {"query": query, "doc_id": document["id"]}
+    return {"query": query, "document": _document(document)}
+
+
+def _document(document: DocumentLike) -> DocumentLike:
+    return document if isinstance(document, str) else dict(document)
+
+
+def _text(document: DocumentLike) -> str | None:
+    return document if isinstance(document, str) else document.get("text")
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """The fields without those that are `None`: the service's own values hold there."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _same(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options.get(name) for name in names}
+
+
+def _exactly(count: int, read: Callable[[Any], list[_Item]]) -> Callable[[Any], list[_Item]]:
+    def read_all(body: Any) -> list[_Item]:
+        values = read(body)
+        if len(values) != count:
+            raise ValueError(f"{len(values)} results for {count} pairs")
+        return values
+
+    return read_all
+
+
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
