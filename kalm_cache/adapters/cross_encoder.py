@@ -1,0 +1,165 @@
+"""`KaLMCrossEncoder`: the `predict` and `rank` of sentence-transformers' `CrossEncoder`, over any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kalm_cache.adapters.judging import Candidate, Judged, OnMissing
+from kalm_cache.adapters.sources import Backend, Judge
+from kalm_cache.errors import DamagedRecordError, UsageError
+
+if TYPE_CHECKING:
+    from kalm_cache.reranker import KaLMReranker
+
+
+class KaLMCrossEncoder:
+    """A backend behind the signatures of a `CrossEncoder`.
+
+    A document is a text, `{"id"}` for a stored passage, or `{"id", "text"}`, whose text is encoded only where the index
+    does not hold the id and `on_missing` is `encode`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        reranker: KaLMReranker | None = None,
+        on_missing: OnMissing = "encode",
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        """Wrap a `Client`, `PassageIndex` or `KaLMReranker`.
+
+        Args:
+            backend: what judges.
+            reranker: beside a `PassageIndex`, what encodes texts.
+            on_missing: `error`, or `encode` the text of what is not stored.
+            prompts: instructions by name, for `prompt_name`.
+            default_prompt_name: the one that holds where a call names none.
+            chunk_size: pooling ratio; `None` = the backend's own.
+        """
+        if on_missing == "skip":
+            raise UsageError("on_missing='skip' leaves pairs without a score; choose error or encode")
+        self.prompts, self.default_prompt_name = dict(prompts or {}), default_prompt_name
+        self._judge = Judge(backend, reranker, on_missing, None, chunk_size)
+
+    def predict(
+        self,
+        inputs: Any,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[..., Any] | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        **ignored: Any,
+    ) -> Any:
+        """P(yes) of each (query, document) pair, in input order; of one pair, a scalar.
+
+        Args:
+            inputs: pairs, or one pair.
+            batch_size: ignored, as `show_progress_bar` and the rest is: the backend has batches of its own.
+            show_progress_bar: ignored.
+            activation_fn: of a tensor of margins (float64); `None` = P(yes).
+            apply_softmax: not to be had: there is one score a pair.
+            convert_to_numpy: an array (float64: no ties where float32 is 1.0 already), unless `convert_to_tensor`.
+            convert_to_tensor: a tensor; where both are false, a list of floats.
+            prompt: the instruction, what queries ask for.
+            prompt_name: the name of one of `prompts`.
+            ignored: `device`, `pool`, `chunk_size` (of processes), … of the original.
+        """
+        if apply_softmax:
+            raise UsageError("apply_softmax needs several scores a pair; this model gives one")
+        single = bool(inputs) and isinstance(inputs[0], str)
+        pairs = [inputs] if single else list(inputs)
+        judged = self._judged(pairs, self._instruction(prompt, prompt_name))
+        scores = _converted(judged, activation_fn, convert_to_numpy, convert_to_tensor)
+        return scores[0] if single else scores
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[Any],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[..., Any] | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        **ignored: Any,
+    ) -> list[dict[str, Any]]:
+        """Documents by falling margin: `[{"corpus_id", "score", "text"?}]`, the `top_k` first ones.
+
+        `text` is the document as it was given; further arguments are those of `predict`.
+        """
+        pairs = [(query, document) for document in documents]
+        judged = self._judged(pairs, self._instruction(prompt, prompt_name))
+        scores = _converted(judged, activation_fn, False, False)
+        order = sorted(range(len(pairs)), key=lambda i: -judged[i].margin)[:top_k]
+        ranking = [{"corpus_id": i, "score": scores[i]} for i in order]
+        if return_documents:
+            ranking = [entry | {"text": documents[entry["corpus_id"]]} for entry in ranking]
+        return ranking
+
+    def _instruction(self, prompt: str | None, name: str | None) -> str | None:
+        name = self.default_prompt_name if name is None else name
+        if prompt is not None or name is None:
+            return prompt
+        if name not in self.prompts:
+            raise UsageError(f"prompt_name is {name!r}; the prompts are {', '.join(map(repr, self.prompts)) or 'none'}")
+        return self.prompts[name]
+
+    def _judged(self, pairs: Sequence[Any], instruction: str | None) -> list[Judged]:
+        """Each pair's judgement, in the order of the pairs; those of one query are asked for together."""
+        positions: dict[str, list[int]] = {}
+        for i, pair in enumerate(pairs):
+            positions.setdefault(_query(pair, i), []).append(i)
+        judged: dict[int, Judged] = {}
+        for query, where in positions.items():
+            candidates = [_candidate(pairs[i][1], i) for i in where]
+            for one in self._judge.judge(query, candidates, instruction):
+                judged[where[one.index]] = one
+        lost = [i for i in range(len(pairs)) if i not in judged]
+        if lost:
+            raise DamagedRecordError(
+                f"pair {lost[0]} has no score: its stored passage is damaged; run kalm-cache verify"
+            )
+        return [judged[i] for i in range(len(pairs))]
+
+
+def _query(pair: Any, i: int) -> str:
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise UsageError(f"pair {i} is {pair!r}; expected (query, document)")
+    return pair[0]
+
+
+def _candidate(document: Any, i: int) -> Candidate:
+    if isinstance(document, str):
+        return Candidate(None, document)
+    if isinstance(document, Mapping) and ("id" in document or "text" in document):
+        doc_id = document.get("id")
+        return Candidate(None if doc_id is None else str(doc_id), document.get("text"))
+    raise UsageError(f"the document of pair {i} is a {type(document).__name__}; expected a text or {{'id', 'text'}}")
+
+
+def _converted(judged: Sequence[Judged], activation: Callable[..., Any] | None, numpy: bool, tensor: bool) -> Any:
+    if activation is None and not tensor:
+        scores: Any = [one.score for one in judged]
+    else:
+        import torch
+
+        wanted = [one.score if activation is None else one.margin for one in judged]
+        scores = torch.tensor(wanted, dtype=torch.float64)
+        scores = scores if activation is None else activation(scores)
+    if tensor:
+        return scores
+    if numpy:
+        from numpy import asarray, float64
+
+        return asarray(scores, dtype=float64)
+    return scores if isinstance(scores, list) else scores.tolist()

@@ -1,0 +1,144 @@
+"""`KaLMRanker`: a Haystack ranker that reranks stored passages by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from kalm_cache.adapters.judging import Candidate, Judged, OnMissing, id_of
+from kalm_cache.adapters.sources import Backend, Judge
+from kalm_cache.client import Client
+from kalm_cache.errors import MissingExtraError, UsageError
+
+try:
+    from haystack import Document, component, default_from_dict, default_to_dict
+    from haystack.utils import Secret
+except ModuleNotFoundError as exc:
+    raise MissingExtraError("haystack-ai", "haystack") from exc
+
+
+@component
+class KaLMRanker:
+    """Keeps the `top_k` most relevant documents, best first, with P(yes) as their score.
+
+    Pipelines can be saved where the backend is named by `base_url`, `index` or `model`; one that is handed over as an
+    object cannot be written to a file. Haystack loads them with `allowed_modules=["kalm_cache.adapters.haystack"]`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        *,
+        base_url: str | None = None,
+        api_key: Secret | None = Secret.from_env_var("KALM_CACHE_API_KEY", strict=False),  # noqa: B008
+        index: str | None = None,
+        model: str | None = None,
+        top_k: int | None = 10,
+        min_score: float | None = None,
+        id_field: str | None = None,
+        on_missing: OnMissing = "error",
+        instruction: str | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        """Name a backend, which is opened by `warm_up` or the first run, or hand one over.
+
+        Args:
+            backend: `Client`, `AsyncClient` (`run_async` only), `PassageIndex` or `KaLMReranker`.
+            base_url: in its place, the address of a service.
+            api_key: the service's key.
+            index: in its place, the folder of an index. With `model`, texts that it does not hold can be encoded.
+            model: in its place, a model that encodes all documents.
+            top_k: how many documents are kept; `None` = all.
+            min_score: documents with a lower P(yes) are left out; `None` = none are.
+            id_field: the meta field with a document's id; `None` = `id`, then `_id`, then `Document.id`.
+            on_missing: what becomes of documents that are not stored: `error`, `skip`, or `encode` their text.
+            instruction: what queries ask for; `None` = the backend's own.
+            chunk_size: pooling ratio; `None` = the backend's own.
+        """
+        named = [name for name, value in (("base_url", base_url), ("index", index), ("model", model)) if value]
+        if (backend is None) == (not named) or ("base_url" in named and len(named) > 1):
+            raise UsageError(
+                f"give a backend, base_url, index or model; got {' and '.join(named) or 'none'}"
+                f"{' beside a backend' if backend is not None else ''}"
+            )
+        self.backend, self.base_url, self.api_key, self.index, self.model = backend, base_url, api_key, index, model
+        self.top_k, self.min_score, self.id_field = top_k, min_score, id_field
+        self.on_missing, self.instruction, self.chunk_size = on_missing, instruction, chunk_size
+        self._opened: tuple[Any, Any] | None = None if backend is None else (backend, None)
+        self._stack = ExitStack()
+
+    def warm_up(self) -> None:
+        """Open the backend that is named."""
+        if self._opened is not None:
+            return
+        if self.base_url:
+            key = self.api_key.resolve_value() if self.api_key else None
+            self._opened = self._stack.enter_context(Client(self.base_url, api_key=key or "")), None
+            return
+        from kalm_cache import KaLMReranker, PassageIndex
+
+        reranker = KaLMReranker(self.model) if self.model else None
+        self._opened = (
+            (self._stack.enter_context(PassageIndex.open(self.index)), reranker) if self.index else (reranker, None)
+        )
+
+    def close(self) -> None:
+        """Close what `warm_up` opened."""
+        self._stack.close()
+        self._opened = None if self.backend is None else self._opened
+
+    @component.output_types(documents=list[Document])
+    def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
+        """The best documents for a query, best first, as `{"documents": […]}`."""
+        return self._kept(documents, self._judge().judge(query, self._candidates(documents)), top_k)
+
+    @component.output_types(documents=list[Document])
+    async def run_async(
+        self, query: str, documents: list[Document], top_k: int | None = None
+    ) -> dict[str, list[Document]]:
+        """As `run`, without holding up the event loop."""
+        return self._kept(documents, await self._judge().ajudge(query, self._candidates(documents)), top_k)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The component as data. Raises `UsageError` where its backend was handed over as an object."""
+        if self.backend is not None:
+            raise UsageError("a backend that is an object cannot be saved; name it by base_url, index or model")
+        return default_to_dict(
+            self,
+            base_url=self.base_url,
+            api_key=self.api_key.to_dict() if self.api_key else None,
+            index=self.index,
+            model=self.model,
+            top_k=self.top_k,
+            min_score=self.min_score,
+            id_field=self.id_field,
+            on_missing=self.on_missing,
+            instruction=self.instruction,
+            chunk_size=self.chunk_size,
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> KaLMRanker:
+        """The component that `to_dict` described."""
+        key = data["init_parameters"].get("api_key")
+        if isinstance(key, dict):
+            data["init_parameters"]["api_key"] = Secret.from_dict(key)
+        return default_from_dict(cls, data)
+
+    def _judge(self) -> Judge:
+        self.warm_up()
+        assert self._opened is not None
+        backend, reranker = self._opened
+        return Judge(backend, reranker, self.on_missing, self.instruction, self.chunk_size)
+
+    def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
+        return [Candidate(id_of(one.meta, one.id, self.id_field), one.content) for one in documents]
+
+    def _kept(
+        self, documents: Sequence[Document], ranking: Sequence[Judged], top_k: int | None
+    ) -> dict[str, list[Document]]:
+        limit = self.top_k if top_k is None else top_k
+        kept = [one for one in ranking if self.min_score is None or one.score >= self.min_score][:limit]
+        return {"documents": [replace(documents[one.index], score=one.score) for one in kept]}

@@ -1,0 +1,71 @@
+"""`KaLMCompressor`: a LangChain document compressor that reranks stored passages by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ConfigDict
+
+from kalm_cache.adapters.judging import Candidate, Judged, OnMissing, id_of
+from kalm_cache.adapters.sources import Judge
+from kalm_cache.errors import MissingExtraError
+
+try:
+    from langchain_core.callbacks import Callbacks
+    from langchain_core.documents import BaseDocumentCompressor, Document
+except ModuleNotFoundError as exc:
+    raise MissingExtraError("langchain-core", "langchain") from exc
+
+
+class KaLMCompressor(BaseDocumentCompressor):
+    """Keeps the `top_n` most relevant documents, best first, with `relevance_score` = P(yes) in their metadata.
+
+    Attributes:
+        backend: `Client`, `AsyncClient` (asynchronous methods only), `PassageIndex` or `KaLMReranker`.
+        reranker: beside a `PassageIndex`, what encodes texts that it does not hold.
+        top_n: how many documents are kept; `None` = all.
+        min_score: documents with a lower P(yes) are left out; `None` = none are.
+        id_field: the metadata field with a document's id; `None` = `id`, then `_id`, then `Document.id`.
+        on_missing: what becomes of documents that are not stored: `error`, `skip`, or `encode` their text.
+        instruction: what queries ask for; `None` = the backend's own.
+        chunk_size: pooling ratio; `None` = the backend's own.
+    """
+
+    backend: Any
+    reranker: Any = None
+    top_n: int | None = None
+    min_score: float | None = None
+    id_field: str | None = None
+    on_missing: OnMissing = "error"
+    instruction: str | None = None
+    chunk_size: int | None = None
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """The best documents for a query, best first. The given ones stay as they are."""
+        return self._kept(documents, self._judge().judge(query, self._candidates(documents)))
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """As `compress_documents`, without holding up the event loop."""
+        return self._kept(documents, await self._judge().ajudge(query, self._candidates(documents)))
+
+    def _judge(self) -> Judge:
+        return Judge(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
+
+    def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
+        return [Candidate(id_of(one.metadata, one.id, self.id_field), one.page_content) for one in documents]
+
+    def _kept(self, documents: Sequence[Document], ranking: Sequence[Judged]) -> list[Document]:
+        kept = [one for one in ranking if self.min_score is None or one.score >= self.min_score]
+        return [_scored(documents[one.index], one) for one in kept[: self.top_n]]
+
+
+def _scored(document: Document, judged: Judged) -> Document:
+    metadata = {**document.metadata, "relevance_score": judged.score, "relevance_margin": judged.margin}
+    return document.model_copy(update={"metadata": metadata})

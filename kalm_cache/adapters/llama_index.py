@@ -1,0 +1,77 @@
+"""`KaLMPostprocessor`: a LlamaIndex node postprocessor that reranks stored passages by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kalm_cache.adapters.judging import Candidate, Judged, OnMissing, id_of
+from kalm_cache.adapters.sources import Judge
+from kalm_cache.errors import MissingExtraError, UsageError
+
+try:
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import NodeWithScore, QueryBundle
+except ModuleNotFoundError as exc:
+    raise MissingExtraError("llama-index-core", "llama-index") from exc
+
+
+class KaLMPostprocessor(BaseNodePostprocessor):
+    """Keeps the `top_n` most relevant nodes, best first, with P(yes) as their score.
+
+    Attributes:
+        backend: `Client`, `AsyncClient` (asynchronous methods only), `PassageIndex` or `KaLMReranker`.
+        reranker: beside a `PassageIndex`, what encodes texts that it does not hold.
+        top_n: how many nodes are kept; `None` = all.
+        id_field: the metadata field with a passage's id; `None` = `id`, then `_id`, then the node's own id.
+        on_missing: what becomes of nodes that are not stored: `error`, `skip`, or `encode` their text.
+        instruction: what queries ask for; `None` = the backend's own.
+        chunk_size: pooling ratio; `None` = the backend's own.
+        keep_retrieval_score: put the score that a node came with into its metadata, as `retrieval_score`.
+    """
+
+    backend: Any
+    reranker: Any = None
+    top_n: int | None = None
+    id_field: str | None = None
+    on_missing: OnMissing = "error"
+    instruction: str | None = None
+    chunk_size: int | None = None
+    keep_retrieval_score: bool = False
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name of the component in LlamaIndex."""
+        return "KaLMPostprocessor"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return self._kept(nodes, self._judge().judge(_query(query_bundle), self._candidates(nodes)))
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return self._kept(nodes, await self._judge().ajudge(_query(query_bundle), self._candidates(nodes)))
+
+    def _judge(self) -> Judge:
+        return Judge(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
+
+    def _candidates(self, nodes: Sequence[NodeWithScore]) -> list[Candidate]:
+        return [
+            Candidate(id_of(one.node.metadata, one.node.node_id, self.id_field), one.node.get_content())
+            for one in nodes
+        ]
+
+    def _kept(self, nodes: Sequence[NodeWithScore], ranking: Sequence[Judged]) -> list[NodeWithScore]:
+        kept = ranking[: self.top_n]
+        if self.keep_retrieval_score:
+            for one in kept:
+                nodes[one.index].node.metadata["retrieval_score"] = nodes[one.index].score
+        return [NodeWithScore(node=nodes[one.index].node, score=one.score) for one in kept]
+
+
+def _query(bundle: QueryBundle | None) -> str:
+    if bundle is None:
+        raise UsageError("a query is missing: call postprocess_nodes(nodes, query_str=…)")
+    return bundle.query_str

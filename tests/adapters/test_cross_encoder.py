@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kalm_cache import Client, KaLMReranker, PassageIndex
+from kalm_cache.adapters import KaLMCrossEncoder
+from kalm_cache.errors import UsageError
+from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
+
+TEXTS = [CORPUS[doc_id] for doc_id in IDS]
+STORED = [{"id": doc_id} for doc_id in IDS]
+PAIRS = [(QUERY, text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", ["predict", "rank"])
+def test_arguments_are_those_of_sentence_transformers(name: str) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    theirs = inspect.signature(getattr(library.CrossEncoder, name)).parameters
+    ours = inspect.signature(getattr(KaLMCrossEncoder, name)).parameters
+    assert set(theirs) - {"device", "pool", "chunk_size", "kwargs"} == set(ours) - {"ignored"}
+    same = set(ours) - {"ignored", "self"}
+    assert {key: ours[key].default for key in same} == {key: theirs[key].default for key in same}
+
+
+def test_predict_gives_arrays_tensors_lists_or_a_scalar(unpooled: KaLMReranker) -> None:
+    encoder = KaLMCrossEncoder(unpooled)
+    expected = unpooled.predict(PAIRS)
+    array = encoder.predict(PAIRS)
+    assert isinstance(array, np.ndarray)
+    assert array.tolist() == pytest.approx(expected, abs=1e-6)
+    tensor = encoder.predict(PAIRS, convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.tolist() == pytest.approx(expected, abs=1e-6)
+    assert encoder.predict(PAIRS, convert_to_numpy=False) == pytest.approx(expected, abs=1e-6)
+    assert encoder.predict(PAIRS[0]) == pytest.approx(expected[0], abs=1e-6)
+    assert np.ndim(encoder.predict(list(PAIRS[0]))) == 0
+    assert encoder.predict([]).shape == (0,)
+
+
+def test_an_activation_takes_margins(unpooled: KaLMReranker) -> None:
+    margins = [one["margin"] for one in unpooled.predict(PAIRS, return_margin=True)]
+    encoder = KaLMCrossEncoder(unpooled)
+    assert encoder.predict(PAIRS, activation_fn=torch.nn.Identity()).tolist() == pytest.approx(margins, abs=1e-5)
+    assert encoder.predict(PAIRS, activation_fn=torch.nn.Sigmoid()) == pytest.approx(encoder.predict(PAIRS), abs=1e-6)
+
+
+def test_rank_is_sorted_cut_and_gives_documents_back(unpooled: KaLMReranker) -> None:
+    expected = unpooled.rank(QUERY, TEXTS)
+    ranking = KaLMCrossEncoder(unpooled).rank(QUERY, TEXTS, return_documents=True)
+    assert [one["corpus_id"] for one in ranking] == [one["corpus_id"] for one in expected]
+    assert [one["text"] for one in ranking] == [TEXTS[one["corpus_id"]] for one in expected]
+    assert KaLMCrossEncoder(unpooled).rank(QUERY, TEXTS, top_k=2) == [
+        {"corpus_id": one["corpus_id"], "score": pytest.approx(one["score"], abs=1e-6)} for one in expected[:2]
+    ]
+
+
+def test_stored_passages_are_pairs_by_their_ids(index: PassageIndex, client: Client, sent: Sent) -> None:
+    expected = index.rerank(QUERY, IDS).results
+    for backend in (index, client):
+        ranking = KaLMCrossEncoder(backend).rank(QUERY, STORED)
+        assert [IDS[one["corpus_id"]] for one in ranking] == [one.doc_id for one in expected]
+        assert [one["score"] for one in ranking] == pytest.approx([one.score for one in expected], abs=1e-6)
+    assert [path for path, _ in sent] == ["/rerank"]
+
+
+def test_pairs_of_several_queries_keep_their_order(index: PassageIndex) -> None:
+    pairs = [(QUERY, STORED[0]), ("ferry", STORED[1]), (QUERY, STORED[2])]
+    one_by_one = [float(KaLMCrossEncoder(index).predict(pair)) for pair in pairs]
+    assert KaLMCrossEncoder(index).predict(pairs).tolist() == pytest.approx(one_by_one, abs=1e-6)
+
+
+def test_prompts_are_instructions(index: PassageIndex) -> None:
+    encoder = KaLMCrossEncoder(index, prompts={"find": "Find the passage."}, default_prompt_name="find")
+    named = encoder.predict([(QUERY, one) for one in STORED])
+    given = KaLMCrossEncoder(index).predict([(QUERY, one) for one in STORED], prompt="Find the passage.")
+    assert named.tolist() == given.tolist()
+    with pytest.raises(UsageError, match="prompt_name is 'other'; the prompts are 'find'"):
+        encoder.predict([(QUERY, STORED[0])], prompt_name="other")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([("q", "a"), ("q",)], r"pair 1 is \('q',\)"),
+        ([("q", 7)], "the document of pair 0 is a int"),
+        ([("q", {"title": "t"})], "the document of pair 0 is a dict"),
+        ([(1, "a")], "pair 0 is"),
+    ],
+)
+def test_what_is_no_pair_is_named_by_its_position(unpooled: KaLMReranker, inputs: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        KaLMCrossEncoder(unpooled).predict(inputs)
+
+
+def test_what_would_leave_pairs_without_a_score_is_refused(unpooled: KaLMReranker) -> None:
+    with pytest.raises(UsageError, match="leaves pairs without a score"):
+        KaLMCrossEncoder(unpooled, on_missing="skip")
+    with pytest.raises(UsageError, match="apply_softmax"):
+        KaLMCrossEncoder(unpooled).predict(PAIRS, apply_softmax=True)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from kalm_cache import AsyncClient, Client, PassageIndex
+from kalm_cache.errors import UsageError
+from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
+
+schema = pytest.importorskip("llama_index.core.schema", reason="llama-index-core is not installed")
+adapters = pytest.importorskip("kalm_cache.adapters.llama_index")
+
+
+def nodes() -> list[Any]:
+    return [
+        schema.NodeWithScore(node=schema.TextNode(text=CORPUS[doc_id], metadata={"id": doc_id}), score=0.1)
+        for doc_id in IDS
+    ]
+
+
+def test_nodes_are_reranked_by_their_ids(index: PassageIndex, client: Client, sent: Sent) -> None:
+    expected = index.rerank(QUERY, IDS, top_n=2).results
+    for backend in (index, client):
+        kept = adapters.KaLMPostprocessor(backend=backend, top_n=2).postprocess_nodes(nodes(), query_str=QUERY)
+        assert [one.node.metadata["id"] for one in kept] == [one.doc_id for one in expected]
+        assert [one.score for one in kept] == pytest.approx([one.score for one in expected])
+    assert [body["ids"] for _, body in sent] == [IDS]
+    assert not any(text in str(sent) for text in CORPUS.values() if text)
+
+
+def test_an_asynchronous_query_awaits_an_asynchronous_client(async_client: AsyncClient, index: PassageIndex) -> None:
+    async def rerank(backend: Any) -> list[str]:
+        given = adapters.KaLMPostprocessor(backend=backend)
+        return [one.node.metadata["id"] for one in await given.apostprocess_nodes(nodes(), query_str=QUERY)]
+
+    assert anyio.run(rerank, async_client) == anyio.run(rerank, index)
+
+
+def test_ids_may_be_those_of_the_nodes(index: PassageIndex) -> None:
+    given = [schema.NodeWithScore(node=schema.TextNode(text="", id_=doc_id)) for doc_id in IDS]
+    kept = adapters.KaLMPostprocessor(backend=index).postprocess_nodes(given, query_str=QUERY)
+    assert [one.node.node_id for one in kept] == [one.doc_id for one in index.rerank(QUERY, IDS).results]
+
+
+def test_the_score_of_the_retrieval_is_kept_where_it_is_wanted(index: PassageIndex) -> None:
+    plain = adapters.KaLMPostprocessor(backend=index).postprocess_nodes(nodes(), query_str=QUERY)
+    kept = adapters.KaLMPostprocessor(backend=index, keep_retrieval_score=True).postprocess_nodes(
+        nodes(), query_str=QUERY
+    )
+    assert "retrieval_score" not in plain[0].node.metadata
+    assert kept[0].node.metadata["retrieval_score"] == 0.1
+
+
+def test_a_query_must_be_given(index: PassageIndex) -> None:
+    with pytest.raises(UsageError, match="a query is missing"):
+        adapters.KaLMPostprocessor(backend=index).postprocess_nodes(nodes())
