@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Lock
 
 from torch import Tensor
@@ -22,11 +23,13 @@ class CostModel:
         self._lock = Lock()
 
     @staticmethod
-    def units(side: QuerySide, prompt: Tokens, states: Tensor | Kept) -> float:
-        """Units of one pair: its own prompt tokens, and its pooled states as far as they cost one."""
-        if isinstance(states, Kept):
-            return len(prompt.ids) - len(states.prefix)
-        return len(prompt.ids) + state_weight(side) * len(states)
+    def units(side: QuerySide, prompts: Sequence[Tokens], states: Sequence[Tensor | Kept]) -> list[float]:
+        """Units of each pair: its own prompt tokens, and its pooled states as far as they cost one."""
+        weight = state_weight(side)
+        return [
+            len(prompt.ids) - len(one.prefix) if isinstance(one, Kept) else len(prompt.ids) + weight * len(one)
+            for prompt, one in zip(prompts, states, strict=True)
+        ]
 
     def ms(self, units: float) -> float:
         """How long this many units take together with others in full batches."""

@@ -59,6 +59,7 @@ class _Item:
     left: list[int] = field(default_factory=list)
     margins: dict[int, float] = field(default_factory=dict)
     sizes: list[float] = field(default_factory=list)  # predicted cost of each pair, in units
+    units_left: float = 0.0
     started: float | None = None
 
 
@@ -96,11 +97,12 @@ class Engine:
         """The margin of each (prompt, states) pair. Pairs of the very same objects are decoded once, and so tie."""
         future: Future[Decoded] = Future()
         now = time.monotonic()
-        sizes = [self.cost.units(side, prompt, one) for prompt, one in zip(prompts, states, strict=True)]
+        sizes = self.cost.units(side, prompts, states)
         distinct = {(id(prompt), id(one)): i for i, (prompt, one) in enumerate(zip(prompts, states, strict=True))}
         left = sorted(distinct.values(), key=sizes.__getitem__)  # pairs of like size share a batch
-        wanted_ms = self.cost.ms(sum(sizes[i] for i in left))
-        item = _Item(now + wanted_ms / 1000, future, now, None, side, prompts, states, left, {}, sizes)
+        units = sum(sizes[i] for i in left)
+        key = now + self.cost.ms(units) / 1000
+        item = _Item(key, future, now, None, side, prompts, states, left, {}, sizes, units)
         if left:
             self._put(item)
         else:
@@ -117,9 +119,7 @@ class Engine:
     def backlog_ms(self) -> float:
         """How long the pairs that wait will take, as predicted."""
         with self._changed:
-            return self.cost.ms(
-                sum(item.sizes[i] for item in self._items if not item.future.cancelled() for i in item.left)
-            )
+            return self.cost.ms(sum(item.units_left for item in self._items if not item.future.cancelled()))
 
     def _put(self, item: _Item) -> None:
         with self._changed:
@@ -159,6 +159,7 @@ class Engine:
                     break
                 taken.append(position)
             item.left = item.left[len(taken) :]
+            item.units_left -= sum(item.sizes[i] for i in taken)
             room -= len(taken)
             if taken:
                 batch.append((item, taken))
