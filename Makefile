@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture lint install clean
+.PHONY: demo test test-slow torture audit lint install clean
 
 install: $(STAMP)
 
@@ -27,6 +27,11 @@ test-slow: install  ## the tests that take minutes
 
 torture: install  ## kill, cut, refuse, damage: some 20 minutes on two cores; prints what it did and what was lost
 	$(BIN)/python -m tests.torture.run
+
+audit:  ## the pinned versions against the advisories of PyPI; needs the network, and fails where one cannot be checked
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 clean:
 	rm -rf $(VENV) demo-index eval-index

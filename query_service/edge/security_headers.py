@@ -20,7 +20,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-Id")
-EXPOSED_HEADERS = ("X-Request-Id", "X-Index-Version", "Server-Timing", "Retry-After")
+EXPOSED_HEADERS = ("X-Request-Id", "X-Index-Version", "X-Truncated", "Server-Timing", "Retry-After")
 
 
 class SecurityHeaders:
