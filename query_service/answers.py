@@ -50,13 +50,13 @@ async def answer_search(request: SearchRequest, work: Work) -> SearchResponse:
     _check_count(k, "candidates", work)
     mode: Mode | None = request.first_stage or settings.first_stage
     found = await work.read("first_stage", lambda: index.find(request.query, k, mode))
-    prompt = index.query_side.prompt(request.query, instruction, settings.system_instruction)
-    lookup = await work.read(
-        "read",
-        lambda: index.look_up(
-            found.doc_ids, [prompt], instruction, settings.system_instruction, chunk_size=request.chunk_size
-        ),
-    )
+
+    def look_up() -> tuple[Tokens, LookUp]:
+        system = settings.system_instruction
+        prompt = index.query_side.prompt(request.query, instruction, system)
+        return prompt, index.look_up(found.doc_ids, [prompt], instruction, system, chunk_size=request.chunk_size)
+
+    prompt, lookup = await work.read("read", look_up)
     plan = None if request.budget_ms is None else _plan(request.budget_ms, lookup, prompt, work)
     if plan is not None and plan.reduced:
         lookup = await work.read("read", partial(reduced, lookup, plan))
