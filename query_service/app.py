@@ -17,6 +17,8 @@ from query_service.edge.metrics import CONTENT_TYPE
 from query_service.edge.request_log import note_query
 from query_service.edge.stack import Edge, EdgedFastAPI
 from query_service.errors import add_error_handlers
+from query_service.explain import ExplainRequest, ExplainResponse, answer_explain
+from query_service.page import page_router
 from query_service.requests import RerankRequest, ScoreRequest, SearchRequest
 from query_service.responses import (
     ErrorResponse,
@@ -43,7 +45,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorResponse} for code in (400, 401, 404, 409, 413, 422, 429, 500, 503, 504)
 }
 
-_Request = TypeVar("_Request", SearchRequest, RerankRequest, ScoreRequest)
+_Request = TypeVar("_Request", SearchRequest, RerankRequest, ScoreRequest, ExplainRequest)
 _Response = TypeVar("_Response")
 
 
@@ -72,6 +74,7 @@ def create_app(service: Service) -> FastAPI:
     )
     add_error_handlers(app)
     add_docs(app)
+    app.include_router(page_router())
     _add_status_routes(app, service)
     _add_answer_routes(app, service)
 
@@ -143,6 +146,11 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         """The relevance of each pair, in the order given."""
         return await answered(request, response, answer_score)
 
+    @app.post("/explain")
+    async def explain(request: ExplainRequest, response: Response) -> ExplainResponse:
+        """Which parts of a stored passage a query's tokens attended to."""
+        return await answered(request, response, compute_explanation)
+
     @app.post("/infinity/rerank", response_model_exclude_none=True)
     async def infinity_rerank(request: RerankRequest, response: Response) -> InfinityResponse:
         """As /rerank, with documents as plain strings: set the base URL of clients of Infinity to /infinity."""
@@ -152,3 +160,8 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         app.post(path, response_model_exclude_none=True)(rerank)
     for path in SCORE_PATHS:
         app.post(path, response_model_exclude_none=True)(score)
+
+
+async def compute_explanation(request: ExplainRequest, work: Work) -> ExplainResponse:
+    """The answer to /explain, computed between two batches."""
+    return await work.compute("decode", lambda: answer_explain(request, work.index, work.settings))
