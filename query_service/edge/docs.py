@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import FileResponse, HTMLResponse, Response
@@ -40,6 +41,7 @@ CACHED = {"Cache-Control": "max-age=86400"}
 def add_docs(app: FastAPI) -> None:
     """Serve `/docs` and its files. The application is made with `docs_url=None, redoc_url=None`."""
     folder = _assets_folder()
+    _describe_keys(app)
 
     async def page() -> Response:
         return HTMLResponse(PAGE)
@@ -51,6 +53,19 @@ def add_docs(app: FastAPI) -> None:
     app.get("/docs/start.js", include_in_schema=False)(start)
     for name, media_type in ASSETS.items():
         app.get(f"/docs/{name}", include_in_schema=False)(_file(folder / name, media_type))
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the description that a key may be asked for: the page gets a field for it."""
+    plain = app.openapi
+
+    def with_keys() -> dict[str, Any]:
+        description = plain()
+        description.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        description["security"] = [{}, {"key": []}]
+        return description
+
+    app.openapi = with_keys  # type: ignore[method-assign]
 
 
 def _file(path: Path, media_type: str) -> Callable[[], Awaitable[Response]]:

@@ -6,14 +6,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from query_service.edge.paths import route_path
-
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-DOCS_CSP = CSP.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")  # Swagger UI sets style attributes
 HEADERS = {
+    "Content-Security-Policy": CSP,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
@@ -24,7 +22,7 @@ EXPOSED_HEADERS = ("X-Request-Id", "X-Index-Version", "X-Truncated", "Server-Tim
 
 
 class SecurityHeaders:
-    """Adds `HEADERS` and the content security policy to every answer that does not say otherwise itself."""
+    """Adds `HEADERS` to every answer that does not say otherwise itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,12 +32,11 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        policy = DOCS_CSP if route_path(scope) == "/docs" else CSP
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in {**HEADERS, "Content-Security-Policy": policy}.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
