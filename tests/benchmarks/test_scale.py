@@ -8,7 +8,6 @@ import pytest
 from benchmarks import scale, scale_first_stage, scale_store
 from benchmarks.scale_steps import latencies_ms, run_step
 from indexer.verify import verify_index
-from kalm_cache.codec import get_codec
 from tests.benchmarks.conftest import Run
 
 
@@ -24,7 +23,7 @@ def test_the_store_is_built_by_the_index_job_and_read_back(run_benchmark: Run, t
     rows, tables = run_benchmark(scale.main, "--parts", "store", "--sizes", "300", "--folder", tmp_path)
     built, looked_up = (row for row in rows if "step" in row)
     assert (built["step"], looked_up["step"]) == ("build", "look_up")
-    assert built["payload_bytes"] == 300 * len(get_codec("int4").encode(np.ones((4, 640), np.float32)))
+    assert built["payload_bytes"] == 300 * 4 * 160 * 2  # fp16
     assert verify_index(tmp_path / "store" / "300").ok
     assert looked_up["open_ms"] > 0
     assert tables.count("| 300 |") == len(scale_store.PART.tables)
