@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
+import httpx
 import pytest
 import yaml
 
@@ -42,6 +43,12 @@ def test_every_metric_of_the_dashboard_is_one_that_the_service_renders() -> None
     assert asked <= rendered
     families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in rendered}
     assert families == {re.sub("_(total|bucket|sum|count)$", "", name) for name in asked}  # and none is left out
+
+
+def test_every_metric_of_the_dashboard_is_one_that_a_running_service_answers_with(service: httpx.Client) -> None:
+    service.post("/search", json={"query": "bees", "k": 5})
+    answered = set(re.findall(r"^(kalm_cache_\w+)", service.get("/metrics").text, re.MULTILINE))
+    assert {name for expression in expressions() for name in re.findall(r"kalm_cache_\w+", expression)} <= answered
 
 
 def test_labels_of_the_dashboard_are_ones_that_the_service_renders() -> None:
