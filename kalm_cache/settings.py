@@ -5,6 +5,8 @@ Precedence: flag > environment > `--config FILE.toml` > default.
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,8 @@ from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
 ENV_PREFIX = "KALM_CACHE_"
+NO_SETTINGS = ("KERNELS", "API_KEY", "BASE_URL")  # of the kernels and of the client
+logger = logging.getLogger(__name__)
 DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", "int8"]
 
 
@@ -97,12 +101,16 @@ class Settings(BaseSettings):
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags (`None` = not given), environment, the TOML file and defaults.
 
+    Variables that begin as ours and are none are warned of: a wrong letter would otherwise say nothing.
+
     Raises:
         UsageError: the file cannot be read, or a value does not fit; names the field and where it came from.
     """
     if config is not None and not config.is_file():
         raise UsageError(f"--config {config}: no such file")
     given = {name: value for name, value in flags.items() if value is not None}
+    for variable, nearest in unknown_variables():
+        logger.warning("%s is no setting%s", variable, f"; did you mean {nearest}?" if nearest else "")
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=config)
@@ -121,6 +129,23 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     except ValueError as exc:
         raise UsageError(f"--config {config}: not valid TOML: {exc}") from exc
     return Settings.model_construct(loaded.model_fields_set, **loaded.model_dump())  # a class that pickles
+
+
+def unknown_variables() -> list[tuple[str, str | None]]:
+    """KALM_CACHE_* variables of the environment that nothing reads, each with the nearest one that something does."""
+    known = [*(name.upper() for name in Settings.model_fields), *NO_SETTINGS]
+    given = {
+        name: name.upper().removeprefix(ENV_PREFIX)
+        for name in sorted(os.environ)
+        if name.upper().startswith(ENV_PREFIX)
+    }
+    near = {name: difflib.get_close_matches(rest, known, n=1) for name, rest in given.items() if rest not in known}
+    return [(name, f"{ENV_PREFIX}{found[0]}" if found else None) for name, found in near.items()]
+
+
+def source_of(settings: Settings, name: str, config: Path | None) -> str:
+    """Where a setting of `load_settings(config)` came from: `KALM_CACHE_NAME`, the file, or `default`."""
+    return _source(name, {}, config) if name in settings.model_fields_set else "default"
 
 
 def _source(name: str, flags: dict[str, Any], config: Path | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.errors import UsageError
-from kalm_cache.settings import Settings, load_settings
+from kalm_cache.settings import Settings, load_settings, source_of
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,33 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path):
 
 def test_every_setting_says_what_it_is():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_an_unknown_variable_is_warned_of_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("KALM_CACHE_CHUNKSIZE", "8")
+    monkeypatch.setenv("KALM_CACHE_QQQQ", "8")
+    for known in ("KALM_CACHE_KERNELS", "KALM_CACHE_API_KEY", "KALM_CACHE_BASE_URL"):
+        monkeypatch.setenv(known, "auto")
+    assert load_settings().chunk_size == 4
+    assert caplog.messages == [
+        "KALM_CACHE_CHUNKSIZE is no setting; did you mean KALM_CACHE_CHUNK_SIZE?",
+        "KALM_CACHE_QQQQ is no setting",
+    ]
+
+
+def test_known_variables_are_not_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setenv("kalm_cache_chunk_size", "8")
+    assert load_settings().chunk_size == 8
+    assert not caplog.messages
+
+
+def test_source_of_names_the_variable_the_file_or_the_default(config: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KALM_CACHE_K", "7")
+    settings = load_settings(config)
+    assert [source_of(settings, name, config) for name in ("k", "codec", "port")] == [
+        "KALM_CACHE_K",
+        str(config),
+        "default",
+    ]

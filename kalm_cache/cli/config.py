@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from typing import Annotated
 
 import typer
 from pydantic import SecretStr
@@ -14,9 +15,13 @@ config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
 
 
 @config_app.command("show")
-def show(config: opt.ConfigFile = None, json: opt.AsJson = False) -> None:
+def show(
+    config: opt.ConfigFile = None,
+    sources: Annotated[bool, typer.Option("--sources", help="Also where each value came from.")] = False,
+    json: opt.AsJson = False,
+) -> None:
     """Print every setting, after `--config`, KALM_CACHE_* and defaults."""
-    from kalm_cache.settings import load_settings
+    from kalm_cache.settings import load_settings, source_of
 
     with exit_codes():
         settings = load_settings(config)
@@ -24,7 +29,8 @@ def show(config: opt.ConfigFile = None, json: opt.AsJson = False) -> None:
         print_json(settings.model_dump(mode="json"))  # secrets as stars
         return
     for name, value in settings.model_dump(mode="json").items():
-        typer.echo(f"# {type(settings).model_fields[name].description}")
+        source = f" ({source_of(settings, name, config)})" if sources else ""
+        typer.echo(f"# {type(settings).model_fields[name].description}{source}")
         unset = value is None or isinstance(getattr(settings, name), SecretStr)
         # a JSON string, number or bool is a TOML one too
         line = "" if value is None else json_module.dumps(value, ensure_ascii=False)
