@@ -52,7 +52,7 @@ def locked_api(folder: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # closed before other modules run: its event loop would be in their way
 def browser() -> Iterator[Browser]:
     if find_chromium() is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
