@@ -4,8 +4,8 @@ In every layer prompt keys and pooled states stand in one softmax (merged attent
 pooled state is a probability. It is taken from the decoder's own pass, run again for this one pair with kernels that
 write the softmax out: the fast path pays nothing for it.
 
-Whose attention to take, and what mean of it, was measured (`python -m benchmarks.attention`) with `tiny` on 272 questions
-of SQuAD's dev set: how often the sentence that holds the answer has the highest mean weight, at r = 1 / 4 / 16
+Whose attention to take, and what mean of it, was measured (`python -m benchmarks.attention`) with `tiny` on 272
+questions of SQuAD's dev set: how often the sentence that holds the answer has the highest mean weight, at r = 1 / 4 / 16
 
     one sentence drawn                                                      0.21
     last token, mean over all layers and heads                              0.23 / 0.26 / 0.25
@@ -14,8 +14,8 @@ of SQuAD's dev set: how often the sentence that holds the answer has the highest
     query's tokens, mean over the last two of these                         0.20 / 0.22 / 0.20
     query's tokens, all of these, each distribution counted by its focus    0.68 / 0.62 / 0.51
 
-so the last of them is given. The last token, from which the margin is read, points nowhere in particular:
-what the query's tokens found in the passage reaches it through them. In the last layer only its own attention reaches the answer at all.
+so the last of them is given. The last token, from which the margin is read, points nowhere in particular in this model.
+In the last layer only its own attention reaches the answer, and that of the query's tokens is not computed.
 Attention says where the model looked, which is a hint at why it answered as it did, and not a proof.
 
 Legend: P pooled states, T prompt tokens, S key slots (P + T), H heads, K key/value heads, G = H / K, r pooling ratio.
