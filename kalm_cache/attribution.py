@@ -5,7 +5,8 @@ pooled state is a probability. It is taken from the decoder's own pass, run agai
 write the softmax out: the fast path pays nothing for it.
 
 Whose attention to take, and what mean of it, was measured (`python -m benchmarks.attention`) with `tiny` on 272
-questions of SQuAD's dev set: how often the sentence that holds the answer has the highest mean weight, at r = 1 / 4 / 16
+questions of SQuAD's dev set: how often the sentence that holds the answer has the highest mean weight, at
+r = 1 / 4 / 16
 
     one sentence drawn                                                      0.21
     last token, mean over all layers and heads                              0.23 / 0.26 / 0.25
