@@ -1,0 +1,327 @@
+"""The service under steady load while generations change under it: errors, mixed-up answers, memory, open files.
+
+    python -m benchmarks.soak [--minutes 30] [--share 0.6] [--clients 8] [--swap-every 5] [--index DIR] [--workers N]
+                              [--json FILE] [--plot FILE.png]
+
+A copy of the index (bundled demo corpus, indexed with the default settings, where none is given) is served by
+`kalm-cache serve` in a process of its own, at `--share` of what it answers when clients never pause. Meanwhile it is
+changed, a step every few seconds: passages are added, some in the place of old ones, and deleted, the first generation
+is made live again, and gc removes the others. After each step the new generation is opened and asked the same queries.
+An answer is mixed up unless its `index_version` was published and its ids are that generation's, each with its margin
+(within 1e-4: pairs that share a batch differ in their last bits; queries are decoded in float32).
+
+Memory is flat where the median of the last third is within 3% of the second third's. Prints JSON lines; exit code 1
+where an answer was not 200, or mixed up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+import torch
+
+from benchmarks.serve_load import Job, percentile, run_job
+from benchmarks.serve_process import Running, serving
+from benchmarks.timing import emit, machine, progress, significant
+from indexer.corpus import CorpusLine, read_corpus
+from indexer.delta import add_passages, delete_passages
+from indexer.gc import collect_garbage
+from indexer.job import load_encoders, run_index_job
+from indexer.rollback import roll_back
+from kalm_cache.cli.demo import BUNDLED_DEMO
+from kalm_cache.current import current_name
+from kalm_cache.evaluation import load_beir
+from kalm_cache.index import PassageIndex
+from kalm_cache.passage import Passage
+from kalm_cache.settings import load_settings
+
+DTYPE = "float32"
+K = 20
+QUERIES = 16
+TOLERANCE = 1e-4
+FLAT = 0.03
+SAMPLE_SECONDS = 2.0
+SHOWN_PROBLEMS = 10
+
+Expected = list[dict[str, float]]  # of each query: id -> margin
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the answers. Those of a generation whose own answers are not known yet wait."""
+
+    checked: Counter[str] = field(default_factory=Counter)  # by generation
+    statuses: Counter[int] = field(default_factory=Counter)
+    took_ms: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    expected: dict[str, Expected] = field(default_factory=dict)
+    waiting: list[tuple[int, str, list[tuple[str, float]]]] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+    def add(self, number: int, status: int, took_ms: float, said: str, results: list[tuple[str, float]]) -> None:
+        """One answer; `said`: its index_version, or the error's text."""
+        with self.lock:
+            self.statuses[status] += 1
+            self.took_ms.append(took_ms)
+            if status != 200:
+                self.problems.append(f"status {status}: {said}")
+            elif said in self.expected:
+                self._check(number, said, results)
+            else:
+                self.waiting.append((number, said, results))
+
+    def publish(self, version: str, expected: Expected) -> None:
+        """A generation's own answers."""
+        with self.lock:
+            self.expected[version] = expected
+            waiting, self.waiting = self.waiting, []
+            for number, said, results in waiting:
+                if said == version:
+                    self._check(number, said, results)
+                else:
+                    self.waiting.append((number, said, results))
+
+    def _check(self, number: int, version: str, results: list[tuple[str, float]]) -> None:
+        self.checked[version] += 1
+        wanted, found = self.expected[version][number], dict(results)
+        if found.keys() != wanted.keys():
+            self.problems.append(f"query {number} of {version}: ids {sorted(found.keys() ^ wanted.keys())}")
+        elif (error := max(abs(found[one] - wanted[one]) for one in wanted)) > TOLERANCE:
+            self.problems.append(f"query {number} of {version}: margins differ by {error:.2g}")
+
+
+class Changes:
+    """The steps that change an index, round and round, and what its generations answer."""
+
+    def __init__(self, index: Path, queries: list[str]) -> None:
+        self._index, self._queries = index, queries
+        self._settings = load_settings(device="cpu")
+        self._encoders = load_encoders(self._settings)
+        self._first = current_name(index)
+        self._open = PassageIndex.open(index, device="cpu", dtype=DTYPE)
+        held = dict(enumerate(self.answers()))
+        self._replaced = sorted({max(one, key=lambda doc_id: one[doc_id]) for one in held.values()})
+        self.made: Counter[str] = Counter()
+
+    @property
+    def live(self) -> str:
+        """The name of the live generation."""
+        return current_name(self._index)
+
+    def answers(self) -> Expected:
+        """What the live generation answers, every result."""
+        if self._open.generation.name != self.live:
+            before, self._open = self._open, PassageIndex.open(self._index, like=self._open)
+            before.close()  # or gc could not have it
+        found = [self._open.search(query, k=K, top_n=None, with_text=False) for query in self._queries]
+        return [{one.doc_id: one.margin for one in answer.results} for answer in found]
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Names and functions, without end."""
+        for turn in itertools.count():
+            yield "add", lambda turn=turn: self._add(turn)
+            yield "delete", lambda turn=turn: delete_passages(self._new_ids(turn), self._index)
+            yield "rollback", lambda: roll_back(self._index, self._first)
+            yield "gc", lambda: collect_garbage(self._index, keep=1)
+
+    def _new_ids(self, turn: int) -> list[str]:
+        return [f"soak-{turn}-{number}" for number in range(len(self._queries))]
+
+    def _add(self, turn: int) -> object:
+        """A passage for each query that it should find, and another text for what was its best one."""
+        new = [
+            Passage(one, f"{query} Turn {turn}.") for one, query in zip(self._new_ids(turn), self._queries, strict=True)
+        ]
+        edited = [Passage(one, f"Turn {turn} of passage {one}.") for one in self._replaced]
+        lines = [CorpusLine(one, one.doc_id) for one in (*new, *edited)]
+        return add_passages(
+            lines, self._index, self._settings, self._encoders, on_reject=_no_reject, on_progress=_silent
+        )
+
+
+def soak(service: Running, changes: Changes, queries: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Load, changes and samples side by side, for so many minutes; the counts."""
+    bodies = [json.dumps({"query": query, "k": K, "top_n": 0, "return_documents": False}) for query in queries]
+    job = Job(service.host, service.port, "/search", bodies, seconds=5.0, clients=16)
+    run_job(job)  # warm
+    saturated = run_job(job)
+    capacity = len(saturated.answered_ms()) / saturated.seconds
+    tally, samples, over = Tally(), [], Event()
+    tally.publish(changes.live, changes.answers())
+    steady = Job(job.host, job.port, job.path, bodies, args.minutes * 60, args.clients, args.share * capacity)
+    with _Clients(steady, tally) as asking:
+        sampling = Thread(target=_sample, args=(service, tally, samples, over))
+        sampling.start()
+        try:
+            _change(changes, tally, args.swap_every, asking)
+        finally:
+            over.set()
+            sampling.join()
+    return _counts(tally, changes, samples) | {"capacity_per_s": significant(capacity), "share": args.share}
+
+
+class _Clients:
+    """The clients' process, and a thread that counts what it prints."""
+
+    def __init__(self, job: Job, tally: Tally) -> None:
+        command = [sys.executable, "-m", "benchmarks.soak_clients"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(job)))
+        self._process.stdin.close()
+        self._thread = Thread(target=self._read, args=(tally,))
+
+    @property
+    def asking(self) -> bool:
+        """Whether they still ask."""
+        return self._process.poll() is None
+
+    def __enter__(self) -> _Clients:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._thread.join()
+
+    def _read(self, tally: Tally) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            number, status, took_ms, said, results = json.loads(line)
+            tally.add(number, status, took_ms, said, [(one, margin) for one, margin in results])
+
+
+def _change(changes: Changes, tally: Tally, every_seconds: float, asking: _Clients) -> None:
+    for name, step in changes.steps():
+        started = time.monotonic()
+        before = changes.live
+        step()
+        changes.made[name] += 1
+        if changes.live != before:
+            changes.made["swaps"] += 1
+            tally.publish(changes.live, changes.answers())
+        while (left := started + every_seconds - time.monotonic()) > 0 and asking.asking:
+            time.sleep(min(left, 0.5))
+        if not asking.asking:
+            return
+
+
+def _sample(service: Running, tally: Tally, samples: list[dict[str, float]], over: Event) -> None:
+    started, said = time.monotonic(), 0.0
+    while not over.wait(SAMPLE_SECONDS):
+        at = time.monotonic() - started
+        samples.append({"s": round(at, 1), "rss_mib": round(service.rss_mib, 1), "fds": service.descriptors})
+        if at - said > 60:
+            said = at
+            answers, problems = sum(tally.statuses.values()), len(tally.problems)
+            progress(f"{at / 60:.0f} min: {answers} answers, {problems} problems, {samples[-1]}")
+
+
+def _counts(tally: Tally, changes: Changes, samples: list[dict[str, float]]) -> dict[str, Any]:
+    took = sorted(tally.took_ms)
+    errors = sum(count for status, count in tally.statuses.items() if status != 200)
+    second, last = (_median(samples, "rss_mib", third) for third in (1, 2))
+    return {
+        "benchmark": "soak",
+        "requests": sum(tally.statuses.values()),
+        "errors": errors,
+        "mixed_up": len(tally.problems) - errors,
+        "unknown_generation": len(tally.waiting),
+        "generations_answered": len(tally.checked),
+        "changes": dict(changes.made),
+        "p50_ms": percentile(took, 0.5),
+        "p99_ms": percentile(took, 0.99),
+        "rss_mib_thirds": [_median(samples, "rss_mib", third) for third in range(3)],
+        "rss_growth": significant(last / second - 1),
+        "rss_flat": abs(last / second - 1) <= FLAT,
+        "fds_thirds": [_median(samples, "fds", third) for third in range(3)],
+        "problems": tally.problems[:SHOWN_PROBLEMS],
+        "samples": samples,
+    }
+
+
+def _median(samples: list[dict[str, float]], name: str, third: int) -> float:
+    size = max(1, len(samples) // 3)
+    return round(statistics.median(one[name] for one in samples[third * size : (third + 1) * size]), 1)
+
+
+def plot(counts: dict[str, Any], path: Path) -> None:
+    """Resident memory and open files over the run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (memory, files) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 4.5))
+    minutes = [one["s"] / 60 for one in counts["samples"]]
+    memory.plot(minutes, [one["rss_mib"] for one in counts["samples"]])
+    memory.set(ylabel="resident MiB", ylim=(0, None))
+    files.plot(minutes, [one["fds"] for one in counts["samples"]])
+    files.set(ylabel="open files", xlabel="minutes", ylim=(0, None))
+    memory.set_title(f"{counts['requests']} requests, {counts['changes'].get('swaps', 0)} swaps")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def _no_reject(line: object) -> None:
+    raise AssertionError(line)
+
+
+def _silent(state: object) -> None:
+    pass
+
+
+def build(corpus: Path, index: Path) -> None:
+    """Index a corpus with the default settings."""
+    settings = load_settings(device="cpu")
+    encoders = load_encoders(settings)
+    run_index_job(read_corpus(corpus), index, settings, encoders, on_reject=_no_reject, on_progress=_silent)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 1 where an answer was an error, or mixed up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--share", type=float, default=0.6, help="of what the service answers at most")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--swap-every", type=float, default=5.0, help="seconds between two changes")
+    parser.add_argument("--index", type=Path, help="of the demo corpus; a copy is changed")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the counts, samples included")
+    parser.add_argument("--plot", type=Path, help="write memory and open files as a PNG")
+    args = parser.parse_args(arguments)
+    emit({"benchmark": "soak", "minutes": args.minutes, "workers": args.workers} | machine(torch.device("cpu")))
+    queries = list(load_beir(BUNDLED_DEMO).queries.values())[:QUERIES]
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        if args.index:
+            shutil.copytree(args.index, index)
+        else:
+            build(BUNDLED_DEMO / "corpus.jsonl.zst", index)
+        changes = Changes(index, queries)
+        with serving(index, "--device", "cpu", "--dtype", DTYPE, "--workers", str(args.workers)) as service:
+            counts = soak(service, changes, queries, args)
+    if args.json:
+        args.json.write_text(json.dumps(counts) + "\n")
+    if args.plot:
+        plot(counts, args.plot)
+    emit({name: value for name, value in counts.items() if name != "samples"})
+    return int(bool(counts["problems"] or counts["unknown_generation"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
