@@ -7,13 +7,16 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+# as wide as the processor has them: compilers keep to half of AVX-512 by themselves
+WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+FLAGS = ("-std=c++17", "-O3", "-march=native", *WIDE, "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 TIMEOUT_S = 120
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ def native_library() -> ctypes.CDLL | None:
         logger.warning("no C++ compiler (c++, g++, clang++ or $CXX): plain torch kernels are used, which are slower")
         return None
     try:
-        path = _cache_folder() / f"kernels-{_digest(compiler)}.so"
+        path = cache_folder() / f"kernels-{_digest(compiler)}.so"
         if not path.is_file():
             _compile(compiler, path)
         return ctypes.CDLL(str(path))  # OpenMP's functions are those that torch has loaded: one pool of threads
@@ -50,7 +53,8 @@ def _compile(compiler: str, path: Path) -> None:
         linked.replace(path)  # whole or not at all, also when two processes compile at once
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled kernels are kept. Raises `RuntimeError` where there is no home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kalm-cache"
 
 
@@ -66,7 +70,5 @@ def _processor() -> bytes:
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
-        import platform
-
         return platform.processor().encode() or platform.machine().encode()
     return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"model name", b"Features"))}))
