@@ -8,6 +8,7 @@ from kalm_cache.cli.change import add, delete, reindex
 from kalm_cache.cli.client import client
 from kalm_cache.cli.config import config_app
 from kalm_cache.cli.demo import demo
+from kalm_cache.cli.doctor import doctor
 from kalm_cache.cli.evaluate import evaluate
 from kalm_cache.cli.index import index
 from kalm_cache.cli.output import start_logging
@@ -34,7 +35,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for _command in (index, reindex, add, delete, search, rerank, serve, client, stats, verify, rollback, gc, demo):
+for _command in (index, reindex, add, delete, search, rerank, serve, client, stats, verify, rollback, gc, doctor, demo):
     app.command()(_command)
 app.command("eval")(evaluate)
 app.add_typer(config_app, name="config")

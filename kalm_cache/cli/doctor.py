@@ -1,0 +1,51 @@
+"""`kalm-cache doctor`: whether this machine, these settings and this index will serve well, and what to do if not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from kalm_cache.cli import options as opt
+from kalm_cache.cli.output import exit_codes, print_json, stdout_console
+
+if TYPE_CHECKING:
+    from kalm_cache.doctor import Check
+
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def doctor(
+    index: Annotated[Path | None, typer.Option("--index", help="Folder of an index to check too.")] = None,
+    config: opt.ConfigFile = None,
+    json: opt.AsJson = False,
+) -> None:
+    """Check the machine, the settings, the model and an index; changes nothing. Exit code 1 when a check failed."""
+    with exit_codes():
+        from kalm_cache.doctor import diagnose
+
+        checks = diagnose(index, config)
+    failed = any(check.status == "fail" for check in checks)
+    if json:
+        print_json({"ok": not failed, "checks": [dataclasses.asdict(check) for check in checks]})
+    else:
+        stdout_console().print(_table(checks))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _table(checks: list[Check]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("check")
+    table.add_column("")
+    table.add_column("found, and → what to do", overflow="fold")
+    for check in checks:
+        said = Text(check.found)
+        if check.advice:
+            said.append(f"\n→ {check.advice}", STYLES[check.status])
+        table.add_row(check.name, Text(check.status, STYLES[check.status]), said)
+    return table
