@@ -2,10 +2,13 @@
 
     python -m benchmarks.storage --beir DIR [DIR ...] --out DIR [--model tiny]
         [--codecs fp32,bf16,fp16,int8,int4,int3,int2] [--chunk-sizes 1,2,4,8,16,32]
-        [--k 50] [--max-queries N] [--pairs-only]
+        [--k 50] [--max-queries N] [--pairs-only] [--sensitivity FILE]
 
 Candidates come from the fused first stage, once for each collection; only they are encoded, once, at r = 1. Everything
 is computed in float32, so that an error is the codec's. Each configuration is compared with fp32 at the same r.
+
+`--sensitivity` (of `benchmarks.sensitivity`; default: what lies beside the weights) adds the codecs below 16 bits once
+more, rounding by it: `int4 minding`. Their payloads decode as those of `int4`.
 
 Writes OUT/storage.jsonl after each configuration, which a later run goes on from (remove it to measure again), and in
 the end OUT/storage.md and OUT/storage.png of all that the file holds. `--pairs-only` leaves nDCG and recall out: for a
@@ -33,6 +36,7 @@ from benchmarks.storage_report import load_figure, markdown_report, plot
 from benchmarks.timing import emit, progress, significant
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.codec import CODECS, Codec, get_codec
+from kalm_cache.codec.rotated import Rotated
 from kalm_cache.durable import write_atomically
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.evaluation import BeirTask, load_beir
@@ -43,6 +47,7 @@ from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.pooling import PooledPassage, mean_pool, pooled_length
 from kalm_cache.query_side import QuerySide, load_query_side
 from kalm_cache.record import Record
+from kalm_cache.sensitivity import load_sensitivity
 from kalm_cache.store import STATES_FILE, Identity, key_of
 from kalm_cache.store_writer import StoreWriter
 
@@ -174,19 +179,19 @@ def measure(
     collection: Collection,
     passages: list[PooledPassage],
     side: QuerySide,
-    wanted: dict[int, list[Codec]],
+    wanted: dict[int, dict[str, Codec]],
     pairs_only: bool,
 ) -> Iterator[dict[str, Any]]:
-    """One row for each chunk size and codec of `wanted`."""
+    """One row for each chunk size and codec of `wanted`, which also says what to call it."""
     for ratio, codecs in wanted.items():
         states = [mean_pool(one.states, [one.tokens], ratio)[0].numpy() for one in passages]
         exact = margins_of(side, collection.questions, states)
-        for codec in codecs:
-            progress(f"{collection.task.name}, r = {ratio}, {codec.name}")
+        for label, codec in codecs.items():
+            progress(f"{collection.task.name}, r = {ratio}, {label}")
             stored = store(codec, states)
             same = codec.name == EXACT  # it decodes to the same floats
             margins = exact if same else margins_of(side, collection.questions, stored.decoded)
-            row = {"r": ratio, "codec": codec.name} | sizes_of(codec, ratio, passages, stored.payloads)
+            row = {"r": ratio, "codec": label} | sizes_of(codec, ratio, passages, stored.payloads)
             row |= {"encode_mb_s": significant(stored.encode_mb_s), "decode_mb_s": significant(stored.decode_mb_s)}
             row |= {"relative_error": significant(relative_error(states, stored.decoded))}
             row |= agreement(exact, margins)
@@ -198,16 +203,27 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
+def codecs_of(names: list[str], sensitivity: NDArray[np.float64] | None) -> dict[str, Codec]:
+    """Codecs by what rows call them; those that can round by a sensitivity also do so, where there is one."""
+    codecs: dict[str, Codec] = {}
+    for name in names:
+        codecs[get_codec(name).name] = get_codec(name)
+        minding = get_codec(name, sensitivity)
+        if minding is not codecs[get_codec(name).name] and isinstance(minding, Rotated):
+            codecs[f"{minding.name} minding"] = minding
+    return codecs
+
+
 def run(args: argparse.Namespace) -> None:
     """Measure what is missing, and write the report."""
     load_figure()  # first: a missing package should not cost an hour
     torch.set_num_threads(args.threads)
-    codecs = [get_codec(name) for name in args.codecs]
     tasks = [sample_queries(load_beir(folder, args.split), args.max_queries) for folder in args.beir]
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "storage.jsonl"
     rows = read_rows(path)
     checkpoint = open_checkpoint(args.model)
+    codecs = codecs_of(args.codecs, load_sensitivity(args.sensitivity or checkpoint.folder))
     common = {"model": args.label or Path(args.model).name, "checkpoint": checkpoint.digest()[:12]}
     side = load_query_side(checkpoint, device=torch.device("cpu"), dtype=torch.float32, query_max_length=512)
     for folder, task in zip(args.beir, tasks, strict=True):
@@ -215,7 +231,7 @@ def run(args: argparse.Namespace) -> None:
         of_task |= {"pairs_only": args.pairs_only}
         done = {tuple(row[name] for name in KEY) for row in rows}
         missing = {
-            ratio: [one for one in codecs if (*of_task.values(), ratio, one.name) not in done]
+            ratio: {label: one for label, one in codecs.items() if (*of_task.values(), ratio, label) not in done}
             for ratio in args.chunk_sizes
         }
         wanted = {ratio: some for ratio, some in missing.items() if some}
@@ -249,6 +265,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=50, help="candidates of each query")
     parser.add_argument("--max-queries", type=int, help="a seeded sample of so many queries")
     parser.add_argument("--pairs-only", action="store_true", help="margins and their ranks, without nDCG and recall")
+    parser.add_argument("--sensitivity", type=Path, help="file, or a folder that holds it")
     parser.add_argument("--split", default="test")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)

@@ -112,7 +112,7 @@ def _colbert(row: Row) -> str:
 
 def _goals(rows: list[Row]) -> list[str]:
     """A sentence for each chunk size of the goal's codec."""
-    lines = [_goal(row) for row in sorted(rows, key=_by_ratio) if row["codec"] == GOAL_CODEC]
+    lines = [_goal(row) for row in sorted(rows, key=_by_ratio) if row["codec"].split()[0] == GOAL_CODEC]
     return ["\n".join(lines)] if lines else []
 
 

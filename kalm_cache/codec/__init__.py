@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kalm_cache.codec.codec import Codec, RawCodec
 from kalm_cache.codec.floats import BF16, FP16, FP32
 from kalm_cache.codec.rotated import Rotated
@@ -23,18 +26,30 @@ CODECS: dict[str, RawCodec] = {codec.name: codec for codec in (FP32, BF16, FP16,
 ZSTD_LEVELS = range(1, 23)
 
 
-def get_codec(name: str) -> Codec:
-    """The codec of that name. Raises `UsageError` that lists the known ones."""
+def get_codec(name: str, sensitivity: NDArray[np.float64] | None = None) -> Codec:
+    """The codec of that name.
+
+    Args:
+        name: as in the module.
+        sensitivity: (D, D), of the checkpoint whose states it will encode; the codecs below 16 bits round by it (see
+            `feedback`). Decoding never needs it.
+
+    Raises:
+        UsageError: there is none; it lists the known ones.
+    """
     base, plus, rest = name.partition("+")
     level = re.fullmatch(r"zstd(\d*)", rest)
     if base not in CODECS or (plus and not level):
         raise UsageError(f"codec {name!r} is not known: use {', '.join(CODECS)}, or one of them with +zstd{ZSTD_LEVEL}")
+    raw = CODECS[base]
+    if sensitivity is not None and isinstance(raw, Rotated):
+        raw = raw.minding(sensitivity)
     if not level:
-        return CODECS[base]
+        return raw
     number = int(level[1] or ZSTD_LEVEL)
     if number not in ZSTD_LEVELS:
         raise UsageError(f"codec {name!r}: zstd has levels 1 to 22")
-    return Zstd(CODECS[base], number)
+    return Zstd(raw, number)
 
 
 def codec_by_number(number: int) -> Codec | None:

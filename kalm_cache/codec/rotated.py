@@ -11,8 +11,11 @@ each state (see `shape`), and each vector is
 A vector decodes to signs · (levels · H) · scale, block by block. The scale keeps the block's length:
 scale = |x| / √(w · Σ level²), so that |decoded| = |x| but for the scale's rounding, 2⁻⁸ at most.
 
-Same bytes and same decoded floats on every machine: sums are of integers, see `rotation`; everything else is single
-correctly rounded operations.
+With a checkpoint's sensitivity, codes are not those of the nearest levels but as `feedback` chooses them, and the scale
+is |x| / (w · UNIT). Such payloads decode like all others.
+
+Same decoded floats on every machine, and same bytes without a sensitivity: sums are of integers, see `rotation`;
+everything else is single correctly rounded operations.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ from numpy.typing import NDArray
 
 from kalm_cache.codec.bfloat16 import from_bfloat16, to_bfloat16
 from kalm_cache.codec.codec import Float32, Payload, check_finite, check_sizes
-from kalm_cache.codec.levels import levels, thresholds
+from kalm_cache.codec.feedback import Float64, carry_of, round_carrying
+from kalm_cache.codec.levels import UNIT, levels, thresholds
 from kalm_cache.codec.packing import pack, packed_width, unpack_levels
 from kalm_cache.codec.rotation import blocks, hadamard, signs
-from kalm_cache.errors import DamagedRecordError
+from kalm_cache.errors import DamagedRecordError, StoreError
 
 _GRID_BITS = 20  # states as integers of up to 2^20: squares summed over 2^11 coordinates stay exact in float64
 _CHUNK_ROWS = 512  # decoded at a time: temporaries stay small, and in the cache
@@ -45,12 +49,16 @@ class Shape(NamedTuple):
 
 
 class Rotated:
-    """Randomised Hadamard rotation and `bits`-bit codes; see the module."""
+    """Randomised Hadamard rotation and `bits`-bit codes; see the module. `carry`: of `feedback`; `None`: to nearest."""
 
     item_bytes = 1
 
-    def __init__(self, name: str, number: int, bits: int) -> None:
-        self.name, self.number, self.bits = name, number, bits
+    def __init__(self, name: str, number: int, bits: int, carry: Float64 | None = None) -> None:
+        self.name, self.number, self.bits, self.carry = name, number, bits, carry
+
+    def minding(self, sensitivity: Float64) -> Rotated:
+        """The same codec, rounding by a sensitivity (D, D) in the coordinates of states."""
+        return Rotated(self.name, self.number, self.bits, carry_of(_rotate(_rotate(sensitivity).T)))
 
     def shape(self, rows: int) -> Shape:
         """How a payload of `rows` states is laid out: part of the format.
@@ -70,12 +78,14 @@ class Rotated:
     def encode(self, pooled: Float32) -> bytes:
         """See `Codec.encode`; refuses values beyond `LARGEST` too, whose sums could overflow."""
         check_finite(np.where(np.abs(pooled) > LARGEST, np.inf, pooled), self.name)
+        if self.carry is not None and len(self.carry) != pooled.shape[1]:
+            raise StoreError(f"codec {self.name}: states are {pooled.shape[1]} wide, the sensitivity {len(self.carry)}")
         shape = self.shape(len(pooled))
         if not shape.mean_bits:
-            return encode_vectors(pooled, shape.row_bits).tobytes()
+            return encode_vectors(pooled, shape.row_bits, self.carry).tobytes()
         mean = encode_vectors(_mean(pooled), shape.mean_bits)
         rest = pooled - decode_vectors(mean, shape.mean_bits, pooled.shape[1])
-        return mean.tobytes() + encode_vectors(rest, shape.row_bits).tobytes()
+        return mean.tobytes() + encode_vectors(rest, shape.row_bits, self.carry).tobytes()
 
     def decode(self, payload: Payload, rows: int, width: int) -> Float32:
         """See `Codec.decode`."""
@@ -123,13 +133,10 @@ def vector_bytes(width: int, bits: int) -> int:
     return 2 * len(blocks(width)) + packed_width(width, bits)
 
 
-def encode_vectors(x: Float32, bits: int) -> NDArray[np.uint8]:
+def encode_vectors(x: Float32, bits: int, carry: Float64 | None = None) -> NDArray[np.uint8]:
     """(n, D) finite -> (n, vector_bytes)."""
-    flipped = x * signs(x.shape[1])
-    quantised = [_quantise(flipped[:, block], bits) for block in blocks(x.shape[1])]
-    scales = to_bfloat16(np.stack([scale for scale, _ in quantised], axis=1))  # (n, blocks)
-    codes = pack(np.concatenate([codes for _, codes in quantised], axis=1), bits)
-    return np.concatenate([scales.view(np.uint8), codes], axis=1)
+    scales, codes = _to_nearest(x, bits) if carry is None else _carrying(x, bits, carry)
+    return np.concatenate([scales.view(np.uint8), pack(codes, bits)], axis=1)
 
 
 def decode_vectors(stored: NDArray[np.uint8], bits: int, width: int) -> Float32:
@@ -152,6 +159,38 @@ def decode_into(stored: NDArray[np.uint8], bits: int, out: Float32) -> None:
         for i, block in enumerate(blocks(width)):
             np.multiply(hadamard(found[:, block]), scales[chunk, i : i + 1], out=out[chunk, block])
         out[chunk] *= signs(width)
+
+
+def _to_nearest(x: Float32, bits: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """(n, D) -> scales (n, blocks) in bfloat16, codes (n, D)."""
+    flipped = x * signs(x.shape[1])
+    quantised = [_quantise(flipped[:, block], bits) for block in blocks(x.shape[1])]
+    scales = to_bfloat16(np.stack([scale for scale, _ in quantised], axis=1))
+    return scales, np.concatenate([codes for _, codes in quantised], axis=1)
+
+
+def _carrying(x: Float32, bits: int, carry: Float64) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """`_to_nearest`, but by `feedback`."""
+    rotated, sizes = _rotate(x.astype(np.float64)), [block.stop - block.start for block in blocks(x.shape[1])]
+    lengths = np.stack([np.linalg.norm(rotated[:, block], axis=1) for block in blocks(x.shape[1])], axis=1)
+    scales = to_bfloat16((lengths / (np.array(sizes) * UNIT)).astype(np.float32))  # (n, blocks)
+    units = np.repeat(from_bfloat16(scales) * np.sqrt(sizes), sizes, axis=1)  # (n, D): what a level's unit stands for
+    steps, edges = levels(bits).astype(np.float64), thresholds(bits) * UNIT
+
+    def nearest(column: Float64, i: int) -> tuple[Float64, NDArray[np.uint8]]:
+        unit = units[:, i]
+        codes = np.searchsorted(edges, column / np.where(unit > 0, unit, 1)).astype(np.uint8)
+        return steps[codes] * unit, codes
+
+    return scales, round_carrying(rotated, carry, nearest)
+
+
+def _rotate(x: Float64) -> Float64:
+    """(n, D) -> (n, D), orthonormal: what codes stand for, but for rounding."""
+    flipped = x * signs(x.shape[1])
+    return np.concatenate(
+        [hadamard(flipped[:, block]) / np.sqrt(block.stop - block.start) for block in blocks(x.shape[1])], axis=1
+    )
 
 
 def _quantise(x: Float32, bits: int) -> tuple[Float32, NDArray[np.uint8]]:

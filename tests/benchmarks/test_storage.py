@@ -157,3 +157,9 @@ def test_the_report_says_whether_the_goal_is_met_and_what_colbert_takes(row: dic
 def test_other_samples_and_other_models_are_groups_of_their_own(row: dict[str, Any]) -> None:
     others = [row | {"queries": 10}, row | {"checkpoint": "def"}, row | {"codec": "int8"}]
     assert [len(group) for group in groups_of([row, *others])] == [2, 1, 1]
+
+
+def test_codecs_that_round_by_a_sensitivity_are_measured_without_and_with_it() -> None:
+    codecs = storage.codecs_of(["fp32", "int4", "bf16+zstd3"], np.eye(64))
+    assert list(codecs) == ["fp32", "int4", "int4 minding", "bf16+zstd3"]
+    assert list(storage.codecs_of(["fp32", "int4"], None)) == ["fp32", "int4"]

@@ -1,0 +1,37 @@
+"""How much a checkpoint's margins mind errors of pooled states, in each direction: a file beside its weights.
+
+`python -m benchmarks.sensitivity` measures it. It is part of the checkpoint's digest, so that an index knows what its
+payloads were rounded by; nothing that reads an index needs it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from kalm_cache.errors import CheckpointError
+
+SENSITIVITY_FILE = "sensitivity.safetensors"
+TENSOR = "sensitivity"
+
+
+def load_sensitivity(place: Path) -> NDArray[np.float64] | None:
+    """(D, D) of the checkpoint in the folder `place`, or of that file; `None` where none was measured.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = place / SENSITIVITY_FILE if place.is_dir() else place
+    if not path.is_file():
+        return None
+    try:
+        found = load_file(path)[TENSOR]
+    except (SafetensorError, OSError, KeyError) as exc:
+        raise CheckpointError(f"{path}: not a readable sensitivity: {exc}") from exc
+    if found.ndim != 2 or found.shape[0] != found.shape[1] or not np.isfinite(found).all():
+        raise CheckpointError(f"{path}: not a square of finite numbers")
+    return found.astype(np.float64)
