@@ -100,7 +100,7 @@ async def _on_http_exception(_: Request, exc: Exception) -> JSONResponse:
 
 
 async def _on_unexpected_error(_: Request, exc: Exception) -> JSONResponse:
-    # starlette raises it again after the answer, and the server logs it
+    # starlette raises it again after the answer, and the request log writes it down
     return _answer(500, "InternalServerError", "the service failed on this request; its log says how")
 
 

@@ -37,7 +37,7 @@ ItemId = Text | StrictInt
 TopN = Annotated[int, Field(ge=0)]
 TimeoutMs = Annotated[int, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
 OnMissing = Literal["error", "skip", "encode"]
-ChunkSize = Annotated[int, Field(ge=1, description="pooling ratio: the stored one or a multiple of it")]
+ChunkSize = Annotated[int, Field(ge=1, le=1 << 20, description="pooling ratio: the stored one or a multiple of it")]
 
 
 ON_MISSING = (

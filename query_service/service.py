@@ -36,7 +36,7 @@ class Service:
         """
         self.live, self.settings = live, settings
         self.metrics = Metrics()
-        live.on_swap = lambda swapped: self.metrics.swapped() if swapped else self.metrics.swap_failed()
+        live.on_swap = self._count_swap
         self.engine = Engine(CostModel(), self.metrics.batch)
         self.admission = Admission(settings.queue_limit, self.engine)
         self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="kalm-cache-reader")
@@ -101,6 +101,13 @@ class Service:
         if tier is not None:
             self.metrics.prefix_tier(tier.stats().hits, tier.stats().misses)
 
+    def _count_swap(self, succeeded: bool) -> None:
+        if succeeded:
+            self.metrics.swapped()
+            self.measure()
+        else:
+            self.metrics.swap_failed()
+
     def _count(self, work: Work) -> None:
         for stage in STAGES:
             if stage in work.timings_ms:
@@ -110,6 +117,7 @@ class Service:
         self.metrics.read(counts.read_bytes)
         self.metrics.truncated(queries=counts.queries_cut, documents=counts.documents_cut)
         self.metrics.damaged(counts.damaged)
+        self.metrics.queue_depth(self.engine.depth)
 
     @property
     def model(self) -> str:
