@@ -1,0 +1,70 @@
+"""The same queries without a service: bare decoding of their pairs, and whole searches, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from kalm_cache.index import PassageIndex
+from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
+from kalm_cache.query_side import DECODE_BATCH
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One query, tokenised, and the states of its candidates."""
+
+    prompt: Tokens
+    states: list[Tensor | Kept]
+
+
+class Offline:
+    """An index opened in this process. `close` it."""
+
+    def __init__(self, index: Path, queries: Sequence[str], k: int, dtype: str | None, read: int) -> None:
+        """Candidates of the first `read` queries are held in memory for bare decoding."""
+        self._index = PassageIndex.open(index, device="cpu", dtype=dtype)
+        self._queries, self._k, self._turn = list(queries), k, 0
+        self._read = [self._look_up(query) for query in self._queries[:read]]
+        self.decode_ms(0.0), self.search_ms(0.0)
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of a query, on average."""
+        return sum(len(one.states) for one in self._read) / len(self._read)
+
+    def decode_ms(self, seconds: float) -> float:
+        """Milliseconds a query, its pairs decoded alone: states read and prompts tokenised before."""
+        side = self._index.query_side
+        return self._timed(
+            seconds, self._read, lambda one: side.margins([one.prompt] * len(one.states), one.states, DECODE_BATCH)
+        )
+
+    def search_ms(self, seconds: float) -> float:
+        """Milliseconds a query, searched whole: first stage, reading, decoding, texts."""
+        return self._timed(seconds, self._queries, lambda query: self._index.search(query, k=self._k))
+
+    def close(self) -> None:
+        """Close the index."""
+        self._index.close()
+
+    def _look_up(self, query: str) -> _Read:
+        prompt = self._index.query_side.prompt(query, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        ids = self._index.find(query, self._k).doc_ids
+        found = self._index.look_up(ids, [prompt], DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        return _Read(prompt, [one.states for one in self._index.prepare(found).passages])
+
+    def _timed(self, seconds: float, items: Sequence[_T], function: Callable[[_T], object]) -> float:
+        started, done = time.perf_counter(), 0
+        while done == 0 or time.perf_counter() - started < seconds:
+            function(items[self._turn % len(items)])
+            self._turn, done = self._turn + 1, done + 1
+        return 1000 * (time.perf_counter() - started) / done
