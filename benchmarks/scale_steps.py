@@ -49,7 +49,10 @@ def memory(step: str) -> Column:
 
 
 def run_step(step: Callable[[Step], dict[str, Any]], told: Step) -> dict[str, Any]:
-    """The step's row with its seconds and memory: `peak_rss_bytes` with mapped files, `peak_own_bytes` without."""
+    """The step's row with its seconds, by the clock and of the processor, and its memory.
+
+    `peak_rss_bytes` is with mapped files, `peak_own_bytes` without.
+    """
     peak = [status_bytes("RssAnon")]
     over = threading.Event()
 
@@ -59,16 +62,17 @@ def run_step(step: Callable[[Step], dict[str, Any]], told: Step) -> dict[str, An
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     try:
         row = step(told)
     finally:
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
         over.set()
         watcher.join()
     return {
         **row,
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3),
         "peak_rss_bytes": status_bytes("VmHWM"),  # ru_maxrss would begin with what the parent had when it forked
         "peak_own_bytes": peak[0],
     }

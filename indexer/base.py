@@ -6,7 +6,7 @@ Called under the build lock only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from indexer.encoders import Encoders, where
 from indexer.intake import Reject
 from indexer.publication import now
 from indexer.shard import Progress, ShardBuilder, refuse_to_lose
-from indexer.sources import Sources
+from indexer.sources import Sources, require_keepable
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import UsageError
 from kalm_cache.first_stage import Embedder
 from kalm_cache.generation import (
     NO_COUNTS,
@@ -84,15 +83,12 @@ class BaseBuild:
         """Build it in `building`, and publish it.
 
         Raises:
-            UsageError: passages should be kept without their texts, which BM25 needs.
+            UsageError: passages should be kept without their texts, and something could only be made of these.
             StoreError: the disk is full or cannot be written; what is stored stays.
         """
         started, built = time.perf_counter(), self.like.fingerprint
-        if self.keep and built.bm25 and not built.store_text and any(self._kept_without_text()):
-            raise UsageError(
-                f"{self.index}: this index keeps no texts, without which BM25 cannot be built anew; "
-                "run: kalm-cache reindex CORPUS --delete-missing, with the whole corpus"
-            )
+        if self.keep:
+            require_keepable(self.parent, self.sources, built)
         builder = ShardBuilder(
             passage_side=self.passage_side,
             embedder=self.embedder,
@@ -125,9 +121,6 @@ class BaseBuild:
             passages_per_second=self._rate(progress, time.perf_counter() - started),
         )
         return Outcome(publish(self.index, building, manifest), progress, time.perf_counter() - started)
-
-    def _kept_without_text(self) -> Iterator[bool]:
-        return (len(shard.store) > len(shard.hidden) for shard in self.sources.every)
 
     def _count_deleted(self, building: Path) -> int:
         """What the parent shows and this does not; what is only damaged there was not deleted."""

@@ -67,7 +67,7 @@ def collect_garbage(index: Path, keep: int = 1, *, dry_run: bool = False) -> GcR
     Raises:
         IndexNotFoundError: nothing has been published here.
         IndexLockedError: another job is changing the index.
-        UsageError: there is something to leave out, and no text to build BM25 from.
+        UsageError: there is something to leave out, and neither texts nor a first stage to take the rest of it from.
         StoreError: the disk is full or cannot be written, or its file system has no locks.
     """
     started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kalm_cache.block import Block, Entry
 from kalm_cache.block_file import BlockReader
 from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.first_stage import BM25Index
 from kalm_cache.record import Record
 from kalm_cache.store import Identity, PassageStore, key_of
 
@@ -25,11 +26,26 @@ class Vectors(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SealedShard:
-    """A sealed shard, its first stage's vectors, if they are at hand as they were made, and keys that do not count."""
+    """A sealed shard, what its first stage has of its passages, as far as that is at hand, and keys that do not count.
+
+    `vectors` are as they were made; `postings` are a BM25 index that documents can be taken from.
+    """
 
     store: PassageStore
     vectors: Vectors | None
     hidden: frozenset[bytes] = frozenset()
+    postings: BM25Index | None = None
+
+    def keys(self) -> Iterator[bytes]:
+        """The key of every passage that is not hidden, in order."""
+        return (key for key in self.store.keys() if key not in self.hidden)  # noqa: SIM118 (not a dict)
+
+    def has_all_postings(self) -> bool:
+        """Whether every passage that is stored is in `postings`."""
+        if self.postings is None:
+            return False
+        stored = np.fromiter((number for number, _ in self.store.numbers()), np.int64, len(self.store))
+        return bool(np.isin(stored, self.postings.numbers).all())
 
     def identities(self, doc_ids: Sequence[str]) -> list[Identity | None]:
         """Of each id; `None` where the shard does not hold it, or not whole, or it is hidden."""

@@ -19,11 +19,12 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.encoders import Encoders
 from indexer.intake import Reject, accepted_windows, batched
 from indexer.seal import SCAN
-from indexer.shard import Progress, shard_keys
-from indexer.sources import Sources, open_sources
+from indexer.shard import Progress
+from indexer.sources import Sources, open_sources, require_keepable
 from indexer.staging import Staging
 from kalm_cache.durable import disk_errors
 from kalm_cache.errors import UsageError
+from kalm_cache.fingerprint import Fingerprint
 from kalm_cache.generation import Generation, open_current
 from kalm_cache.locks import build_lock
 from kalm_cache.passage import Passage
@@ -86,10 +87,10 @@ def run_reindex(
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
         live = open_current(index)
-        if keep_missing:
-            _check_texts(live, encoders)
-        building = resume_or_begin(index, "reindex", encoders.fingerprint)
         sources = open_sources(live, encoders.fingerprint, stack)
+        if keep_missing:
+            _check_texts(live, sources, encoders.fingerprint)
+        building = resume_or_begin(index, "reindex", encoders.fingerprint)
         build = BaseBuild(
             index=index,
             operation="reindex",
@@ -116,8 +117,6 @@ def plan_reindex(
     """What `run_reindex` would do, without doing it: nothing in the index folder changes."""
     started, rejected = time.perf_counter(), 0
     live = open_current(index)
-    if keep_missing:
-        _check_texts(live, encoders)
 
     def reject(line: RejectedLine) -> None:
         nonlocal rejected
@@ -126,6 +125,8 @@ def plan_reindex(
 
     with ExitStack() as stack:
         sources = open_sources(live, encoders.fingerprint, stack)
+        if keep_missing:
+            _check_texts(live, sources, encoders.fingerprint)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         staging = stack.enter_context(Staging(Path(folder) / "staging.lmdb"))
         plan = _Plan(sources)
@@ -160,7 +161,7 @@ class _Plan:
     def missing(self, staging: Staging) -> None:
         """Count what the corpus does not have."""
         for shard in self._sources.every:
-            for keys in batched(shard_keys(shard), SCAN):
+            for keys in batched(shard.keys(), SCAN):
                 self.others += len(staging.unseen(keys))
 
     def report(self, index: Path, live: Generation, rejected: int, keep: bool, seconds: float) -> ReindexReport:
@@ -201,15 +202,19 @@ def _unlike(passages: list[Passage], identities: Iterable[object]) -> list[Passa
     ]
 
 
-def _check_texts(live: Generation, encoders: Encoders) -> None:
-    built, wanted = live.manifest.fingerprint, encoders.fingerprint
+def _check_texts(live: Generation, sources: Sources, wanted: Fingerprint) -> None:
+    """Raises `UsageError` when something can only be made of texts that the index does not keep."""
+    built = live.manifest.fingerprint
     if built.store_text:
         return
-    if wanted.bm25 or wanted.store_text or built.embedder != wanted.embedder:
+    needs_texts = wanted.store_text or built.embedder != wanted.embedder or (wanted.bm25 and not built.bm25)
+    if needs_texts or sources.problem is not None:
         raise UsageError(
-            f"{live.folder}: keeps no texts, and without them there is no BM25, no vector of another embedder and no "
-            "text of what CORPUS does not have; give the whole corpus and --delete-missing"
+            f"{live.folder}: keeps no texts, and without them what CORPUS does not have gets no states of another "
+            "model or chunk size, no vectors of another embedder, no BM25 index where there is none, and no texts; "
+            "give the whole corpus and --delete-missing"
         )
+    require_keepable(live, sources, wanted)
 
 
 def _report(index: Path, outcome: Outcome, sources: Sources, seconds: float) -> ReindexReport:

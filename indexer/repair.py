@@ -20,7 +20,7 @@ from indexer.corpus import CorpusLine
 from indexer.encoders import load_encoders_of
 from indexer.origins import SealedShard
 from indexer.salvage import salvage
-from indexer.source_vectors import source_vectors
+from indexer.source_first_stage import source_postings, source_vectors
 from indexer.sources import Sources
 from indexer.stored_embedder import StoredEmbedder
 from kalm_cache.durable import disk_errors, file_digest
@@ -71,7 +71,7 @@ def repair_index(index: Path, said: Settings) -> RepairReport:
         IndexLockedError: another job is changing the index.
         StoreError: the manifest or the list of hidden passages is damaged (go back, or reindex the corpus), or the disk
             is full or cannot be written.
-        UsageError: the index keeps no texts, and BM25 would have to be built anew.
+        UsageError: the index keeps no texts, and its first stage is damaged, or an earlier version's.
     """
     started = time.perf_counter()
     open_current(index)  # first: a wrong folder should not be made
@@ -114,14 +114,15 @@ def _save(live: Generation, hidden: Hidden, workspace: Path, stack: ExitStack) -
         (receipt,) = part.manifest.shards
         own = frozenset(hidden.between(receipt.first_number, receipt.next_number).keys)
         vectors = source_vectors(part, inexact=not live.manifest.fingerprint.store_text)
+        postings = source_postings(part)
         if _is_whole(part):
             store = stack.enter_context(PassageStore(part.shard))
-            saved.shards.append(SealedShard(store, vectors, own))
+            saved.shards.append(SealedShard(store, vectors, own, postings))
             continue
         logger.warning("%s is damaged: searching it for what is whole", part.shard)
         found = salvage(part, own, workspace / part.shard_name)
         store = stack.enter_context(PassageStore(workspace / part.shard_name))
-        saved.shards.append(SealedShard(store, vectors))
+        saved.shards.append(SealedShard(store, vectors, postings=postings))
         saved.texts |= found.texts
         saved.lost += found.lost
         saved.nameless += found.nameless

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from indexer.origins import SealedShard
 from indexer.recode import RecodedShard, has_same_states, recoding_problem
-from indexer.source_vectors import source_vectors
+from indexer.source_first_stage import source_postings, source_vectors
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import KalmCacheError
+from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.fingerprint import Fingerprint
 from kalm_cache.generation import Generation, require_whole
 from kalm_cache.store import PassageStore
@@ -62,11 +62,31 @@ def open_sources(
         same_embedder = built.embedder == wanted.embedder
         vectors = source_vectors(part, inexact=inexact) if same_embedder else None
         own = hidden.between(receipt.first_number, receipt.next_number)
-        shard = SealedShard(store, vectors, frozenset(own.keys))
+        postings = source_postings(part) if wanted.bm25 else None
+        shard = SealedShard(store, vectors, frozenset(own.keys), postings)
         sources.every.append(shard)
         if sources.problem is None:
             _sort_in(shard, built, wanted, sources)
     return sources
+
+
+def require_keepable(parent: Generation | None, sources: Sources, wanted: Fingerprint) -> None:
+    """Check that what a generation without texts shows can go on without them.
+
+    Raises:
+        UsageError: its vectors or postings would have to be made anew.
+    """
+    if parent is None or parent.manifest.fingerprint.store_text:
+        return
+    for shard in sources.every:
+        if len(shard.store) == len(shard.hidden):
+            continue
+        missing = "vectors" if shard.vectors is None else "postings"
+        if shard.vectors is None or (wanted.bm25 and not shard.has_all_postings()):
+            raise UsageError(
+                f"{parent.folder}: keeps no texts, and the {missing} of shard {shard.store.folder.name} cannot be "
+                "taken over; run: kalm-cache reindex CORPUS --delete-missing, with the whole corpus"
+            )
 
 
 def _sort_in(shard: SealedShard, built: Fingerprint, wanted: Fingerprint, sources: Sources) -> None:

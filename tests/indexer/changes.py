@@ -57,6 +57,13 @@ def found(index: Path, query: str, k: int = 100) -> dict[str, list[str]]:
         }
 
 
+def scores_of(index: Path, query: str) -> dict[str, float]:
+    """The BM25 score of every passage that a query finds, best first."""
+    with PassageIndex.open(index, device="cpu") as opened:
+        found = opened.first_stage.search(query, 100, "bm25")
+        return dict(zip(opened.store.doc_ids(found.numbers.tolist()), found.scores.tolist(), strict=True))
+
+
 def bytes_of(index: Path) -> bytes:
     """Every byte of every file of an index folder."""
     return b"".join(path.read_bytes() for path in sorted(index.rglob("*")) if path.is_file())

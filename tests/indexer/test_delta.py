@@ -11,6 +11,7 @@ import pytest
 import indexer.delta
 import indexer.intake
 import indexer.shard
+import indexer.shard_pass
 from indexer.corpus import RejectedLine
 from indexer.delta import delete_passages
 from indexer.job import Encoders, load_encoders
@@ -218,7 +219,7 @@ def test_an_interrupted_addition_goes_on_where_it_stopped(
     index: Path, settings: Settings, encoders: Encoders, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(indexer.intake, "WINDOW", 4)
-    monkeypatch.setattr(indexer.shard, "WINDOW", 4)
+    monkeypatch.setattr(indexer.shard_pass, "WINDOW", 4)
     many = {f"n{i}": f"the new passage {i} of the ferry" for i in range(20)}
 
     def stop(progress: indexer.shard.Progress) -> None:

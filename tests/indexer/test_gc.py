@@ -9,15 +9,15 @@ import pytest
 
 from indexer.delta import delete_passages
 from indexer.gc import collect_garbage
-from indexer.job import Encoders
+from indexer.job import Encoders, load_encoders
 from indexer.rollback import roll_back
 from kalm_cache import PassageIndex
 from kalm_cache.errors import IndexNotFoundError, StoreError, UsageError
 from kalm_cache.generation import open_current
 from kalm_cache.journal import read_journal
 from kalm_cache.settings import Settings
-from tests.indexer.changes import add, bytes_of, found, numbers_of, payloads_of, reindex, texts_of, whole
-from tests.indexes import TEXTS, build, settings_for
+from tests.indexer.changes import add, bytes_of, found, numbers_of, payloads_of, reindex, scores_of, texts_of, whole
+from tests.indexes import TEXTS, build, settings_for, shard_of
 
 SECRET = {"secret": "The rarewordx password of the morning ferry is Xyzzy-Plugh-4711."}
 NEW = {"n1": "a new passage about bees", "n2": "the last ferry of the morning"}
@@ -191,16 +191,36 @@ def test_a_removal_that_was_interrupted_is_finished(
     assert names(index) == ["000002"]
 
 
-def test_without_texts_bm25_cannot_be_made_anew_and_nothing_is_done(
+def test_without_texts_the_new_base_finds_what_one_that_was_built_of_the_rest_finds(
     tmp_path: Path, mini_folder: Path, embedder_folder: Path
+):
+    index, settings = tmp_path / "index", settings_for(mini_folder, embedder_folder, store_text=False)
+    encoders = load_encoders(settings)
+    build(index, settings, TEXTS, encoders=encoders)
+    add(index, settings, encoders, {"d2": "another text", "n": "a new one"})
+    delete_passages(["d1", "d4"], index)
+    kept = payloads_of(index)
+    assert collect_garbage(index).compacted == 3
+    left = {one: text for one, text in TEXTS.items() if one not in ("d1", "d2", "d4")}
+    build(tmp_path / "fresh", settings, left | {"d2": "another text", "n": "a new one"}, encoders=encoders)
+    for query in ("ferry", "honey bees", "another text"):
+        assert scores_of(index, query) == scores_of(tmp_path / "fresh", query)
+    assert payloads_of(index) == kept
+    assert whole(index)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("bm25/times.npy", "postings"), ("dense.faiss", "vectors")])
+def test_without_texts_a_damaged_first_stage_cannot_be_made_anew_and_nothing_is_done(
+    tmp_path: Path, mini_folder: Path, embedder_folder: Path, name: str, missing: str
 ):
     index = tmp_path / "index"
     build(index, settings_for(mini_folder, embedder_folder, store_text=False), TEXTS)
     delete_passages(["d1"], index)
-    with pytest.raises(UsageError, match="keeps no texts, without which BM25 cannot be built anew"):
+    path = shard_of(index, "000002") / "first_stage" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(UsageError, match=f"keeps no texts, and the {missing} of shard 00000 cannot be taken over"):
         collect_garbage(index)
     assert open_current(index).name == "000002"
-    assert whole(index)
 
 
 def test_without_texts_and_bm25_states_and_vectors_are_copied(tmp_path: Path, mini_folder: Path, embedder_folder: Path):

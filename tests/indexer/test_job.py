@@ -16,6 +16,7 @@ import pytest
 
 import indexer.intake
 import indexer.shard
+import indexer.shard_pass
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.job import Encoders, load_encoders, run_index_job
 from indexer.shard import WORKING_FILE
@@ -42,7 +43,7 @@ LONGER = {f"p{i}": long_text(5 + 7 * i % 40, seed=100 + i) for i in range(30)}  
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexer.intake, "WINDOW", WINDOW)
-    monkeypatch.setattr(indexer.shard, "WINDOW", WINDOW)
+    monkeypatch.setattr(indexer.shard_pass, "WINDOW", WINDOW)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, settings: Settings, en
     folder = tmp_path_factory.mktemp("undisturbed") / "index"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(indexer.intake, "WINDOW", WINDOW)
-        patch.setattr(indexer.shard, "WINDOW", WINDOW)
+        patch.setattr(indexer.shard_pass, "WINDOW", WINDOW)
         build(folder, settings, LONGER, encoders=encoders)
     return folder
 

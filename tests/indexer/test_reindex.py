@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import indexer.intake
 import indexer.shard
+import indexer.shard_pass
 from indexer.corpus import RejectedLine
 from indexer.delta import delete_passages
 from indexer.job import Encoders, load_encoders
@@ -18,10 +20,11 @@ from indexer.reindex import plan_reindex
 from kalm_cache import PassageIndex
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, UsageError
+from kalm_cache.first_stage.analysis import terms_of
 from kalm_cache.generation import open_current
 from kalm_cache.settings import Settings
 from tests.checkpoints import MINI, make_checkpoint
-from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, texts_of, whole
+from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, scores_of, texts_of, whole
 from tests.indexes import TEXTS, build, lines_of, make_embedder, settings_for
 
 CHANGED = {one: text for one, text in TEXTS.items() if one not in ("d2", "d3")} | {"d4": "edited", "n": "a new one"}
@@ -197,16 +200,57 @@ def test_texts_are_dropped_without_encoding_anything(index: Path, mini_folder: P
     assert whole(index)
 
 
+def test_only_new_texts_are_analysed_and_scores_are_those_of_a_fresh_index(
+    tmp_path: Path, index: Path, settings: Settings, encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+):
+    analysed: list[str] = []
+
+    def analyse(texts: Iterable[str]) -> Iterator[list[str]]:
+        for text in texts:
+            analysed.append(text)
+            yield from terms_of([text])
+
+    add(index, settings, encoders, {"x": "bees of the delta"})
+    with monkeypatch.context() as patch:
+        patch.setattr("kalm_cache.first_stage.bm25.terms_of", analyse)
+        reindex(index, settings, encoders, CHANGED | {"x": "bees of the delta"})
+    assert sorted(analysed) == sorted(text for one, text in CHANGED.items() if TEXTS.get(one) != text)
+    build(tmp_path / "fresh", settings, CHANGED | {"x": "bees of the delta"}, encoders=encoders)
+    for query in ("ferry bees", "delta", "Honey"):
+        assert scores_of(index, query) == scores_of(tmp_path / "fresh", query)
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_what_has_no_text_is_kept_with_its_postings_and_vectors(
+    tmp_path: Path, mini_folder: Path, embedder_folder: Path, codec: str
+):
+    index, settings = tmp_path / "index", settings_for(mini_folder, embedder_folder, store_text=False)
+    build(index, settings, TEXTS)
+    wanted = settings_for(mini_folder, embedder_folder, store_text=False, codec=codec)
+    news = {"n": "honey bees dance", "d1": "the ferry leaves"}
+    report = reindex(index, wanted, load_encoders(wanted), news, keep_missing=True)
+    assert (report.reused + report.recoded, report.encoded, report.kept) == (11, 2, 11)
+    build(tmp_path / "fresh", settings, TEXTS | news)
+    assert scores_of(index, "ferry bees") == scores_of(tmp_path / "fresh", "ferry bees") != {}
+    assert found(index, "ferry bees")["dense"] == found(tmp_path / "fresh", "ferry bees")["dense"]
+    assert whole(index)
+
+
+@pytest.mark.parametrize("change", [{"store_text": True}, {"chunk_size": 6}, {"bm25": True}])
 def test_what_has_no_text_cannot_be_kept_where_a_text_is_needed(
-    tmp_path: Path, mini_folder: Path, embedder_folder: Path
+    tmp_path: Path, mini_folder: Path, embedder_folder: Path, change: dict[str, Any]
 ):
     index = tmp_path / "index"
-    settings = settings_for(mini_folder, embedder_folder, store_text=False)
-    encoders = load_encoders(settings)
-    build(index, settings, TEXTS, encoders=encoders)
+    built = {"store_text": False, "bm25": "bm25" not in change}
+    settings = settings_for(mini_folder, embedder_folder, **built)
+    build(index, settings, TEXTS)
+    wanted = settings_for(mini_folder, embedder_folder, **(built | change))
+    encoders = load_encoders(wanted)
     with pytest.raises(UsageError, match="keeps no texts"):
-        reindex(index, settings, encoders, {"n": "new"}, keep_missing=True)
-    assert reindex(index, settings, encoders, TEXTS | {"n": "new"}).reused == 12
+        reindex(index, wanted, encoders, {"n": "new"}, keep_missing=True)
+    with pytest.raises(UsageError, match="keeps no texts"):
+        plan_reindex(lines_of({"n": "new"}), index, encoders, keep_missing=True, on_reject=lambda line: None)
+    assert reindex(index, wanted, encoders, TEXTS | {"n": "new"}).passages == 13
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(index: Path, settings: Settings, encoders: Encoders):
@@ -263,7 +307,7 @@ def test_an_interrupted_reindex_goes_on_and_ends_like_one_that_was_not_interrupt
     after: int,
 ):
     monkeypatch.setattr(indexer.intake, "WINDOW", 4)
-    monkeypatch.setattr(indexer.shard, "WINDOW", 4)
+    monkeypatch.setattr(indexer.shard_pass, "WINDOW", 4)
     settings = settings_for(mini_folder, embedder_folder, **wanted)
     encoders = load_encoders(settings)
     corpus = CHANGED | {f"n{i}": f"the new passage {i}" for i in range(10)}

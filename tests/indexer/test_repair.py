@@ -19,7 +19,7 @@ from kalm_cache import PassageIndex
 from kalm_cache.errors import StoreError, UsageError
 from kalm_cache.generation import open_current
 from kalm_cache.settings import Settings
-from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, texts_of, whole
+from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, scores_of, texts_of, whole
 from tests.indexes import TEXTS, build, settings_for, shard_of
 from tests.stores import damage_record, damage_text
 
@@ -158,11 +158,27 @@ def test_without_texts_states_are_saved_and_the_others_listed(tmp_path: Path, mi
     assert whole(tmp_path / "index")
 
 
-def test_without_texts_bm25_cannot_be_made_anew(tmp_path: Path, mini_folder: Path, embedder_folder: Path):
+def test_without_texts_the_postings_of_what_is_saved_are_taken_over(
+    tmp_path: Path, mini_folder: Path, embedder_folder: Path
+):
+    index, settings = tmp_path / "index", settings_for(mini_folder, embedder_folder, store_text=False)
+    build(index, settings, TEXTS)
+    damage_record(shard_of(index), "d3")
+    assert repair_index(index, settings).quarantined == ["d3"]
+    build(tmp_path / "fresh", settings, {one: text for one, text in TEXTS.items() if one != "d3"})
+    assert scores_of(index, "ferry bees") == scores_of(tmp_path / "fresh", "ferry bees") != {}
+    assert whole(index)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("bm25/data.npy", "postings"), ("dense.faiss", "vectors")])
+def test_without_texts_a_damaged_first_stage_cannot_be_made_anew(
+    tmp_path: Path, mini_folder: Path, embedder_folder: Path, name: str, missing: str
+):
     settings = settings_for(mini_folder, embedder_folder, store_text=False)
     build(tmp_path / "index", settings, TEXTS)
-    damage_record(shard_of(tmp_path / "index"), "d3")
-    with pytest.raises(UsageError, match="keeps no texts"):
+    path = shard_of(tmp_path / "index") / "first_stage" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(UsageError, match=f"keeps no texts, and the {missing} of shard"):
         repair_index(tmp_path / "index", settings)
 
 

@@ -8,5 +8,6 @@ killing.py            SIGKILL before, in and after every call; powercut.py: what
 refusing.py           ENOSPC, EIO, EROFS, EACCES, no locks, jumping clocks, two at once
 flipping.py           flipped bits, cut and missing files: what verify and queries say; damaging.py draws them
 random_kills.py       real `kalm-cache` commands killed at random; command_refusals.py: on a disk that refuses
+swapping.py           generations swapped under a service while clients ask it
 run.py                all of it: `make torture`; test_*.py: a part of it in `make test`
 """

@@ -75,7 +75,7 @@ class Worker:
         fault: Fault | None = None,
         watched: Path | None = None,
         shadow: Path | None = None,
-        timeout_s: int = 120,
+        timeout_s: int = 1200,  # by the clock: the machine may be busy
         **arguments: Any,
     ) -> Outcome:
         """Run `module:function` with these arguments in a child armed with `fault` for the folder `watched`.

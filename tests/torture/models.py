@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import indexer.intake
-import indexer.shard
+import indexer.shard_pass
 import indexer.verify
 import kalm_cache.index
+import kalm_cache.opening
 from indexer.job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.checkpoints import MINI, make_checkpoint
@@ -35,10 +36,15 @@ def load_models(folder: Path) -> None:
     """Load what the steps need, and keep it: a child begins with all of it in memory."""
     _loaded[:] = [folder]
     logging.disable()  # queries name every damaged passage
-    indexer.intake.WINDOW = indexer.shard.WINDOW = WINDOW
+    indexer.intake.WINDOW = indexer.shard_pass.WINDOW = WINDOW
     indexer.verify.subprocess = SimpleNamespace(run=run_forked)  # type: ignore[attr-defined]
-    for name in ("open_checkpoint", "load_query_side", "load_embedder"):
-        setattr(kalm_cache.index, name, _once(getattr(kalm_cache.index, name)))
+    loaders = (
+        (kalm_cache.opening, "open_checkpoint"),
+        (kalm_cache.opening, "load_embedder"),
+        (kalm_cache.index, "load_query_side"),
+    )
+    for module, name in loaders:
+        setattr(module, name, _once(getattr(module, name)))
     encoders()
     warm_up()
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import kalm_cache.current
 import kalm_cache.durable
 import kalm_cache.generation
 from indexer.corpus import RejectedLine
@@ -90,7 +91,7 @@ def build_unsynced(index: Path) -> Report:
 
 def rebuild_in_place(index: Path) -> Report:
     """Not what the code does: `build_changed` by someone who writes over files."""
-    kalm_cache.generation.write_atomically = _write_in_place
+    kalm_cache.generation.write_atomically = kalm_cache.current.write_atomically = _write_in_place
     return build_changed(index)
 
 

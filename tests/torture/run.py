@@ -1,7 +1,7 @@
 """Everything that is torture, with its counts: `make torture`, or a part of it.
 
-    python -m tests.torture.run [--part kills cuts refusals damages commands] [--scenario NAME …]
-        [--damages 10000] [--command-kills 200] [--every 1] [--workers 2] [--seed 0] [--json FILE]
+    python -m tests.torture.run [--part kills cuts refusals damages commands swaps] [--scenario NAME …]
+        [--damages 10000] [--command-kills 200] [--swaps 1000] [--every 1] [--workers 2] [--seed 0] [--json FILE]
 
 Prints a line for each sweep, every problem, and at the end all counts as JSON. Exit code 1 when anything was lost.
 """
@@ -35,8 +35,9 @@ from tests.torture.random_kills import KillTally, kill_at_random
 from tests.torture.refusing import JUMPS, NO_LOCKS, jump_clock, race, refusals, refuse, refuse_locks
 from tests.torture.sampling import spread
 from tests.torture.scenarios import SCENARIOS
+from tests.torture.swapping import swap
 
-PARTS = ("kills", "cuts", "refusals", "damages", "commands")
+PARTS = ("kills", "cuts", "refusals", "damages", "commands", "swaps")
 AT_EVERY_CALL = ("build", "reindex", "add", "delete", "gc", "gc of deleted", "rollback")
 OTHERS_EVERY = 3  # of the other scenarios, which do much of the same
 REFUSALS_EACH = 100  # of a scenario; all of them are some thousand
@@ -60,7 +61,7 @@ class Run:
 
     def go(self) -> None:
         """Every part that was asked for."""
-        for name in self.options.scenario or SCENARIOS:
+        for name in (self.options.scenario or SCENARIOS) if set(self.options.part) - {"swaps"} else ():
             self._scenario(undisturbed(self.pool.workers[0], name, self.pool.folder))
             shutil.rmtree(self.pool.folder / name)
         if "damages" in self.options.part:
@@ -68,6 +69,8 @@ class Run:
                 self._damages(name, self.options.damages // len(DAMAGED))
         if "commands" in self.options.part:
             self._commands()
+        if "swaps" in self.options.part:
+            self._swaps()
 
     def _scenario(self, whole: Undisturbed) -> None:
         every = self.options.every * (1 if whole.name in AT_EVERY_CALL else OTHERS_EVERY)
@@ -134,6 +137,17 @@ class Run:
         refuse_commands(self.pool, refused)
         self._report("command_refusals", "kalm-cache", refused.points, refused.problems, time.monotonic() - started, {})
 
+    def _swaps(self) -> None:
+        folder, models, started = self.pool.folder / "swaps", self.pool.folder / "models", time.monotonic()
+        folder.mkdir()
+        tally = swap(folder, models / "model", models / "embedder", self.options.swaps)
+        for what in ("answers", "published"):
+            self._add(f"swaps_{what}", getattr(tally, what))
+        kinds = dict(tally.generations.most_common(4))
+        self._report(
+            "swaps", f"{tally.answers} answers", tally.swaps, tally.problems, time.monotonic() - started, kinds
+        )
+
     def _report(
         self, what: str, name: str, points: int, problems: list[str], seconds: float, kinds: dict[str, int]
     ) -> None:
@@ -170,6 +184,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scenario", nargs="*", choices=sorted(SCENARIOS), default=[])
     parser.add_argument("--damages", type=int, default=10_000)
     parser.add_argument("--command-kills", type=int, default=200)
+    parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--every", type=int, default=1, help="take every nth point of a sweep only")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
