@@ -7,16 +7,13 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.cpp")
-# as wide as the processor has them: compilers keep to half of AVX-512 by themselves
-WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-FLAGS = ("-std=c++17", "-O3", "-march=native", *WIDE, "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 TIMEOUT_S = 120
 logger = logging.getLogger(__name__)
 
@@ -70,5 +67,7 @@ def _processor() -> bytes:
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
+        import platform
+
         return platform.processor().encode() or platform.machine().encode()
     return b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"model name", b"Features"))}))
