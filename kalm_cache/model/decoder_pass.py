@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kalm_cache.model.attention import KeyBuffers, query_buffer, rope_of
 from kalm_cache.model.kernels.activations import Product, select_activation, select_product
-from kalm_cache.model.linear import Linear
+from kalm_cache.model.linear import Linear, Room
 from kalm_cache.model.past import Past
 from kalm_cache.model.rows import causal_spans, pack_rows
 from kalm_cache.model.stack import Stack
@@ -40,7 +40,7 @@ class DecoderPass:
         config = stack.config
         distinct, of_pair = pack_rows([len(ids) for ids in prompts.ids]), torch.tensor(prompts.of_pair)
         rows = pack_rows(distinct.lengths[of_pair].tolist())
-        self._stack, self._past = stack, past
+        self._stack, self._past, self._room = stack, past, Room()
         self._source = stack.move(
             distinct.first()[of_pair][rows.sequence] + rows.place
         )  # (R,) row of the pair's prompt
@@ -74,7 +74,7 @@ class DecoderPass:
             product, keys, self._key_slot, layer.norms, self._stack.kernels, self._ropes[layer.kind]
         )
         mixed = self._queries.attend(keys, self._visible[layer.kind], self._stack.kernels)
-        self._h = self._stack.finish(index, self._x, mixed)
+        self._h = self._stack.finish(index, self._x, mixed, self._room)
         return keys
 
     def last_keys(self) -> KeyBuffers:
@@ -101,7 +101,7 @@ class DecoderPass:
         place = self._queries.slot[self._last] - pair * self._queries.query.shape[2]
         spans = self._spans[layer.kind][pair, place].unsqueeze(1)  # (N, 1, 4)
         mixed = queries.attend(keys, self._see(spans), stack.kernels)
-        answer = stack.finish(index, self._x[self._last], mixed)
+        answer = stack.finish(index, self._x[self._last], mixed, self._room)
         assert isinstance(answer, Tensor)
         return answer
 

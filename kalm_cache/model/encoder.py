@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kalm_cache.model.attention import key_buffers, query_buffer, rope_of
+from kalm_cache.model.linear import Room
 from kalm_cache.model.rows import bidirectional_spans, pack_rows
 from kalm_cache.model.stack import Stack
 
@@ -46,10 +47,10 @@ class PassageEncoder:
             visible[kind] = kernels.visible(stack.move(spans), longest, group)
             ropes[kind] = rope_of(stack.move(rows.place), longest, config.head_dim, config.rope[kind])
         x = stack.embed(stack.move(ids))  # (R, D)
-        h = stack.start(x)
+        h, room = stack.start(x), Room()
         for index, layer in enumerate(stack.layers):
             queries.write_all(layer.qkv(h), keys, slot, layer.norms, kernels, ropes[layer.kind])
             mixed = queries.attend(keys, visible[layer.kind], kernels)
-            h = stack.finish(index, x, mixed)
+            h = stack.finish(index, x, mixed, room)
         assert isinstance(h, Tensor)
         return h

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kalm_cache.model.kernels import Kernels
 from kalm_cache.model.kernels.activations import Activation, Product, Quantized, select_activation
-from kalm_cache.model.linear import Linear
+from kalm_cache.model.linear import Linear, Room
 
-MLP_BYTES = 16 << 20  # of one block's gates: what is larger is mapped anew, page by page, at every layer
+MLP_BYTES = 16 << 20  # of one block's gates, in the product's dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,15 @@ class Layer:
         return self.qkv.outputs(self.queries)
 
     def finish(
-        self, x: Tensor, mixed: Tensor, next_norm: Tensor, kernels: Kernels, *, quantized: bool, quantize_next: bool
+        self,
+        x: Tensor,
+        mixed: Tensor,
+        next_norm: Tensor,
+        kernels: Kernels,
+        room: Room,
+        *,
+        quantized: bool,
+        quantize_next: bool,
     ) -> Activation:
         """Attention's output and the MLP, each onto the residual stream.
 
@@ -67,6 +75,7 @@ class Layer:
             mixed: (R, H·E), the heads' mixed values.
             next_norm: (D,) float32, of the norm that comes after this layer.
             kernels: what computes between products.
+            room: of this run, for the gates.
             quantized: whether products take int8.
             quantize_next: whether the norm after this layer feeds another product.
 
@@ -76,7 +85,7 @@ class Layer:
         norms = self.norms
         attended = self.o(kernels.quantize(mixed) if quantized else mixed)
         h = kernels.add_norm(x, attended, norms.post_attention, norms.pre_mlp, norms.eps, quantized=quantized)
-        branch = self._mlp(h, x.dtype, kernels)
+        branch = self._mlp(h, x.dtype, kernels, room)
         return kernels.add_norm(x, branch, norms.post_mlp, next_norm, norms.eps, quantized=quantize_next)
 
     def tensors(self) -> list[Tensor]:
@@ -93,13 +102,19 @@ class Layer:
             norms.key,
         ]
 
-    def _mlp(self, x: Activation, dtype: torch.dtype, kernels: Kernels) -> Product:
+    def _mlp(self, x: Activation, dtype: torch.dtype, kernels: Kernels, room: Room) -> Product:
         """down(gelu_tanh(gate(x)) · up(x)), (R, D) -> (R, D), a block of rows at a time."""
         quantized = isinstance(x, Quantized)
         rows = len(x.values if isinstance(x, Quantized) else x)
         out = self.down.empty(rows, x)
-        step = max(1, MLP_BYTES // (4 * len(self.gate_up.weight)))
-        for start in range(0, rows, step):
-            gate_up = self.gate_up(select_activation(x, slice(start, start + step)))
-            self.down.fill(out, start, kernels.gated_gelu(gate_up, dtype, quantized=quantized))
+        item_bytes = 4 if quantized else dtype.itemsize  # int8 products come in int32
+        for block in _blocks(rows, max(1, MLP_BYTES // (item_bytes * len(self.gate_up.weight)))):
+            gate_up = room.product(self.gate_up, select_activation(x, block))
+            self.down.fill(out, block.start, kernels.gated_gelu(gate_up, dtype, quantized=quantized))
         return out
+
+
+def _blocks(rows: int, step: int) -> list[slice]:
+    """`rows` in blocks of `step`. A rest below half a block goes with the last: few rows read all weights, too."""
+    starts = range(0, max(rows - step // 2, 1), step)
+    return [slice(start, rows if start == starts[-1] else start + step) for start in starts]

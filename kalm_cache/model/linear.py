@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
+from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized, select_product
 from kalm_cache.model.kernels.rotation import rotate
 
 
@@ -52,6 +52,31 @@ class Linear:
     def tensors(self) -> list[Tensor]:
         """What it keeps in memory."""
         return [self.weight] if self.scale is None else [self.weight, self.scale]
+
+
+@dataclass(slots=True)
+class Room:
+    """Memory for one product at a time, kept through a run: what is freed between layers is mapped anew, page by page.
+
+    A product is valid until the next one.
+    """
+
+    _kept: Product | None = field(default=None, init=False)
+
+    def product(self, linear: Linear, x: Activation) -> Product:
+        """`linear(x)`, in this memory."""
+        rows = len(x.values if isinstance(x, Quantized) else x)
+        if self._kept is None or _rows(self._kept) < rows:
+            self._kept = linear.empty(rows, x)
+        out = select_product(self._kept, slice(rows))
+        if isinstance(out, Accumulated) and linear.scale is not None:
+            out = Accumulated(out.values, out.row_scale, linear.scale)
+        linear.fill(out, 0, x)
+        return out
+
+
+def _rows(product: Product) -> int:
+    return len(product.values if isinstance(product, Accumulated) else product)
 
 
 def quantize_weight(weight: Tensor) -> Linear:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kalm_cache.model.kernels.activations import Accumulated, Quantized, to_float
-from kalm_cache.model.linear import Linear, quantize_weight
+from kalm_cache.model.linear import Linear, Room, quantize_weight
 
 WEIGHT = torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.0, 0.0], [-4.0, 4.0, 0.01]])
 
@@ -84,3 +84,25 @@ def test_an_int8_product_filled_block_by_block_equals_the_whole():
 def test_what_is_kept_in_memory_is_the_weight_and_its_scales():
     assert len(Linear(WEIGHT).tensors()) == 1
     assert [tensor.dtype for tensor in quantize_weight(WEIGHT).tensors()] == [torch.int8, torch.float32]
+
+
+def test_a_room_gives_each_products_own_numbers_from_the_same_memory():
+    room, generator = Room(), torch.Generator().manual_seed(0)
+    first, second = (Linear(torch.randn(6, 4, generator=generator)) for _ in range(2))
+    x = torch.randn(5, 4, generator=generator)
+    product = room.product(first, x)
+    assert torch.equal(product, first(x))
+    assert torch.equal(fewer := room.product(second, x[:3]), second(x[:3]))
+    assert fewer.data_ptr() == product.data_ptr()
+    more = x.repeat(2, 1)  # than there is room for
+    assert torch.equal(room.product(first, more), first(more))
+
+
+def test_a_room_keeps_no_scale_of_an_earlier_product():
+    room, generator = Room(), torch.Generator().manual_seed(0)
+    first, second = (quantize_weight(torch.randn(6, 4, generator=generator)) for _ in range(2))
+    values = torch.randint(-127, 128, (20, 4), dtype=torch.int8, generator=generator)
+    x = Quantized(values, torch.rand(20, generator=generator))
+    for linear in (first, second):
+        product = room.product(linear, x)
+        assert torch.equal(to_float(product), to_float(linear(x)))
