@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ def check_dtype(device: str, dtype: str) -> Check:
     speeds = {one: gflops(one, place) for one in _measured(place)}
     shown = ", ".join(f"{dtype_name(one)} {speed:,.0f}" for one, speed in speeds.items())
     found = f"dtype {dtype} is {dtype_name(chosen)} on {_described(place)}; GFLOP/s: {shown}"
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    found += f" (beside other work: load {load:.1f} on {cores} cores)" if load > cores else ""
     exact = {one: speed for one, speed in speeds.items() if one != torch.int8}  # int8 moves margins: never advised
     best = max(exact, key=exact.__getitem__)
     warn = []
