@@ -14,7 +14,7 @@ import lmdb
 from kalm_cache.errors import StoreError
 
 INITIAL_MAP_BYTES = 1 << 30
-FAULTS_KEPT = 1024  # of a page and its neighbours, up to 64 KB each
+FAULTS_KEPT = 256  # of a page and its neighbours, up to 64 KB each
 SCAN = 4096  # entries
 _T = TypeVar("_T")
 
