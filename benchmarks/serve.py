@@ -28,7 +28,7 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -52,6 +52,7 @@ SATURATING = 16
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.1)
 OVERLOAD = 5.0
 SYNTHETIC_TOKENS = 256
+HELD = 20  # queries whose candidates are kept for bare decoding
 NORMAL, IN_A_ROW = 2.0, 5
 PARTS = ("closed", "open", "overload", "plain")
 
@@ -173,8 +174,8 @@ def _extend(load: Load, other: Load) -> None:
 def ensure_index(args: argparse.Namespace, folder: Path) -> Path:
     """The index to serve: the one given, or one of the corpus, built where it is not there yet."""
     index: Path = args.index or folder / "index"
-    cut = {"max_length": SYNTHETIC_TOKENS} if args.synthetic else {}
-    settings = load_settings(model=args.model, device="cpu", **cut)
+    max_length = SYNTHETIC_TOKENS if args.synthetic else None
+    settings = load_settings(model=args.model, device="cpu", max_length=max_length)
     encoders = load_encoders(settings)
     if not is_built(index, encoders.fingerprint):
         progress(f"indexing into {index}")
@@ -259,6 +260,25 @@ def serve(args: argparse.Namespace, index: Path) -> AbstractContextManager[Runni
     return serving(index, *options)
 
 
+def measure(args: argparse.Namespace, index: Path, asked: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each load, as it ends."""
+    bodies = [json.dumps({"query": query, "k": args.k, "top_n": 10}) for query in asked]
+    with closing(Offline(index, asked, args.k, args.dtype, read=min(len(asked), HELD))) as offline:
+        with serve(args, index) as service:
+            bench = Bench(Job(service.host, service.port, "/search", bodies, 1.0), offline.pairs, args.seconds)
+            run_job(replace(bench.job, clients=4, seconds=2.0))  # warm
+            rows = measure_closed(bench, service, offline, args.clients, args.rounds)
+            yield from rows
+            capacity = next(row["requests_per_s"] for row in rows if "overhead" in row)
+            if "open" in args.only:
+                yield from measure_open(bench, capacity)
+            if "overload" in args.only:
+                alone = run_job(replace(bench.job, seconds=args.seconds)).answered_ms()
+                yield measure_overload(bench, service, capacity, percentile(alone, 0.5))
+        if "plain" in args.only:
+            yield from measure_plain(bench, index, args.dtype)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the parts that were asked for."""
     args = parse_arguments(arguments)
@@ -268,27 +288,12 @@ def main(arguments: list[str] | None = None) -> None:
     asked = queries(args)
     with tempfile.TemporaryDirectory() as folder:
         index = ensure_index(args, Path(folder))
-        emit(
-            {"benchmark": "serve", "model": Path(args.model).name, "k": args.k, "workers": args.workers}
-            | machine(torch.device("cpu"))
-        )
-        rows: list[dict[str, Any]] = []
-        with closing(Offline(index, asked, args.k, args.dtype, read=min(len(asked), 20))) as offline:
-            with serve(args, index) as service:
-                bodies = [json.dumps({"query": query, "k": args.k, "top_n": 10}) for query in asked]
-                bench = Bench(Job(service.host, service.port, "/search", bodies, 1.0), offline.pairs, args.seconds)
-                run_job(replace(bench.job, clients=4, seconds=2.0))  # warm
-                rows += measure_closed(bench, service, offline, args.clients, args.rounds)
-                saturated = next(row for row in rows if "overhead" in row)
-                if "open" in args.only:
-                    rows += measure_open(bench, saturated["requests_per_s"])
-                if "overload" in args.only:
-                    alone = run_job(replace(bench.job, seconds=args.seconds)).answered_ms()
-                    rows.append(measure_overload(bench, service, saturated["requests_per_s"], percentile(alone, 0.5)))
-            if "plain" in args.only:
-                rows += measure_plain(bench, index, args.dtype)
-        for row in rows:
+        said = {"model": Path(args.model).name, "k": args.k, "workers": args.workers}
+        emit({"benchmark": "serve"} | said | machine(torch.device("cpu")))
+        rows = []
+        for row in measure(args, index, asked):
             emit(row)
+            rows.append(row)
     print(tables(rows))
 
 

@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
@@ -133,8 +134,8 @@ class Changes:
     def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """Names and functions, without end."""
         for turn in itertools.count():
-            yield "add", lambda turn=turn: self._add(turn)
-            yield "delete", lambda turn=turn: delete_passages(self._new_ids(turn), self._index)
+            yield "add", partial(self._add, turn)
+            yield "delete", partial(delete_passages, self._new_ids(turn), self._index)
             yield "rollback", lambda: roll_back(self._index, self._first)
             yield "gc", lambda: collect_garbage(self._index, keep=1)
 
@@ -160,7 +161,8 @@ def soak(service: Running, changes: Changes, queries: list[str], args: argparse.
     run_job(job)  # warm
     saturated = run_job(job)
     capacity = len(saturated.answered_ms()) / saturated.seconds
-    tally, samples, over = Tally(), [], Event()
+    samples: list[dict[str, float]] = []
+    tally, over = Tally(), Event()
     tally.publish(changes.live, changes.answers())
     steady = Job(job.host, job.port, job.path, bodies, args.minutes * 60, args.clients, args.share * capacity)
     with _Clients(steady, tally) as asking:

@@ -12,6 +12,7 @@ from kalm_cache.model.prompts import Tokens
 from kalm_cache.query_side import QuerySide
 
 WEIGHT_OF_THE_LATEST = 0.1
+MOST_AT_ONCE = 4.0  # a batch counts as at most so many times the average: one that stalled says little of the next
 
 
 class CostModel:
@@ -42,7 +43,7 @@ class CostModel:
         with self._lock:
             measured = took_ms / units
             before = self._ms_per_unit or measured
-            self._ms_per_unit = before + WEIGHT_OF_THE_LATEST * (measured - before)
+            self._ms_per_unit = before + WEIGHT_OF_THE_LATEST * (min(measured, MOST_AT_ONCE * before) - before)
 
 
 def state_weight(side: QuerySide) -> float:
