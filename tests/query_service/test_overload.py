@@ -16,6 +16,7 @@ import pytest
 
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
+from query_service.cost import CostModel
 from query_service.server import open_service
 from query_service.service import Service
 from tests.query_service.conftest import running
@@ -48,6 +49,7 @@ class Held:
 def held(index_folder: Path) -> Iterator[Held]:
     service = open_service(index_folder, load_settings(device="cpu", dtype="float32", queue_limit=2))
     with running(create_app(service)) as client:
+        assert client.get("/ready").status_code == 200  # held before that, it would not start
         one = Held(service, client)
         yield one
         one.gate.set()
@@ -75,7 +77,7 @@ def test_more_requests_than_may_be_under_way_get_429_and_a_time_to_come_again(he
 
 
 def test_a_request_that_could_not_be_answered_in_its_time_is_refused_at_once(held: Held) -> None:
-    held.service.engine.cost.learn(1, 1e6)  # as if a token took minutes
+    held.service.engine.cost = CostModel(ms_per_unit=1e6)  # as if a token took minutes
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(held.ask)
         wait_for(lambda: held.service.engine.depth == 1)

@@ -6,16 +6,24 @@ import os
 import re
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import psutil
 
-from tests.query_service.test_overload import wait_until
 from tests.query_service.test_server import served
 
 BODY = {"query": "bees", "ids": ["s1", "s2"]}
 REQUESTS = 12
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def workers_of(process: subprocess.Popen[str]) -> set[int]:
