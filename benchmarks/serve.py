@@ -54,6 +54,7 @@ OVERLOAD = 5.0
 SYNTHETIC_TOKENS = 256
 HELD = 20  # queries whose candidates are kept for bare decoding
 NORMAL, IN_A_ROW = 2.0, 5
+WATCHED_SECONDS = 60.0  # after an overload: what waits then has half of that to be answered
 PARTS = ("closed", "open", "overload", "plain")
 
 
@@ -76,7 +77,7 @@ class Bench:
     def row(self, name: str, load: Load) -> dict[str, Any]:
         """Latencies and throughput of a load. Latencies are those of answers, not of refusals."""
         took = load.answered_ms()
-        ended = len(took) / max(load.seconds, 1e-9)
+        ended = len(took) / max(load.lasted_s, 1e-9)
         shares = {f"p{round(100 * share)}_ms": significant(percentile(took, share)) for share in (0.5, 0.95, 0.99)}
         rates = {"requests_per_s": significant(ended), "pairs_per_s": significant(ended * self.pairs)}
         return {"benchmark": "serve", "load": name, **shares, **rates, "statuses": load.counts}
@@ -129,7 +130,7 @@ def measure_overload(bench: Bench, service: Running, capacity: float, normal_ms:
     before = service.rss_mib
     progress(f"overload: {OVERLOAD * capacity:.0f} requests/s for {seconds:.0f} s")
     with ThreadPoolExecutor(2) as pool:
-        beside = pool.submit(run_job, replace(bench.job, clients=1, seconds=seconds + 6 * bench.seconds))
+        beside = pool.submit(run_job, replace(bench.job, clients=1, seconds=seconds + WATCHED_SECONDS))
         load = bench.open(OVERLOAD * capacity, seconds)
         during = service.rss_mib
         probe = beside.result()

@@ -51,6 +51,11 @@ class Load:
     statuses: list[int] = field(default_factory=list)
 
     @property
+    def lasted_s(self) -> float:
+        """Until the last answer came."""
+        return max((due + took / 1000 for due, took in zip(self.due_s, self.took_ms, strict=True)), default=0.0)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Requests by status."""
         return {str(status): count for status, count in sorted(Counter(self.statuses).items())}
