@@ -99,7 +99,9 @@ def build(step: Step) -> dict[str, Any]:
     settings = load_settings(codec=CODEC, chunk_size=RATIO, batch_tokens=BATCH_TOKENS, bm25=False, dense_index="flat")
     fingerprint = Fingerprint("prepared", "", 1024, RATIO, "float32", CODEC, "prepared", False, settings.store_text)
     checkpoint = SimpleNamespace(config=SimpleNamespace(encoder=SimpleNamespace(hidden_size=WIDTH)))
-    encoders = Encoders(cast(Any, checkpoint), cast(Any, PreparedSide()), PreparedEmbedder(), fingerprint)
+    encoders = Encoders(
+        cast(Any, checkpoint), cast(Any, PreparedSide()), PreparedEmbedder(), get_codec(CODEC), fingerprint
+    )
     started = time.perf_counter(), time.process_time()
     report = run_index_job(
         lines(), step.folder, settings, encoders, on_reject=lambda line: None, on_progress=lambda progress: None

@@ -7,7 +7,7 @@
 Candidates come from the fused first stage, once for each collection; only they are encoded, once, at r = 1. Everything
 is computed in float32, so that an error is the codec's. Each configuration is compared with fp32 at the same r.
 
-`--sensitivity` (of `benchmarks.sensitivity`; default: what lies beside the weights) adds the codecs below 16 bits once
+`--sensitivity` (of `benchmarks.sensitivity`; default: what lies beside the weights) adds the codecs below 8 bits once
 more, rounding by it: `int4 minding`. Their payloads decode as those of `int4`.
 
 Writes OUT/storage.jsonl after each configuration, which a later run goes on from (remove it to measure again), and in

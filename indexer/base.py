@@ -17,7 +17,7 @@ from indexer.intake import Reject
 from indexer.publication import now
 from indexer.shard import Progress, ShardBuilder, refuse_to_lose
 from indexer.sources import Sources, require_keepable
-from kalm_cache.codec import get_codec
+from kalm_cache.codec import Codec
 from kalm_cache.first_stage import Embedder
 from kalm_cache.generation import (
     NO_COUNTS,
@@ -67,6 +67,7 @@ class BaseBuild:
     sources: Sources
     embedder: Embedder
     passage_side: PassageSide | None
+    codec: Codec
     batch_tokens: int
     keep: bool = False
     on_lost: Callable[[str], None] = refuse_to_lose
@@ -92,7 +93,7 @@ class BaseBuild:
         builder = ShardBuilder(
             passage_side=self.passage_side,
             embedder=self.embedder,
-            codec=get_codec(built.codec),
+            codec=self.codec,
             batch_tokens=self.batch_tokens,
             store_text=built.store_text,
             bm25=built.bm25,

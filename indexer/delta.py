@@ -17,7 +17,6 @@ from indexer.encoders import Encoders
 from indexer.intake import WINDOW, Reject, batched, duplicate
 from indexer.publication import drop_shards_but, publish_beside
 from indexer.shard import Progress, ShardBuilder
-from kalm_cache.codec import get_codec
 from kalm_cache.durable import disk_errors
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.fingerprint import require_equal
@@ -111,7 +110,7 @@ def add_passages(
         builder = ShardBuilder(
             passage_side=encoders.passage_side,
             embedder=encoders.embedder,
-            codec=get_codec(encoders.fingerprint.codec),
+            codec=encoders.codec,
             batch_tokens=settings.batch_tokens,
             store_text=encoders.fingerprint.store_text,
             bm25=encoders.fingerprint.bm25,

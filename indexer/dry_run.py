@@ -15,7 +15,6 @@ from indexer.intake import WINDOW, Reject, accepted_windows
 from indexer.job import Encoders
 from indexer.staging import Staging
 from kalm_cache.block import ENTRY_BYTES
-from kalm_cache.codec import get_codec
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.pooling import pooled_length
 from kalm_cache.record import STATES
@@ -86,7 +85,7 @@ def _measure(sample: list[Tokens], encoders: Encoders, batch_tokens: int) -> tup
     """(seconds a token, payload bytes a pooled state) of the sample; zeros for an empty one."""
     if not sample:
         return 0.0, 0.0
-    side, codec = encoders.passage_side, get_codec(encoders.fingerprint.codec)
+    side, codec = encoders.passage_side, encoders.codec
     side.encode(sample[:1])  # the first call pays for allocations that a long job pays once
     started = time.perf_counter()
     pooled = []

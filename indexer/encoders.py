@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kalm_cache.codec import get_codec
-from kalm_cache.errors import IndexMismatchError
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.codec import Codec, get_codec
+from kalm_cache.errors import CheckpointError, IndexMismatchError
 from kalm_cache.fingerprint import Fingerprint
 from kalm_cache.first_stage import Embedder, load_embedder
 from kalm_cache.generation import Manifest
@@ -14,6 +17,7 @@ from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE
 from kalm_cache.passage_side import PassageSide, load_passage_side
+from kalm_cache.sensitivity import SENSITIVITY_FILE, load_sensitivity
 from kalm_cache.settings import Settings
 
 BUNDLED = ("tiny", "static")  # never a folder of that name
@@ -25,11 +29,15 @@ OF_AN_INDEX = (
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """The models of a job, loaded once, and the fingerprint of what they will write."""
+    """The models of a job, loaded once, and the fingerprint of what they will write.
+
+    `codec`: rounds by the checkpoint's sensitivity, where it has one.
+    """
 
     checkpoint: Checkpoint
     passage_side: PassageSide
     embedder: Embedder
+    codec: Codec
     fingerprint: Fingerprint
 
 
@@ -37,11 +45,12 @@ def load_encoders(settings: Settings) -> Encoders:
     """Load the passage side and the embedder that `settings` name.
 
     Raises:
-        CheckpointError: a model is missing or incomplete.
+        CheckpointError: a model is missing or incomplete, or its sensitivity is another model's.
         UsageError: an unknown codec, device or dtype.
     """
-    codec = get_codec(settings.codec)  # first: a typing error should not cost a model's loading
+    get_codec(settings.codec)  # first: a typing error should not cost a model's loading
     checkpoint = open_checkpoint(settings.model)
+    codec = get_codec(settings.codec, _sensitivity_of(checkpoint))
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     passage_side = load_passage_side(
@@ -63,7 +72,18 @@ def load_encoders(settings: Settings) -> Encoders:
         bm25=settings.bm25,
         store_text=settings.store_text,
     )
-    return Encoders(checkpoint, passage_side, embedder, fingerprint)
+    return Encoders(checkpoint, passage_side, embedder, codec, fingerprint)
+
+
+def _sensitivity_of(checkpoint: Checkpoint) -> NDArray[np.float64] | None:
+    """(D, D), D being the width of the checkpoint's states."""
+    sensitivity, width = load_sensitivity(checkpoint.folder), checkpoint.config.encoder.hidden_size
+    if sensitivity is not None and len(sensitivity) != width:
+        raise CheckpointError(
+            f"{checkpoint.folder / SENSITIVITY_FILE}: is of states {len(sensitivity)} wide, the model's are {width}; "
+            "measure it with this model, or remove it"
+        )
+    return sensitivity
 
 
 def settings_like(manifest: Manifest, said: Settings) -> Settings:

@@ -16,6 +16,7 @@ from indexer.base import BaseBuild
 from indexer.building import begin, recover
 from indexer.sources import open_sources
 from indexer.stored_embedder import StoredEmbedder
+from kalm_cache.codec import get_codec
 from kalm_cache.durable import disk_errors, rename_durably
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generation import (
@@ -94,16 +95,17 @@ def collect_garbage(index: Path, keep: int = 1, *, dry_run: bool = False) -> GcR
 def compact(index: Path, live: Generation) -> Generation:
     """Publish a generation of one base that holds what the live one shows, byte for byte. Needs the build lock."""
     require_whole(live)
-    building = begin(index, "gc")
+    building, codec = begin(index, "gc"), get_codec(live.manifest.fingerprint.codec)  # nothing is encoded
     with ExitStack() as stack:
         build = BaseBuild(
             index=index,
             operation="gc",
             like=live.manifest,
             parent=live,
-            sources=open_sources(live, live.manifest.fingerprint, stack, inexact_vectors=True),
+            sources=open_sources(live, live.manifest.fingerprint, codec, stack, inexact_vectors=True),
             embedder=StoredEmbedder(live),
             passage_side=None,
+            codec=codec,
             batch_tokens=1,
             keep=True,
         )

@@ -83,9 +83,12 @@ def run_index_job(
             operation="index",
             like=new_manifest(settings, encoders),
             parent=live_or_none(index),
-            sources=open_sources(_newest_alike(index, encoders.fingerprint), encoders.fingerprint, stack),
+            sources=open_sources(
+                _newest_alike(index, encoders.fingerprint), encoders.fingerprint, encoders.codec, stack
+            ),
             embedder=encoders.embedder,
             passage_side=encoders.passage_side,
+            codec=encoders.codec,
             batch_tokens=settings.batch_tokens,
         )
         outcome = build.run(lines, building, on_reject=on_reject, on_progress=on_progress)

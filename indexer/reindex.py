@@ -87,7 +87,7 @@ def run_reindex(
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
         live = open_current(index)
-        sources = open_sources(live, encoders.fingerprint, stack)
+        sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
         building = resume_or_begin(index, "reindex", encoders.fingerprint)
@@ -99,6 +99,7 @@ def run_reindex(
             sources=sources,
             embedder=encoders.embedder,
             passage_side=encoders.passage_side,
+            codec=encoders.codec,
             batch_tokens=settings.batch_tokens,
             keep=keep_missing,
         )
@@ -124,7 +125,7 @@ def plan_reindex(
         on_reject(line)
 
     with ExitStack() as stack:
-        sources = open_sources(live, encoders.fingerprint, stack)
+        sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
         folder = stack.enter_context(tempfile.TemporaryDirectory())

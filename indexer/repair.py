@@ -23,6 +23,7 @@ from indexer.salvage import salvage
 from indexer.source_first_stage import source_postings, source_vectors
 from indexer.sources import Sources
 from indexer.stored_embedder import StoredEmbedder
+from kalm_cache.codec import Codec, get_codec
 from kalm_cache.durable import disk_errors, file_digest
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import Embedder
@@ -85,7 +86,7 @@ def repair_index(index: Path, said: Settings) -> RepairReport:
         stack.callback(shutil.rmtree, workspace, ignore_errors=True)
         saved = _save(live, hidden, workspace, stack)
         report.quarantined, report.nameless = saved.lost, saved.nameless
-        embedder, side, batch_tokens = _encoders(live, saved, said)
+        embedder, side, codec, batch_tokens = _encoders(live, saved, said)
         build = BaseBuild(
             index=index,
             operation="repair",
@@ -94,6 +95,7 @@ def repair_index(index: Path, said: Settings) -> RepairReport:
             sources=Sources(copied=saved.shards, every=saved.shards),
             embedder=embedder,
             passage_side=side,
+            codec=codec,
             batch_tokens=batch_tokens,
             keep=True,
             on_lost=report.quarantined.append,
@@ -142,16 +144,16 @@ def _is_whole(part: Generation) -> bool:
     return True
 
 
-def _encoders(live: Generation, saved: _Saved, said: Settings) -> tuple[Embedder, PassageSide | None, int]:
+def _encoders(live: Generation, saved: _Saved, said: Settings) -> tuple[Embedder, PassageSide | None, Codec, int]:
     """The models, if anything has to be encoded or embedded."""
     if saved.texts or any(shard.vectors is None for shard in saved.shards):
         settings, encoders = load_encoders_of(live.manifest, said)
-        return encoders.embedder, encoders.passage_side, settings.batch_tokens
+        return encoders.embedder, encoders.passage_side, encoders.codec, settings.batch_tokens
     try:
-        return StoredEmbedder(live), None, said.batch_tokens
+        return StoredEmbedder(live), None, get_codec(live.manifest.fingerprint.codec), said.batch_tokens
     except KalmCacheError:
         settings, encoders = load_encoders_of(live.manifest, said)
-        return encoders.embedder, encoders.passage_side, settings.batch_tokens
+        return encoders.embedder, encoders.passage_side, encoders.codec, settings.batch_tokens
 
 
 def _list(building: Path, report: RepairReport) -> None:

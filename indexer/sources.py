@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from indexer.origins import SealedShard
 from indexer.recode import RecodedShard, has_same_states, recoding_problem
 from indexer.source_first_stage import source_postings, source_vectors
-from kalm_cache.codec import get_codec
+from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.fingerprint import Fingerprint
 from kalm_cache.generation import Generation, require_whole
@@ -32,9 +32,14 @@ class Sources:
 
 
 def open_sources(
-    generation: Generation | None, wanted: Fingerprint, stack: ExitStack, *, inexact_vectors: bool = False
+    generation: Generation | None,
+    wanted: Fingerprint,
+    codec: Codec,
+    stack: ExitStack,
+    *,
+    inexact_vectors: bool = False,
 ) -> Sources:
-    """The shards of a generation for a build with fingerprint `wanted`; `stack` closes them.
+    """The shards of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
 
     A shard that cannot be read is left out with a warning: what would have been taken from it is encoded.
     `inexact_vectors`: rather what a first stage keeps in 8 bits a number than to embed the texts again.
@@ -66,7 +71,7 @@ def open_sources(
         shard = SealedShard(store, vectors, frozenset(own.keys), postings)
         sources.every.append(shard)
         if sources.problem is None:
-            _sort_in(shard, built, wanted, sources)
+            _sort_in(shard, built, wanted, codec, sources)
     return sources
 
 
@@ -89,11 +94,10 @@ def require_keepable(parent: Generation | None, sources: Sources, wanted: Finger
             )
 
 
-def _sort_in(shard: SealedShard, built: Fingerprint, wanted: Fingerprint, sources: Sources) -> None:
+def _sort_in(shard: SealedShard, built: Fingerprint, wanted: Fingerprint, codec: Codec, sources: Sources) -> None:
     assert has_same_states(built, wanted)
     form = (built.codec, built.chunk_size, built.store_text)
     if form == (wanted.codec, wanted.chunk_size, wanted.store_text):
         sources.copied.append(shard)
         return
-    stored, codec = get_codec(built.codec), get_codec(wanted.codec)
-    sources.recoded.append(RecodedShard(shard, stored, built.chunk_size, codec, wanted.chunk_size))
+    sources.recoded.append(RecodedShard(shard, get_codec(built.codec), built.chunk_size, codec, wanted.chunk_size))

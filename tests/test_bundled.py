@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from benchmarks.reference import MarginOracle, load_slow_reference
 from indexer.corpus import CorpusLine, read_corpus
+from kalm_cache.cli.app import app
 from kalm_cache.cli.demo import BUNDLED_DEMO, SHOWN
+from kalm_cache.codec import get_codec
 from kalm_cache.evaluation import load_beir
+from kalm_cache.index import PassageIndex
 from kalm_cache.model.checkpoint import BUNDLED_TINY
 from kalm_cache.reranker import KaLMReranker
+from kalm_cache.sensitivity import SENSITIVITY_FILE, load_sensitivity
+from tests.indexer.changes import payloads_of
 
 QUERIES = ["What is the capital of China?", "Who was Kublai Khan's grandfather?", "naïve Σ 北京 🙂", ""]
 PASSAGES = ["The capital of China is Beijing.", "Gravity attracts bodies toward one another.", "北京 é", "word " * 400]
@@ -78,3 +89,41 @@ def test_tiny_puts_the_answer_first_more_often_than_not(demo_passages: dict[str,
         documents = [demo_passages[doc_id] for doc_id in [answer, *others]]
         first += reranker.rank(task.queries[query_id], documents)[0]["corpus_id"] == 0
     assert first >= 17
+
+
+@pytest.fixture(scope="module")
+def indexes(demo_passages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The first demo passages, indexed by the command line: with `tiny` by codec, and without its sensitivity."""
+    folder = tmp_path_factory.mktemp("indexes")
+    corpus = folder / "corpus.jsonl"
+    lines = [{"_id": one, "text": demo_passages[one]} for one in sorted(demo_passages)[:24]]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    shutil.copytree(BUNDLED_TINY, folder / "model", ignore=shutil.ignore_patterns(SENSITIVITY_FILE))
+    wanted = {"fp32": "tiny", "int8": "tiny", "int4": "tiny", "plain int4": str(folder / "model")}
+    for name, model in wanted.items():
+        index = ["index", str(corpus), "--index", str(folder / name), "--codec", name.split()[-1], "--model", model]
+        result = CliRunner().invoke(app, [*index, "--device", "cpu", "--dtype", "float32"])
+        assert result.exit_code == 0, result.stderr
+    return {name: folder / name for name in wanted}
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "plain int4"])
+def test_indexing_rounds_four_bits_by_the_sensitivity_of_tiny(indexes: dict[str, Path], name: str) -> None:
+    sensitivity = load_sensitivity(BUNDLED_TINY) if name == "int4" else None
+    codec, stored = get_codec(name.split()[-1], sensitivity), payloads_of(indexes[name])
+    with PassageIndex.open(indexes["fp32"], device="cpu") as exact:
+        states = [one.states.numpy() for one in exact.pooled(list(stored))]
+    assert list(stored.values()) == [codec.encode(one) for one in states]
+
+
+def test_margins_by_the_sensitivity_of_tiny_are_nearer_to_exact_ones(indexes: dict[str, Path]) -> None:
+    assert payloads_of(indexes["int4"]) != payloads_of(indexes["plain int4"])
+    exact, minding, plain = (margins_of(indexes[name]) for name in ("fp32", "int4", "plain int4"))
+    assert np.abs(minding - exact).mean() < 0.7 * np.abs(plain - exact).mean()
+
+
+def margins_of(index: Path) -> np.ndarray:
+    """(queries, passages)"""
+    queries = list(load_beir(BUNDLED_DEMO).queries.values())[:8]
+    with PassageIndex.open(index, device="cpu") as opened:
+        return np.array([opened.margins(query, list(payloads_of(index))) for query in queries])

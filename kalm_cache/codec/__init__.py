@@ -31,8 +31,8 @@ def get_codec(name: str, sensitivity: NDArray[np.float64] | None = None) -> Code
 
     Args:
         name: as in the module.
-        sensitivity: (D, D), of the checkpoint whose states it will encode; the codecs below 16 bits round by it (see
-            `feedback`). Decoding never needs it.
+        sensitivity: (D, D), of the checkpoint whose states it will encode; the codecs below 8 bits round by it (see
+            `feedback`), the others have no need to. Decoding never needs it.
 
     Raises:
         UsageError: there is none; it lists the known ones.
@@ -42,7 +42,7 @@ def get_codec(name: str, sensitivity: NDArray[np.float64] | None = None) -> Code
     if base not in CODECS or (plus and not level):
         raise UsageError(f"codec {name!r} is not known: use {', '.join(CODECS)}, or one of them with +zstd{ZSTD_LEVEL}")
     raw = CODECS[base]
-    if sensitivity is not None and isinstance(raw, Rotated):
+    if sensitivity is not None and isinstance(raw, Rotated) and raw.bits < 8:
         raw = raw.minding(sensitivity)
     if not level:
         return raw

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.config import ModelConfig, parse_model_config
+from kalm_cache.sensitivity import SENSITIVITY_FILE
 
 BUNDLED_TINY = Path(__file__).parent.parent / "bundled" / "tiny"
 ALIASES = {
@@ -52,10 +53,10 @@ class Checkpoint:
         return next((name for name in names if name in self.files), None)
 
     def digest(self) -> str:
-        """SHA-256 over the files that decide what the model computes: weights, configuration, tokenizer."""
+        """SHA-256 over the files that decide what is stored: weights, configuration, tokenizer, sensitivity if any."""
         sha = hashlib.sha256()
-        tokenizer = sorted(path.name for path in self.folder.glob("tokenizer.*"))
-        for name in sorted({*self.files.values(), *tokenizer, "config.json"}):
+        beside = [path.name for pattern in ("tokenizer.*", SENSITIVITY_FILE) for path in self.folder.glob(pattern)]
+        for name in sorted({*self.files.values(), *beside, "config.json"}):
             sha.update(f"{name}\0".encode())
             with (self.folder / name).open("rb") as file:
                 while block := file.read(_HASH_BLOCK):

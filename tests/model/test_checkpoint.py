@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.checkpoint import ALIASES, BUNDLED_TINY, Checkpoint, open_checkpoint
+from kalm_cache.sensitivity import SENSITIVITY_FILE
 from tests.checkpoints import edit_config, make_checkpoint
 from tests.hub import COMMIT, loopback_hub
 
@@ -69,6 +70,16 @@ def test_the_digest_changes_with_one_byte(mini: Checkpoint, folder: Path, name: 
     assert Checkpoint("copy", folder, mini.config, mini.files).digest() != mini.digest()
 
 
+def test_checkpoints_that_differ_by_a_sensitivity_alone_have_digests_of_their_own(mini: Checkpoint, folder: Path):
+    digests = [mini.digest()]
+    for content in (b"one", b"another"):
+        (folder / SENSITIVITY_FILE).write_bytes(content)
+        digests.append(open_checkpoint(str(folder)).digest())
+    assert len(set(digests)) == 3
+    (folder / SENSITIVITY_FILE).unlink()
+    assert open_checkpoint(str(folder)).digest() == mini.digest()
+
+
 def test_aliases_name_the_published_models():
     assert ALIASES == {
         "nano": "KaLM-Embedding/KaLM-Reranker-V1-Nano",
@@ -112,13 +123,15 @@ print(json.dumps(results))
 def test_a_hub_id_is_downloaded_once_with_the_files_needed_alone(folder: Path, tmp_path: Path):
     (folder / "pytorch_model.bin").write_bytes(b"not needed")
     (folder / "README.md").write_text("not needed")
+    (folder / SENSITIVITY_FILE).write_bytes(b"needed to index")
     with loopback_hub({"owner/name": folder}) as (endpoint, requests):
         # The hub's client reads its environment at import: a process of its own
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-c", DOWNLOADER, str(tmp_path / "cache")]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
         results = json.loads(run.stdout.splitlines()[-1])
-        assert results["owner/name"] == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        needed = ["config.json", "model.safetensors", SENSITIVITY_FILE, "tokenizer.json", "tokenizer_config.json"]
+        assert results["owner/name"] == needed
         assert results["owner/missing"].startswith("owner/missing: not a local folder, and the download")
         assert "\n" not in results["owner/missing"]
         assert any(path.endswith("/model.safetensors") for path in requests)
