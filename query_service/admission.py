@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from kalm_cache.errors import KalmCacheError
 from query_service.engine import Engine
+from query_service.work import Places
 
 
 class BusyError(KalmCacheError):
@@ -24,9 +25,9 @@ class BusyError(KalmCacheError):
 class Admission:
     """Counts the requests under way; used on the event loop alone."""
 
-    def __init__(self, limit: int, engine: Engine) -> None:
-        """Let in `limit` requests at a time."""
-        self._limit, self._engine = limit, engine
+    def __init__(self, limit: int, engine: Engine, places: Places) -> None:
+        """Let in `limit` requests at a time; `places`: where those wait that the engine does not know yet."""
+        self._limit, self._engine, self._places = limit, engine, places
         self.under_way = 0
 
     @contextmanager
@@ -36,7 +37,7 @@ class Admission:
         Raises:
             BusyError: there is no room, or what waits already takes longer than `timeout_ms`.
         """
-        wait_ms = self._engine.backlog_ms
+        wait_ms = self._engine.backlog_ms + self._places.waiting * self._engine.request_ms
         if self.under_way >= self._limit or wait_ms > timeout_ms:
             raise BusyError(self.under_way, wait_ms)
         self.under_way += 1

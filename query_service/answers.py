@@ -56,14 +56,15 @@ async def answer_search(request: SearchRequest, work: Work) -> SearchResponse:
         prompt = index.query_side.prompt(request.query, instruction, system)
         return prompt, index.look_up(found.doc_ids, [prompt], instruction, system, chunk_size=request.chunk_size)
 
-    prompt, lookup = await work.read("read", look_up)
-    plan = None if request.budget_ms is None else _plan(request.budget_ms, lookup, prompt, work)
-    if plan is not None and plan.reduced:
-        lookup = await work.read("read", partial(reduced, lookup, plan))
-    work.counts.add_read(lookup)
-    work.counts.queries_cut += prompt.truncated
-    read = await work.prepared(lookup)
-    margins = await work.margins([prompt] * len(read.passages), [one.states for one in read.passages])
+    async with work.holding_states():
+        prompt, lookup = await work.read("read", look_up)
+        plan = None if request.budget_ms is None else _plan(request.budget_ms, lookup, prompt, work)
+        if plan is not None and plan.reduced:
+            lookup = await work.read("read", partial(reduced, lookup, plan))
+        work.counts.add_read(lookup)
+        work.counts.queries_cut += prompt.truncated
+        read = await work.prepared(lookup)
+        margins = await work.margins([prompt] * len(read.passages), [one.states for one in read.passages])
     results, textless = await work.read(
         "read",
         lambda: index.results(

@@ -23,7 +23,7 @@ from torch import Tensor
 from kalm_cache.model.kernels.kept import Kept
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.query_side import BATCH_TOKENS, DECODE_BATCH, QuerySide
-from query_service.cost import CostModel
+from query_service.cost import WEIGHT_OF_THE_LATEST, CostModel
 
 _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Engine:
         self.cost = cost
         self._on_batch, self._batch_pairs = on_batch, batch_pairs
         self._items: list[_Item] = []  # the most urgent one first
+        self._request_units = 0.0  # of one request, on average
         self._changed = Condition()
         self._closing = False
         self._thread = Thread(target=self._run, name="kalm-cache-engine", daemon=True)
@@ -101,6 +102,7 @@ class Engine:
         distinct = {(id(prompt), id(one)): i for i, (prompt, one) in enumerate(zip(prompts, states, strict=True))}
         left = sorted(distinct.values(), key=sizes.__getitem__)  # pairs of like size share a batch
         units = sum(sizes[i] for i in left)
+        self._request_units += WEIGHT_OF_THE_LATEST * (units - self._request_units)
         key = now + self.cost.ms(units) / 1000
         item = _Item(key, future, now, None, side, prompts, states, left, {}, sizes, units)
         if left:
@@ -108,6 +110,11 @@ class Engine:
         else:
             future.set_result(Decoded([], 0.0, 0.0))
         return future
+
+    @property
+    def request_ms(self) -> float:
+        """How long the pairs of one request take, on average."""
+        return self.cost.ms(self._request_units)
 
     @property
     def depth(self) -> int:
@@ -194,14 +201,14 @@ class Engine:
         margins = iter(side.margins(prompts, states, self._batch_pairs))
         took_ms = (time.perf_counter() - started) * 1000
         self.cost.learn(sum(item.sizes[i] for item, positions in batch for i in positions), took_ms)
-        for item, positions in batch:
-            item.margins.update(zip(positions, margins, strict=False))
-            if not item.left:
-                self._answer(item)
         if self._on_batch is not None:
             self._on_batch(
                 pairs=len(prompts), tokens=sum(_tokens(one, other) for one, other in zip(prompts, states, strict=True))
             )
+        for item, positions in batch:
+            item.margins.update(zip(positions, margins, strict=False))
+            if not item.left:
+                self._answer(item)
 
     def _answer(self, item: _Item) -> None:
         of_pair = {(id(item.prompts[i]), id(item.states[i])): margin for i, margin in item.margins.items()}

@@ -101,13 +101,14 @@ async def score_pairs(work: Work, queries: Sequence[str], passages: Sequence[Sto
         UsageError: a chunk size that is no multiple of the stored one; a cut, where none is allowed.
     """
     prompts = await work.read("read", lambda: _prompts(work, queries, options))
-    found = await _look_up(work, list(dict.fromkeys(passages)), list(prompts.values()), options)
-    if found.raw:
-        found.ready.update(await _encode(work, found.raw, options))
-    _count_cuts(work, prompts, found, options)
-    pairs = [(prompts[query], passage) for query, passage in zip(queries, passages, strict=True)]
-    whole = [(prompt, found.ready[passage]) for prompt, passage in pairs if passage in found.ready]
-    margins = iter(await work.margins([prompt for prompt, _ in whole], [one.states for _, one in whole]))
+    async with work.holding_states():
+        found = await _look_up(work, list(dict.fromkeys(passages)), list(prompts.values()), options)
+        if found.raw:
+            found.ready.update(await _encode(work, found.raw, options))
+        _count_cuts(work, prompts, found, options)
+        pairs = [(prompts[query], passage) for query, passage in zip(queries, passages, strict=True)]
+        whole = [(prompt, found.ready[passage]) for prompt, passage in pairs if passage in found.ready]
+        margins = iter(await work.margins([prompt for prompt, _ in whole], [one.states for _, one in whole]))
     encoded = frozenset(found.raw)
     scores = Scores(
         [

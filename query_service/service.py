@@ -18,9 +18,10 @@ from query_service.edge.tracing import start_tracing
 from query_service.engine import Engine
 from query_service.errors import DeadlineError, NotReadyError, UnknownModelError
 from query_service.live import LiveIndex, Watcher
-from query_service.work import Work
+from query_service.work import Places, Work
 
 ANY = "*"
+HOLD_STATES = 16  # requests; enough that short ones fill a batch together
 UNSPECIFIED = "default/not-specified"  # what clients of Infinity send where no model was chosen
 STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
 
@@ -38,7 +39,8 @@ class Service:
         self.metrics = Metrics()
         live.on_swap = self._count_swap
         self.engine = Engine(CostModel(), self.metrics.batch)
-        self.admission = Admission(settings.queue_limit, self.engine)
+        self._places = Places(HOLD_STATES)
+        self.admission = Admission(settings.queue_limit, self.engine, self._places)
         self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="kalm-cache-reader")
         self._watcher = Watcher(live, settings.watch_seconds) if settings.watch_seconds else None
         self.tracing = start_tracing() if settings.tracing else None
@@ -82,7 +84,7 @@ class Service:
         limit_ms = min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms)
         try:
             with self.admission.enter(limit_ms), self.live.lease() as served:
-                work = Work(served, self.engine, self._readers, self.settings, self.model, self.tracing)
+                work = Work(served, self.engine, self._readers, self._places, self.settings, self.model, self.tracing)
                 async with asyncio.timeout(limit_ms / 1000):
                     yield work
                 self._count(work)

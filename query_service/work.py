@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -27,6 +28,28 @@ from query_service.live import Served
 
 _T = TypeVar("_T")
 _Timed = tuple[_T, float, float]  # a result, when it was begun and when it was there
+
+
+class Places:
+    """Bounds how many requests hold states at a time, as each holds megabytes from its look-up until it is decoded."""
+
+    def __init__(self, count: int) -> None:
+        """`count` requests; the others wait in the order of arrival."""
+        self._free = asyncio.Semaphore(count)
+        self.waiting = 0
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Hold a place for the length of the block."""
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 @dataclass(slots=True)
@@ -55,6 +78,7 @@ class Work:
     served: Served
     engine: Engine
     readers: Executor
+    places: Places
     settings: Settings
     model: str
     tracing: Tracing | None = None
@@ -72,6 +96,14 @@ class Work:
     def documents(self) -> DocumentEncoder | None:
         """The encoder of raw documents; `None` = off."""
         return self.served.documents
+
+    @asynccontextmanager
+    async def holding_states(self) -> AsyncIterator[None]:
+        """Look up, and decode what was found, within this block; waiting for it counts as `queue`."""
+        asked = time.monotonic()
+        async with self.places.take():
+            self._add("queue", (time.monotonic() - asked) * 1000)
+            yield
 
     async def read(self, stage: str, function: Callable[[], _T]) -> _T:
         """Run what reads or searches on a reader thread; its time goes to `stage`, its waiting to `queue`."""

@@ -29,8 +29,16 @@ def configure_logging(log_format: Literal["text", "json"], level: int = logging.
     logging.lastResort = last  # for libraries, whose loggers have no handler
 
 
+class _StderrHandler(logging.StreamHandler[Any]):
+    """Writes to what `sys.stderr` is at the time: another program in the process may replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _handler(formatter: logging.Formatter | None) -> logging.StreamHandler[Any]:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(formatter)
     handler.addFilter(_add_request_id)
     return handler

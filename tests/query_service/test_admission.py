@@ -5,10 +5,11 @@ import pytest
 from query_service.admission import Admission, BusyError
 from query_service.cost import CostModel
 from query_service.engine import Engine
+from query_service.work import Places
 
 
 def test_no_more_than_the_limit_are_let_in_and_who_leaves_makes_room() -> None:
-    admission = Admission(1, Engine(CostModel()))
+    admission = Admission(1, Engine(CostModel()), Places(1))
     with admission.enter(1000):
         assert admission.under_way == 1
         with pytest.raises(BusyError, match="1 requests are under way") as refusal, admission.enter(1000):
@@ -19,7 +20,7 @@ def test_no_more_than_the_limit_are_let_in_and_who_leaves_makes_room() -> None:
 
 
 def test_a_request_that_fails_makes_room_too() -> None:
-    admission = Admission(1, Engine(CostModel()))
+    admission = Admission(1, Engine(CostModel()), Places(1))
     with pytest.raises(ZeroDivisionError), admission.enter(1000):
         _ = 1 / 0
     assert admission.under_way == 0

@@ -18,7 +18,7 @@ from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.cost import CostModel
 from query_service.server import open_service
-from query_service.service import Service
+from query_service.service import HOLD_STATES, Service
 from tests.query_service.conftest import running
 
 BODY = {"query": "bees", "ids": ["s1", "s2", "s3"]}
@@ -127,3 +127,17 @@ def test_while_it_starts_or_stops_the_service_is_alive_but_not_ready(held: Held)
     assert (held.client.get("/health").status_code, held.client.get("/ready").status_code) == (200, 503)
     assert held.ask().status_code == 503
     held.service.ready = True
+
+
+def test_however_many_wait_only_some_hold_states_in_memory(index_folder: Path) -> None:
+    service = open_service(index_folder, load_settings(device="cpu", dtype="float32", reader_threads=4))
+    with running(create_app(service)) as client, ThreadPoolExecutor(HOLD_STATES + 8) as threads:
+        assert client.get("/ready").status_code == 200
+        held = Held(service, client)
+        asked = [threads.submit(held.ask) for _ in range(HOLD_STATES + 8)]
+        wait_for(lambda: service.admission.under_way == HOLD_STATES + 8)
+        wait_for(lambda: service.engine.depth == HOLD_STATES)
+        assert service._places.waiting == 8
+        held.gate.set()
+        assert {future.result().status_code for future in asked} == {200}
+        assert service._places.waiting == service.admission.under_way == 0
