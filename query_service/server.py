@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def run_server(folder: Path, settings: Settings) -> None:
         KalmCacheError: the index cannot be opened.
     """
     configure_logging(settings.log_format)
+    # oneDNN keeps a compiled product for every number of rows: by default 1,024 of them, a gigabyte in bfloat16
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     with bind(settings.host, settings.port) as listener:
         if settings.workers > 1:
             run_workers(folder, settings, lambda like: _serve_folder(folder, settings, listener, like))
