@@ -116,7 +116,14 @@ def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(mini_folder: Path, tmp_p
     ]
     environment = os.environ | {"KALM_CACHE_MODEL": str(mini_folder), "KALM_CACHE_DEVICE": "cpu"}
     building = index / "generations" / "000001.building" / "shards" / "00000" / "working.lmdb"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as job:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        # a shell's background jobs ignore Ctrl-C, and so would this one if the tests run in one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as job:
         while job.poll() is None and not (building.exists() and building.stat().st_size > 100_000):
             time.sleep(0.02)
         job.send_signal(signal.SIGINT)
