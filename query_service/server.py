@@ -41,8 +41,9 @@ def run_server(folder: Path, settings: Settings) -> None:
         KalmCacheError: the index cannot be opened.
     """
     configure_logging(settings.log_format)
-    # oneDNN keeps a compiled product for every number of rows: by default 1,024 of them, a gigabyte in bfloat16
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    # oneDNN keeps a compiled product for every shape: by default 1,024 of them, a gigabyte in bfloat16; of a demo's two
+    # hundred queries there are some 250
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     with bind(settings.host, settings.port) as listener:
         if settings.workers > 1:
             run_workers(folder, settings, lambda like: _serve_folder(folder, settings, listener, like))

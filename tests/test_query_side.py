@@ -166,7 +166,7 @@ def _watch_batches(monkeypatch: pytest.MonkeyPatch, batch_tokens: int) -> list[t
     margins = QueryDecoder.margins
 
     def watched(self: QueryDecoder, prompts: Prompts, pooled: Tensor, counts: list[int]) -> Tensor:
-        sizes.append((len(counts), prompts.longest + max(counts)))
+        sizes.append((len(counts), max(map(len, prompts.ids)) + max(counts)))
         return margins(self, prompts, pooled, counts)
 
     monkeypatch.setattr(query_side, "BATCH_TOKENS", batch_tokens)

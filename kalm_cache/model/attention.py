@@ -68,7 +68,7 @@ class QueryBuffer:
         mixed = kernels.attend(self.query.flatten(2, 3), to.key.flatten(2, 3), to.value.flatten(2, 3), visible)
         by_token = mixed.unflatten(2, (longest, group)).transpose(1, 2)  # (N, T, K, G, E)
         rows = by_token.reshape(sequences * longest, kv_heads * group * width)
-        return rows if len(rows) == len(self.slot) else rows[self.slot]
+        return rows[self.slot]
 
 
 def query_buffer(sequences: int, longest: int, slot: Tensor, config: StackConfig, dtype: torch.dtype) -> QueryBuffer:

@@ -40,7 +40,7 @@ class QueryDecoder:
         Returns:
             (N,) float32 on the decoder's device.
         """
-        return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.longest))
+        return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.places))
 
     @torch.inference_mode()
     def margins_after(self, rests: Prompts, kept: Sequence[Kept]) -> Tensor:
@@ -50,7 +50,7 @@ class QueryDecoder:
             rests: what comes after the prefix in each prompt, a token or more.
             kept: one a pair, of `prefill`.
         """
-        return self._margins(rests, KeptPast(self.stack, kept, rests.longest))
+        return self._margins(rests, KeptPast(self.stack, kept, rests.places))
 
     @torch.inference_mode()
     def prefill(self, prefix: tuple[int, ...], pooled: Tensor, counts: Sequence[int], dtype: torch.dtype) -> list[Kept]:
@@ -64,10 +64,11 @@ class QueryDecoder:
             counts: P of each passage.
             dtype: what is kept; int8 keeps one scale for each vector.
         """
-        past = PooledPast(self.stack, pooled, counts, len(prefix))
-        run = DecoderPass(self.stack, Prompts([prefix], [0] * len(counts)), past)
-        layers = [_split(run.layer(index), past.slots, counts) for index in range(len(self.stack.layers) - 1)]
-        layers.append(_split(run.last_keys(), past.slots, counts))
+        prompts = Prompts([prefix], [0] * len(counts))
+        past = PooledPast(self.stack, pooled, counts, prompts.places)
+        run, own = DecoderPass(self.stack, prompts, past), slice(past.slots, past.slots + len(prefix))
+        layers = [_split(run.layer(index), own, counts) for index in range(len(self.stack.layers) - 1)]
+        layers.append(_split(run.last_keys(), own, counts))
         passages = (torch.stack(states) for states in zip(*layers, strict=True))  # (layers, 2, K, L + P, E)
         return [keep(prefix, count, states, dtype) for count, states in zip(counts, passages, strict=True)]
 
@@ -83,7 +84,7 @@ class QueryDecoder:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _split(buffers: KeyBuffers, past: int, counts: Sequence[int]) -> list[Tensor]:
+def _split(buffers: KeyBuffers, own: slice, counts: Sequence[int]) -> list[Tensor]:
     """Own tokens' keys and values, then the pooled states', of each passage: (2, K, L + P, E)."""
     both = buffers.both.squeeze(-2)  # (2, N, K, S, E)
-    return [torch.cat((both[:, n, :, past:], both[:, n, :, :count]), dim=-2) for n, count in enumerate(counts)]
+    return [torch.cat((both[:, n, :, own], both[:, n, :, :count]), dim=-2) for n, count in enumerate(counts)]

@@ -1,6 +1,6 @@
 """One run of the decoder's layers over a batch of pairs, layer by layer.
 
-Legend: N query-passage pairs, R rows (own tokens of all pairs, end to end), T own tokens of the longest pair, D state
+Legend: N query-passage pairs, R rows (own tokens of all pairs, end to end), T own places of a pair, D state
 width, H heads, K key/value heads, G = H / K, E head width.
 """
 
@@ -16,7 +16,7 @@ from kalm_cache.model.attention import KeyBuffers, query_buffer, rope_of
 from kalm_cache.model.kernels.activations import Product, select_activation, select_product
 from kalm_cache.model.linear import Linear, Room
 from kalm_cache.model.past import Past
-from kalm_cache.model.rows import causal_spans, pack_rows
+from kalm_cache.model.rows import causal_spans, pack_rows, rounded
 from kalm_cache.model.stack import Stack
 
 
@@ -28,9 +28,9 @@ class Prompts:
     of_pair: Sequence[int]
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest one."""
-        return max(map(len, self.ids))
+    def places(self) -> int:
+        """T: tokens of the longest one, and up to seven more, as few different shapes are computed fastest."""
+        return rounded(max(map(len, self.ids)), 8)
 
 
 class DecoderPass:
@@ -38,14 +38,14 @@ class DecoderPass:
 
     def __init__(self, stack: Stack, prompts: Prompts, past: Past) -> None:
         config = stack.config
-        distinct, of_pair = pack_rows([len(ids) for ids in prompts.ids]), torch.tensor(prompts.of_pair)
-        rows = pack_rows(distinct.lengths[of_pair].tolist())
+        distinct, of_pair = pack_rows([len(ids) for ids in prompts.ids]).padded(), torch.tensor(prompts.of_pair)
+        rows = pack_rows(distinct.lengths[of_pair].tolist()).padded()
         self._stack, self._past, self._room = stack, past, Room()
         self._source = stack.move(
             distinct.first()[of_pair][rows.sequence] + rows.place
         )  # (R,) row of the pair's prompt
         self._last = stack.move(rows.last())  # (N,)
-        pairs, own = len(of_pair), rows.longest
+        pairs, own = len(of_pair), prompts.places
         self._key_slot = stack.move(rows.slots(past.slots + own, past.slots))
         self._queries = query_buffer(pairs, own, stack.move(rows.slots(own)), config, stack.dtype)
         place = stack.move(rows.place + past.prefix)
@@ -55,14 +55,13 @@ class DecoderPass:
         }
         self._spans = {
             kind: stack.move(
-                causal_spans(
-                    rows.lengths, past.pooled, past=past.slots, prefix=past.prefix, window=config.window_of(kind)
-                )
+                causal_spans(own, past.pooled, past=past.slots, prefix=past.prefix, window=config.window_of(kind))
             )
             for kind in set(config.layer_types)
         }  # (N, T, 4)
         self._visible = {kind: self._see(spans) for kind, spans in self._spans.items()}
-        x = stack.embed(stack.move(torch.tensor([token for ids in prompts.ids for token in ids])))
+        tokens = torch.tensor([token for ids in prompts.ids for token in ids])
+        x = stack.embed(stack.move(tokens[distinct.first()[distinct.sequence] + distinct.place]))
         self._h = stack.start(x)  # rows of the distinct prompts: what is only theirs is computed once
         self._x = x[self._source]  # (R, D)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kalm_cache.model.attention import KeyBuffers, key_buffers
 from kalm_cache.model.kernels.kept import Kept
 from kalm_cache.model.layer import Layer
-from kalm_cache.model.rows import pack_rows
+from kalm_cache.model.rows import pack_rows, rounded
 from kalm_cache.model.stack import Stack
 
 
@@ -37,9 +37,10 @@ class PooledPast:
 
     def __init__(self, stack: Stack, pooled: Tensor, counts: Sequence[int], own: int) -> None:
         """pooled (sum of counts, D) in the stream's dtype, end to end; `own` places are left after the past."""
-        rows = pack_rows(counts)
-        self.pooled, self.slots = rows.lengths, rows.longest
+        rows = pack_rows(counts).padded()
+        self.pooled, self.slots = rows.lengths, _slots(rows.longest, own)
         self._stack = stack
+        pooled = torch.cat((pooled, pooled[-1:].expand(len(rows.place) - len(pooled), -1)))
         self._states = stack.kernels.quantize(pooled) if stack.quantized else pooled
         self._slot = stack.move(rows.slots(self.slots + own))
         self._buffers = key_buffers(len(counts), self.slots + own, stack.config, stack.dtype, stack.device)
@@ -56,7 +57,7 @@ class KeptPast:
     def __init__(self, stack: Stack, kept: Sequence[Kept], own: int) -> None:
         self.prefix = len(kept[0].prefix)
         self.pooled = torch.tensor([entry.pooled for entry in kept])
-        self.slots = self.prefix + int(self.pooled.max())
+        self.slots = _slots(self.prefix + int(self.pooled.max()), own)
         self._kept, self._kernels = kept, stack.kernels
         self._buffers = key_buffers(len(kept), self.slots + own, stack.config, stack.dtype, stack.device)
 
@@ -64,3 +65,8 @@ class KeptPast:
         """The same buffers every time."""
         self._kernels.recall(self._kept, index, self._buffers.both.squeeze(-2))
         return self._buffers
+
+
+def _slots(longest: int, own: int) -> int:
+    """Room for the longest past, so that with the own places it is a common number."""
+    return rounded(longest + own) - own

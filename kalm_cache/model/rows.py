@@ -36,6 +36,11 @@ class Rows:
         """(R,) int64: where each row stands in a buffer of `slots` places a sequence, from place `offset` on."""
         return self.sequence * slots + self.place + offset
 
+    def padded(self) -> Rows:
+        """The same with the last row repeated, so that their number is a common one (`rounded`)."""
+        row = torch.arange(rounded(len(self.place))).clamp(max=len(self.place) - 1)
+        return Rows(self.lengths, self.sequence[row], self.place[row])
+
     def first(self) -> Tensor:
         """(N,) int64: the row of each sequence's first token."""
         return self.lengths.cumsum(0) - self.lengths
@@ -53,6 +58,15 @@ def pack_rows(lengths: Sequence[int]) -> Rows:
     return Rows(count, sequence, torch.arange(int(count.sum())) - starts[sequence])
 
 
+def rounded(count: int, step: int = 16) -> int:
+    """The next multiple of `step`, and of a 16th of the power of two below.
+
+    Products of bfloat16 and int8 are compiled for the very shape, which takes milliseconds: there had better be few.
+    """
+    step = max(step, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
+
+
 def bidirectional_spans(lengths: Tensor, window: int | None) -> Tensor:
     """The encoder's spans, (N, T, 4) int32: slots [a, b) and [c, d) are seen.
 
@@ -66,17 +80,17 @@ def bidirectional_spans(lengths: Tensor, window: int | None) -> Tensor:
     return _spans(begin, torch.minimum(place + window // 2 + 1, end))
 
 
-def causal_spans(own: Tensor, pooled: Tensor, *, past: int, prefix: int, window: int | None) -> Tensor:
+def causal_spans(count: int, pooled: Tensor, *, past: int, prefix: int, window: int | None) -> Tensor:
     """The decoder's spans, (N, T, 4) int32: in the past its prefix and every pooled state, then its own tokens so far.
 
     Args:
-        own: (N,) own tokens of each sequence.
+        count: T, own tokens of each sequence, or more.
         pooled: (N,) pooled states of each sequence.
         past: slots before the own tokens.
         prefix: prompt tokens in the past, before the pooled states.
         window: how many prompt tokens, itself included, a token sees; `None` = all.
     """
-    place = torch.arange(int(own.max())).expand(len(own), -1)  # (N, T)
+    place = torch.arange(count).expand(len(pooled), -1)  # (N, T)
     first = torch.zeros_like(place) if window is None else (prefix + place - window + 1).clamp(min=0)  # prompt token
     begin, end = first.clamp(max=prefix), (prefix + pooled).unsqueeze(1).expand_as(place)
     return _spans(begin, end, past + (first - prefix).clamp(min=0), past + place + 1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kalm_cache.model.rows import bidirectional_spans, causal_spans, pack_rows
+from kalm_cache.model.rows import bidirectional_spans, causal_spans, pack_rows, rounded
 
 
 def seen(spans: torch.Tensor, slots: int) -> list[list[list[int]]]:
@@ -29,6 +29,26 @@ def test_slots_are_places_in_a_padded_buffer_behind_an_offset():
 def test_one_sequence_of_one_token_is_one_row():
     rows = pack_rows([1])
     assert (rows.sequence.tolist(), rows.place.tolist(), rows.slots(1).tolist()) == ([0], [0], [0])
+
+
+def test_padded_rows_repeat_the_last_one_and_leave_the_sequences_as_they_are():
+    rows = pack_rows([9, 8]).padded()
+    assert len(rows.place) == 32
+    assert set(zip(rows.sequence[17:].tolist(), rows.place[17:].tolist(), strict=True)) == {(1, 7)}
+    assert rows.slots(9).tolist() == [*range(17), *[16] * 15]
+    assert (rows.lengths.tolist(), rows.last().tolist(), rows.longest) == ([9, 8], [8, 16], 9)
+
+
+def test_padding_of_rows_that_are_a_common_number_changes_nothing():
+    rows = pack_rows([10, 6])
+    assert rows.padded().slots(10).tolist() == rows.slots(10).tolist()
+
+
+def test_rounded_numbers_are_few_and_close():
+    numbers = {count: rounded(count) for count in range(1, 5000)}
+    assert all(count <= number <= max(count + 15, 17 / 16 * count + 1) for count, number in numbers.items())
+    assert len(set(numbers.values())) < 100
+    assert [rounded(count, 8) for count in (1, 8, 9, 100)] == [8, 8, 16, 104]
 
 
 def test_an_even_window_sees_one_token_more_to_the_right_than_to_the_left():
@@ -69,7 +89,7 @@ def test_a_window_as_wide_as_the_text_sees_all_of_each_sequence_and_no_padding(w
 def test_spans_are_what_native_code_reads():
     for spans in (
         bidirectional_spans(torch.tensor([3, 2]), 4),
-        causal_spans(torch.tensor([3, 2]), torch.tensor([1, 4]), past=4, prefix=0, window=None),
+        causal_spans(3, torch.tensor([1, 4]), past=4, prefix=0, window=None),
     ):
         assert spans.shape == (2, 3, 4)
         assert spans.dtype == torch.int32
@@ -78,20 +98,20 @@ def test_spans_are_what_native_code_reads():
 
 def test_own_tokens_see_their_pooled_states_and_themselves_so_far():
     # slots: 3 of pooled states, of which the second pair has 1; then 3 own tokens, of which it has 2
-    spans = causal_spans(torch.tensor([3, 2]), torch.tensor([3, 1]), past=3, prefix=0, window=None)
+    spans = causal_spans(3, torch.tensor([3, 1]), past=3, prefix=0, window=None)
     first, second = seen(spans, 6)
     assert first == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
     assert second[:2] == [[1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0]]
 
 
 def test_a_window_hides_own_tokens_and_never_a_pooled_state():
-    spans = causal_spans(torch.tensor([4]), torch.tensor([1]), past=1, prefix=0, window=2)
+    spans = causal_spans(4, torch.tensor([1]), past=1, prefix=0, window=2)
     assert seen(spans, 5) == [[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 0, 1, 1]]]
 
 
 def test_a_kept_prefix_counts_in_the_window():
     # slots: 3 prefix tokens, 2 pooled states, 4 own tokens (prompt tokens 3, 4, 5, 6); the window is 3 prompt tokens
-    spans = causal_spans(torch.tensor([4]), torch.tensor([2]), past=5, prefix=3, window=3)
+    spans = causal_spans(4, torch.tensor([2]), past=5, prefix=3, window=3)
     assert seen(spans, 9) == [
         [
             [0, 1, 1, 1, 1, 1, 0, 0, 0],  # token 3 sees 1, 2, 3
@@ -104,7 +124,7 @@ def test_a_kept_prefix_counts_in_the_window():
 
 def test_without_a_window_all_of_a_kept_prefix_is_seen_and_its_padding_is_not():
     # the past of 4 slots holds 1 prefix token and 2 pooled states
-    spans = causal_spans(torch.tensor([2]), torch.tensor([2]), past=4, prefix=1, window=None)
+    spans = causal_spans(2, torch.tensor([2]), past=4, prefix=1, window=None)
     assert seen(spans, 6) == [[[1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 1, 1]]]
 
 
@@ -113,7 +133,7 @@ def test_without_a_window_all_of_a_kept_prefix_is_seen_and_its_padding_is_not():
 def test_spans_equal_the_definition_slot_by_slot(prefix: int, window: int):
     own, pooled = [5, 1, 3], [2, 6, 1]
     past = prefix + 6
-    spans = causal_spans(torch.tensor(own), torch.tensor(pooled), past=past, prefix=prefix, window=window)
+    spans = causal_spans(max(own), torch.tensor(pooled), past=past, prefix=prefix, window=window)
     rows = seen(spans, past + 5)
     for n in range(3):
         for token in range(own[n]):
