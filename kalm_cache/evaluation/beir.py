@@ -7,17 +7,14 @@ Either may be gzipped, with .gz behind its name.
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kalm_cache.errors import CorpusError
+from kalm_cache.evaluation.lines import for_each_line
 
 HEADER_STARTS = ("query", "qid")
-_READ_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ def _read_queries(path: Path) -> dict[str, str]:
             raise ValueError(f"query id {query_id!r} for the second time; give each query an id of its own")
         texts[query_id] = text
 
-    _for_each_line(path, read)
+    for_each_line(path, read)
     return texts
 
 
@@ -86,7 +83,7 @@ def _read_qrels(path: Path, texts: dict[str, str]) -> dict[str, dict[str, int]]:
             raise ValueError(f"query id {query_id!r} is not among the queries")
         qrels.setdefault(query_id, {})[doc_id] = grade
 
-    _for_each_line(path, read)
+    for_each_line(path, read)
     return qrels
 
 
@@ -110,25 +107,3 @@ def _judgment(line: str) -> tuple[str, str, int]:
         return query_id, doc_id, int(grade)
     except ValueError as exc:
         raise ValueError(f"the grade is {grade!r}, expected a whole number") from exc
-
-
-def _for_each_line(path: Path, read: Callable[[str, int], None]) -> None:
-    """Call `read` with every line that is not blank, and its number from 1; its `ValueError`s get the place."""
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            try:
-                read(line, number)
-            except (ValueError, RecursionError) as exc:  # RecursionError: brackets nested thousands deep
-                raise CorpusError(f"{path}:{number}: {exc}") from exc
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            for line in file:
-                yield line.rstrip("\r\n")
-                number += 1
-    except _READ_ERRORS as exc:
-        raise CorpusError(f"{path}: cannot be read beyond line {number}: {exc}") from exc

@@ -4,6 +4,8 @@ ndcg@K    nDCG as trec_eval's ndcg_cut: gain = grade, discount = log2(rank + 1),
           judged passages of the query in their best order, whether retrieved or not. Not the variant with 2^grade - 1.
 recall@K  share of the query's relevant passages that are among the first K.
 mrr@K     1 / rank of the first relevant passage, 0 when it is not among the first K (MS MARCO's evaluation).
+map@K     mean over the relevant passages of the precision at their ranks, 0 for those not among the first K, as
+          trec_eval's map_cut.
 
 A passage is relevant from grade 1 on; unjudged passages and grades below 1 gain nothing.
 """
@@ -19,14 +21,15 @@ from kalm_cache.errors import UsageError
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> passage id -> grade
 Run = Mapping[str, Sequence[str]]  # query id -> passage ids, best first
 
-_FAMILIES = {"ndcg": "nDCG", "recall": "R", "mrr": "RR"}  # our name -> that of ir_measures
+MEASURES = ("ndcg@10", "mrr@10", "map@100", "recall@100")  # what reports hold
+_FAMILIES = {"ndcg": "nDCG", "recall": "R", "mrr": "RR", "map": "AP"}  # our name -> that of ir_measures
 
 
 def measure(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, float]:
     """The mean of each measure over all judged queries, those without any result or relevant passage included, as 0.
 
     Raises:
-        UsageError: a measure is not one of `ndcg@K`, `recall@K`, `mrr@K`.
+        UsageError: a measure is not one of `ndcg@K`, `recall@K`, `mrr@K`, `map@K`.
     """
     values = measure_queries(qrels, run, measures).values()
     return {name: math.fsum(query[name] for query in values) / len(values) for name in measures}
@@ -36,7 +39,7 @@ def measure_queries(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str
     """Each measure for each judged query, in the order of `qrels`; queries of `run` without judgments are left out.
 
     Raises:
-        UsageError: a measure is not one of `ndcg@K`, `recall@K`, `mrr@K`.
+        UsageError: a measure is not one of `ndcg@K`, `recall@K`, `mrr@K`, `map@K`.
     """
     import ir_measures
 

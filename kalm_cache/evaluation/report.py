@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kalm_cache.first_stage import Mode
-
 
 @dataclass(frozen=True, slots=True)
 class FirstStageQuality:
-    """The first stage alone, over its first 100 candidates (or `k`, where that is more)."""
+    """The first stage alone, over its first 100 candidates (or `k`, where that is more); `mode` may be `given`."""
 
-    mode: Mode
+    mode: str
     ndcg_at_10: float
     recall_at_100: float
 
@@ -27,19 +25,22 @@ class RerankedQuality:
 
     ndcg_at_10: float
     mrr_at_10: float
+    map_at_100: float
 
     def to_json(self) -> dict[str, Any]:
         """Fields under the names of their measures, to 4 decimals."""
-        return {"ndcg@10": round(self.ndcg_at_10, 4), "mrr@10": round(self.mrr_at_10, 4)}
+        means = {"ndcg@10": self.ndcg_at_10, "mrr@10": self.mrr_at_10, "map@100": self.map_at_100}
+        return {name: round(mean, 4) for name, mean in means.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
     """One index on one collection at one chunk size.
 
-    `bytes_per_passage` are those of the generation's files, at `stored_chunk_size`. `sampled_from` counts the split's
-    queries, of which `queries` were asked. `missing_passages` are relevant ones that the index does not hold: they
-    count as not found. `seconds` and `ms_per_query` cover first stage and reranking, one query at a time.
+    `bytes_per_passage` are those of the generation's files, at `stored_chunk_size`; `states_bytes_per_passage` of the
+    file that the states were read from. `sampled_from` counts the split's queries, of which `queries` were asked.
+    `missing_passages` are relevant ones that the index does not hold: they count as not found. `seconds` and
+    `ms_per_query` cover first stage and reranking, one query at a time.
     """
 
     dataset: str
@@ -50,6 +51,7 @@ class EvaluationReport:
     chunk_size: int
     codec: str
     bytes_per_passage: float
+    states_bytes_per_passage: float
     k: int
     stored_chunk_size: int
     sampled_from: int

@@ -130,7 +130,7 @@ def test_the_report_as_json_has_its_fields_in_order(index: PassageIndex, task: B
     leading = ["dataset", "split", "queries", "first_stage", "reranked", "chunk_size", "codec", "bytes_per_passage"]
     assert list(found)[:8] == leading
     assert list(found["first_stage"]) == ["mode", "ndcg@10", "recall@100"]
-    assert list(found["reranked"]) == ["ndcg@10", "mrr@10"]
+    assert list(found["reranked"]) == ["ndcg@10", "mrr@10", "map@100"]
     assert (found["dataset"], found["split"], found["queries"], found["k"]) == ("toy", "test", 12, 5)
     assert (found["chunk_size"], found["stored_chunk_size"], found["codec"]) == (4, 2, "fp16")
     assert found["first_stage"]["mode"] == "fused"

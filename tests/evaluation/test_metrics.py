@@ -92,7 +92,7 @@ def test_rank_is_the_place_in_the_list_whatever_the_ids(ranked: list[str]) -> No
         assert one("ndcg@10", {doc_id: 1}, ranked) == pytest.approx(slow_ndcg({doc_id: 1}, ranked, 10))
 
 
-@pytest.mark.parametrize("name", ["map@10", "ndcg", "ndcg@0", "ndcg@ten", "nDCG@10", ""])
+@pytest.mark.parametrize("name", ["p@10", "map", "ndcg", "ndcg@0", "ndcg@ten", "nDCG@10", ""])
 def test_an_unknown_measure_is_refused_with_those_that_are_known(name: str) -> None:
     with pytest.raises(UsageError, match="ndcg@K, recall@K, mrr@K"):
         measure({"q": {"a": 1}}, {"q": ["a"]}, [name])

@@ -1,0 +1,137 @@
+"""The points of a sweep: what an index would hold in a codec at a chunk size, without encoding a passage again.
+
+A point without a codec is the index itself at that chunk size. A point with one has a sealed store of its own, in which
+the candidates' states are recoded from the index's: its bytes are those of the store's file, its milliseconds those of
+reading that store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.codec import Codec, get_codec
+from kalm_cache.errors import UsageError
+from kalm_cache.pooling import check_ratio
+from kalm_cache.record import Record
+from kalm_cache.state_reader import StateReader
+from kalm_cache.store import STATES_FILE, Identity, PassageStore, key_of
+from kalm_cache.store_writer import StoreWriter
+
+if TYPE_CHECKING:
+    from kalm_cache.index import PassageIndex
+
+FLOATS = ("fp32", "fp16", "bf16")  # from fine to coarse; states kept as fewer bits carry an error of their own
+RECODED = 256  # passages recoded together
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A pooling ratio r, and the codec that its states are stored in; `None` = the index's own store."""
+
+    ratio: int
+    codec: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What reports call it: `r=4`, `int8 r=4`."""
+        return f"r={self.ratio}" if self.codec is None else f"{self.codec} r={self.ratio}"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPoint:
+    """A point that can be read. `bytes_per_passage`: of its states' file, for each of the passages in it."""
+
+    reader: StateReader
+    ratio: int
+    codec: str
+    bytes_per_passage: float
+
+
+def check_point(index: PassageIndex, point: Point) -> None:
+    """Raise `UsageError` where the index's states cannot honestly become the point's."""
+    stored = index.generation.manifest.fingerprint
+    check_ratio(stored.chunk_size, point.ratio)
+    if point.codec is None:
+        return
+    source, target = _base(stored.codec), _base(point.codec)
+    if source not in FLOATS:
+        raise UsageError(
+            f"the index's states are stored as {stored.codec} and carry its error already: a sweep over codecs needs "
+            "an index with --codec fp32, fp16 or bf16"
+        )
+    if target in FLOATS and FLOATS.index(target) < FLOATS.index(source):
+        raise UsageError(
+            f"the index's states are stored as {stored.codec}, which is not as fine as {point.codec}; index with "
+            f"--codec {target}, or leave {point.codec} out"
+        )
+
+
+@contextmanager
+def open_point(
+    index: PassageIndex,
+    point: Point,
+    doc_ids: Sequence[str],
+    sensitivity: NDArray[np.float64] | None = None,
+    workspace: Path | None = None,
+) -> Iterator[OpenPoint]:
+    """Make a point readable for the passages of `doc_ids`.
+
+    Args:
+        index: what holds their states.
+        point: ratio and codec.
+        doc_ids: distinct ids.
+        sensitivity: (D, D), what codecs below 8 bits round by; `None` = to nearest.
+        workspace: folder for the point's store while it is open; `None` = the system's.
+
+    Raises:
+        UsageError: the index's states cannot honestly become the point's.
+        UnknownIdError: ids that the index does not hold.
+        DamagedRecordError: a record fails its checksum.
+    """
+    check_point(index, point)
+    stored = index.generation.manifest.fingerprint
+    own = StateReader(index.store, get_codec(stored.codec), stored.chunk_size)
+    if point.codec is None:
+        yield OpenPoint(own, point.ratio, stored.codec, states_bytes_per_passage(index))
+        return
+    codec = get_codec(point.codec, sensitivity)
+    with TemporaryDirectory(prefix="point-", dir=workspace) as folder:
+        file_bytes = _recode(own, codec, point.ratio, sorted(doc_ids, key=key_of), Path(folder))
+        with PassageStore(Path(folder)) as store:
+            reader = StateReader(store, codec, point.ratio)
+            yield OpenPoint(reader, point.ratio, codec.name, file_bytes / max(len(doc_ids), 1))
+
+
+def states_bytes_per_passage(index: PassageIndex) -> float:
+    """Bytes of an index's states files for each of its passages."""
+    manifest = index.generation.manifest
+    files = (receipt.bytes for name, receipt in manifest.files.items() if Path(name).name == STATES_FILE)
+    return sum(files) / manifest.counts.passages
+
+
+def _recode(own: StateReader, codec: Codec, ratio: int, doc_ids: Sequence[str], folder: Path) -> int:
+    """Store the passages of `doc_ids`, in rising order of keys; returns the bytes of the states' file."""
+    number = 0
+    with StoreWriter(folder) as writer:
+        for start in range(0, len(doc_ids), RECODED):
+            some = doc_ids[start : start + RECODED]
+            for doc_id, passage in zip(some, own.read(some, ratio), strict=True):
+                payload = codec.encode(passage.states.numpy())
+                width = passage.states.shape[1]
+                record = Record(codec.number, ratio, width, passage.tokens, passage.truncated, payload)
+                writer.add(key_of(doc_id), record, Identity(number, bytes(16)), b"")
+                number += 1
+        writer.finish(((i, key_of(doc_id)) for i, doc_id in enumerate(doc_ids)), len(doc_ids))
+    return (folder / STATES_FILE).stat().st_size
+
+
+def _base(codec: str) -> str:
+    return get_codec(codec).name.partition("+")[0]

@@ -1,0 +1,187 @@
+"""Systems: ways to rank a collection's queries, what each ranked, and what it cost. Measures no quality."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.errors import DamagedRecordError, UsageError
+from kalm_cache.evaluation.beir import BeirTask
+from kalm_cache.evaluation.points import OpenPoint
+from kalm_cache.evaluation.trec import Scored, ScoredRun
+from kalm_cache.first_stage import Mode, load_embedder
+from kalm_cache.model.prompts import Tokens
+from kalm_cache.query_side import DECODE_BATCH, QuerySide
+from kalm_cache.ranking import best_first
+
+if TYPE_CHECKING:
+    from kalm_cache.index import PassageIndex
+
+Kind = Literal["first stage", "bi-encoder", "reranker"]
+TEXTS_TOGETHER = 1024  # passages embedded together
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a system costs; `None` = it has no such thing, or it was not measured.
+
+    Milliseconds are medians over the queries, asked one after the other: `search_ms` of a first stage; `read_ms` of
+    finding and decoding the candidates' states, `decode_ms` of the reranker's decoder over them. `bytes_per_passage` is
+    that of the states' file. A first stage's own files do not count. `seconds` are of all queries together.
+    """
+
+    ratio: int | None = None
+    codec: str | None = None
+    bytes_per_passage: float | None = None
+    search_ms: float | None = None
+    read_ms: float | None = None
+    decode_ms: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def rerank_ms(self) -> float | None:
+        """Reading and decoding, `None` for what is no reranker."""
+        return None if self.read_ms is None or self.decode_ms is None else self.read_ms + self.decode_ms
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines."""
+
+    name: str
+    kind: Kind
+    run: ScoredRun
+    cost: Cost
+
+
+def search(index: PassageIndex, task: BeirTask, depth: int, mode: Mode, *, drop_own_id: bool = False) -> System:
+    """A first stage of the index: each query's `depth` best passages. Raises as `FirstStage.search` does."""
+    run, times = {}, []
+    for query_id, query in task.queries.items():
+        started = time.perf_counter()
+        found = index.find(query, depth + drop_own_id, mode)
+        times.append(_ms_since(started))
+        pairs = zip(found.doc_ids, found.candidates.scores.tolist(), strict=True)
+        ranked = [Scored(doc_id, score) for doc_id, score in pairs if not (drop_own_id and doc_id == query_id)]
+        run[query_id] = ranked[:depth]
+    return System(mode, "first stage", run, _search_cost(times))
+
+
+def search_dense(index: PassageIndex, task: BeirTask, depth: int, embedder_name: str, name: str) -> System:
+    """Exact dense search with another embedder than the index's own, over all of its passages.
+
+    Raises:
+        UsageError: the index keeps no texts.
+    """
+    embedder = load_embedder(embedder_name)
+    doc_ids, vectors = [], []
+    for some in _windows([doc_id for _, doc_id in index.store.numbers()]):
+        vectors.append(embedder.embed_passages(_texts(index, some)))
+        doc_ids += some
+    matrix = np.concatenate(vectors)
+    run, times = {}, []
+    for query_id, query in task.queries.items():
+        started = time.perf_counter()
+        scores = (embedder.embed_queries([query]) @ matrix.T)[0]
+        best = np.argsort(-scores, kind="stable")[:depth].tolist()
+        times.append(_ms_since(started))
+        run[query_id] = [Scored(doc_ids[i], float(scores[i])) for i in best]
+    return System(name, "first stage", run, _search_cost(times))
+
+
+def bi_encode(index: PassageIndex, task: BeirTask, candidates: ScoredRun, embedder_name: str, name: str) -> System:
+    """The same candidates in the order of the embedder's cosine with the query.
+
+    Raises:
+        UsageError: the index keeps no texts.
+    """
+    embedder = load_embedder(embedder_name)
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for some in _windows(distinct_ids(candidates.values())):
+        vectors.update(zip(some, embedder.embed_passages(_texts(index, some)), strict=True))
+    run: dict[str, list[Scored]] = {}
+    for query_id, ranked in candidates.items():
+        (query,) = embedder.embed_queries([task.queries[query_id]])
+        cosines = [float(query @ vectors[one.doc_id]) for one in ranked]
+        run[query_id] = [Scored(ranked[i].doc_id, cosines[i]) for i in best_first(cosines, None)]
+    return System(name, "bi-encoder", run, Cost())
+
+
+def rerank(
+    query_side: QuerySide,
+    point: OpenPoint,
+    name: str,
+    prompts: Mapping[str, Tokens],
+    candidates: ScoredRun,
+    on_query: Callable[[], None],
+) -> System:
+    """The candidates in the order of their margins over a point's states; damaged passages are left out and logged.
+
+    Args:
+        query_side: the decoder.
+        point: what the states are read from.
+        name: of the system.
+        prompts: by query id.
+        candidates: by query id; equal margins keep their order.
+        on_query: called after each query.
+    """
+    run, reads, decodes = {}, [], []
+    for query_id, ranked in candidates.items():
+        started = time.perf_counter()
+        read = point.reader.read_whole([one.doc_id for one in ranked], point.ratio)
+        reads.append(_ms_since(started))
+        for one in read.damaged:
+            logger.error("a ranking does without a passage: %s", one.problem)
+        started = time.perf_counter()
+        states = [passage.states for passage in read.passages]
+        margins = query_side.margins([prompts[query_id]] * len(states), states, DECODE_BATCH) if states else []
+        decodes.append(_ms_since(started))
+        found = [ranked[i].doc_id for i in read.positions]
+        run[query_id] = [Scored(found[i], margins[i]) for i in best_first(margins, None)]
+        on_query()
+    cost = Cost(
+        ratio=point.ratio,
+        codec=point.codec,
+        bytes_per_passage=point.bytes_per_passage,
+        read_ms=median(reads),
+        decode_ms=median(decodes),
+        seconds=(sum(reads) + sum(decodes)) / 1000,
+    )
+    return System(name, "reranker", run, cost)
+
+
+def distinct_ids(rankings: Iterable[Sequence[Scored]]) -> list[str]:
+    """The ids of some rankings, each once."""
+    return list(dict.fromkeys(one.doc_id for ranked in rankings for one in ranked))
+
+
+def _search_cost(times_ms: Sequence[float]) -> Cost:
+    return Cost(search_ms=median(times_ms), seconds=sum(times_ms) / 1000)
+
+
+def _windows(doc_ids: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(doc_ids), TEXTS_TOGETHER):
+        yield list(doc_ids[start : start + TEXTS_TOGETHER])
+
+
+def _texts(index: PassageIndex, doc_ids: Sequence[str]) -> list[str]:
+    texts: list[str] = []
+    for doc_id, text in zip(doc_ids, index.find_texts(doc_ids), strict=True):
+        if isinstance(text, DamagedRecordError):
+            raise text
+        if text is None:
+            raise UsageError(f"the index keeps no text of {doc_id!r}, which an embedder needs; index with store_text")
+        texts.append(text)
+    return texts
+
+
+def _ms_since(started: float) -> float:
+    return 1000 * (time.perf_counter() - started)
