@@ -1,13 +1,16 @@
 """Reads the licensed training sets: passages, pairs and negatives. Knows nothing of models.
 
-Only the sets named in CORPORA may train anything; every other folder under beir/ is for evaluation.
+Only the sets named in CORPORA may train anything; every other folder under beir/ is for evaluation. TEXT stands for
+what `collect_text.py` brought from package registries.
 """
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
 CORPORA = ("boolq", "cosqa", "halueval-hotpot", "medquad", "scifact", "tatqa")
+TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +43,28 @@ def read_pairs(data: Path, name: str) -> list[Pair]:
     with (data / "train" / f"{name}.jsonl").open(encoding="utf-8") as lines:
         rows = map(json.loads, lines)
         return [Pair(r["query"], tuple(r["pos"]), tuple(r["neg"])) for r in rows]
+
+
+def read_text(folder: Path, limit: int, rng: random.Random) -> tuple[list[TrainingPassage], list[Pair]]:
+    """A sample of what `collect_text.py` brought: at most `limit` passages and `limit` pairs of each source.
+
+    A pair's query often repeats its passage's title, so that half of their passages go without one.
+    """
+    passages, pairs, seen = [], [], set()
+    for number, row in enumerate(_sample(folder / "pairs.jsonl", limit, rng)):
+        title = row["title"] if rng.random() < 0.5 else ""
+        passages.append(TrainingPassage(f"p{number}", title, row["text"]))
+        pairs.append(Pair(row["query"], (f"p{number}",), ()))
+        seen.add(row["text"])
+    for number, row in enumerate(_sample(folder / "passages.jsonl", limit, rng)):
+        if row["text"] not in seen:
+            passages.append(TrainingPassage(f"t{number}", row["title"], row["text"]))
+    return passages, pairs
+
+
+def _sample(path: Path, limit: int, rng: random.Random) -> list[dict[str, str]]:
+    by_source: dict[str, list[dict[str, str]]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            by_source.setdefault(row["source"], []).append(row)
+    return [row for rows in by_source.values() for row in rng.sample(rows, min(limit, len(rows)))]

@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.model import MARKERS, Reranker, compile_layers
+from training.layers import compile_layers
+from training.model import MARKERS, Reranker
+from training.passages import Passages
 from training.static_embedder import pca
 from training.teacher import CLS, SEP, MiniLM
 from training.workers import train_with_workers
@@ -63,25 +65,6 @@ def targets(states: Tensor, ids: Tensor, parts: dict[str, Tensor]) -> Tensor:
     return torch.cat(((states - parts["mean"]) @ parts["projection"], fixed), -1)
 
 
-class Passages:
-    """Tokenised texts as `prepare` left them."""
-
-    def __init__(self, path: Path) -> None:
-        with np.load(path) as arrays:
-            self.ids, self.offsets = arrays["ids"], arrays["offsets"]
-        self.lengths = np.diff(self.offsets)
-
-    def batch(self, rows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-        """Right-padded ids and mask, (B, S) int64 and bool, S <= length."""
-        length = min(length, int(self.lengths[rows].max()))
-        ids = np.zeros((len(rows), length), np.int64)
-        mask = np.zeros((len(rows), length), bool)
-        for i, row in enumerate(rows):
-            tokens = self.ids[self.offsets[row] : self.offsets[row + 1]][:length]
-            ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, True
-        return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
 def teacher_states(teacher: MiniLM, ids: Tensor, mask: Tensor) -> Tensor:
     """The teacher reads [CLS] where the checkpoint reads `<Document>:`, and ends with [SEP]: (B, S) -> (B, S, M)."""
     ids = F.pad(ids, (0, 1))
@@ -114,7 +97,7 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace, part
             at = int(rng.integers(0, len(by_length) - size))
             ids, mask = passages.batch(by_length[at : at + size], length)
         want = targets(teacher_states(teacher, ids, mask), ids, parts)
-        got = model.encode(ids, mask)
+        got = model.encode(ids, mask).float()
         cosine = F.cosine_similarity(got, want, dim=-1)[mask].mean()
         means = [F.normalize((x * mask[..., None]).sum(1)[:, :SEMANTIC], dim=-1) for x in (got, want)]
         gram = (means[0] @ means[0].T - means[1] @ means[1].T).pow(2).mean()

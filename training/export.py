@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import T5Gemma2Config, T5Gemma2ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from training.model import MARKERS, NO, STACK, YES, Reranker, mean_pool
+from training.layers import STACK
+from training.model import MARKERS, NO, YES, Reranker, mean_pool
 from training.tokenizer import build, passage_text, prompt_text, save
 
 OUTSIDE = 256_000  # ids that this vocabulary does not have: no image ever comes in
@@ -113,8 +114,8 @@ def check(folder: Path, model: Reranker) -> float:
                     encoder_outputs=BaseModelOutput(last_hidden_state=pooled),
                     attention_mask=real.long(),
                 ).logits[0, -1]
-                last = torch.tensor([prompt.shape[1] - 1])
-                margin = model.margins(prompt, last, *mean_pool(own, mask, ratio))[0]
+                last = torch.tensor([[prompt.shape[1] - 1]])
+                margin = model.margins(prompt[None], last, *mean_pool(own, mask, ratio), 1)[0, 0, 0]
                 worst = max(worst, abs((logits[YES] - logits[NO] - margin).item()))
                 print(f"{query!r:34} {text[:22]!r:26} r={ratio:<2} margin {margin:8.4f}")
     return worst
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, required=True, help="for the tokenizer's vocabulary")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    model = Reranker()
+    model = Reranker(dtype=torch.float32)
     model.load_state_dict(torch.load(args.checkpoint, weights_only=True))
     round_weights(model)
     target: Any = T5Gemma2ForConditionalGeneration(configuration())

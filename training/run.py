@@ -1,6 +1,6 @@
 """The one way through: every stage in order, with the settings of config.toml. Finished stages are skipped.
 
-python -m training.run --data ../shared/data --minilm DIR --work WORK --out OUT
+python -m training.run --data ../shared/data --minilm DIR --gte DIR --text DIR --work WORK --out OUT
 """
 
 import argparse
@@ -15,13 +15,17 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",  # compiled bfloat16 products, one for each shape
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
 }
 
 
-def stage(module: str, settings: dict[str, object], **paths: Path | str) -> None:
-    """Runs one script with a table of config.toml as its options."""
+def stage(module: str, done: Path, settings: dict[str, object], **paths: Path | str) -> None:
+    """Runs one script with a table of config.toml as its options, unless what it makes is there."""
+    if done.exists():
+        return
     options = {**{k.replace("_", "-"): v for k, v in paths.items()}, **settings}
     command = [sys.executable, "-m", f"training.{module}", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
     print(" ".join(command[1:]), flush=True)
@@ -33,29 +37,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with beir/ and train/")
     parser.add_argument("--minilm", type=Path, required=True, help="all-MiniLM-L6-v2, safetensors")
-    parser.add_argument("--work", type=Path, required=True, help="scratch, about 1 GB")
+    parser.add_argument("--gte", type=Path, required=True, help="gte-small's ONNX file, or its folder in safetensors")
+    parser.add_argument("--text", type=Path, required=True, help="what collect_text.py brought, or a folder for it")
+    parser.add_argument("--work", type=Path, required=True, help="scratch, about 2 GB")
     parser.add_argument("--out", type=Path, required=True, help="gets tiny/ and embedder/")
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "config.toml")
     args = parser.parse_args()
     config = tomllib.loads(args.config.read_text("utf-8"))
     work, tokenizer, embedder = args.work, args.out / "tiny", args.out / "embedder"
+    clean, gte = work / "text", work / "gte-small"
     work.mkdir(parents=True, exist_ok=True)
-    if not (tokenizer / "tokenizer.json").exists():
-        stage("tokenizer", {}, minilm=args.minilm, out=tokenizer)
-    if not (embedder / "model.safetensors").exists():
-        stage("static_embedder", config["static_embedder"], minilm=args.minilm, data=args.data, out=embedder)
-    if not (work / "passages.npz").exists():
-        stage("prepare", {}, data=args.data, tokenizer=tokenizer, out=work)
-    if not (work / "encoder.pt").exists():
-        stage("distil_encoder", config["distil_encoder"], minilm=args.minilm, work=work)
-    common = {"data": args.data, "work": work, "embedder": embedder, "tokenizer": tokenizer}
-    log = work / "train_reranker.jsonl"
-    for name, init in (("decoder", "encoder"), ("joint", "decoder"), ("joint2", "joint")):
-        if not (work / f"{name}.pt").exists():
-            paths = {"init": work / f"{init}.pt", "out": work / f"{name}.pt", "log": log}
-            stage("train_reranker", config[name], stage=name.rstrip("2"), **paths, **common)
-    stage("export", {}, checkpoint=work / "joint2.pt", minilm=args.minilm, out=tokenizer)
-    stage("evaluate", {}, data=args.data, embedder=embedder, checkpoint=work / "joint2.pt", tokenizer=tokenizer)
+    stage("tokenizer", tokenizer / "tokenizer.json", {}, minilm=args.minilm, out=tokenizer)
+    stage(
+        "static_embedder",
+        embedder / "model.safetensors",
+        config["static_embedder"],
+        minilm=args.minilm,
+        data=args.data,
+        out=embedder,
+    )
+    stage("collect_text", args.text / "pairs.jsonl", {}, out=args.text)
+    stage("overlap", clean / "overlap.json", {}, data=args.data, text=args.text, out=clean)
+    stage(
+        "prepare",
+        work / "passages.npz",
+        config["prepare"],
+        data=args.data,
+        text=clean,
+        tokenizer=tokenizer,
+        out=work,
+    )
+    stage("invent", work / "invented.npz", {}, tokenizer=tokenizer, work=work)
+    stage("from_onnx", gte / "model.safetensors", {}, model=args.gte, out=gte)
+    stage("vectors", work / "near_queries.npy", {}, teacher=gte, work=work)
+    stage("distil_encoder", work / "encoder.pt", config["distil_encoder"], minilm=args.minilm, work=work)
+    common = {"work": work, "tokenizer": tokenizer, "log": work / "train_reranker.jsonl"}
+    for name, init in (("decoder", "encoder"), ("joint", "decoder"), ("second", "joint")):
+        paths = {"init": work / f"{init}.pt", "out": work / f"{name}.pt"}
+        kind = "decoder" if name == "decoder" else "joint"
+        stage("train_reranker", work / f"{name}.pt", config[name], stage=kind, **paths, **common)
+    stage(
+        "export",
+        tokenizer / "model.safetensors",
+        {},
+        checkpoint=work / "second.pt",
+        minilm=args.minilm,
+        out=tokenizer,
+    )
 
 
 if __name__ == "__main__":

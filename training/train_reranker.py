@@ -1,16 +1,15 @@
-"""Stages 2 and 3: the decoder learns to rank pooled states; then encoder and decoder learn together.
+"""The decoder learns to rank pooled states; then encoder and decoder learn together.
 
     python -m training.train_reranker --stage decoder --init WORK/encoder.pt --out WORK/decoder.pt --minutes 15 ...
     python -m training.train_reranker --stage joint   --init WORK/decoder.pt --out WORK/joint.pt   --minutes 40 ...
 
-Loss of a query over its group's passages: listwise softmax + binary cross-entropy (P(yes) should mean something)
-+ KL to BM25's own softmax (exact matching is what short training misses most).
-Legend: R passages of a step, N query-passage pairs, S, T, P as in training/model.py.
+Loss of a query over its group's passages: cross-entropy to the teachers' distribution (a dense embedder's cosine, BM25
+and the judgment) + binary cross-entropy (P(yes) should mean something). What is kept is the mean of the last weights.
+Legend: G groups, C passages of a group, Q its queries, R = G · C passages of a step; P, D as in training/model.py.
 """
 
 import argparse
 import json
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from training.data import CORPORA
+from training.data import CORPORA, TEXT
 from training.groups import INSTRUCTIONS, OTHER_INSTRUCTIONS, Group, Maker, Query, prompt_parts
-from training.model import Reranker, compile_layers, mean_pool
+from training.layers import VOCABULARY, compile_layers
+from training.model import Reranker, mean_pool
 from training.workers import train_with_workers
 
-RATIOS = (1, 2, 3, 4, 5, 8, 12, 16, 32)
-RATIO_SHARES = (0.17, 0.10, 0.03, 0.30, 0.03, 0.13, 0.02, 0.16, 0.06)
+RATIOS = (1, 2, 3, 4, 5, 8, 12, 16, 24, 32)
+RATIO_SHARES = (0.18, 0.12, 0.02, 0.16, 0.02, 0.15, 0.02, 0.16, 0.02, 0.15)
+LENGTHS, LENGTH_SHARES = (128, 224, 448), (0.62, 0.26, 0.12)  # where passages are cut, in tokens
+SHORT_QUERY, LONG_QUERY = 24, 96  # where queries are cut; the long ones come with the longest passages
 GROUPS, SIZE, QUERIES = 4, 8, 6
+# What a judgment adds to the teachers' logit, and what it does that the query was made from the passage.
+LABEL, MADE_LABEL = 4.0, 2.0
 
 
 def start_decoder(model: Reranker) -> None:
@@ -66,18 +70,17 @@ class Prompts:
     """Prompt ids of queries: mostly under the default instruction, sometimes under others."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tail = prompt_parts(tokenizer)[1]
-        self.default = prompt_parts(tokenizer)[0]
-        self.own = [prompt_parts(tokenizer, INSTRUCTIONS[name])[0] for name in CORPORA]
+        self.default, self.tail = prompt_parts(tokenizer)
+        self.own = [prompt_parts(tokenizer, INSTRUCTIONS[name])[0] for name in (*CORPORA, TEXT)]
         self.other = [prompt_parts(tokenizer, text)[0] for text in OTHER_INSTRUCTIONS]
 
     def head(self, query: Query, style: int) -> list[int]:
         """style 0: default; 1: the corpus's own instruction; 2 and up: another."""
         return self.default if style == 0 else self.own[query.corpus] if style == 1 else self.other[(style - 2) % 3]
 
-    def __call__(self, query: Query, style: int) -> list[int]:
-        """The whole prompt's ids."""
-        return [*self.head(query, style), *query.ids, *self.tail]
+    def __call__(self, query: Query, style: int, longest: int) -> list[int]:
+        """The whole prompt's ids, the query cut at `longest` tokens."""
+        return [*self.head(query, style), *query.ids[:longest], *self.tail]
 
 
 def step_margins(
@@ -90,7 +93,7 @@ def step_margins(
     style: int,
     frozen: bool,
 ) -> Tensor:
-    """Margins of every group's queries against its passages: (groups · queries, size)."""
+    """Margins of every group's queries against its passages: (G, Q, C)."""
     rows = np.array([r for g in groups for r in g.rows])
     order = np.argsort(maker.passages.lengths[rows], kind="stable")
     halves = [order[: len(order) // 2], order[len(order) // 2 :]]  # two lengths: less padding
@@ -105,92 +108,103 @@ def step_margins(
     place = torch.from_numpy(np.argsort(np.concatenate(halves)))
     memory = torch.cat([F.pad(p, (0, 0, 0, wide - p.shape[1])) for p in pooled])[place]  # (R, P, D)
     seen = torch.cat([F.pad(m, (0, wide - m.shape[1])) for m in masks])[place]
-    queries = [(g, q) for g, group in enumerate(groups) for q in group.queries]
-    ids = [prompts(q, style) for _, q in queries]
-    size = len(groups[0].rows)
-    by_length = np.argsort([len(i) for i in ids], kind="stable")
-    margins: list[Tensor] = []
-    shared = len(prompts.head(queries[0][1], style)) if style != 1 else 0
-    for part in np.array_split(by_length, min(3, len(ids))):
-        longest = max(len(ids[i]) for i in part)
-        prompt = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in part]).repeat_interleave(size, 0)
-        last = torch.tensor([len(ids[i]) - 1 for i in part]).repeat_interleave(size)
-        passage = torch.tensor([queries[i][0] * size + k for i in part for k in range(size)])  # (N,)
-        margins.append(model.margins(prompt, last, memory, seen, passage, shared).view(len(part), size))
-    return torch.cat(margins)[torch.from_numpy(np.argsort(by_length))]
+    longest = LONG_QUERY if length == LENGTHS[-1] else SHORT_QUERY
+    ids = [[prompts(q, style, longest) for q in g.queries] for g in groups]
+    shared = 1 if style == 1 else len(prompts.head(groups[0].queries[0], style))
+    widest = shared + -(-(max(len(i) for row in ids for i in row) - shared) // 4) * 4  # few widths, as `Passages.batch`
+    tokens = torch.tensor([[i + [0] * (widest - len(i)) for i in row] for row in ids])
+    last = torch.tensor([[len(i) - 1 for i in row] for row in ids])
+    return model.margins(tokens, last, memory, seen, shared)
 
 
-def labels(maker: Maker, groups: list[Group]) -> tuple[Tensor, Tensor, Tensor]:
-    """Relevance (Q, size) bool, whether a passage counts (Q, size) bool, BM25 (Q, size)."""
-    relevant, counts, lexical = [], [], []
+def targets(maker: Maker, groups: list[Group], dense: float, lexical: float) -> tuple[Tensor, Tensor]:
+    """The teachers' distribution over a group's passages, and which are known to be relevant: (G, Q, C) each.
+
+    A conditional logit of cosine and BM25 (`fit_teacher.py` fits both weights to judged pairs), and of the judgment;
+    unjudged passages that the teachers like as much keep their share.
+    """
+    logits, relevant = [], []
     for group in groups:
-        scores = maker.lexical(list(group.queries), list(group.rows))
-        truth = np.array([[r in q.positives for r in group.rows] for q in group.queries])
-        best = np.where(truth, scores, -np.inf).max(1, keepdims=True)
-        near = maker.vectors[list(group.rows)] @ maker.vectors[list(group.rows)].T
-        twin = np.array([near[t].max(0) > 0.97 for t in truth])  # nearly the same text as the relevant one
-        real = np.array([[q.real] for q in group.queries])
-        counts.append(truth | ~(twin | (~real & (scores >= 0.97 * best))))
+        queries, rows = list(group.queries), list(group.rows)
+        truth = np.array([[r in q.positives for r in rows] for q in queries])
+        label = np.array([[LABEL if q.real else MADE_LABEL] for q in queries])
+        logits.append(dense * maker.dense(queries, rows) + lexical * maker.lexical(queries, rows) + label * truth)
         relevant.append(truth)
-        lexical.append(scores)
-    return tuple(torch.from_numpy(np.concatenate(x)) for x in (relevant, counts, lexical))  # type: ignore[return-value]
+    return F.softmax(torch.from_numpy(np.stack(logits)).float(), -1), torch.from_numpy(np.stack(relevant))
 
 
-def loss_of(margins: Tensor, relevant: Tensor, counts: Tensor, lexical: Tensor, kl: float, bce: float) -> Tensor:
-    """Mean over queries."""
-    logits = margins.masked_fill(~counts, -1e4)
-    listwise = logits.logsumexp(1) - logits.masked_fill(~relevant, -1e4).logsumexp(1)
+def loss_of(margins: Tensor, teacher: Tensor, relevant: Tensor, bce: float) -> Tensor:
+    """Mean over queries of the listwise and the pointwise loss; all three (G, Q, C)."""
+    listwise = -(teacher * F.log_softmax(margins, -1)).sum(-1)
+    counts = relevant | (teacher < 0.1)  # an unjudged passage that the teachers like is no certain "no"
     weight = torch.where(relevant, 2.5, 1.0) * counts
-    pointwise = (F.binary_cross_entropy_with_logits(margins, relevant.float(), reduction="none") * weight).sum(1)
-    teacher = F.softmax(lexical / 3.0, 1)
-    divergence = F.kl_div(F.log_softmax(margins, 1), teacher, reduction="none").sum(1)
-    return (listwise + bce * pointwise + kl * divergence).mean()
+    pointwise = (F.binary_cross_entropy_with_logits(margins, relevant.float(), reduction="none") * weight).sum(-1)
+    return (listwise + bce * pointwise).mean()
 
 
 @torch.no_grad()
 def held_out(model: Reranker, maker: Maker, prompts: Prompts, ratios: tuple[int, ...], limit: int) -> dict[str, float]:
     """Mean reciprocal rank of held-out queries' relevant passage among 16 (it and 15 hard neighbours)."""
     rng = np.random.default_rng(3)
-    chosen = [maker.held_out[i] for i in rng.permutation(len(maker.held_out))]
     kept: dict[int, list[Query]] = {}
-    for query in chosen:
+    for number in rng.permutation(len(maker.held_out)):
+        query = maker.held_out[number]
         if len(query.neighbours) >= 15 and len(kept.setdefault(query.corpus, [])) < limit:
             kept[query.corpus].append(query)
     out: dict[str, float] = {}
-    for number, queries in sorted(kept.items()):
-        groups = []
-        for query in queries:
-            rows = [min(query.positives), *query.neighbours[:10], *query.neighbours[-5:]]
-            groups.append(Group(tuple(rng.permutation(rows).tolist()), (query,)))
-        relevant, _, lexical = labels(maker, groups)
-        scores = {"bm25": lexical + torch.randn(lexical.shape) * 1e-6}
+    for corpus, queries in sorted(kept.items()):
+        groups = [
+            Group(tuple(rng.permutation([min(q.positives), *rng.permutation(q.neighbours)[:15]]).tolist()), (q,))
+            for q in queries
+        ]
+        relevant = torch.tensor([[r in g.queries[0].positives for r in g.rows] for g in groups])
+        scores = {
+            "bm25": torch.tensor(np.concatenate([maker.lexical(list(g.queries), list(g.rows)) for g in groups])),
+            "dense": torch.tensor(np.concatenate([maker.dense(list(g.queries), list(g.rows)) for g in groups])),
+        }
         for ratio in ratios:
             parts = [
-                step_margins(model, maker, prompts, groups[i : i + 4], 224, ratio, 0, True)
+                step_margins(model, maker, prompts, groups[i : i + 4], 224, ratio, 0, True)[:, 0]
                 for i in range(0, len(groups), 4)
             ]
             scores[f"r{ratio}"] = torch.cat(parts)
         for name, table in scores.items():
             best = table.masked_fill(~relevant, -torch.inf).max(1, keepdim=True).values
-            ranks = (table >= best).sum(1).float()
-            out[f"{CORPORA[number]} {name}"] = round((1 / ranks).mean().item(), 3)
+            ranks = ((table >= best) & ~relevant).sum(1) + 1.0
+            out[f"{(*CORPORA, TEXT)[corpus]} {name}"] = round((1 / ranks).mean().item(), 3)
+    for name in ("bm25", "dense", *(f"r{r}" for r in ratios)):
+        values = [v for k, v in out.items() if k.endswith(f" {name}")]
+        out[f"mean {name}"] = round(sum(values) / len(values), 3)
     return out
 
 
-def make(args: argparse.Namespace) -> tuple[Maker, Prompts]:
-    """The data side, built once and kept in WORK/maker.pkl."""
-    kept: Path = args.work / "maker.pkl"
-    if not kept.exists():
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-        made = Maker(args.data, args.work, args.embedder, tokenizer), Prompts(tokenizer)
-        kept.write_bytes(pickle.dumps(made))
-    return pickle.loads(kept.read_bytes())  # type: ignore[no-any-return]  # our own file
+class Mean:
+    """A running mean of the weights over the last few hundred steps: what is kept of a run."""
+
+    def __init__(self, model: Reranker, share: float = 0.05) -> None:
+        self.share, self.count = share, 0
+        self.state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: Reranker) -> None:
+        """Takes the weights in; the first ones count more, so that the start is soon forgotten."""
+        self.count += 1
+        share = max(self.share, 1 / self.count)
+        for name, value in model.state_dict().items():
+            self.state[name].lerp_(value, share)
+
+    def model(self) -> Reranker:
+        """A model with the mean weights."""
+        out = Reranker()
+        out.load_state_dict(self.state)
+        return out
 
 
 def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> None:
     """One worker: groups until the time is over."""
-    compile_layers()
-    maker, prompts = make(args)
+    if args.compile:
+        compile_layers()
+    maker, prompts = Maker(args.work, VOCABULARY), Prompts(AutoTokenizer.from_pretrained(args.tokenizer))
     rng = np.random.default_rng(args.seed * 100 + rank)
     frozen = args.stage == "decoder"
     dense = [{"params": [*model.decoder.parameters(), model.marker_rows], "top": args.lr}]
@@ -198,65 +212,66 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> N
         dense.append({"params": list(model.encoder.parameters()), "top": args.encoder_lr})
         model.table.requires_grad_(True)
     everything = [p for group in dense for p in group["params"]]
-    optimizer = torch.optim.AdamW(dense, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    rows_optimizer = None if frozen else torch.optim.SparseAdam([model.table], lr=args.table_lr)
-    start, step, seen, running = time.time(), 0, 0, 0.0
-    saved = evaluated = 0.0
-    log = args.log.open("a") if rank == 0 else None
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(dense, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    ]
+    if not frozen:
+        optimizers.append(torch.optim.SparseAdam([model.table], lr=args.table_lr))
+    mean, log = (Mean(model), args.log.open("a")) if rank == 0 else (None, None)
+    step, seen, agreement, saved, evaluated = 0, 0, 0.0, 0.0, 0.0
+    start = time.time()
     while (elapsed := time.time() - start) < args.minutes * 60:
-        share = elapsed / (args.minutes * 60)
-        factor = min(1.0, (step + 1) / args.warmup) * max(args.floor, 1 - share)
-        for group in optimizer.param_groups:
-            group["lr"] = group["top"] * factor
-        groups = [maker.group(rng, SIZE, QUERIES) for _ in range(GROUPS)]
+        factor = min(1.0, (step + 1) / args.warmup) * max(args.floor, 1 - elapsed / (args.minutes * 60))
+        for group in [g for o in optimizers for g in o.param_groups]:
+            group["lr"] = group.get("top", args.table_lr) * factor
+        length = int(rng.choice(LENGTHS, p=LENGTH_SHARES))
+        groups = [maker.group(rng, SIZE, QUERIES) for _ in range(GROUPS // 2 if length == LENGTHS[-1] else GROUPS)]
         ratio = int(rng.choice(RATIOS, p=RATIO_SHARES))
         style = 0 if rng.random() < 0.9 else int(rng.integers(1, 5))
-        length = 224 if rng.random() < args.long else 128
         margins = step_margins(model, maker, prompts, groups, length, ratio, style, frozen)
-        relevant, counts, lexical = labels(maker, groups)
-        loss = loss_of(margins, relevant, counts, lexical, args.kl, args.bce)
-        optimizer.zero_grad()
-        if rows_optimizer:
-            rows_optimizer.zero_grad()
+        teacher, relevant = targets(maker, groups, args.dense, args.lexical)
+        loss = loss_of(margins, teacher, relevant, args.bce)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(everything, 1.0)
-        optimizer.step()
-        if rows_optimizer:
-            rows_optimizer.step()
-        best = margins.detach().masked_fill(~counts, -1e4)
-        correct = relevant.gather(1, best.argmax(1, keepdim=True)).float().mean().item()
-        running = correct if step == 0 else 0.97 * running + 0.03 * correct
-        step, seen = step + 1, seen + len(margins)
-        if not log:
+        for optimizer in optimizers:
+            optimizer.step()
+        agreed = (margins.detach().argmax(-1) == teacher.argmax(-1)).float().mean().item()
+        agreement = agreed if step == 0 else 0.99 * agreement + 0.01 * agreed
+        step, seen = step + 1, seen + margins.shape[0] * margins.shape[1]
+        if not (log and mean):
             continue
-        if step % 25 == 0:
+        if step % 20 == 0:
+            mean.update(model)
+        if step % 50 == 0:
             line = {"stage": args.stage, "step": step, "seconds": round(elapsed), "queries": seen * count}
-            line |= {"loss": round(loss.item(), 3), "accuracy@1 of 8": round(running, 3), "ratio": ratio}
+            line |= {"loss": round(loss.item(), 3), "first of 8 as the teachers": round(agreement, 3)}
             print(json.dumps(line), file=log, flush=True)
         if elapsed - saved > args.save_every:
             saved = elapsed
-            save(model, args.out.with_suffix(".latest.pt"))  # to look at, or to go on from with --init
+            save(mean.state, args.out.with_suffix(".latest.pt"))  # to look at, or to go on from with --init
         if elapsed - evaluated > args.evaluate_every:
             evaluated = elapsed
-            quality = held_out(model, maker, prompts, (4,), 40)
+            quality = held_out(mean.model(), maker, prompts, (1, 16), 40)
             line = {"stage": args.stage, "seconds": round(elapsed), "mrr of 16": quality}
             print(json.dumps(line), file=log, flush=True)
-    if log:
-        save(model, args.out)
-        line = {"stage": args.stage, "final": True, "mrr of 16": held_out(model, maker, prompts, (1, 4, 16), 16)}
-        print(json.dumps(line), file=log, flush=True)
+    if log and mean:
+        save(mean.state, args.out)
+        quality = held_out(mean.model(), maker, prompts, (1, 4, 16, 32), 40)
+        print(json.dumps({"stage": args.stage, "final": True, "mrr of 16": quality}), file=log, flush=True)
 
 
-def save(model: Reranker, path: Path) -> None:
+def save(state: dict[str, Tensor], path: Path) -> None:
     """Writes beside, then renames: a reader never meets half a file."""
-    torch.save(model.state_dict(), path.with_suffix(".part"))
+    torch.save(state, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
 
 
 def main() -> None:
     """Trains one stage from `--init` and leaves `--out`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("--data", "--work", "--embedder", "--tokenizer", "--init", "--out", "--log"):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--work", "--tokenizer", "--init", "--out", "--log"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--stage", choices=("decoder", "joint"), required=True)
     parser.add_argument("--minutes", type=float, required=True)
@@ -265,9 +280,10 @@ def main() -> None:
     parser.add_argument("--table-lr", type=float, default=1e-4)
     parser.add_argument("--floor", type=float, default=0.05, help="the learning rate's last share")
     parser.add_argument("--warmup", type=int, default=60)
-    parser.add_argument("--kl", type=float, default=0.3)
+    parser.add_argument("--dense", type=float, default=20.0, help="the dense teacher's weight: of a cosine")
+    parser.add_argument("--lexical", type=float, default=0.3, help="BM25's weight")
     parser.add_argument("--bce", type=float, default=0.1)
-    parser.add_argument("--long", type=float, default=0.2, help="share of steps with passages of 224 tokens, not 128")
+    parser.add_argument("--compile", action="store_true", help="worth it for stages of an hour")
     parser.add_argument("--save-every", type=float, default=120)
     parser.add_argument("--evaluate-every", type=float, default=300)
     parser.add_argument("--workers", type=int, default=2)
@@ -280,7 +296,6 @@ def main() -> None:
         model.encoder.requires_grad_(False)
     if args.init.name == "encoder.pt":
         start_decoder(model)
-    make(args)
     train_with_workers(learn, args.workers, model, args)
 
 
