@@ -172,7 +172,6 @@ def _study(
 def _run_folder(request: Request, collection: Collection, run: Path | None, out: Path) -> RunFolder:
     from kalm_cache.durable import file_digest
     from kalm_cache.evaluation.output import RUNS
-    from kalm_cache.evaluation.results import CollectionResult
     from kalm_cache.evaluation.run_folder import RunFolder
     from kalm_cache.evaluation.study import settings_key
 

@@ -1,5 +1,5 @@
-"""A model that mteb evaluates (its `SearchProtocol`): first stage and cached rerank, or, in mteb's second stage, the rerank
-of another model's candidates. The corpus is encoded once; a query costs its decoder. Extra `mteb`.
+"""A model that mteb evaluates (its `SearchProtocol`): first stage and cached rerank, or, in mteb's second stage, the
+rerank of another model's candidates. The corpus is encoded once; a query costs its decoder. Extra `mteb`.
 
     reranker = load_mteb_reranker("mteb-index", model="tiny")             # from kalm_cache.cli.mteb
     mteb.evaluate(first_stage, task, prediction_folder="predictions")     # any model of mteb
@@ -96,7 +96,7 @@ class MTEBReranker:
         scores: Scores = {}
         for query_id, query in texts.items():
             instruction = self._instruction or own.get(query_id) or instruction_of(task_metadata) or DEFAULT_INSTRUCTION
-            options = {"instruction": instruction, "chunk_size": self._chunk_size, "with_text": False}
+            options: dict[str, Any] = {"instruction": instruction, "chunk_size": self._chunk_size, "with_text": False}
             if top_ranked is None:
                 answer = self._opened.search(query, k=self._k, top_n=top_k, **options)
             else:

@@ -25,3 +25,12 @@ def slow_mrr(grades: dict[str, int], ranked: list[str], cutoff: int) -> float:
         if grades.get(doc_id, 0) >= 1:
             return 1 / rank
     return 0.0
+
+
+def slow_map(grades: dict[str, int], ranked: list[str], cutoff: int) -> float:
+    relevant = [doc_id for doc_id, grade in grades.items() if grade >= 1]
+    precisions = []
+    for rank, doc_id in enumerate(ranked[:cutoff], start=1):
+        if doc_id in relevant:
+            precisions.append((len(precisions) + 1) / rank)
+    return sum(precisions) / len(relevant) if relevant else 0.0

@@ -6,9 +6,14 @@ import pytest
 
 from kalm_cache.errors import UsageError
 from kalm_cache.evaluation.metrics import measure, measure_queries
-from tests.evaluation.reference import slow_mrr, slow_ndcg, slow_recall
+from tests.evaluation.reference import slow_map, slow_mrr, slow_ndcg, slow_recall
 
-SLOW = {"ndcg@10": (slow_ndcg, 10), "recall@100": (slow_recall, 100), "mrr@10": (slow_mrr, 10)}
+SLOW = {
+    "ndcg@10": (slow_ndcg, 10),
+    "recall@100": (slow_recall, 100),
+    "mrr@10": (slow_mrr, 10),
+    "map@100": (slow_map, 100),
+}
 
 
 def one(name: str, grades: dict[str, int], ranked: list[str]) -> float:
@@ -94,5 +99,5 @@ def test_rank_is_the_place_in_the_list_whatever_the_ids(ranked: list[str]) -> No
 
 @pytest.mark.parametrize("name", ["p@10", "map", "ndcg", "ndcg@0", "ndcg@ten", "nDCG@10", ""])
 def test_an_unknown_measure_is_refused_with_those_that_are_known(name: str) -> None:
-    with pytest.raises(UsageError, match="ndcg@K, recall@K, mrr@K"):
+    with pytest.raises(UsageError, match="ndcg@K, recall@K, mrr@K, map@K"):
         measure({"q": {"a": 1}}, {"q": ["a"]}, [name])
