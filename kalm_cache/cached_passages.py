@@ -65,7 +65,7 @@ class CachedPassages:
         prefix = self._prefix(prompts, instruction, system_instruction)
         held = self._held(list(dict.fromkeys(ids)), ratio, prefix)
         missing = [doc_id for doc_id in dict.fromkeys(ids) if doc_id not in held]
-        read = self.reader.read_whole(missing, ratio)
+        read = self.reader.read_whole(missing, ratio, self.query_side.decoder.stack.dtype)
         found = {missing[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
         if prefix:
             return LookUp(ids, ratio, prefix, held, found, read.damaged, read.payload_bytes)

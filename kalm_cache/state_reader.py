@@ -72,8 +72,8 @@ class StateReader:
             raise DamagedRecordError(found.damaged[0].problem)
         return found.passages
 
-    def read_whole(self, ids: Sequence[str], ratio: int) -> WholeRead:
-        """As `read`, without the damaged ones, which are named beside it.
+    def read_whole(self, ids: Sequence[str], ratio: int, dtype: torch.dtype = torch.float32) -> WholeRead:
+        """As `read`, in any floating `dtype`, and without the damaged ones, which are named beside it.
 
         Raises:
             UnknownIdError: ids that the store does not hold.
@@ -88,7 +88,7 @@ class StateReader:
             records = {i: one for i, one in enumerate(found) if isinstance(one, Record)}
             damaged = [Damaged(ids[i], str(one)) for i, one in enumerate(found) if isinstance(one, DamagedRecordError)]
             payload_bytes = sum(len(record.payload) for record in records.values())
-            states = self._decode(ids, records, damaged)
+            states = self._decode(ids, records, damaged).to(dtype)
         tokens = [record.tokens for record in records.values()]
         pooled = mean_pool(states, tokens, ratio, stored_ratio=self.stored_ratio) if records else []
         passages = [

@@ -66,6 +66,12 @@ def test_all_states_are_views_of_one_tensor(reader: StateReader):
     assert all(passage.states.dtype == torch.float32 for passage in found)
 
 
+def test_states_come_in_the_dtype_that_is_asked_for(reader: StateReader):
+    whole = reader.read_whole(list(STATES), RATIO, torch.bfloat16).passages
+    for found, passage in zip(whole, reader.read(list(STATES), RATIO), strict=True):
+        assert torch.equal(found.states, passage.states.bfloat16())
+
+
 def test_states_are_pooled_further(reader: StateReader):
     for doc_id, passage in zip(STATES, reader.read(list(STATES), 12), strict=True):
         (expected,) = mean_pool(torch.from_numpy(STATES[doc_id]), [TOKENS[doc_id]], 12, stored_ratio=RATIO)
