@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from query_service.requests import ItemId
+
+_Document = TypeVar("_Document")
+_Result = TypeVar("_Result")
 
 
 class Usage(BaseModel):
@@ -38,52 +41,40 @@ class DocumentText(BaseModel):
     text: str
 
 
-class RerankResult(BaseModel):
+class _Ranked(BaseModel, Generic[_Document]):
+    index: int
+    relevance_score: float
+    score: float
+    id: ItemId | None = None
+    margin: float | None = None
+    cache: Literal["hit", "encoded"]
+    document: _Document | None = None
+
+
+class _Reranked(BaseModel, Generic[_Result]):
+    id: str
+    object: Literal["rerank"] = "rerank"
+    created: int
+    model: str
+    results: list[_Result]
+    usage: Usage
+    meta: Meta
+
+
+class RerankResult(_Ranked[DocumentText]):
     """One passage; `index` is its position in the request, `score` the same number as `relevance_score`."""
 
-    index: int
-    relevance_score: float
-    score: float
-    id: ItemId | None = None
-    margin: float | None = None
-    cache: Literal["hit", "encoded"]
-    document: DocumentText | None = None
 
-
-class RerankResponse(BaseModel):
+class RerankResponse(_Reranked[RerankResult]):
     """The envelope that the clients of all rerank services read, results best first."""
 
-    id: str
-    object: Literal["rerank"] = "rerank"
-    created: int
-    model: str
-    results: list[RerankResult]
-    usage: Usage
-    meta: Meta
 
-
-class InfinityResult(BaseModel):
+class InfinityResult(_Ranked[str]):
     """As `RerankResult`; the document is a plain string."""
 
-    index: int
-    relevance_score: float
-    score: float
-    id: ItemId | None = None
-    margin: float | None = None
-    cache: Literal["hit", "encoded"]
-    document: str | None = None
 
-
-class InfinityResponse(BaseModel):
+class InfinityResponse(_Reranked[InfinityResult]):
     """As `RerankResponse`, for clients of Infinity."""
-
-    id: str
-    object: Literal["rerank"] = "rerank"
-    created: int
-    model: str
-    results: list[InfinityResult]
-    usage: Usage
-    meta: Meta
 
 
 class TextResult(BaseModel):

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from kalm_cache.errors import KalmCacheError
+from kalm_cache.stderr_log import StderrHandler
 
 EXIT_PARTIAL = 3
 EXIT_INTERRUPTED = 130
@@ -20,7 +21,7 @@ EXIT_INTERRUPTED = 130
 
 def start_logging() -> None:
     """Our own log lines on stderr; what libraries log stays off, but for Python's last resort: their warnings."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for package in ("kalm_cache", "indexer", "query_service"):
         logger = logging.getLogger(package)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from kalm_cache.stderr_log import StderrHandler
 from query_service.edge.request_log import current_request_id
 
 LOGGERS = ("kalm_cache", "indexer", "query_service", "uvicorn")
@@ -29,16 +29,8 @@ def configure_logging(log_format: Literal["text", "json"], level: int = logging.
     logging.lastResort = last  # for libraries, whose loggers have no handler
 
 
-class _StderrHandler(logging.StreamHandler[Any]):
-    """Writes to what `sys.stderr` is at the time: another program in the process may replace it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
-def _handler(formatter: logging.Formatter | None) -> logging.StreamHandler[Any]:
-    handler = _StderrHandler()
+def _handler(formatter: logging.Formatter | None) -> StderrHandler:
+    handler = StderrHandler()
     handler.setFormatter(formatter)
     handler.addFilter(_add_request_id)
     return handler
