@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.layers import compile_layers
 from training.model import MARKERS, Reranker
 from training.passages import Passages
 from training.static_embedder import pca
@@ -75,7 +74,6 @@ def teacher_states(teacher: MiniLM, ids: Tensor, mask: Tensor) -> Tensor:
 
 def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace, parts: dict[str, Tensor]) -> None:
     """One worker: batches of similar lengths until the time is over."""
-    compile_layers()
     passages, queries = Passages(args.work / "passages.npz"), Passages(args.work / "queries.npz")
     rng = np.random.default_rng(args.seed + rank)
     teacher = MiniLM(args.minilm)

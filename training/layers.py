@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kalm_cache.model.config import RopeConfig, StackConfig
+from training import fused
 
 VOCABULARY = 30_522
 WIDTH = 256
@@ -35,11 +36,12 @@ K, E = STACK.num_key_value_heads, STACK.head_dim
 H = STACK.num_attention_heads
 SHARE = H // K  # query heads of a key/value head
 SCALE = STACK.query_pre_attn_scalar**-0.5
+EPS = STACK.rms_norm_eps
 HIDDEN = -1e9
 
 Weights = tuple[Tensor, ...]
 
-Rope = tuple[Tensor, Tensor]  # cos, sin: (L, E)
+Rope = tuple[Tensor, Tensor]  # cos, sin: (L, E / 2)
 
 
 class RMSNorm(nn.Module):
@@ -102,63 +104,82 @@ def weights(layer: Any, dtype: torch.dtype) -> Weights:
     return (*(m.weight.to(dtype) for m in matrices), *(n.weight for n in norms))
 
 
-def norm(x: Tensor, weight: Tensor) -> Tensor:
-    """x / rms(x) · (1 + weight) over the last axis, computed in float32 and returned in x's dtype."""
+def norm(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """[residual +] x / rms(x) · (1 + weight) over the last axis, computed in float32 and returned in x's dtype."""
+    if fused.available(x):
+        out: Tensor = fused.Norm.apply(x, weight, EPS, residual)  # type: ignore[no-untyped-call]
+        return out
     y = x.float()
-    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + STACK.rms_norm_eps) * (1 + weight)).to(x.dtype)
+    y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS) * (1 + weight)).to(x.dtype)
+    return y if residual is None else residual + y
+
+
+def rotated_norm(x: Tensor, weight: Tensor, rope: Rope) -> Tensor:
+    """`norm` of heads (…, T, heads, E), rotated by their tokens' angles."""
+    if fused.available(x):
+        out: Tensor = fused.RotatedNorm.apply(x, weight, EPS, *rope)  # type: ignore[no-untyped-call]
+        return out
+    cos, sin = (part.repeat(1, 2).unsqueeze(-2).to(x.dtype) for part in rope)  # (T, 1, E)
+    return rotate(norm(x, weight), cos, sin)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (…, T, heads, E); cos and sin (T, 1, E)."""
+    """Rotary embedding of x (…, heads, E) in the half-split layout; cos and sin broadcast to it."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def heads(x: Tensor, matrix: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Projection split into heads, normalised where `weight` is given: (…, D) -> (…, heads, E)."""
-    split = F.linear(x, matrix).unflatten(-1, (-1, E))
-    return split if weight is None else norm(split, weight)
+def heads(x: Tensor, matrix: Tensor) -> Tensor:
+    """Projection split into heads: (…, D) -> (…, heads, E)."""
+    return F.linear(x, matrix).unflatten(-1, (-1, E))
 
 
 def feed_forward(x: Tensor, w: Weights) -> Tensor:
     """x + norm(MLP(norm(x)))."""
-    gate, up, down, before, after = w[4], w[5], w[6], w[11], w[12]
-    h = norm(x, before)
-    return x + norm(F.linear(F.gelu(F.linear(h, gate), approximate="tanh") * F.linear(h, up), down), after)
+    h = norm(x, w[11])
+    return norm(F.linear(gated_gelu(F.linear(h, w[4]), F.linear(h, w[5])), w[6]), w[12], x)
 
 
-def encoder_layer(x: Tensor, w: Weights, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+def gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu_tanh(gate) · up."""
+    if fused.available(gate):
+        out: Tensor = fused.GatedGelu.apply(gate, up)  # type: ignore[no-untyped-call]
+        return out
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def encoder_layer(x: Tensor, w: Weights, rope: Rope, bias: Tensor) -> Tensor:
     """x (B, S, D), bias broadcastable to (B, K, H/K, S, S) -> (B, S, D)."""
     count, length, width = x.shape
     h = norm(x, w[9])
-    query = rotate(heads(h, w[0], w[7]), cos, sin).transpose(1, 2).reshape(count, K, SHARE * length, E)
-    key = rotate(heads(h, w[1], w[8]), cos, sin).transpose(1, 2)  # (B, K, S, E)
+    query = rotated_norm(heads(h, w[0]), w[7], rope).transpose(1, 2).reshape(count, K, SHARE * length, E)
+    key = rotated_norm(heads(h, w[1]), w[8], rope).transpose(1, 2)  # (B, K, S, E)
     value = heads(h, w[2]).transpose(1, 2)
     scores = (query @ key.transpose(2, 3)).float().view(count, K, SHARE, length, length) * SCALE + bias
     share = scores.softmax(-1).to(x.dtype).view(count, K, SHARE * length, length)
     mixed = (share @ value).view(count, H, length, E).transpose(1, 2).reshape(count, length, width)
-    return feed_forward(x + norm(F.linear(mixed, w[3]), w[10]), w)
+    return feed_forward(norm(F.linear(mixed, w[3]), w[10], x), w)
 
 
 def memory(pooled: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
     """Keys (not rotated) and values of pooled states: (B, P, D) -> (B, K, P, E) each."""
-    return heads(pooled, w[1], w[8]).transpose(1, 2), heads(pooled, w[2]).transpose(1, 2)
+    return norm(heads(pooled, w[1]), w[8]).transpose(1, 2), heads(pooled, w[2]).transpose(1, 2)
 
 
-def own_keys(x: Tensor, w: Weights, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def own_keys(x: Tensor, w: Weights, rope: Rope) -> tuple[Tensor, Tensor]:
     """Keys (rotated) and values of a prefix: (B, 1, T, D) -> (B, K, T, E) each."""
     h = norm(x[:, 0], w[9])
-    return rotate(heads(h, w[1], w[8]), cos, sin).transpose(1, 2), heads(h, w[2]).transpose(1, 2)
+    return rotated_norm(heads(h, w[1]), w[8], rope).transpose(1, 2), heads(h, w[2]).transpose(1, 2)
 
 
 def decoder_layer(
-    x: Tensor, w: Weights, cos: Tensor, sin: Tensor, memory_key: Tensor, memory_value: Tensor, memory_bias: Tensor
+    x: Tensor, w: Weights, rope: Rope, memory_key: Tensor, memory_value: Tensor, memory_bias: Tensor
 ) -> Tensor:
     """Merged attention and MLP: x (B, Q, T, D), memory (B, K, M, E), its bias (B, 1, 1, 1, 1, M) -> (B, Q, T, D)."""
     count, queries, length, width = x.shape
     h = norm(x, w[9])
-    query = rotate(heads(h, w[0], w[7]), cos, sin).view(count, queries, length, K, SHARE, E)
-    key = rotate(heads(h, w[1], w[8]), cos, sin).permute(0, 1, 3, 2, 4).reshape(-1, length, E)
+    query = rotated_norm(heads(h, w[0]), w[7], rope).view(count, queries, length, K, SHARE, E)
+    key = rotated_norm(heads(h, w[1]), w[8], rope).permute(0, 1, 3, 2, 4).reshape(-1, length, E)
     value = heads(h, w[2]).permute(0, 1, 3, 2, 4).reshape(-1, length, E)
     causal = torch.full((length, length), HIDDEN, device=x.device).triu(1)
     own_query = query.permute(0, 1, 3, 4, 2, 5).reshape(-1, SHARE * length, E)
@@ -172,15 +193,14 @@ def decoder_layer(
     mixed = (own_share @ value).view(count, queries, K, SHARE, length, E)
     mixed = mixed + (far_share @ memory_value.flatten(0, 1)).view(count, K, queries, SHARE, length, E).transpose(1, 2)
     mixed = mixed.permute(0, 1, 4, 2, 3, 5).reshape(count, queries, length, width)
-    return feed_forward(x + norm(F.linear(mixed, w[3]), w[10]), w)
+    return feed_forward(norm(F.linear(mixed, w[3]), w[10], x), w)
 
 
 def last_token_layer(
     x: Tensor,
     last: Tensor,
     w: Weights,
-    cos: Tensor,
-    sin: Tensor,
+    rope: Rope,
     memory_key: Tensor,
     memory_value: Tensor,
     memory_bias: Tensor,
@@ -189,9 +209,9 @@ def last_token_layer(
     count, queries, length, width = x.shape
     h = norm(x, w[9])
     at = last[..., None, None].expand(-1, -1, 1, width)
-    query = heads(h.gather(2, at)[:, :, 0], w[0], w[7])  # (B, Q, H, E)
-    query = rotate(query, cos[last], sin[last])
-    key = rotate(heads(h, w[1], w[8]), cos, sin)  # (B, Q, T, K, E)
+    query = norm(heads(h.gather(2, at)[:, :, 0], w[0]), w[7])  # (B, Q, H, E)
+    query = rotate(query, *(part[last].repeat(1, 1, 2).unsqueeze(2).to(query.dtype) for part in rope))
+    key = rotated_norm(heads(h, w[1]), w[8], rope)  # (B, Q, T, K, E)
     value = heads(h, w[2])
     query = query.view(count, queries, K, SHARE, E)
     own = (query.flatten(0, 1) @ key.flatten(0, 1).permute(0, 2, 3, 1)).float()  # (B · Q, K, H/K, T)
@@ -205,34 +225,22 @@ def last_token_layer(
     mixed = mixed.view(count, queries, K, SHARE, E)
     far_share = share[..., length:].transpose(1, 2).reshape(count * K, queries * SHARE, -1)
     mixed = mixed + (far_share @ memory_value.flatten(0, 1)).view(count, K, queries, SHARE, E).transpose(1, 2)
-    x = x.gather(2, at)[:, :, 0] + norm(F.linear(mixed.reshape(count, queries, width), w[3]), w[10])
+    x = norm(F.linear(mixed.reshape(count, queries, width), w[3]), w[10], x.gather(2, at)[:, :, 0])
     return feed_forward(x, w)
 
 
-def compile_layers() -> None:
-    """Compiles the layers once for all depths and shapes: some 12% faster than eager, after minutes of compiling."""
-    import torch._dynamo
-
-    global encoder_layer, decoder_layer
-    torch._dynamo.config.cache_size_limit = 64
-    encoder_layer = torch.compile(encoder_layer, dynamic=True)
-    decoder_layer = torch.compile(decoder_layer, dynamic=True)
-
-
-def rope_table(length: int, head_dim: int, rope: RopeConfig, dtype: torch.dtype, device: torch.device) -> Rope:
-    """cos and sin, (length, head_dim) each: angles in float32, result in `dtype`, as the reference rounds it."""
+def rope_table(length: int, head_dim: int, rope: RopeConfig, device: torch.device) -> Rope:
+    """cos and sin, (length, head_dim / 2) float32 each: of a pair's two columns the angles are the same."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     inverse_frequency = 1.0 / (rope.theta**exponent) / rope.factor  # (E / 2,)
     position = torch.arange(length, dtype=torch.float32, device=device)
-    angle = torch.outer(position, inverse_frequency).repeat(1, 2)  # (L, E)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    angle = torch.outer(position, inverse_frequency)  # (L, E / 2)
+    return angle.cos(), angle.sin()
 
 
-def rope_tables(length: int, config: StackConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Rope]:
+def rope_tables(length: int, config: StackConfig, device: torch.device) -> dict[str, Rope]:
     """One `rope_table` for every kind of layer that the stack has."""
-    return {
-        kind: rope_table(length, config.head_dim, config.rope[kind], dtype, device) for kind in set(config.layer_types)
-    }
+    return {kind: rope_table(length, config.head_dim, config.rope[kind], device) for kind in set(config.layer_types)}
 
 
 def bidirectional_window(length: int, window: int, device: torch.device) -> Tensor:

@@ -62,20 +62,16 @@ class Reranker(nn.Module):
         rows = torch.where((slots > 0)[..., None], marked, rows) * self.config.hidden_size**0.5
         return rows.to(self.dtype)
 
-    def _ropes(self, length: int) -> dict[str, tuple[Tensor, Tensor]]:
-        tables = rope_tables(length, self.config, torch.float32, self.table.device)
-        return {kind: (c[:, None].to(self.dtype), s[:, None].to(self.dtype)) for kind, (c, s) in tables.items()}
-
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, S) int64, (B, S) bool -> last hidden states (B, S, D), in the compute dtype."""
         x = self.embed(ids)
         length = ids.shape[1]
-        ropes = self._ropes(length)
+        ropes = rope_tables(length, self.config, ids.device)
         real = mask[:, None, None, None, :]
         window = bidirectional_window(length, self.config.sliding_window, ids.device)
         biases = {FULL: additive(real), SLIDING: additive(real & window) if length > 128 else additive(real)}
         for layer, kind in zip(self.encoder.layers, self.config.layer_types, strict=True):
-            x = layers.encoder_layer(x, weights(layer, self.dtype), *ropes[kind], biases[kind])
+            x = layers.encoder_layer(x, weights(layer, self.dtype), ropes[kind], biases[kind])
         return norm(x, self.encoder.norm.weight)
 
     def margins(self, prompts: Tensor, last: Tensor, pooled: Tensor, pooled_mask: Tensor, shared: int) -> Tensor:
@@ -89,7 +85,7 @@ class Reranker(nn.Module):
         """
         groups, queries, length = prompts.shape
         size = len(pooled) // groups
-        ropes = self._ropes(length)
+        ropes = rope_tables(length, self.config, prompts.device)
         before = self.embed(prompts[:1, :1, :shared]).expand(len(pooled), -1, -1, -1)  # (B, 1, shared, D)
         x = self.embed(prompts[:, :, shared:])[:, None].expand(-1, size, -1, -1, -1).flatten(0, 1)  # (B, Q, T, D)
         place = (last - shared).repeat_interleave(size, 0)  # (B, Q)
@@ -98,16 +94,17 @@ class Reranker(nn.Module):
         for number, (layer, kind) in enumerate(zip(self.decoder.layers, self.config.layer_types, strict=True)):
             w = weights(layer, self.dtype)
             cos, sin = ropes[kind]
+            head, tail = (cos[:shared], sin[:shared]), (cos[shared:], sin[shared:])
             key, value = layers.memory(pooled, w)
-            prefix_key, prefix_value = layers.own_keys(before, w, cos[:shared], sin[:shared])
+            prefix_key, prefix_value = layers.own_keys(before, w, head)
             final = number == len(self.decoder.layers) - 1
             if not final:
-                before = layers.decoder_layer(before, w, cos[:shared], sin[:shared], key, value, memory_bias)
+                before = layers.decoder_layer(before, w, head, key, value, memory_bias)
             key, value = torch.cat((prefix_key, key), 2), torch.cat((prefix_value, value), 2)
             if final:
-                x = layers.last_token_layer(x, place, w, cos[shared:], sin[shared:], key, value, known)
+                x = layers.last_token_layer(x, place, w, tail, key, value, known)
             else:
-                x = layers.decoder_layer(x, w, cos[shared:], sin[shared:], key, value, known)
+                x = layers.decoder_layer(x, w, tail, key, value, known)
         answer = self.marker_rows[MARKERS.index(YES) + 1] - self.marker_rows[MARKERS.index(NO) + 1]
         out = norm(x, self.decoder.norm.weight).float() @ answer  # (B, Q)
         return out.view(groups, size, queries).transpose(1, 2)

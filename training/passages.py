@@ -24,11 +24,10 @@ class Passages:
         return found
 
     def batch(self, rows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-        """Right-padded ids and mask, (B, S) int64 and bool; S <= length, a multiple of 32 or `length` itself.
+        """Ids and mask, right-padded to `length`: (B, length) int64 and bool.
 
-        Few widths, because bfloat16 products are compiled for each shape that they meet.
+        One width, because bfloat16 products are compiled for each shape that they meet.
         """
-        length = min(length, -(-int(self.lengths[rows].max()) // 32) * 32)
         ids = np.zeros((len(rows), length), np.int64)
         mask = np.zeros((len(rows), length), bool)
         for i, row in enumerate(rows):

@@ -22,14 +22,14 @@ from transformers import AutoTokenizer
 
 from training.data import CORPORA, TEXT
 from training.groups import INSTRUCTIONS, OTHER_INSTRUCTIONS, Group, Maker, Query, prompt_parts
-from training.layers import VOCABULARY, compile_layers
+from training.layers import VOCABULARY
 from training.model import Reranker, mean_pool
 from training.workers import train_with_workers
 
-RATIOS = (1, 2, 3, 4, 5, 8, 12, 16, 24, 32)
-RATIO_SHARES = (0.18, 0.12, 0.02, 0.16, 0.02, 0.15, 0.02, 0.16, 0.02, 0.15)
-LENGTHS, LENGTH_SHARES = (128, 224, 448), (0.62, 0.26, 0.12)  # where passages are cut, in tokens
-SHORT_QUERY, LONG_QUERY = 24, 96  # where queries are cut; the long ones come with the longest passages
+# Few shapes: a processor's bfloat16 products are compiled for each that they meet, which takes longer than a step.
+RATIOS, RATIO_SHARES = (1, 2, 4, 8, 16, 32), (0.2, 0.13, 0.18, 0.16, 0.17, 0.16)
+LENGTHS, LENGTH_SHARES = (96, 192, 448), (0.55, 0.35, 0.1)  # where passages are cut, in tokens
+QUERY_WIDTHS = (12, 20, 28, 60)  # a query and the prompt's end, in tokens; the last comes with the longest passages
 GROUPS, SIZE, QUERIES = 4, 8, 6
 # What a judgment adds to the teachers' logit, and what it does that the query was made from the passage.
 LABEL, MADE_LABEL = 4.0, 2.0
@@ -78,9 +78,10 @@ class Prompts:
         """style 0: default; 1: the corpus's own instruction; 2 and up: another."""
         return self.default if style == 0 else self.own[query.corpus] if style == 1 else self.other[(style - 2) % 3]
 
-    def __call__(self, query: Query, style: int, longest: int) -> list[int]:
-        """The whole prompt's ids, the query cut at `longest` tokens."""
-        return [*self.head(query, style), *query.ids[:longest], *self.tail]
+    def __call__(self, query: Query, style: int, length: int) -> list[int]:
+        """The whole prompt's ids, at most `length`: what is cut is the query."""
+        head = self.head(query, style)
+        return [*head, *query.ids[: length - len(head) - len(self.tail)], *self.tail]
 
 
 def step_margins(
@@ -95,23 +96,14 @@ def step_margins(
 ) -> Tensor:
     """Margins of every group's queries against its passages: (G, Q, C)."""
     rows = np.array([r for g in groups for r in g.rows])
-    order = np.argsort(maker.passages.lengths[rows], kind="stable")
-    halves = [order[: len(order) // 2], order[len(order) // 2 :]]  # two lengths: less padding
-    pooled, masks = [], []
-    for half in halves:
-        tokens, mask = maker.passages.batch(rows[half], length)
-        with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
-            states, real = mean_pool(model.encode(tokens, mask), mask, ratio)
-        pooled.append(states)
-        masks.append(real)
-    wide = max(m.shape[1] for m in masks)
-    place = torch.from_numpy(np.argsort(np.concatenate(halves)))
-    memory = torch.cat([F.pad(p, (0, 0, 0, wide - p.shape[1])) for p in pooled])[place]  # (R, P, D)
-    seen = torch.cat([F.pad(m, (0, wide - m.shape[1])) for m in masks])[place]
-    longest = LONG_QUERY if length == LENGTHS[-1] else SHORT_QUERY
-    ids = [[prompts(q, style, longest) for q in g.queries] for g in groups]
+    tokens, mask = maker.passages.batch(rows, length)
+    with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
+        memory, seen = mean_pool(model.encode(tokens, mask), mask, ratio)  # (R, P, D), (R, P)
     shared = 1 if style == 1 else len(prompts.head(groups[0].queries[0], style))
-    widest = shared + -(-(max(len(i) for row in ids for i in row) - shared) // 4) * 4  # few widths, as `Passages.batch`
+    widths = QUERY_WIDTHS if length == LENGTHS[-1] else QUERY_WIDTHS[:-1]
+    ids = [[prompts(q, style, shared + widths[-1]) for q in g.queries] for g in groups]
+    longest = max(len(i) for row in ids for i in row)
+    widest = shared + min(width for width in widths if shared + width >= longest)
     tokens = torch.tensor([[i + [0] * (widest - len(i)) for i in row] for row in ids])
     last = torch.tensor([[len(i) - 1 for i in row] for row in ids])
     return model.margins(tokens, last, memory, seen, shared)
@@ -164,7 +156,7 @@ def held_out(model: Reranker, maker: Maker, prompts: Prompts, ratios: tuple[int,
         }
         for ratio in ratios:
             parts = [
-                step_margins(model, maker, prompts, groups[i : i + 4], 224, ratio, 0, True)[:, 0]
+                step_margins(model, maker, prompts, groups[i : i + 4], LENGTHS[1], ratio, 0, True)[:, 0]
                 for i in range(0, len(groups), 4)
             ]
             scores[f"r{ratio}"] = torch.cat(parts)
@@ -202,8 +194,7 @@ class Mean:
 
 def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> None:
     """One worker: groups until the time is over."""
-    if args.compile:
-        compile_layers()
+    torch.set_flush_denormal(True)
     maker, prompts = Maker(args.work, VOCABULARY), Prompts(AutoTokenizer.from_pretrained(args.tokenizer))
     rng = np.random.default_rng(args.seed * 100 + rank)
     frozen = args.stage == "decoder"
@@ -283,7 +274,6 @@ def main() -> None:
     parser.add_argument("--dense", type=float, default=20.0, help="the dense teacher's weight: of a cosine")
     parser.add_argument("--lexical", type=float, default=0.3, help="BM25's weight")
     parser.add_argument("--bce", type=float, default=0.1)
-    parser.add_argument("--compile", action="store_true", help="worth it for stages of an hour")
     parser.add_argument("--save-every", type=float, default=120)
     parser.add_argument("--evaluate-every", type=float, default=300)
     parser.add_argument("--workers", type=int, default=2)

@@ -13,7 +13,8 @@ from benchmarks.reference import SlowReference, load_slow_reference, mean_of_gro
 from kalm_cache.model.checkpoint import BUNDLED_TINY
 from kalm_cache.model.config import RopeConfig
 from tests.texts import DOCUMENTS, QUERIES, long_text
-from training.layers import bidirectional_window, norm, rope_table, rotate
+from training import fused, layers
+from training.layers import bidirectional_window, norm, rope_table, rotate, rotated_norm
 from training.model import Reranker, mean_pool
 from training.restore import restore
 
@@ -44,24 +45,23 @@ def test_rotation_by_a_quarter_turn_swaps_the_halves():
 
 
 def test_rope_angles_fall_with_the_pair_and_grow_with_the_position():
-    cos, sin = rope_table(3, 4, RopeConfig(theta=100.0), torch.float32, CPU)
+    cos, sin = rope_table(3, 4, RopeConfig(theta=100.0), CPU)
     # frequencies 1 and 100 ** -0.5 = 0.1, each for two of the four columns
-    angles = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 0.1, 1.0, 0.1], [2.0, 0.2, 2.0, 0.2]])
+    angles = torch.tensor([[0.0, 0.0], [1.0, 0.1], [2.0, 0.2]])
     torch.testing.assert_close(cos, angles.cos())
     torch.testing.assert_close(sin, angles.sin())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("factor", [1.0, 8.0])
-def test_rope_tables_equal_transformers(dtype: torch.dtype, factor: float):
+def test_rope_tables_equal_transformers(factor: float):
     rope = {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": factor}
     sliding = {"rope_type": "default", "rope_theta": 10_000.0}
     config = T5Gemma2TextConfig(rope_parameters={"full_attention": rope, "sliding_attention": sliding})
     positions = torch.arange(1100).unsqueeze(0)
-    expected = T5Gemma2RotaryEmbedding(config)(torch.empty(1, dtype=dtype), positions, "full_attention")
-    tables = rope_table(1100, 256, RopeConfig(1_000_000.0, factor), dtype, CPU)
+    expected = T5Gemma2RotaryEmbedding(config)(torch.empty(1), positions, "full_attention")
+    tables = rope_table(1100, 256, RopeConfig(1_000_000.0, factor), CPU)
     for ours, theirs in zip(tables, expected, strict=True):
-        assert torch.equal(ours, theirs[0])
+        assert torch.equal(ours.repeat(1, 2), theirs[0])
 
 
 def test_an_even_window_sees_one_token_more_to_the_right_than_to_the_left():
@@ -125,3 +125,39 @@ def test_gradients_reach_every_weight(tiny: tuple[Reranker, SlowReference]):
     trained.margins(prompts, last, *mean_pool(trained.encode(ids, mask), mask, 4), 4).square().sum().backward()
     for side in (trained.encoder, trained.decoder):
         assert all(weight.grad is not None and weight.grad.any() for weight in side.parameters())
+
+
+def in_torch_and_fused(monkeypatch: pytest.MonkeyPatch, run, *inputs: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Output and gradients, computed by torch's operators and by the compiled code."""
+    results = []
+    for compiled in (False, True):
+        if not compiled:
+            monkeypatch.setattr(layers.fused, "available", lambda x: False)
+        else:
+            monkeypatch.undo()
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = run(*leaves)
+        (out.float() * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_norms_rotations_and_gates_equal_torchs_and_so_do_their_gradients(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+):
+    torch.manual_seed(1)
+    if not fused.available(torch.zeros(1, dtype=dtype)):
+        pytest.skip("no compiler")
+    x, residual = torch.randn(2, 3, 7, 4, 64).to(dtype), torch.randn(2, 3, 7, 4, 64).to(dtype)
+    weight, rope = torch.randn(64) / 4, rope_table(7, 64, RopeConfig(100.0), CPU)
+    gate = torch.cat((torch.linspace(-20, 20, 500), torch.randn(500))).to(dtype)
+    for run, inputs in (
+        (lambda x, w, r: norm(x, w, r), (x, weight, residual)),
+        (lambda x, w: norm(x, w), (x, weight)),
+        (lambda x, w: rotated_norm(x, w, rope), (x, weight)),
+        (layers.gated_gelu, (gate, gate.flip(0))),
+    ):
+        for slow, fast in zip(*in_torch_and_fused(monkeypatch, run, *inputs), strict=True):
+            rough = 2e-5 if dtype == torch.float32 else 3e-2
+            torch.testing.assert_close(fast.float(), slow.float(), atol=rough, rtol=rough)

@@ -1,4 +1,4 @@
-"""Compile `native.cpp` for this very processor, once, and load it."""
+"""Compile a C++ file for this very processor, once, and load it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ TIMEOUT_S = 120
 logger = logging.getLogger(__name__)
 
 
-@functools.cache
 def native_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or `None` (and a logged warning) where there is no compiler, or what it made is no use."""
+    """The compiled kernels, `native.cpp`; see `compiled_library`."""
+    return compiled_library(SOURCE)
+
+
+@functools.cache
+def compiled_library(source: Path) -> ctypes.CDLL | None:
+    """What a C++ file makes, or `None` (and a logged warning) where there is no compiler, or what it made is no use."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         logger.warning("no C++ compiler (c++, g++, clang++ or $CXX): plain torch kernels are used, which are slower")
         return None
     try:
-        path = cache_folder() / f"kernels-{_digest(compiler)}.so"
+        path = cache_folder() / f"kernels-{_digest(compiler, source)}.so"
         if not path.is_file():
-            _compile(compiler, path)
+            _compile(compiler, source, path)
         return ctypes.CDLL(str(path))  # OpenMP's functions are those that torch has loaded: one pool of threads
     except (OSError, RuntimeError, subprocess.SubprocessError) as exc:  # RuntimeError: there is no home folder
         reason = exc.stderr.strip().splitlines()[-1:] if isinstance(exc, subprocess.CalledProcessError) else exc
@@ -36,14 +41,14 @@ def native_library() -> ctypes.CDLL | None:
         return None
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, source: Path, path: Path) -> None:
     """Two steps: linked without an OpenMP library of its own, so that torch's serves both."""
-    logger.info("compiling %s, once for this processor", SOURCE.name)
+    logger.info("compiling %s, once for this processor", source.name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         for command in (
-            [compiler, *FLAGS, "-c", str(SOURCE), "-o", str(compiled)],
+            [compiler, *FLAGS, "-c", str(source), "-o", str(compiled)],
             [compiler, "-shared", str(compiled), "-o", str(linked)],
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -55,10 +60,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kalm-cache"
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, source: Path) -> str:
     """Changes with whatever changes the code: source, flags, compiler, processor."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=TIMEOUT_S).stdout
-    sha = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + version + _processor())
+    sha = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode() + version + _processor())
     return sha.hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ WARNING = "which are slower"
 
 def fresh() -> ctypes.CDLL | None:
     """`native_library` without what it remembers."""
-    return compile.native_library.__wrapped__()
+    return compile.compiled_library.__wrapped__(compile.SOURCE)
 
 
 @pytest.fixture(autouse=True)
