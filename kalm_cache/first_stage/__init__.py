@@ -9,7 +9,7 @@ from kalm_cache.first_stage.dense import DenseIndex, DenseInfo
 from kalm_cache.first_stage.dense_types import DenseChoice
 from kalm_cache.first_stage.embedder import Embedder, load_embedder
 from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
-from kalm_cache.first_stage.fusion import reciprocal_rank_fusion
+from kalm_cache.first_stage.fusion import standard_score_fusion
 from kalm_cache.first_stage.merged import merge
 
 __all__ = [
@@ -25,5 +25,5 @@ __all__ = [
     "Taken",
     "load_embedder",
     "merge",
-    "reciprocal_rank_fusion",
+    "standard_score_fusion",
 ]

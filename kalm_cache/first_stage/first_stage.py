@@ -14,7 +14,7 @@ from kalm_cache.first_stage.bm25 import BM25Index
 from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense import DenseIndex
 from kalm_cache.first_stage.embedder import Embedder
-from kalm_cache.first_stage.fusion import reciprocal_rank_fusion
+from kalm_cache.first_stage.fusion import standard_score_fusion
 from kalm_cache.first_stage.merged import Merged, Searchable
 
 Mode = Literal["dense", "bm25", "fused"]
@@ -89,7 +89,7 @@ class FirstStage:
         if mode == "fused":
             depth = max(k, FUSION_DEPTH)
             both = zip(self._search_dense(queries, depth), self._search_bm25(queries, depth), strict=True)
-            return [reciprocal_rank_fusion(runs, k) for runs in both]
+            return [standard_score_fusion(runs, k) for runs in both]
         raise UsageError(f"mode is {mode!r}, expected one of {', '.join(self.modes)}")
 
     def _search_dense(self, queries: Sequence[str], k: int) -> list[Candidates]:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from kalm_cache.errors import UsageError
-from kalm_cache.first_stage import BM25Index, DenseIndex, Embedder, FirstStage, FirstStageSet, load_embedder
+from kalm_cache.first_stage import (
+    BM25Index,
+    DenseIndex,
+    Embedder,
+    FirstStage,
+    FirstStageSet,
+    load_embedder,
+    standard_score_fusion,
+)
 
 BASE = {1: "cat", 2: "dog", 3: "cat dog", 4: "fish", 5: "cat fish dog fish"}
 FIRST = {6: "cat", 7: "fish dog"}  # 6 replaces 1
@@ -59,17 +67,13 @@ def test_bm25_scores_compare_across_parts(model: Embedder, parts: list) -> None:
     assert found.scores[0] == deleted.scores[deleted.numbers == 1]  # the text that 6 replaced had the very same
 
 
-def test_fused_ranks_are_those_in_the_whole(parts: list) -> None:
+def test_fused_scores_are_those_of_the_whole_lists(parts: list) -> None:
     together = FirstStageSet(parts)
     assert together.modes == ("dense", "bm25", "fused")
-    dense, bm25 = (
-        together.search("cat", 10, "dense").numbers.tolist(),
-        together.search("cat", 10, "bm25").numbers.tolist(),
-    )
+    expected = standard_score_fusion([together.search("cat", 10, mode) for mode in ("dense", "bm25")], 10)
     fused = together.search("cat", 10, "fused")
-    for number, score in zip(fused.numbers.tolist(), fused.scores.tolist(), strict=True):
-        ranks = [found.index(number) + 1 for found in (dense, bm25) if number in found]
-        assert score == pytest.approx(sum(1 / (60 + rank) for rank in ranks))
+    assert fused.numbers.tolist() == expected.numbers.tolist()
+    assert fused.scores.tolist() == pytest.approx(expected.scores.tolist(), abs=1e-6)
 
 
 def test_many_queries_give_the_lists_of_single_ones(parts: list) -> None:
