@@ -34,6 +34,6 @@ def standard_score_fusion(runs: Sequence[Candidates], k: int) -> Candidates:
 
 def standard_scores(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """(score − mean) / standard deviation of one list; zeros where all are alike."""
-    deviations = scores.astype(np.float64) - scores.mean(dtype=np.float64)
+    deviations: NDArray[np.float64] = scores.astype(np.float64) - float(scores.mean(dtype=np.float64))
     spread = math.sqrt(np.square(deviations).mean())
     return deviations / spread if spread > 0 else deviations
