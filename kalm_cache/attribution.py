@@ -125,7 +125,8 @@ def observe(side: QuerySide, prompt: Tokens, pooled: Tensor) -> Attention:
     decoder = replace(side.decoder, stack=replace(stack, kernels=kernels))
     states = pooled.to(stack.device, stack.dtype)
     margin = float(decoder.margins(Prompts([prompt.ids], [0]), states, [len(states)]))
-    return Attention(margin, [one[..., : len(states)].cpu() for one in kernels.probabilities])
+    seen = [one[:, : len(prompt.ids), : len(states)].cpu() for one in kernels.probabilities]  # without padding
+    return Attention(margin, seen)
 
 
 def focused_mean(layers: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from kalm_cache.doctor import disk, machine, speed
 from kalm_cache.doctor.check import verdict
 from kalm_cache.generation import open_current
-from kalm_cache.model.kernels.compile import native_library
+from kalm_cache.model.kernels.compile import compiled_library
 from kalm_cache.record import Record
 from kalm_cache.shards import ShardSet
 from kalm_cache.store import STATES_FILE
@@ -198,9 +198,9 @@ def test_an_address_of_another_machine_fails(run: Run, monkeypatch: pytest.Monke
 @pytest.fixture
 def forgotten_library() -> Iterator[None]:
     """The kernels are looked for again, and afterwards once more."""
-    native_library.cache_clear()
+    compiled_library.cache_clear()
     yield
-    native_library.cache_clear()
+    compiled_library.cache_clear()
 
 
 @pytest.mark.usefixtures("forgotten_library")
