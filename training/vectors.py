@@ -2,7 +2,7 @@
 
     python -m training.vectors --teacher DIR --tokenizer DIR --work WORK
 
-The teacher is anything that sentence-transformers or model2vec loads: the bundled static embedder takes a minute, a
+The teacher is any embedder that an index takes (`kalm_cache.first_stage`): the bundled static one takes a minute, a
 transformer an hour on two cores. Leaves WORK/passages.vectors.npy and WORK/queries.vectors.npy (real ones, then
 invented ones; unit length, float16), near_passages.npy and near_queries.npy (N, 24) int32.
 """
@@ -15,24 +15,10 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from kalm_cache.first_stage import load_embedder
 from training.passages import Passages
 
 NEAREST = 24
-
-
-def embed(teacher: Path, texts: list[str]) -> np.ndarray:
-    """Unit vectors of texts, (N, width) float16."""
-    if (teacher / "modules.json").exists() and "StaticEmbedding" not in (teacher / "modules.json").read_text():
-        from sentence_transformers import SentenceTransformer
-
-        vectors = SentenceTransformer(str(teacher), device="cpu").encode(texts, batch_size=32, show_progress_bar=True)
-    else:
-        from model2vec import StaticModel
-
-        vectors = StaticModel.from_pretrained(str(teacher)).encode(texts)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: np.ndarray = (vectors / np.maximum(lengths, 1e-9)).astype(np.float16)
-    return unit
 
 
 def nearest(vectors: np.ndarray, corpus: np.ndarray, passages: np.ndarray, passage_corpus: np.ndarray) -> np.ndarray:
@@ -62,8 +48,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     invented = Passages(args.work / "invented.npz")
     made = tokenizer.batch_decode([invented.tokens(n).tolist() for n in range(len(invented))])
-    passages = embed(args.teacher, read_texts(args.work / "passages.txt.jsonl"))
-    queries = embed(args.teacher, read_texts(args.work / "queries.txt.jsonl") + made)
+    teacher = load_embedder(str(args.teacher))
+    asked_texts = read_texts(args.work / "queries.txt.jsonl") + made
+    passages = teacher.embed_passages(read_texts(args.work / "passages.txt.jsonl")).astype(np.float16)
+    queries = teacher.embed_queries(asked_texts).astype(np.float16)
     np.save(args.work / "passages.vectors.npy", passages)
     np.save(args.work / "queries.vectors.npy", queries)
     with np.load(args.work / "passages.npz") as arrays:
