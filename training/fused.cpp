@@ -1,48 +1,9 @@
 // What a training step does between matrix products, forwards and backwards, in one pass each: a third of the time of
 // torch's chains of small operators on a processor. Rows are contiguous; arithmetic is float32, whatever is stored.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "scalars.h"
 
 namespace {
-
-struct bfloat16 {
-    uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-inline float load(bfloat16 x) {
-    uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
-    float out;
-    std::memcpy(&out, &wide, sizeof out);
-    return out;
-}
-inline void store(float& to, float x) { to = x; }
-inline void store(bfloat16& to, float x) {  // to nearest, ties to even; no NaN comes here
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    to.bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// e^x without a branch (Cephes' expf): loops over it become vector code.
-inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
-    float k = std::nearbyintf(x * 1.44269504088896341f);
-    float r = x - k * 0.693359375f;
-    r = r + k * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t power = (static_cast<int32_t>(k) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &power, sizeof scale);
-    return p * scale;
-}
 
 inline float tanh_of(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
 

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.cpp")
+HEADER = Path(__file__).with_name("scalars.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 TIMEOUT_S = 120
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         for command in (
-            [compiler, *FLAGS, "-c", str(source), "-o", str(compiled)],
+            [compiler, *FLAGS, f"-I{HEADER.parent}", "-c", str(source), "-o", str(compiled)],
             [compiler, "-shared", str(compiled), "-o", str(linked)],
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -61,9 +62,9 @@ def cache_folder() -> Path:
 
 
 def _digest(compiler: str, source: Path) -> str:
-    """Changes with whatever changes the code: source, flags, compiler, processor."""
+    """Changes with whatever changes the code: source, header, flags, compiler, processor."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=TIMEOUT_S).stdout
-    sha = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode() + version + _processor())
+    sha = hashlib.sha256(source.read_bytes() + HEADER.read_bytes() + " ".join(FLAGS).encode() + version + _processor())
     return sha.hexdigest()[:16]
 
 
