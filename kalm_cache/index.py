@@ -6,6 +6,7 @@ A damaged record costs an answer that passage and no more: it is left out and na
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -17,7 +18,7 @@ import torch
 from kalm_cache.cached_passages import CachedPassages, LookUp, ReadPassages
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
-from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode
+from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode, standard_scores
 from kalm_cache.generation import Generation, open_and_share, require_whole
 from kalm_cache.locks import SharedLock
 from kalm_cache.model.precision import resolve_device, resolve_dtype
@@ -26,7 +27,7 @@ from kalm_cache.opening import check_options, checkpoint_of, embedder_of, open_f
 from kalm_cache.pooling import PooledPassage
 from kalm_cache.prefix_tier import KeptPassage, PrefixTier
 from kalm_cache.query_side import DECODE_BATCH, QuerySide, load_query_side, score_of
-from kalm_cache.ranking import Answer, SearchResult, best_first
+from kalm_cache.ranking import Answer, SearchResult, best_first, blended
 from kalm_cache.shards import ShardSet
 from kalm_cache.soundness import require_sound_first_stage
 from kalm_cache.state_reader import StateReader
@@ -164,6 +165,7 @@ class PassageIndex:
         instruction: str = DEFAULT_INSTRUCTION,
         system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
         chunk_size: int | None = None,
+        first_stage_weight: float = 0.0,
         with_text: bool = True,
     ) -> Answer:
         """The `top_n` best of the first stage's `k` candidates, by the reranker's margin.
@@ -176,15 +178,26 @@ class PassageIndex:
             instruction: what the query asks for.
             system_instruction: the prompt's first line.
             chunk_size: pooling ratio of this answer; `None` = the index's default.
+            first_stage_weight: what the first stage's standard scores add to margins in ordering, see `blended`.
             with_text: fill `SearchResult.text`, where the index keeps texts.
         """
         if k < 1 or (top_n is not None and top_n < 1):
             raise UsageError(f"k is {k} and top_n is {top_n}; both must be 1 or more")
+        if not 0 <= first_stage_weight < math.inf:
+            raise UsageError(f"first_stage_weight is {first_stage_weight}, expected a number of 0 or more")
         started = time.perf_counter()
         found = self.find(query, k, first_stage)
         first_stage_ms = _ms_since(started)
         answer = self._rerank(
-            query, found.doc_ids, top_n, instruction, system_instruction, chunk_size, with_text, found.candidates
+            query,
+            found.doc_ids,
+            top_n,
+            instruction,
+            system_instruction,
+            chunk_size,
+            with_text,
+            found.candidates,
+            first_stage_weight,
         )
         timings = {"first_stage": first_stage_ms} | answer.timings_ms | {"total": _ms_since(started)}
         return replace(answer, timings_ms=timings, damaged=found.damaged + answer.damaged)
@@ -313,6 +326,7 @@ class PassageIndex:
         chunk_size: int | None,
         with_text: bool,
         candidates: Candidates | None = None,
+        first_stage_weight: float = 0.0,
     ) -> Answer:
         started = time.perf_counter()
         prompt = self.query_side.prompt(query, instruction, system_instruction)
@@ -324,7 +338,7 @@ class PassageIndex:
             [prompt] * len(read.passages), [one.states for one in read.passages], DECODE_BATCH
         )
         timings = {"read": read_ms, "decode": _ms_since(decoding)}
-        results, textless = self.results(ids, read.positions, margins, top_n, with_text, candidates)
+        results, textless = self.results(ids, read.positions, margins, top_n, with_text, candidates, first_stage_weight)
         damaged = list(dict.fromkeys([*(one.doc_id for one in read.damaged), *textless]))
         return Answer(query, prompt.truncated, results, timings | {"total": _ms_since(started)}, damaged)
 
@@ -336,6 +350,7 @@ class PassageIndex:
         top_n: int | None,
         with_text: bool,
         candidates: Candidates | None = None,
+        first_stage_weight: float = 0.0,
     ) -> tuple[list[SearchResult], list[str]]:
         """Results, best first, and the ids among them whose text is damaged.
 
@@ -346,8 +361,9 @@ class PassageIndex:
             top_n: how many results; `None` = all.
             with_text: fill `SearchResult.text`, where the index keeps texts.
             candidates: the first stage's, in the order of `ids`; `None` = the ids were given.
+            first_stage_weight: of the candidates' scores in the order; 0 = the margins decide alone.
         """
-        order = best_first(margins, top_n)
+        order = best_first(_ordering(margins, positions, candidates, first_stage_weight), top_n)
         places = [positions[i] for i in order]
         texts = self.find_texts([ids[place] for place in places]) if with_text else [None] * len(order)
         results = [
@@ -365,6 +381,15 @@ class PassageIndex:
         return results, [
             ids[at] for at, text in zip(places, texts, strict=True) if isinstance(text, DamagedRecordError)
         ]
+
+
+def _ordering(
+    margins: Sequence[float], positions: Sequence[int], candidates: Candidates | None, weight: float
+) -> Sequence[float]:
+    """What the candidates at `positions` are ordered by."""
+    if candidates is None or not weight:
+        return margins
+    return blended(margins, standard_scores(candidates.scores)[list(positions)].tolist(), weight)
 
 
 def _ms_since(started: float) -> float:

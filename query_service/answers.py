@@ -47,6 +47,7 @@ async def answer_search(request: SearchRequest, work: Work) -> SearchResponse:
     instruction = settings.instruction if request.instruction is None else request.instruction
     top_n = settings.top_n if request.top_n is None else request.top_n
     k = settings.k if request.k is None else request.k
+    weight = settings.first_stage_weight if request.first_stage_weight is None else request.first_stage_weight
     _check_count(k, "candidates", work)
     mode: Mode | None = request.first_stage or settings.first_stage
     found = await work.read("first_stage", lambda: index.find(request.query, k, mode))
@@ -68,7 +69,7 @@ async def answer_search(request: SearchRequest, work: Work) -> SearchResponse:
     results, textless = await work.read(
         "read",
         lambda: index.results(
-            found.doc_ids, read.positions, margins, top_n or None, request.return_documents, found.candidates
+            found.doc_ids, read.positions, margins, top_n or None, request.return_documents, found.candidates, weight
         ),
     )
     damaged = [*found.damaged, *(one.doc_id for one in read.damaged), *textless]

@@ -75,6 +75,9 @@ class SearchRequest(Request):
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
     first_stage: Mode | None = Field(None, description="null = the service's (the best that the index has)")
+    first_stage_weight: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="order by margin + this · the first stage's standard score"
+    )
     return_documents: bool = True
     budget_ms: float | None = Field(
         None, gt=0, description="time for the whole answer: fewer candidates or a coarser ratio are chosen to keep it"

@@ -74,6 +74,13 @@ def evaluate(
         list[str] | None, typer.Option("--bi-encoder", help="Embedder to rank the same candidates with, by cosine.")
     ] = None,
     first_stage: opt.FirstStageMode = None,
+    first_stage_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--first-stage-weights",
+            help="Also order by margin + weight x the first stage's standard score, at each, as 1,2.",
+        ),
+    ] = None,
     instruction: opt.Instruction = None,
     model: opt.Model = None,
     codec: opt.Codec = None,
@@ -107,6 +114,7 @@ def evaluate(
             first_stages=out is not None,
             dense=dense or [],
             bi_encoders=bi_encoder or [],
+            first_stage_weights=first_stage_weights,
             max_queries=max_queries,
             flags={
                 "k": k,
@@ -221,8 +229,9 @@ def _command(context: typer.Context) -> str:
 
 def _line(report: EvaluationReport) -> str:
     before, after = report.first_stage, report.reranked
+    blended = f", first stage's weight {report.first_stage_weight:g}" if report.first_stage_weight else ""
     return (
-        f"{report.dataset} {report.split}, {report.queries:,} queries, r = {report.chunk_size}, {report.codec}: "
-        f"nDCG@10 {before.ndcg_at_10:.4f} → {after.ndcg_at_10:.4f}, MRR@10 {after.mrr_at_10:.4f}, "
+        f"{report.dataset} {report.split}, {report.queries:,} queries, r = {report.chunk_size}, {report.codec}"
+        f"{blended}: nDCG@10 {before.ndcg_at_10:.4f} → {after.ndcg_at_10:.4f}, MRR@10 {after.mrr_at_10:.4f}, "
         f"recall@100 {before.recall_at_100:.4f}, {report.bytes_per_passage:,.0f} bytes a passage"
     )

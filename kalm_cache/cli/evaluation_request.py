@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +68,7 @@ def read_request(
     first_stages: bool,
     dense: Sequence[str],
     bi_encoders: Sequence[str],
+    first_stage_weights: str | None,
     max_queries: int | None,
     flags: dict[str, Any],
 ) -> Request:
@@ -104,6 +106,7 @@ def read_request(
         compared=(("dense", "bm25", "fused") if settings.bm25 else ("dense",)) if first_stages else (),
         dense=tuple(dense or (found.dense if found else ())),
         bi_encoders=tuple(bi_encoders or (found.bi_encoders if found else ())),
+        first_stage_weights=_weights(first_stage_weights, found, settings),
         max_queries=max_queries or (found.max_queries if found else None),
         instruction=settings.instruction if "instruction" in settings.model_fields_set else None,
         system_instruction=settings.system_instruction,
@@ -130,6 +133,19 @@ def _load(source: CollectionConfig, data: Path, split: str) -> Iterator[Collecti
         from kalm_cache.evaluation.mteb_task import load_mteb
 
         yield from load_mteb(source.mteb or "", source.subsets)
+
+
+def _weights(value: str | None, found: EvalConfig | None, settings: Settings) -> tuple[float, ...]:
+    """Of the flag, or else of the file, or else of the settings; 0 is always measured and left out here."""
+    given: Sequence[float] = (found.first_stage_weights if found else None) or [settings.first_stage_weight]
+    if value is not None:
+        try:
+            given = [float(part) for part in value.split(",")]
+        except ValueError as exc:
+            raise UsageError(f"--first-stage-weights {value}: give numbers, as 1 or 0.5,1,2") from exc
+    if not all(0 <= one < math.inf for one in given):
+        raise UsageError(f"--first-stage-weights {value}: a weight is a number of 0 or more")
+    return tuple(dict.fromkeys(one for one in given if one))
 
 
 def _ratios(value: str | None) -> list[int]:

@@ -25,5 +25,9 @@ Embedder = Annotated[str | None, typer.Option("--embedder", help="static, or a m
 BatchTokens = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens encoded together.")]
 Instruction = Annotated[str | None, typer.Option("--instruction", help="What the query asks for.")]
 FirstStageMode = Annotated[str | None, typer.Option("--first-stage", help="dense, bm25 or fused.")]
+FirstStageWeight = Annotated[
+    float | None,
+    typer.Option("--first-stage-weight", help="Order by margin + this x the first stage's standard score; 0: margin."),
+]
 Candidates = Annotated[int | None, typer.Option("--k", help="Candidates that are reranked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; logs stay on stderr.")]

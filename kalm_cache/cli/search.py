@@ -25,6 +25,7 @@ def search(
     top_n: Annotated[int | None, typer.Option("--top-n", help="Results shown.")] = None,
     chunk_size: opt.ChunkSize = None,
     first_stage: opt.FirstStageMode = None,
+    first_stage_weight: opt.FirstStageWeight = None,
     instruction: opt.Instruction = None,
     model: opt.Model = None,
     codec: opt.Codec = None,
@@ -47,6 +48,7 @@ def search(
             k=k,
             top_n=top_n,
             first_stage=first_stage,
+            first_stage_weight=first_stage_weight,
             instruction=instruction,
         )
         with open_index(index, settings) as passages:
@@ -55,6 +57,7 @@ def search(
                 k=settings.k,
                 top_n=settings.top_n,
                 first_stage=settings.first_stage,
+                first_stage_weight=settings.first_stage_weight,
                 instruction=settings.instruction,
                 system_instruction=settings.system_instruction,
             )

@@ -33,6 +33,7 @@ class SearchOptions(TypedDict, total=False):
     k: candidates that are reranked; 100.
     top_n: results; 10, `None` = all.
     first_stage: `dense`, `bm25`, `fused`; `None` = the service's.
+    first_stage_weight: of the first stage's standard score beside the margin, in the order; `None` = the service's.
     instruction: what the query asks for; `None` = the service's.
     chunk_size: pooling ratio of this answer; `None` = the service's.
     with_text: fill `text` of the results; true.
@@ -43,6 +44,7 @@ class SearchOptions(TypedDict, total=False):
     k: int
     top_n: int | None
     first_stage: Mode | None
+    first_stage_weight: float | None
     instruction: str | None
     chunk_size: int | None
     with_text: bool
@@ -131,7 +133,7 @@ def search(query: str, options: SearchOptions) -> Call[ServedAnswer]:
         k=k,
         top_n=top_n or 0,  # a service takes null as its own default, and 0 as all
         return_documents=options.get("with_text", True),
-        **_same(options, "first_stage", "instruction", "chunk_size", "budget_ms", "timeout_ms"),
+        **_same(options, "first_stage", "first_stage_weight", "instruction", "chunk_size", "budget_ms", "timeout_ms"),
     )
     return Call("/search", body, read_search)
 

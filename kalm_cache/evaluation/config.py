@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,6 +47,7 @@ class EvalConfig(BaseModel):
     codecs: list[str] | None = None
     dense: list[str] = []
     bi_encoders: list[str] = []
+    first_stage_weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = []
     max_queries: int | None = Field(default=None, ge=1)
 
 

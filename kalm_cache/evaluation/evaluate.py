@@ -65,11 +65,11 @@ def evaluate(
 
 
 def reports_of(found: Study) -> list[EvaluationReport]:
-    """A report for each point of a study."""
+    """A report for each point of a study, and for each of these blended with the first stage."""
     first = found.candidates
     means = measure(found.task.qrels, ids_of(first.run), ("ndcg@10", "recall@100"))
     quality = FirstStageQuality(first.name, means["ndcg@10"], means["recall@100"])
-    return [_report(found, quality, first, point) for point in found.of_kind("reranker")]
+    return [_report(found, quality, first, point) for point in (*found.of_kind("reranker"), *found.of_kind("blended"))]
 
 
 def _report(found: Study, quality: FirstStageQuality, first: System, point: System) -> EvaluationReport:
@@ -83,6 +83,7 @@ def _report(found: Study, quality: FirstStageQuality, first: System, point: Syst
         reranked=RerankedQuality(means["ndcg@10"], means["mrr@10"], means["map@100"]),
         chunk_size=point.cost.ratio or 0,
         codec=point.cost.codec or "",
+        first_stage_weight=point.cost.first_stage_weight,
         bytes_per_passage=facts.bytes_per_passage,
         states_bytes_per_passage=round(point.cost.bytes_per_passage or 0, 1),
         k=found.k,

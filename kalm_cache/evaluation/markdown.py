@@ -1,10 +1,11 @@
 """Results as Markdown: the tables that people read. Measures nothing.
 
-A reranker's systems are grouped by codec, with a column for each pooling ratio r.
+A reranker's systems are grouped by codec and first-stage weight, with a column for each pooling ratio r.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from kalm_cache.evaluation.metrics import MEASURES
@@ -45,10 +46,22 @@ def ratios_of(results: Sequence[CollectionResult]) -> list[int]:
     return sorted({point.cost.ratio or 0 for result in results for point in result.of_kind("reranker")})
 
 
-def point_of(result: CollectionResult, codec: str, ratio: int) -> SystemResult | None:
-    """The point of a codec and a ratio."""
-    points = result.of_kind("reranker")
-    return next((one for one in points if (one.cost.codec, one.cost.ratio) == (codec, ratio)), None)
+def weights_of(results: Sequence[CollectionResult]) -> list[float]:
+    """The first stage's weights that points were blended at, rising; 0, the reranker alone, is the first."""
+    return sorted({0.0, *(one.cost.first_stage_weight for result in results for one in result.of_kind("blended"))})
+
+
+def point_of(result: CollectionResult, codec: str, ratio: int, weight: float = 0.0) -> SystemResult | None:
+    """The point of a codec and a ratio; with a weight, that point blended with the first stage."""
+    points = result.of_kind("blended" if weight else "reranker")
+    wanted = (codec, ratio, weight)
+    return next((p for p in points if (p.cost.codec, p.cost.ratio, p.cost.first_stage_weight) == wanted), None)
+
+
+def others_of(results: Sequence[CollectionResult]) -> list[str]:
+    """The names of the first stages and bi-encoders, in their order."""
+    kinds = ("first stage", "bi-encoder")
+    return list(dict.fromkeys(one.name for result in results for one in result.systems if one.kind in kinds))
 
 
 def mean_over(results: Sequence[CollectionResult], value: Callable[[CollectionResult], float | None]) -> float | None:
@@ -69,13 +82,15 @@ def _conditions(results: Sequence[CollectionResult]) -> str:
 
 
 def _quality_tables(results: Sequence[CollectionResult], measure: str) -> str:
-    others = list(dict.fromkeys(one.name for result in results for one in result.systems if one.kind != "reranker"))
-    ratios = ratios_of(results)
+    others, ratios = others_of(results), ratios_of(results)
     parts = []
-    for codec in codecs_of(results):
+    for codec, weight in itertools.product(codecs_of(results), weights_of(results)):
         columns: list[Callable[[CollectionResult], float | None]] = []
         columns += [lambda result, name=name: _mean(_named(result, name), measure) for name in others]  # type: ignore[misc]
-        columns += [lambda result, r=r, c=codec: _mean(point_of(result, c, r), measure) for r in ratios]  # type: ignore[misc]
+        columns += [
+            lambda result, point=(codec, r, weight): _mean(point_of(result, *point), measure)  # type: ignore[misc]
+            for r in ratios
+        ]
         rows = [
             [f"{result.name} {result.split}", f"{result.queries:,}", *(_number(column(result)) for column in columns)]
             for result in results
@@ -83,7 +98,8 @@ def _quality_tables(results: Sequence[CollectionResult], measure: str) -> str:
         if len(results) > 1:
             rows.append(["mean", "", *(_number(mean_over(results, column)) for column in columns)])
         header = ["collection", "queries", *others, *(f"r = {ratio}" for ratio in ratios)]
-        parts.append(f"States in {codec}:\n\n{table(header, rows)}")
+        blended = f", margin + {weight:g} x the first stage's standard score" if weight else ""
+        parts.append(f"States in {codec}{blended}:\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kalm_cache.errors import MissingExtraError
-from kalm_cache.evaluation.markdown import PLOTS, codecs_of, mean_over, point_of, ratios_of
+from kalm_cache.evaluation.markdown import PLOTS, codecs_of, mean_over, others_of, point_of, ratios_of, weights_of
 from kalm_cache.evaluation.results import CollectionResult, SystemResult
 
 MEASURE = "ndcg@10"
@@ -46,10 +47,10 @@ def _plot_quality(results: Sequence[CollectionResult], path: Path, label: str, v
     panels += [results] if len(results) > 1 else []
     figure, axes = _panels(len(panels))
     for axis, panel in zip(axes, panels, strict=True):
-        for codec in codecs_of(panel):
-            xs, ys = _line(panel, codec, value)
-            axis.plot(xs, ys, marker="o", markersize=3, label=codec)
-        for name in dict.fromkeys(one.name for result in panel for one in result.systems if one.kind != "reranker"):
+        for codec, weight in itertools.product(codecs_of(panel), weights_of(panel)):
+            xs, ys = _line(panel, codec, weight, value)
+            axis.plot(xs, ys, marker="o", markersize=3, label=f"{codec}, weight {weight:g}" if weight else codec)
+        for name in others_of(panel):
             _level(axis, panel, name)
         axis.set_xscale("log", base=2 if path.name == "quality-ratio.png" else 10)
         axis.set_title(f"{panel[0].name} {panel[0].split}" if len(panel) == 1 else "mean", fontsize=9)
@@ -59,11 +60,13 @@ def _plot_quality(results: Sequence[CollectionResult], path: Path, label: str, v
     _save(figure, axes, path, command)
 
 
-def _line(panel: Sequence[CollectionResult], codec: str, value: Value) -> tuple[list[float], list[float]]:
+def _line(
+    panel: Sequence[CollectionResult], codec: str, weight: float, value: Value
+) -> tuple[list[float], list[float]]:
     """Means over the panel's collections, of the ratios that all of them have."""
 
     def of_point(result: CollectionResult, ratio: int, get: Value) -> float | None:
-        point = point_of(result, codec, ratio)
+        point = point_of(result, codec, ratio, weight)
         return None if point is None else get(point)
 
     xs, ys = [], []

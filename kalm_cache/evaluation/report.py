@@ -35,7 +35,7 @@ class RerankedQuality:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """One index on one collection at one chunk size.
+    """One index on one collection at one chunk size, and with one weight of the first stage (0: the reranker alone).
 
     `bytes_per_passage` are those of the generation's files, at `stored_chunk_size`; `states_bytes_per_passage` of the
     file that the states were read from. `sampled_from` counts the split's queries, of which `queries` were asked.
@@ -50,6 +50,7 @@ class EvaluationReport:
     reranked: RerankedQuality
     chunk_size: int
     codec: str
+    first_stage_weight: float
     bytes_per_passage: float
     states_bytes_per_passage: float
     k: int

@@ -23,7 +23,7 @@ from kalm_cache.evaluation.beir import BeirTask
 from kalm_cache.evaluation.collection import Collection
 from kalm_cache.evaluation.points import Point, check_point, open_point
 from kalm_cache.evaluation.run_folder import RunFolder
-from kalm_cache.evaluation.systems import Cost, System, bi_encode, distinct_ids, rerank, search, search_dense
+from kalm_cache.evaluation.systems import Cost, System, bi_encode, blend, distinct_ids, rerank, search, search_dense
 from kalm_cache.evaluation.trec import ScoredRun
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
@@ -49,6 +49,7 @@ class Plan:
         compared: further modes of the index's first stage to measure.
         dense: embedders to search all passages with, exactly, as further first stages.
         bi_encoders: embedders to rank the same candidates with.
+        first_stage_weights: every point is also measured with the first stage's score blended in, at each weight.
         max_queries: a fixed sample of so many; `None` = all.
         instruction: `None` = the collection's, or else the model's default.
         system_instruction: the prompt's first line.
@@ -60,6 +61,7 @@ class Plan:
     compared: tuple[Mode, ...] = ()
     dense: tuple[str, ...] = ()
     bi_encoders: tuple[str, ...] = ()
+    first_stage_weights: tuple[float, ...] = ()
     max_queries: int | None = None
     instruction: str | None = None
     system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION
@@ -91,7 +93,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A collection's systems: first stages, then bi-encoders, then the reranker's points.
+    """A collection's systems: first stages, then bi-encoders, the reranker's points, and these blended.
 
     `task` holds the queries that were asked, `sampled_from` counts the split's.
     """
@@ -166,6 +168,7 @@ def study(
                 return rerank(index.query_side, opened, point.name, prompts, candidates, on_query)
 
         systems.append(keep(point.name, measure))
+    systems += _blended(systems, candidates, plan)
     return Study(task, len(collection.task.queries), plan.k, facts, systems)
 
 
@@ -181,7 +184,16 @@ def finished_study(collection: Collection, plan: Plan, kept: RunFolder) -> Study
         names.insert(len(plan.compared) + len(plan.dense), facts.candidates)
     systems = [kept.load(name, task.queries) for name in dict.fromkeys([*names, *(one.name for one in plan.points)])]
     whole = [system for system in systems if system is not None]
-    return Study(task, len(collection.task.queries), plan.k, facts, whole) if len(whole) == len(systems) else None
+    if len(whole) < len(systems):
+        return None
+    found = next(system for system in whole if system.name == facts.candidates).run
+    whole += _blended(whole, {query_id: list(found.get(query_id, ()))[: plan.k] for query_id in task.queries}, plan)
+    return Study(task, len(collection.task.queries), plan.k, facts, whole)
+
+
+def _blended(systems: Sequence[System], candidates: ScoredRun, plan: Plan) -> list[System]:
+    points = [system for system in systems if system.kind == "reranker"]
+    return [blend(point, candidates, weight) for weight in plan.first_stage_weights for point in points]
 
 
 def sample_queries(task: BeirTask, max_queries: int | None) -> BeirTask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -16,15 +16,15 @@ from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.evaluation.beir import BeirTask
 from kalm_cache.evaluation.points import OpenPoint
 from kalm_cache.evaluation.trec import Scored, ScoredRun
-from kalm_cache.first_stage import Mode, load_embedder
+from kalm_cache.first_stage import Mode, load_embedder, standard_scores
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.query_side import DECODE_BATCH, QuerySide
-from kalm_cache.ranking import best_first
+from kalm_cache.ranking import best_first, blended
 
 if TYPE_CHECKING:
     from kalm_cache.index import PassageIndex
 
-Kind = Literal["first stage", "bi-encoder", "reranker"]
+Kind = Literal["first stage", "bi-encoder", "reranker", "blended"]
 TEXTS_TOGETHER = 1024  # passages embedded together
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Cost:
     Milliseconds are medians over the queries, asked one after the other: `search_ms` of a first stage; `read_ms` of
     finding and decoding the candidates' states, `decode_ms` of the reranker's decoder over them. `bytes_per_passage` is
     that of the states' file. A first stage's own files do not count. `seconds` are of all queries together.
+    `first_stage_weight` is the first stage's in a blended order.
     """
 
     ratio: int | None = None
@@ -45,6 +46,7 @@ class Cost:
     read_ms: float | None = None
     decode_ms: float | None = None
     seconds: float = 0.0
+    first_stage_weight: float = 0.0
 
     @property
     def rerank_ms(self) -> float | None:
@@ -54,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines."""
+    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines; a blended one's see `blended`."""
 
     name: str
     kind: Kind
@@ -156,6 +158,25 @@ def rerank(
         seconds=(sum(reads) + sum(decodes)) / 1000,
     )
     return System(name, "reranker", run, cost)
+
+
+def blend(point: System, candidates: ScoredRun, weight: float) -> System:
+    """A reranker's ranking in which the first stage has a say, see `kalm_cache.ranking.blended`. Computes no margin.
+
+    Args:
+        point: the reranker's.
+        candidates: the first stage's, with its scores: those that the reranker was given.
+        weight: the first stage's.
+    """
+    run: dict[str, list[Scored]] = {}
+    for query_id, ranked in candidates.items():
+        scores = standard_scores(np.array([one.score for one in ranked], np.float32))
+        of_id = {one.doc_id: score for one, score in zip(ranked, scores.tolist(), strict=True)}
+        margins = {one.doc_id: one.score for one in point.run[query_id]}
+        found = [one.doc_id for one in ranked if one.doc_id in margins]  # in the candidates' order, as a search has it
+        values = blended([margins[i] for i in found], [of_id[i] for i in found], weight)
+        run[query_id] = [Scored(found[i], values[i]) for i in best_first(values, None)]
+    return System(f"{point.name} w={weight:g}", "blended", run, replace(point.cost, first_stage_weight=weight))
 
 
 def distinct_ids(rankings: Iterable[Sequence[Scored]]) -> list[str]:

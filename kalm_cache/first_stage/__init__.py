@@ -9,7 +9,7 @@ from kalm_cache.first_stage.dense import DenseIndex, DenseInfo
 from kalm_cache.first_stage.dense_types import DenseChoice
 from kalm_cache.first_stage.embedder import Embedder, load_embedder
 from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
-from kalm_cache.first_stage.fusion import standard_score_fusion
+from kalm_cache.first_stage.fusion import standard_score_fusion, standard_scores
 from kalm_cache.first_stage.merged import merge
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "load_embedder",
     "merge",
     "standard_score_fusion",
+    "standard_scores",
 ]

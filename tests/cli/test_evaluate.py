@@ -70,8 +70,17 @@ def test_out_holds_reports_plots_runs_and_queries_and_is_gone_on_from(ask: Any, 
     assert len(queries) == 1 + len(systems) * len(QUERIES)
     written = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
     assert ask(*arguments) == rows
+    weighed = ask(*arguments, "--first-stage-weights", "0,1.5")  # from the margins that were kept
+    assert weighed[:4] == rows
+    assert [(row["chunk_size"], row["first_stage_weight"]) for row in weighed[4:]] == [(2, 1.5), (4, 1.5)] * 2
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == written
     assert "k was 3, is 2; give another --out" in ask(*arguments, "--k", 2, exit_code=2)
+
+
+@pytest.mark.parametrize("weights", ["much", "1,-2", "nan"])
+def test_a_first_stage_weight_is_a_number_of_0_or_more(ask: Any, beir: Path, weights: str) -> None:
+    message = ask("--beir", beir, "--first-stage-weights", weights, exit_code=2)
+    assert f"--first-stage-weights {weights}" in message
 
 
 def test_candidates_come_from_a_trec_run(ask: Any, beir: Path, tmp_path: Path) -> None:

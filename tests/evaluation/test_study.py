@@ -12,7 +12,10 @@ from kalm_cache.codec import get_codec
 from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask
 from kalm_cache.evaluation.collection import Collection
+from kalm_cache.evaluation.evaluate import reports_of
+from kalm_cache.evaluation.markdown import markdown_report
 from kalm_cache.evaluation.points import Point, open_point, states_bytes_per_passage
+from kalm_cache.evaluation.results import result_of
 from kalm_cache.evaluation.run_folder import RunFolder
 from kalm_cache.evaluation.study import Plan, Study, finished_study, settings_key, study
 from kalm_cache.evaluation.systems import bi_encode, search, search_dense
@@ -97,6 +100,26 @@ def test_a_run_folder_of_other_settings_is_refused_with_both_sides(tmp_path: Pat
     RunFolder(tmp_path, {"k": 100}).save_facts({})
     with pytest.raises(UsageError, match="k was 100, is 50; give another --out, or remove it"):
         RunFolder(tmp_path, {"k": 50})
+
+
+def test_a_point_is_blended_with_the_first_stage_at_every_weight_as_a_search_is(
+    index: PassageIndex, collection: Collection, tmp_path: Path
+) -> None:
+    plan = Plan((Point(2, "fp16"),), k=10)
+    key = settings_key(plan, collection, {})
+    study(index, collection, plan, kept=RunFolder(tmp_path, key))
+    # of margins that an earlier run kept: nothing is decoded again
+    weighed = replace(plan, first_stage_weights=(0.5, 3.0))
+    again = finished_study(collection, weighed, RunFolder(tmp_path, key))
+    assert again is not None
+    half, three = again.of_kind("blended")
+    assert (half.name, three.cost.first_stage_weight, three.cost.ratio) == ("fp16 r=2 w=0.5", 3.0, 2)
+    for query_id, query in list(collection.task.queries.items())[:4]:
+        expected = index.search(query, k=10, top_n=None, chunk_size=2, first_stage_weight=3.0).results
+        assert [one.doc_id for one in three.run[query_id]] == [one.doc_id for one in expected]
+    report = markdown_report([result_of(again)], "kalm-cache eval", "a machine")
+    assert "margin + 3 x the first stage's standard score" in report
+    assert [one.first_stage_weight for one in reports_of(again)] == [0.0, 0.5, 3.0]
 
 
 def test_given_candidates_come_before_the_first_stage(index: PassageIndex, collection: Collection) -> None:

@@ -30,6 +30,7 @@ def close_to(results: list[dict]) -> list[dict]:
         {"k": 5, "top_n": 3},
         {"first_stage": "dense", "k": 4},
         {"first_stage": "bm25"},
+        {"first_stage_weight": 2.5},
         {"chunk_size": 16},
         {"instruction": "Find what contradicts the query."},
         {"instruction": ""},
