@@ -18,7 +18,7 @@ import torch
 from kalm_cache.cached_passages import CachedPassages, LookUp, ReadPassages
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
-from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode, standard_scores
+from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode
 from kalm_cache.generation import Generation, open_and_share, require_whole
 from kalm_cache.locks import SharedLock
 from kalm_cache.model.precision import resolve_device, resolve_dtype
@@ -26,8 +26,9 @@ from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUC
 from kalm_cache.opening import check_options, checkpoint_of, embedder_of, open_first_stage, same_embedder
 from kalm_cache.pooling import PooledPassage
 from kalm_cache.prefix_tier import KeptPassage, PrefixTier
-from kalm_cache.query_side import DECODE_BATCH, QuerySide, load_query_side, score_of
-from kalm_cache.ranking import Answer, SearchResult, best_first, blended
+from kalm_cache.query_side import DECODE_BATCH, QuerySide, load_query_side
+from kalm_cache.ranking import Answer, SearchResult
+from kalm_cache.results import results_of
 from kalm_cache.shards import ShardSet
 from kalm_cache.soundness import require_sound_first_stage
 from kalm_cache.state_reader import StateReader
@@ -338,58 +339,17 @@ class PassageIndex:
             [prompt] * len(read.passages), [one.states for one in read.passages], DECODE_BATCH
         )
         timings = {"read": read_ms, "decode": _ms_since(decoding)}
-        results, textless = self.results(ids, read.positions, margins, top_n, with_text, candidates, first_stage_weight)
+        results, textless = results_of(
+            ids,
+            read.positions,
+            margins,
+            top_n=top_n,
+            find_texts=self.find_texts if with_text else None,
+            candidates=candidates,
+            first_stage_weight=first_stage_weight,
+        )
         damaged = list(dict.fromkeys([*(one.doc_id for one in read.damaged), *textless]))
         return Answer(query, prompt.truncated, results, timings | {"total": _ms_since(started)}, damaged)
-
-    def results(
-        self,
-        ids: Sequence[str],
-        positions: Sequence[int],
-        margins: Sequence[float],
-        top_n: int | None,
-        with_text: bool,
-        candidates: Candidates | None = None,
-        first_stage_weight: float = 0.0,
-    ) -> tuple[list[SearchResult], list[str]]:
-        """Results, best first, and the ids among them whose text is damaged.
-
-        Args:
-            ids: the passages that were asked for.
-            positions: where in `ids` the passage of each margin is.
-            margins: of the passages that were scored.
-            top_n: how many results; `None` = all.
-            with_text: fill `SearchResult.text`, where the index keeps texts.
-            candidates: the first stage's, in the order of `ids`; `None` = the ids were given.
-            first_stage_weight: of the candidates' scores in the order; 0 = the margins decide alone.
-        """
-        order = best_first(_ordering(margins, positions, candidates, first_stage_weight), top_n)
-        places = [positions[i] for i in order]
-        texts = self.find_texts([ids[place] for place in places]) if with_text else [None] * len(order)
-        results = [
-            SearchResult(
-                doc_id=ids[place],
-                score=score_of(margins[i]),
-                margin=margins[i],
-                rank=rank,
-                first_stage_rank=None if candidates is None else place + 1,
-                first_stage_score=None if candidates is None else float(candidates.scores[place]),
-                text=text if isinstance(text, str) else None,
-            )
-            for rank, (i, place, text) in enumerate(zip(order, places, texts, strict=True), start=1)
-        ]
-        return results, [
-            ids[at] for at, text in zip(places, texts, strict=True) if isinstance(text, DamagedRecordError)
-        ]
-
-
-def _ordering(
-    margins: Sequence[float], positions: Sequence[int], candidates: Candidates | None, weight: float
-) -> Sequence[float]:
-    """What the candidates at `positions` are ordered by."""
-    if candidates is None or not weight:
-        return margins
-    return blended(margins, standard_scores(candidates.scores)[list(positions)].tolist(), weight)
 
 
 def _ms_since(started: float) -> float:

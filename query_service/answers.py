@@ -13,6 +13,7 @@ from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.prefix_tier import KeptPassage
 from kalm_cache.query_side import score_of
+from kalm_cache.results import results_of
 from query_service.budget import Plan, fit, reduced
 from query_service.cost import state_weight
 from query_service.errors import TooManyError
@@ -68,8 +69,14 @@ async def answer_search(request: SearchRequest, work: Work) -> SearchResponse:
         margins = await work.margins([prompt] * len(read.passages), [one.states for one in read.passages])
     results, textless = await work.read(
         "read",
-        lambda: index.results(
-            found.doc_ids, read.positions, margins, top_n or None, request.return_documents, found.candidates, weight
+        lambda: results_of(
+            found.doc_ids,
+            read.positions,
+            margins,
+            top_n=top_n or None,
+            find_texts=index.find_texts if request.return_documents else None,
+            candidates=found.candidates,
+            first_stage_weight=weight,
         ),
     )
     damaged = [*found.damaged, *(one.doc_id for one in read.damaged), *textless]

@@ -116,7 +116,8 @@ class Maker:
             seed = self.invented_query(rng, int(rng.choice(self.members[number])))
         positive = int(rng.choice(sorted(seed.positives)))
         hard = [r for r in seed.neighbours if r != positive] or self.near(positive)
-        chosen = rng.permutation(hard)[: size - 1].tolist()
+        take = size - 1 if rng.random() < 0.5 else size - 2  # in every other group a passage drawn at random
+        chosen = rng.permutation(hard)[:take].tolist()
         while len(chosen) < size - 1:
             chosen.append(int(rng.choice(self.members[number])))
         rows = [positive, *chosen]

@@ -24,7 +24,7 @@ STOP = (
     "will would which who whom what when where why how than then so such also into over under between after before "
     "during about all any both each more most other some only own same too very s t - , . ; : ( ) ' \" [ ] / ` ?"
 )
-PER_PASSAGE = 3
+PER_PASSAGE = 2
 LONG = 0.06  # share of queries of several sentences
 
 

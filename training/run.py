@@ -1,6 +1,6 @@
 """The one way through: every stage in order, with the settings of config.toml. Finished stages are skipped.
 
-python -m training.run --data ../shared/data --minilm DIR --text DIR --work WORK --out OUT
+python -m training.run --data ../shared/data --minilm DIR --teacher DIR --text DIR --work WORK --out OUT
 """
 
 import argparse
@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with beir/ and train/")
     parser.add_argument("--minilm", type=Path, required=True, help="all-MiniLM-L6-v2, safetensors")
+    parser.add_argument("--teacher", type=Path, required=True, help="gte-small (thenlper/gte-small), safetensors")
     parser.add_argument("--text", type=Path, required=True, help="what collect_text.py brought, or a folder for it")
     parser.add_argument("--work", type=Path, required=True, help="scratch, about 2 GB")
     parser.add_argument("--out", type=Path, required=True, help="gets tiny/ and embedder/")
@@ -67,7 +68,7 @@ def main() -> None:
         out=work,
     )
     stage("invent", work / "invented.npz", {}, tokenizer=tokenizer, work=work)
-    stage("vectors", work / "near_queries.npy", {}, teacher=embedder, tokenizer=tokenizer, work=work)
+    stage("vectors", work / "near_queries.npy", {}, teacher=args.teacher, work=work)
     stage("distil_encoder", work / "encoder.pt", config["distil_encoder"], minilm=args.minilm, work=work)
     common = {"work": work, "tokenizer": tokenizer, "log": work / "train_reranker.jsonl"}
     for name, init in (("decoder", "encoder"), ("joint", "decoder"), ("second", "joint")):

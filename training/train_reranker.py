@@ -4,7 +4,9 @@
     python -m training.train_reranker --stage joint   --init WORK/decoder.pt --out WORK/joint.pt   --minutes 40 ...
 
 Loss of a query over its group's passages: cross-entropy to the teachers' distribution (a dense embedder's cosine, BM25
-and the judgment) + binary cross-entropy (P(yes) should mean something). What is kept is the mean of the last weights.
+and the judgment) + binary cross-entropy (P(yes) should mean something). A step pools its passages' states twice, finely
+and coarsely; from coarse states the decoder also learns what it said of fine ones. What is kept is the mean of the last
+weights.
 Legend: G groups, C passages of a group, Q its queries, R = G · C passages of a step; P, D as in training/model.py.
 """
 
@@ -27,8 +29,10 @@ from training.model import Reranker, mean_pool
 from training.workers import train_with_workers
 
 # Few shapes: a processor's bfloat16 products are compiled for each that they meet, which takes longer than a step.
-RATIOS, RATIO_SHARES = (1, 2, 4, 8, 16, 32), (0.2, 0.13, 0.18, 0.16, 0.17, 0.16)
-LENGTHS, LENGTH_SHARES = (96, 192, 448), (0.55, 0.35, 0.1)  # where passages are cut, in tokens
+FINE, FINE_SHARES = (1, 2, 4), (0.5, 0.2, 0.3)
+COARSE, COARSE_SHARES = (8, 16, 32), (0.4, 0.3, 0.3)
+OWN_SHARE = 0.4  # how much of a coarse target is the fine ranking
+LENGTHS, LENGTH_SHARES = (96, 192, 448), (0.5, 0.4, 0.1)  # where passages are cut, in tokens
 QUERY_WIDTHS = (12, 20, 28, 60)  # a query and the prompt's end, in tokens; the last comes with the longest passages
 GROUPS, SIZE, QUERIES = 4, 8, 6
 # What a judgment adds to the teachers' logit, and what it does that the query was made from the passage.
@@ -90,23 +94,23 @@ def step_margins(
     prompts: Prompts,
     groups: list[Group],
     length: int,
-    ratio: int,
+    ratios: tuple[int, ...],
     style: int,
     frozen: bool,
-) -> Tensor:
-    """Margins of every group's queries against its passages: (G, Q, C)."""
+) -> list[Tensor]:
+    """Margins of every group's queries against its passages, for each pooling ratio: (G, Q, C)."""
     rows = np.array([r for g in groups for r in g.rows])
     tokens, mask = maker.passages.batch(rows, length)
     with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
-        memory, seen = mean_pool(model.encode(tokens, mask), mask, ratio)  # (R, P, D), (R, P)
+        states = model.encode(tokens, mask)  # (R, S, D)
     shared = 1 if style == 1 else len(prompts.head(groups[0].queries[0], style))
     widths = QUERY_WIDTHS if length == LENGTHS[-1] else QUERY_WIDTHS[:-1]
     ids = [[prompts(q, style, shared + widths[-1]) for q in g.queries] for g in groups]
     longest = max(len(i) for row in ids for i in row)
     widest = shared + min(width for width in widths if shared + width >= longest)
-    tokens = torch.tensor([[i + [0] * (widest - len(i)) for i in row] for row in ids])
+    prompt = torch.tensor([[i + [0] * (widest - len(i)) for i in row] for row in ids])
     last = torch.tensor([[len(i) - 1 for i in row] for row in ids])
-    return model.margins(tokens, last, memory, seen, shared)
+    return [model.margins(prompt, last, *mean_pool(states, mask, ratio), shared) for ratio in ratios]
 
 
 def targets(maker: Maker, groups: list[Group], dense: float, lexical: float) -> tuple[Tensor, Tensor]:
@@ -154,12 +158,11 @@ def held_out(model: Reranker, maker: Maker, prompts: Prompts, ratios: tuple[int,
             "bm25": torch.tensor(np.concatenate([maker.lexical(list(g.queries), list(g.rows)) for g in groups])),
             "dense": torch.tensor(np.concatenate([maker.dense(list(g.queries), list(g.rows)) for g in groups])),
         }
-        for ratio in ratios:
-            parts = [
-                step_margins(model, maker, prompts, groups[i : i + 4], LENGTHS[1], ratio, 0, True)[:, 0]
-                for i in range(0, len(groups), 4)
-            ]
-            scores[f"r{ratio}"] = torch.cat(parts)
+        parts = [
+            torch.stack(step_margins(model, maker, prompts, groups[i : i + 4], LENGTHS[1], ratios, 0, True))[:, :, 0]
+            for i in range(0, len(groups), 4)
+        ]
+        scores |= {f"r{r}": table for r, table in zip(ratios, torch.cat(parts, 1), strict=True)}
         for name, table in scores.items():
             best = table.masked_fill(~relevant, -torch.inf).max(1, keepdim=True).values
             ranks = ((table >= best) & ~relevant).sum(1) + 1.0
@@ -217,11 +220,12 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> N
             group["lr"] = group.get("top", args.table_lr) * factor
         length = int(rng.choice(LENGTHS, p=LENGTH_SHARES))
         groups = [maker.group(rng, SIZE, QUERIES) for _ in range(GROUPS // 2 if length == LENGTHS[-1] else GROUPS)]
-        ratio = int(rng.choice(RATIOS, p=RATIO_SHARES))
+        ratios = int(rng.choice(FINE, p=FINE_SHARES)), int(rng.choice(COARSE, p=COARSE_SHARES))
         style = 0 if rng.random() < 0.9 else int(rng.integers(1, 5))
-        margins = step_margins(model, maker, prompts, groups, length, ratio, style, frozen)
+        margins, coarse = step_margins(model, maker, prompts, groups, length, ratios, style, frozen)
         teacher, relevant = targets(maker, groups, args.dense, args.lexical)
-        loss = loss_of(margins, teacher, relevant, args.bce)
+        own = torch.lerp(teacher, margins.detach().softmax(-1), OWN_SHARE)
+        loss = loss_of(margins, teacher, relevant, args.bce) + loss_of(coarse, own, relevant, args.bce)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -244,12 +248,12 @@ def learn(rank: int, count: int, model: Reranker, args: argparse.Namespace) -> N
             save(mean.state, args.out.with_suffix(".latest.pt"))  # to look at, or to go on from with --init
         if elapsed - evaluated > args.evaluate_every:
             evaluated = elapsed
-            quality = held_out(mean.model(), maker, prompts, (1, 16), 40)
+            quality = held_out(mean.model(), maker, prompts, (1, 8, 32), 40)
             line = {"stage": args.stage, "seconds": round(elapsed), "mrr of 16": quality}
             print(json.dumps(line), file=log, flush=True)
     if log and mean:
         save(mean.state, args.out)
-        quality = held_out(mean.model(), maker, prompts, (1, 4, 16, 32), 40)
+        quality = held_out(mean.model(), maker, prompts, (1, 2, 4, 8, 16, 32), 40)
         print(json.dumps({"stage": args.stage, "final": True, "mrr of 16": quality}), file=log, flush=True)
 
 
