@@ -1,14 +1,19 @@
-"""The two models of the index jobs under test."""
+"""The two models of the index jobs under test, and what tests of windows start from."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+import indexer.intake
+import indexer.shard_pass
 from indexer.job import Encoders, load_encoders
 from kalm_cache.settings import Settings
-from tests.indexes import make_embedder, settings_for
+from tests.indexer.jobs import LONGER
+from tests.indexer.killed import WINDOW
+from tests.indexes import TEXTS, build, make_embedder, settings_for
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +29,35 @@ def settings(mini_folder: Path, embedder_folder: Path) -> Settings:
 @pytest.fixture(scope="session")
 def encoders(settings: Settings) -> Encoders:
     return load_encoders(settings)
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corpus of 30 passages has several windows."""
+    monkeypatch.setattr(indexer.intake, "WINDOW", WINDOW)
+    monkeypatch.setattr(indexer.shard_pass, "WINDOW", WINDOW)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
+    """An index of `LONGER` that was built in one go."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "index"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexer.intake, "WINDOW", WINDOW)
+        patch.setattr(indexer.shard_pass, "WINDOW", WINDOW)
+        build(folder, settings, LONGER, encoders=encoders)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
+    """An index of `TEXTS` that nobody changes."""
+    folder = tmp_path_factory.mktemp("clean") / "index"
+    build(folder, settings, TEXTS, encoders=encoders)
+    return folder
+
+
+@pytest.fixture
+def index(clean: Path, tmp_path: Path) -> Path:
+    """An index of one's own, to be damaged."""
+    return Path(shutil.copytree(clean, tmp_path / "index"))
