@@ -59,6 +59,34 @@ class PairScore:
     id: str | int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AttendedChunk:
+    """Characters `start … end` of a passage's text, pooled from so many `tokens`, and their share of the attention."""
+
+    start: int
+    end: int
+    weight: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which parts of a stored passage a query's tokens attended to; the weights of all chunks sum to 1.
+
+    `truncated`: the text's end was cut when it was indexed, and has no weight.
+    """
+
+    id: str
+    score: float
+    margin: float
+    chunk_size: int
+    query_truncated: bool
+    truncated: bool
+    text: str
+    chunks: list[AttendedChunk]
+    index_version: str
+
+
 def read_search(body: Mapping[str, Any]) -> ServedAnswer:
     """What `POST /search` answered. Raises `KeyError`, `TypeError` or `ValueError` where it is no such body."""
     plan = body.get("plan")
@@ -91,6 +119,13 @@ def read_rerank(body: Mapping[str, Any], query: str, texts: Sequence[str | None]
 def read_scores(body: Mapping[str, Any]) -> list[PairScore]:
     """What `POST /score` answered to `pairs`, in their order."""
     return [PairScore(float(one["score"]), float(one["margin"]), one.get("id")) for one in body["results"]]
+
+
+def read_explanation(body: Mapping[str, Any]) -> Explanation:
+    """What `POST /explain` answered."""
+    chunks = [AttendedChunk(**{name: one[name] for name in AttendedChunk.__slots__}) for one in body["chunks"]]
+    own = {name: body[name] for name in Explanation.__slots__ if name != "chunks"}
+    return Explanation(**own, chunks=chunks)
 
 
 def read_models(body: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import anyio
 import httpx
 
 from kalm_cache.client import calls
-from kalm_cache.client.answers import PairScore, ServedAnswer
+from kalm_cache.client.answers import Explanation, PairScore, ServedAnswer
 from kalm_cache.client.connection import DEFAULT_TIMEOUT_SECONDS, as_no_reply, as_reply, http_options, retries_of
 from kalm_cache.client.conversation import NO_RETRIES, NOT_READY, converse
 from kalm_cache.client.reply import NoReply, Reply
@@ -118,6 +118,10 @@ class AsyncClient:
     ) -> list[Ranked]:
         """Documents by falling margin, as `KaLMReranker.rank`: `[{"corpus_id", "score"}]`."""
         return calls.ranked(await self.score(calls.pairs_of(query, documents), **options), top_k, return_margin)
+
+    async def explain(self, query: str, doc_id: str, **options: Unpack[calls.ExplainOptions]) -> Explanation:
+        """Which parts of a stored passage the query's tokens attended to, as `Client.explain`."""
+        return await self._run(calls.explain(query, doc_id, options))
 
     async def health(self) -> dict[str, Any]:
         """What is served: `status, index_version, model, passages, …`."""

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
-from kalm_cache.client.answers import PairScore, ServedAnswer, read_models, read_rerank, read_scores, read_search
+from kalm_cache.client.answers import (
+    Explanation,
+    PairScore,
+    ServedAnswer,
+    read_explanation,
+    read_models,
+    read_rerank,
+    read_scores,
+    read_search,
+)
 from kalm_cache.client.failures import failure_of, foreign_reply
 from kalm_cache.client.reply import Reply
 from kalm_cache.errors import UsageError
@@ -68,6 +77,14 @@ class RerankOptions(TypedDict, total=False):
     with_text: bool
     on_missing: OnMissing | None
     truncate: bool
+    timeout_ms: int | None
+
+
+class ExplainOptions(TypedDict, total=False):
+    """Options of `explain`; each as for `rerank`."""
+
+    instruction: str | None
+    chunk_size: int | None
     timeout_ms: int | None
 
 
@@ -170,6 +187,12 @@ def score(pairs: Iterable[PairLike], options: ScoreOptions) -> Iterator[Call[lis
     common = _same(options, "instruction", "chunk_size", "truncate", "timeout_ms")
     for batch in _batches((_pair(position, pair) for position, pair in enumerate(pairs)), size):
         yield Call("/score", _given(pairs=batch, return_margin=True, **common), _exactly(len(batch), read_scores))
+
+
+def explain(query: str, doc_id: str, options: ExplainOptions) -> Call[Explanation]:
+    """The attention of a query over one stored passage."""
+    body = _given(query=query, id=doc_id, **_same(options, "instruction", "chunk_size", "timeout_ms"))
+    return Call("/explain", body, read_explanation)
 
 
 def health() -> Call[dict[str, Any]]:

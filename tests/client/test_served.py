@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from kalm_cache import AsyncClient, Client, KaLMReranker, PassageIndex
+from kalm_cache.client import Explanation
 from kalm_cache.errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -61,6 +62,7 @@ def same(served: Any, local: Any) -> None:
         {"k": 5, "top_n": 2},
         {"top_n": None, "first_stage": "bm25"},
         {"instruction": "Find the passage.", "chunk_size": 8, "with_text": False},
+        {"first_stage_weight": 2.0},
     ],
 )
 def test_a_search_is_answered_as_by_the_index(client: Client, index: PassageIndex, options: Any) -> None:
@@ -88,6 +90,22 @@ def test_the_asynchronous_client_gives_the_same_answers(client: Client) -> None:
     same(reranked, client.rerank(QUERY, IDS))
     assert margins == pytest.approx(client.margins(QUERY, IDS), abs=1e-5)
     assert ready is True
+
+
+def test_an_explanation_says_where_the_query_looked(client: Client, index: PassageIndex) -> None:
+    told = client.explain(QUERY, "s5", chunk_size=4)
+    assert told.text == CORPUS["s5"]
+    assert told.margin == pytest.approx(index.margins(QUERY, ["s5"], chunk_size=4)[0], abs=1e-4)
+    assert sum(chunk.weight for chunk in told.chunks) == pytest.approx(1)
+    assert [one.start for one in told.chunks] == sorted(one.start for one in told.chunks)
+
+    async def ask() -> Explanation:
+        async with AsyncClient(client.base_url) as later:
+            return await later.explain(QUERY, "s5", chunk_size=4)
+
+    assert anyio.run(ask).chunks == told.chunks
+    with pytest.raises(UnknownIdError):
+        client.explain(QUERY, "nobody")
 
 
 def test_documents_are_ranked_and_pairs_are_scored_as_by_the_reranker(client: Client, mini_folder: Path) -> None:
