@@ -29,6 +29,7 @@ def evaluate(
     k: int = 100,
     first_stage: Mode | None = None,
     chunk_sizes: Sequence[int] | None = None,
+    first_stage_weights: Sequence[float] = (),
     max_queries: int | None = None,
     instruction: str = DEFAULT_INSTRUCTION,
     system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
@@ -44,6 +45,7 @@ def evaluate(
         k: candidates that are reranked.
         first_stage: `dense`, `bm25` or `fused`; `None` = the best that the index has.
         chunk_sizes: pooling ratios: the stored one or multiples of it; `None` = the index's default alone.
+        first_stage_weights: every chunk size is also reported with the first stage's score blended in, at each weight.
         max_queries: ask a sample of so many queries, the same in every run; `None` = all.
         instruction: what the queries ask for.
         system_instruction: the prompt's first line.
@@ -57,6 +59,7 @@ def evaluate(
         points=tuple(Point(ratio) for ratio in ratios),
         k=k,
         first_stage=first_stage,
+        first_stage_weights=tuple(first_stage_weights),
         max_queries=max_queries,
         instruction=instruction,
         system_instruction=system_instruction,
