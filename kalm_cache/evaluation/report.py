@@ -50,10 +50,10 @@ class EvaluationReport:
     reranked: RerankedQuality
     chunk_size: int
     codec: str
-    first_stage_weight: float
     bytes_per_passage: float
     states_bytes_per_passage: float
     k: int
+    first_stage_weight: float
     stored_chunk_size: int
     sampled_from: int
     missing_passages: int
