@@ -13,6 +13,7 @@ from kalm_cache.evaluation.results import CollectionResult, SystemResult
 
 MEASURE = "ndcg@10"
 COLUMNS = 4
+COLOURS = 10  # of matplotlib's cycle
 COMMAND_CHARS = 150
 Value = Callable[[SystemResult], float | None]
 _X: dict[str, tuple[str, Value]] = {  # file name -> label and value of the horizontal axis
@@ -47,9 +48,11 @@ def _plot_quality(results: Sequence[CollectionResult], path: Path, label: str, v
     panels += [results] if len(results) > 1 else []
     figure, axes = _panels(len(panels))
     for axis, panel in zip(axes, panels, strict=True):
-        for codec, weight in itertools.product(codecs_of(panel), weights_of(panel)):
+        for n, (codec, weight) in enumerate(itertools.product(codecs_of(panel), weights_of(panel))):
             xs, ys = _line(panel, codec, weight, value)
-            axis.plot(xs, ys, marker="o", markersize=3, label=f"{codec}, weight {weight:g}" if weight else codec)
+            label = f"{codec}, weight {weight:g}" if weight else codec
+            style = _LINES[n // COLOURS % len(_LINES)]  # colours come again after so many lines
+            axis.plot(xs, ys, style, marker="o", markersize=3, label=label)
         for name in others_of(panel):
             _level(axis, panel, name)
         axis.set_xscale("log", base=2 if path.name == "quality-ratio.png" else 10)
@@ -86,6 +89,7 @@ def _level(axis: Any, panel: Sequence[CollectionResult], name: str) -> None:
     axis.axhline(sum(found) / len(found), linestyle=style, color=colour, linewidth=1, label=name)
 
 
+_LINES = ("-", "--", ":")
 _STYLES = {"bm25": (":", "black"), "dense": ("--", "gray"), "fused": ("-", "gray"), "given": ("-", "black")}
 
 
