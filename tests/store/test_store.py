@@ -18,20 +18,13 @@ from kalm_cache.store import (
     Identity,
     PassageStore,
 )
+from tests.store.three_passages import HASHES, PASSAGES, records
 from tests.stores import (
     Stored,
     read_contents,
     record,
     write_store,
 )
-from tests.three_passages import HASHES, PASSAGES, records
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A sealed store of three passages."""
-    write_store(tmp_path / "shard", PASSAGES)
-    return tmp_path / "shard"
 
 
 def test_what_was_written_is_read_back_in_the_order_asked_for(folder: Path):

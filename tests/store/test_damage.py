@@ -23,6 +23,7 @@ from kalm_cache.store import (
     unpack_text,
 )
 from kalm_cache.store_writer import StoreWriter
+from tests.store.three_passages import HASHES, PASSAGES, records
 from tests.stores import (
     Contents,
     Stored,
@@ -34,14 +35,6 @@ from tests.stores import (
     record,
     write_store,
 )
-from tests.three_passages import HASHES, PASSAGES, records
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A sealed store of three passages."""
-    write_store(tmp_path / "shard", PASSAGES)
-    return tmp_path / "shard"
 
 
 def change(folder: Path, **entries: bytes | None) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,21 +9,11 @@ from kalm_cache import PassageIndex
 from kalm_cache.errors import UsageError
 from kalm_cache.first_stage import standard_scores
 from kalm_cache.ranking import SearchResult, blended
-from tests.indexes import TEXTS, build, make_embedder, settings_for
-
-QUERY = "What is the capital of China?"
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path) -> Iterator[PassageIndex]:
-    root = tmp_path_factory.mktemp("blending")
-    build(root / "index", settings_for(mini_folder, make_embedder(root), codec="fp16"), TEXTS)
-    with PassageIndex.open(root / "index", device="cpu") as index:
-        yield index
+from tests.passage_index.asked import QUERIES
 
 
 def search(index: PassageIndex, weight: float) -> list[SearchResult]:
-    return index.search(QUERY, top_n=None, first_stage_weight=weight).results
+    return index.search(QUERIES[0], top_n=None, first_stage_weight=weight).results
 
 
 def test_a_blend_is_the_margin_and_the_weight_times_the_standard_score() -> None:

@@ -1,8 +1,7 @@
-"""A published index against the reranker that encodes on the fly, and everything that must be refused."""
+"""A published index against the reranker that encodes on the fly: its states, margins and answers."""
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,52 +13,15 @@ from indexer.delta import add_passages, delete_passages
 from indexer.job import load_encoders
 from kalm_cache import PassageIndex
 from kalm_cache.errors import (
-    DamagedRecordError,
     IndexMismatchError,
-    IndexNotFoundError,
     StoreError,
     UnknownIdError,
     UsageError,
 )
-from kalm_cache.generation import open_current
-from kalm_cache.locks import exclude
 from kalm_cache.query_side import score_of
 from kalm_cache.reranker import KaLMReranker
-from tests.checkpoints import MINI, make_checkpoint
-from tests.indexes import TEXTS, build, lines_of, make_embedder, seal_again, settings_for, shard_of
-from tests.stores import change_contents, damage_record, damage_text
-
-QUERIES = ["What is the capital of China?", "when does the ferry leave", ""]
-IDS = list(TEXTS)
-# Pooled states of length about 1 a value are off by 2⁻¹¹ (fp16) or 1/254 of the largest (int8); the margins of the
-# random model move by a few times as much, its logits being some tens
-TOLERANCE = {"fp16": 2e-2, "int8": 2e-1}
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedder(tmp_path_factory.mktemp("embedder"))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path, embedder: Path) -> dict[str, Path]:
-    """One index folder for each codec."""
-    root = tmp_path_factory.mktemp("indexes")
-    for codec in TOLERANCE:
-        build(root / codec, settings_for(mini_folder, embedder, codec=codec), TEXTS)
-    return {codec: root / codec for codec in TOLERANCE}
-
-
-@pytest.fixture(scope="module")
-def index(folders: dict[str, Path]):
-    with PassageIndex.open(folders["fp16"], device="cpu") as index:
-        yield index
-
-
-@pytest.fixture
-def copied(folders: dict[str, Path], tmp_path: Path) -> Path:
-    """An index of one's own, to be damaged."""
-    return Path(shutil.copytree(folders["fp16"], tmp_path / "index"))
+from tests.indexes import TEXTS, build, lines_of, settings_for
+from tests.passage_index.asked import IDS, QUERIES, TOLERANCE
 
 
 def on_the_fly(reranker: KaLMReranker, query: str) -> list[float]:
@@ -221,123 +183,6 @@ def test_several_threads_get_the_answers_of_one(index: PassageIndex):
         assert list(pool.map(ask, queries * 2)) == alone * 2
 
 
-def test_the_same_weights_in_another_folder_are_the_same_model(
-    folders: dict[str, Path], mini_folder: Path, tmp_path: Path
-):
-    moved = Path(shutil.copytree(mini_folder, tmp_path / "moved"))
-    with PassageIndex.open(folders["fp16"], model=str(moved), device="cpu") as index:
-        assert len(index) == 12
-
-
-def test_another_model_is_refused_with_both_sides_named(folders: dict[str, Path], mini_folder: Path, tmp_path: Path):
-    other = make_checkpoint(tmp_path / "other", MINI, seed=1)
-    with pytest.raises(IndexMismatchError) as raised:
-        PassageIndex.open(folders["fp16"], model=str(other), device="cpu")
-    message = str(raised.value)
-    assert str(mini_folder) in message
-    assert str(other) in message
-    assert f"kalm-cache reindex CORPUS --index {folders['fp16']} --model {other}" in message
-
-
-def test_another_codec_is_refused_with_both_sides_named(folders: dict[str, Path]):
-    with pytest.raises(IndexMismatchError, match=r"built with codec int8, fp16 was asked for; leave --codec out"):
-        PassageIndex.open(folders["int8"], codec="fp16")
-    PassageIndex.open(folders["int8"], codec="int8", device="cpu").close()
-
-
-def test_another_state_of_the_embedder_is_refused(tmp_path: Path, mini_folder: Path, embedder: Path):
-    own = Path(shutil.copytree(embedder, tmp_path / "embedder"))
-    build(tmp_path / "index", settings_for(mini_folder, own), {"d1": "text"})
-    shutil.rmtree(own)
-    make_embedder(own, dimension=4)
-    with pytest.raises(IndexMismatchError, match="another state of embedder"):
-        PassageIndex.open(tmp_path / "index", device="cpu")
-
-
-def test_a_folder_without_an_index_is_not_found(tmp_path: Path):
-    with pytest.raises(IndexNotFoundError):
-        PassageIndex.open(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["states.lmdb", "passages.lmdb", "store.json", "first_stage/dense.faiss", "first_stage/bm25/numbers.npy"]
-)
-def test_a_cut_or_missing_file_is_refused_before_it_is_mapped(copied: Path, name: str):
-    path = shard_of(copied) / name
-    path.write_bytes(path.read_bytes()[:-64])
-    with pytest.raises(StoreError, match=r"its receipt says \d+; run kalm-cache verify"):
-        PassageIndex.open(copied, device="cpu")
-    path.unlink()
-    with pytest.raises(StoreError, match="is missing"):
-        PassageIndex.open(copied, device="cpu")
-
-
-def test_a_damaged_record_is_left_out_of_answers_named_and_counted(copied: Path):
-    damage_record(shard_of(copied), "d3")
-    damage_record(shard_of(copied), "d5")
-    with PassageIndex.open(copied, device="cpu") as index:
-        whole = [one for one in IDS if one not in ("d3", "d5")]
-        reranked = index.rerank(QUERIES[0], IDS)
-        assert {result.doc_id for result in reranked.results} == set(whole)
-        assert reranked.damaged == ["d3", "d5"]
-        assert index.damaged_reads == 2
-        searched = index.search("Gravity attracts", k=12, top_n=None, first_stage="dense")
-        assert {result.doc_id for result in searched.results} == set(whole)
-        assert set(searched.damaged) == {"d3", "d5"}
-        ranks = {result.doc_id: result.first_stage_rank for result in searched.results}
-        assert len(set(ranks.values())) == 10
-        assert max(ranks.values()) <= 12
-        assert index.rerank(QUERIES[0], whole).damaged == []
-        assert [one.margin for one in index.rerank(QUERIES[0], whole).results] == pytest.approx(
-            [one.margin for one in reranked.results], abs=1e-5
-        )
-
-
-def test_damage_is_an_error_where_every_passage_must_have_an_answer(copied: Path):
-    damage_record(shard_of(copied), "d3")
-    with PassageIndex.open(copied, device="cpu") as index:
-        for call in (lambda: index.margins(QUERIES[0], ["d1", "d3"]), lambda: index.pooled(["d3"])):
-            with pytest.raises(DamagedRecordError, match="record 'd3': checksum mismatch; run kalm-cache verify"):
-                call()
-        assert len(index.margins(QUERIES[0], ["d1", "d2"])) == 2
-
-
-def test_with_a_prefix_tier_damaged_records_are_left_out_too(copied: Path):
-    damage_record(shard_of(copied), "d3")
-    with PassageIndex.open(copied, device="cpu", prefix_cache_gib=0.01) as index:
-        for _ in range(2):  # read, and then held
-            answer = index.rerank(QUERIES[0], IDS)
-            assert answer.damaged == ["d3"]
-            assert len(answer.results) == 11
-
-
-def test_a_damaged_text_costs_the_result_its_text_alone(copied: Path):
-    damage_text(shard_of(copied), "d3")
-    with PassageIndex.open(copied, device="cpu") as index:
-        answer = index.rerank(QUERIES[0], ["d1", "d3"])
-        assert {result.doc_id: result.text for result in answer.results} == {"d1": TEXTS["d1"], "d3": None}
-        assert answer.damaged == ["d3"]
-        assert index.rerank(QUERIES[0], ["d1", "d3"], with_text=False).damaged == []
-
-
-def test_records_of_another_codec_are_damage(copied: Path):
-    change_contents(shard_of(copied), lambda contents: contents.set_record("d1", codec=6))
-    seal_again(copied)
-    with PassageIndex.open(copied, device="cpu") as index:
-        with pytest.raises(DamagedRecordError, match=r"record 'd1': codec 6, the manifest says fp16"):
-            index.pooled(["d1"])
-        assert index.rerank(QUERIES[0], ["d1", "d2"]).damaged == ["d1"]
-
-
-def test_codecs_are_compared_by_what_they_are_and_not_by_their_spelling(
-    tmp_path: Path, mini_folder: Path, embedder: Path
-):
-    build(tmp_path / "index", settings_for(mini_folder, embedder, codec="int4+zstd"), {"d1": "text"})
-    PassageIndex.open(tmp_path / "index", codec="int4+zstd3", device="cpu").close()
-    with pytest.raises(IndexMismatchError, match=r"codec int4\+zstd3, int4\+zstd9 was asked for"):
-        PassageIndex.open(tmp_path / "index", codec="int4+zstd9", device="cpu")
-
-
 def test_what_is_hidden_is_in_no_answer_and_what_replaced_it_is(copied: Path, mini_folder: Path, embedder: Path):
     settings = settings_for(mini_folder, embedder)
     encoders = load_encoders(settings)
@@ -351,22 +196,3 @@ def test_what_is_hidden_is_in_no_answer_and_what_replaced_it_is(copied: Path, mi
         with pytest.raises(UnknownIdError, match="'d2'"):
             index.rerank("ferry", ["d2"])
         assert index.rerank("ferry", ["d1"]).results[0].text == "the rarewordx alone"
-
-
-def test_an_open_index_is_safe_from_gc_until_it_is_closed(copied: Path):
-    manifest = open_current(copied).folder / "manifest.json"
-    index = PassageIndex.open(copied, device="cpu")
-    with exclude(manifest) as is_free:
-        assert not is_free
-    index.close()
-    index.close()
-    with exclude(manifest) as is_free:
-        assert is_free
-
-
-def test_an_index_that_cannot_be_opened_holds_no_lock(copied: Path):
-    (shard_of(copied) / "states.lmdb").unlink()
-    with pytest.raises(StoreError):
-        PassageIndex.open(copied, device="cpu")
-    with exclude(open_current(copied).folder / "manifest.json") as is_free:
-        assert is_free
