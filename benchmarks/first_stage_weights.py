@@ -1,6 +1,6 @@
 """Which weight the first stage should have beside the margin, and what it is worth where it was not chosen.
 
-    kalm-cache eval … --first-stage-weights 0.25,0.5,1,2,4 --out OUT
+    kalm-cache eval … --first-stage-weights 0.5,1,2 --out OUT
     python -m benchmarks.first_stage_weights OUT/report.json [--codec fp16]
 
 For each pooling ratio: nDCG@10 as a mean over the collections at every weight, and with each collection's weight chosen
@@ -28,14 +28,18 @@ def leave_one_out(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return (values.sum(0) - values).argmax(1)
 
 
-def by_weight(collections: list[dict[str, Any]], codec: str, ratio: int, weights: list[float]) -> NDArray[np.float64]:
-    """nDCG@10 of a codec and a ratio: (collections, weights). Raises `SystemExit` where one was not measured."""
-    return np.array([[_value(_points(one), (codec, ratio, weight)) for weight in weights] for one in collections])
-
-
 def better_first_stage(collection: Mapping[str, Any]) -> float:
     """The better nDCG@10 of BM25 and the fused first stage."""
     return max(one["means"][MEASURE] for one in collection["systems"] if one["name"] in ("bm25", "fused"))
+
+
+def measured(collection: Mapping[str, Any], codec: str) -> dict[tuple[int, float], float]:
+    """nDCG@10 of a codec by pooling ratio and weight; weight 0 is the reranker alone."""
+    return {
+        (one["cost"]["ratio"], one["cost"]["first_stage_weight"]): one["means"][MEASURE]
+        for one in collection["systems"]
+        if one["kind"] in ("reranker", "blended") and one["cost"]["codec"] == codec
+    }
 
 
 def main() -> None:
@@ -45,47 +49,26 @@ def main() -> None:
     parser.add_argument("--codec", default="fp16")
     args = parser.parse_args()
     collections = json.loads(args.report.read_text("utf-8"))["collections"]
-    keys = sorted({key for one in collections for key in _points(one) if key[0] == args.codec})
-    ratios, weights = sorted({key[1] for key in keys}), sorted({key[2] for key in keys})
+    points = [measured(one, args.codec) for one in collections]
+    if any(one.keys() != points[0].keys() for one in points):
+        raise SystemExit("the collections were not measured at the same ratios and weights")
+    ratios, weights = ([*dict.fromkeys(part)] for part in zip(*sorted(points[0]), strict=True))
     first = np.array([better_first_stage(one) for one in collections])
-    chosen = {}
-    rows = []
+    chosen, rows = {}, []
     for ratio in ratios:
-        values = by_weight(collections, args.codec, ratio, weights)
+        values = np.array([[one[ratio, weight] for weight in weights] for one in points])
         chosen[ratio] = np.take_along_axis(values, leave_one_out(values)[:, None], 1)[:, 0]
-        cells = [f"{mean:.4f}" for mean in values.mean(0)]
-        for found in (values[:, 0], chosen[ratio]):
-            cells.append(f"{(found - first).mean():+.4f}, below on {(found < first).sum()}")
+        means = [f"{mean:.4f}" for mean in values.mean(0)]
         best = f"{weights[int(values.mean(0).argmax())]:g}"
-        rows.append([str(ratio), *cells[: len(weights)], best, f"{chosen[ratio].mean():.4f}", *cells[len(weights) :]])
-    header = [
-        "r",
-        *(f"w = {weight:g}" for weight in weights),
-        "best w",
-        "left one out",
-        "w = 0 to first",
-        "left to first",
-    ]
+        rows.append([str(ratio), *means, best, f"{chosen[ratio].mean():.4f}"])
+        for found in (values[:, 0], chosen[ratio]):
+            rows[-1].append(f"{(found - first).mean():+.4f}, below on {(found < first).sum()}")
+    header = ["r", *(f"w = {weight:g}" for weight in weights), "best w", "left out", "gain, w = 0", "gain, left out"]
     print(f"{len(collections)} collections, {args.codec}; better of BM25 and fused: {first.mean():.4f}\n")
     print(table(header, rows), end="\n\n")
     names = [f"{one['name']} {one['split']}" for one in collections]
     columns = [[f"{value:.3f}" for value in column] for column in (first, *chosen.values())]
-    print(table(["left one out", "first stage", *(f"r = {r}" for r in ratios)], zip(names, *columns, strict=True)))
-
-
-def _points(collection: Mapping[str, Any]) -> dict[tuple[str, int, float], float]:
-    """nDCG@10 by codec, ratio and weight; 0 is the reranker alone."""
-    return {
-        (one["cost"]["codec"], one["cost"]["ratio"], one["cost"]["first_stage_weight"]): one["means"][MEASURE]
-        for one in collection["systems"]
-        if one["kind"] in ("reranker", "blended")
-    }
-
-
-def _value(points: Mapping[tuple[str, int, float], float], key: tuple[str, int, float]) -> float:
-    if key not in points:
-        raise SystemExit(f"codec {key[0]} at r = {key[1]} with weight {key[2]:g} was not measured on every collection")
-    return points[key]
+    print(table(["left out", "first stage", *(f"r = {r}" for r in ratios)], zip(names, *columns, strict=True)))
 
 
 if __name__ == "__main__":

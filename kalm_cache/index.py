@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from kalm_cache.pooling import PooledPassage
 from kalm_cache.prefix_tier import KeptPassage, PrefixTier
 from kalm_cache.query_side import DECODE_BATCH, QuerySide, load_query_side
 from kalm_cache.ranking import Answer, SearchResult
-from kalm_cache.results import results_of
+from kalm_cache.results import Found, results_of
 from kalm_cache.shards import ShardSet
 from kalm_cache.soundness import require_sound_first_stage
 from kalm_cache.state_reader import StateReader
@@ -36,15 +36,6 @@ from kalm_cache.state_reader import StateReader
 __all__ = ["Answer", "Found", "PassageIndex", "SearchResult"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The first stage's candidates, best first, with their ids; `damaged` names those whose id cannot be read."""
-
-    doc_ids: list[str]
-    candidates: Candidates
-    damaged: list[str]
 
 
 class PassageIndex:
@@ -192,13 +183,13 @@ class PassageIndex:
         answer = self._rerank(
             query,
             found.doc_ids,
-            top_n,
-            instruction,
-            system_instruction,
-            chunk_size,
-            with_text,
-            found.candidates,
-            first_stage_weight,
+            top_n=top_n,
+            instruction=instruction,
+            system_instruction=system_instruction,
+            chunk_size=chunk_size,
+            with_text=with_text,
+            candidates=found.candidates,
+            first_stage_weight=first_stage_weight,
         )
         timings = {"first_stage": first_stage_ms} | answer.timings_ms | {"total": _ms_since(started)}
         return replace(answer, timings_ms=timings, damaged=found.damaged + answer.damaged)
@@ -221,7 +212,15 @@ class PassageIndex:
         Raises:
             UnknownIdError: ids that the index does not hold.
         """
-        return self._rerank(query, ids, top_n, instruction, system_instruction, chunk_size, with_text)
+        return self._rerank(
+            query,
+            ids,
+            top_n=top_n,
+            instruction=instruction,
+            system_instruction=system_instruction,
+            chunk_size=chunk_size,
+            with_text=with_text,
+        )
 
     def margins(
         self,
@@ -321,6 +320,7 @@ class PassageIndex:
         self,
         query: str,
         ids: Sequence[str],
+        *,
         top_n: int | None,
         instruction: str,
         system_instruction: str,

@@ -1,13 +1,23 @@
-"""Margins of candidates -> the results that an answer holds: order, texts, what of them is damaged."""
+"""Candidates and their margins -> the results that an answer holds: order, texts, what of them is damaged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.first_stage import Candidates, standard_scores
 from kalm_cache.query_side import score_of
 from kalm_cache.ranking import SearchResult, best_first, blended
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The first stage's candidates, best first, with their ids; `damaged` names those whose id cannot be read."""
+
+    doc_ids: list[str]
+    candidates: Candidates
+    damaged: list[str]
 
 
 def results_of(
