@@ -24,7 +24,7 @@ from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.server import address_of, bind, make_server, open_service
 
-QUERY = "Where can one find the formerly Huguenot farms in South Africa?"  # its answer moves up from 9, and more moves
+QUERY = "Where can one find the formerly Huguenot farms in South Africa?"  # its answer moves up, and more moves
 MAX_BYTES = 300_000
 COLOURS = 256
 
