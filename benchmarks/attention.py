@@ -1,4 +1,4 @@
-"""Whose attention finds the sentence that holds the answer: what `kalm_cache.attribution` was chosen by.
+"""Whose attention finds the sentence that holds the answer: what `kalm_cache.scoring.attribution` was chosen by.
 
     python -m benchmarks.attention --squad SQUAD_DEV_JSON [--index demo-index] [--questions 400] [--chunk-sizes 1,4,16]
 
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import emit
-from kalm_cache.attribution import Attention, Chunk, chunk_texts, focused_mean, observe, query_tokens
 from kalm_cache.evaluation import load_beir
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import BUNDLED_TINY
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.scoring.attribution import Attention, Chunk, chunk_texts, focused_mean, observe, query_tokens
 
 DEMO = BUNDLED_TINY.parent / "demo"
 FEWEST_SENTENCES = 3

@@ -30,9 +30,9 @@ from kalm_cache.evaluation.evaluate import sample_queries
 from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage, load_embedder
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
-from kalm_cache.passage_side import load_passage_side
-from kalm_cache.pooling import PooledPassage, mean_pool
-from kalm_cache.query_side import QuerySide, load_query_side
+from kalm_cache.scoring.passage_side import load_passage_side
+from kalm_cache.scoring.pooling import PooledPassage, mean_pool
+from kalm_cache.scoring.query_side import QuerySide, load_query_side
 
 Float32 = NDArray[np.float32]
 DEMO = Path(__file__).parents[1] / "kalm_cache" / "bundled" / "demo"

@@ -23,10 +23,10 @@ from transformers.utils import logging
 from benchmarks.cross_encoders import CROSS_ENCODERS, CrossEncoder
 from benchmarks.pairs import PREFIX_TOKENS, QUERY_TOKENS, Candidates
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.kernels.prefix_kv import Kept
 from kalm_cache.model.prompts import Tokens, load_prompt_tokenizer
-from kalm_cache.prefix_tier import TIER_DTYPES
-from kalm_cache.query_side import QuerySide, load_query_side
+from kalm_cache.scoring.prefix_cache import TIER_DTYPES
+from kalm_cache.scoring.query_side import QuerySide, load_query_side
 
 
 @dataclass(frozen=True, slots=True)

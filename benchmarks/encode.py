@@ -31,11 +31,11 @@ from benchmarks.contenders import load_whole
 from benchmarks.pairs import random_passages
 from benchmarks.reference import mean_of_groups
 from benchmarks.timing import DTYPES, Times, emit, interleave, machine, markdown, progress, short, significant
-from indexer.batching import batch_by_tokens
+from indexer.build.batching import batch_by_tokens
 from indexer.corpus import RejectedLine, read_corpus
 from kalm_cache.model.checkpoint import BUNDLED_TINY, open_checkpoint
 from kalm_cache.model.prompts import Tokens, load_prompt_tokenizer
-from kalm_cache.passage_side import load_passage_side
+from kalm_cache.scoring.passage_side import load_passage_side
 
 BUNDLED_CORPUS = BUNDLED_TINY.parent / "demo" / "corpus.jsonl.zst"
 CORPUS_LINES = 20_000  # of a large corpus, its beginning

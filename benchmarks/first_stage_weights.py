@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.evaluation.markdown import table
+from kalm_cache.evaluation.reports.markdown import table
 
 MEASURE = "ndcg@10"
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.evaluation import load_beir
-from kalm_cache.evaluation.metrics import measure
+from kalm_cache.evaluation.measures.metrics import measure
 from kalm_cache.first_stage import BM25Index, Candidates, load_embedder, standard_score_fusion
 from kalm_cache.first_stage.candidates import best_first
 

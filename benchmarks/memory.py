@@ -70,7 +70,7 @@ def _use_transformers(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
 
 def _use_passage_side(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
     from kalm_cache.model.checkpoint import open_checkpoint
-    from kalm_cache.passage_side import load_passage_side
+    from kalm_cache.scoring.passage_side import load_passage_side
 
     side = load_passage_side(
         open_checkpoint(str(folder)),
@@ -86,7 +86,7 @@ def _use_passage_side(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
 def _use_query_side(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
     from kalm_cache.model.checkpoint import open_checkpoint
     from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
-    from kalm_cache.query_side import load_query_side
+    from kalm_cache.scoring.query_side import load_query_side
 
     side = load_query_side(
         open_checkpoint(str(folder)),
@@ -101,7 +101,7 @@ def _use_query_side(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
 
 def _use_decoder(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
     from kalm_cache.model.checkpoint import open_checkpoint
-    from kalm_cache.model.decoder_pass import Prompts
+    from kalm_cache.model.layers.decoder_pass import Prompts
     from kalm_cache.model.runtime import load_decoder
 
     decoder = load_decoder(open_checkpoint(str(folder)), (2, 3), torch.device("cpu"), getattr(torch, dtype))

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.reference import mean_of_groups
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.passage_side import load_passage_side
+from kalm_cache.scoring.passage_side import load_passage_side
 
 PREFIX_TOKENS = 53
 SUFFIX_TOKENS = 5

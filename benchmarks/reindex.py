@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from indexer.build.index_job import load_encoders, run_index_job
+from indexer.build.shard import Progress
+from indexer.change.delta import add_passages, delete_passages
+from indexer.change.gc import collect_garbage
+from indexer.change.reindex import run_reindex
+from indexer.change.rollback import roll_back
 from indexer.corpus import CorpusLine, RejectedLine, read_corpus
-from indexer.delta import add_passages, delete_passages
-from indexer.gc import collect_garbage
-from indexer.job import load_encoders, run_index_job
-from indexer.reindex import run_reindex
-from indexer.rollback import roll_back
-from indexer.shard import Progress
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings, load_settings

@@ -26,8 +26,8 @@ from benchmarks.matmuls import BareProducts, Product, decoder_products, encoder_
 from benchmarks.pairs import PREFIX_TOKENS, QUERY_TOKENS, Prompts, random_passages
 from benchmarks.timing import DTYPES, emit, interleave, machine, markdown, progress, short, significant
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
-from kalm_cache.passage_side import load_passage_side
-from kalm_cache.query_side import load_query_side
+from kalm_cache.scoring.passage_side import load_passage_side
+from kalm_cache.scoring.query_side import load_query_side
 
 PROFILED_OPERATORS = 15
 PROFILED_CALLS = 3

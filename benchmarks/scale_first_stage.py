@@ -152,7 +152,7 @@ def search(step: Step) -> dict[str, Any]:
 
 def compare(step: Step) -> dict[str, Any]:
     """Recall@100 of queries that the index was not tuned with, against exact search over the same vectors."""
-    from kalm_cache.first_stage.recall import exact_neighbours, recall
+    from kalm_cache.first_stage.dense.recall import exact_neighbours, recall
 
     queries = query_vectors()
     batches = (vectors(batch, rows) for batch, _, rows in _batches(step.passages))

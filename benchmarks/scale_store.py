@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 
 from benchmarks.scale_first_stage import BATCH, texts
 from benchmarks.scale_steps import Column, Part, Step, latencies_ms, memory
+from indexer.build.index_job import run_index_job
+from indexer.build.models import Encoders
 from indexer.corpus import CorpusLine
-from indexer.encoders import Encoders
-from indexer.job import run_index_job
 from kalm_cache.codec import get_codec
-from kalm_cache.fingerprint import Fingerprint
-from kalm_cache.generation import open_current, require_whole
+from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.generation import open_current, require_whole
+from kalm_cache.generations.segments import ShardSet
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.passage import Passage
+from kalm_cache.scoring.state_reader import StateReader
 from kalm_cache.settings import load_settings
-from kalm_cache.shards import ShardSet
-from kalm_cache.state_reader import StateReader
 
 CODEC = "fp16"
 TOKENS, RATIO, WIDTH = 128, 32, 160

@@ -41,9 +41,9 @@ from benchmarks.serve_load import Job, Load, percentile, run_job
 from benchmarks.serve_offline import Offline
 from benchmarks.serve_process import Running, running, serving
 from benchmarks.timing import emit, machine, markdown, progress, short, significant
+from indexer.build.index_job import is_built, load_encoders, run_index_job
 from indexer.corpus import CorpusLine, read_corpus
-from indexer.job import is_built, load_encoders, run_index_job
-from kalm_cache.cli.demo import BUNDLED_DEMO
+from kalm_cache.cli.commands.demo import BUNDLED_DEMO
 from kalm_cache.evaluation import load_beir
 from kalm_cache.passage import Passage
 from kalm_cache.settings import load_settings

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kalm_cache.index import PassageIndex
-from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.kernels.prefix_kv import Kept
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
-from kalm_cache.query_side import DECODE_BATCH
+from kalm_cache.scoring.query_side import DECODE_BATCH
 
 _T = TypeVar("_T")
 

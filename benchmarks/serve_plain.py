@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 from query_service.server import address_of, bind, serve
 
 

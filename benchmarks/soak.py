@@ -38,15 +38,15 @@ import torch
 from benchmarks.serve_load import Job, percentile, run_job
 from benchmarks.serve_process import Running, serving
 from benchmarks.timing import emit, machine, progress, significant
+from indexer.build.index_job import load_encoders, run_index_job
+from indexer.change.delta import add_passages, delete_passages
+from indexer.change.gc import collect_garbage
+from indexer.change.rollback import roll_back
 from indexer.corpus import CorpusLine, read_corpus
-from indexer.delta import add_passages, delete_passages
-from indexer.gc import collect_garbage
-from indexer.job import load_encoders, run_index_job
-from indexer.rollback import roll_back
-from kalm_cache.cli.demo import BUNDLED_DEMO
-from kalm_cache.current import current_name
+from kalm_cache.cli.commands.demo import BUNDLED_DEMO
 from kalm_cache.evaluation import load_beir
-from kalm_cache.index import PassageIndex
+from kalm_cache.generations.current import current_name
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.passage import Passage
 from kalm_cache.settings import load_settings
 

@@ -37,19 +37,19 @@ from benchmarks.timing import emit, progress, significant
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.codec import CODECS, Codec, get_codec
 from kalm_cache.codec.rotated import Rotated
-from kalm_cache.durable import write_atomically
+from kalm_cache.codec.sensitivity import load_sensitivity
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.evaluation import BeirTask, load_beir
 from kalm_cache.evaluation.evaluate import sample_queries
-from kalm_cache.evaluation.metrics import measure_queries
+from kalm_cache.evaluation.measures.metrics import measure_queries
 from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage, load_embedder
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.pooling import PooledPassage, mean_pool, pooled_length
-from kalm_cache.query_side import QuerySide, load_query_side
-from kalm_cache.record import Record
-from kalm_cache.sensitivity import load_sensitivity
-from kalm_cache.store import STATES_FILE, Identity, key_of
-from kalm_cache.store_writer import StoreWriter
+from kalm_cache.scoring.pooling import PooledPassage, mean_pool, pooled_length
+from kalm_cache.scoring.query_side import QuerySide, load_query_side
+from kalm_cache.storage.durable import write_atomically
+from kalm_cache.storage.passage_store import STATES_FILE, Identity, key_of
+from kalm_cache.storage.record import Record
+from kalm_cache.storage.store_writer import StoreWriter
 
 EXACT = "fp32"
 USUAL_TOKENS = 128  # of the passage that goals and other stores are stated for

@@ -27,10 +27,10 @@ import torch
 
 from benchmarks.timing import Times, emit, interleave, machine, markdown, progress, short, significant
 from kalm_cache.codec import Codec, get_codec
-from kalm_cache.record import Record
-from kalm_cache.state_reader import StateReader
-from kalm_cache.store import PASSAGES_FILE, STATES_FILE, Identity, PassageStore
-from kalm_cache.store_writer import StoreWriter
+from kalm_cache.scoring.state_reader import StateReader
+from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE, Identity, PassageStore
+from kalm_cache.storage.record import Record
+from kalm_cache.storage.store_writer import StoreWriter
 
 SIZES = (300, 512, 1330, 2320, 4080, 5160, 10_280, 20_500, 65_536)
 SIZED_BYTES = 8 << 20  # payload bytes of each file whose size is measured

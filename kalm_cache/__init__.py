@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kalm_cache.client import AsyncClient, Client
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
     from kalm_cache.reranker import KaLMReranker
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ _HOMES = {
     "AsyncClient": "kalm_cache.client",
     "Client": "kalm_cache.client",
     "KaLMReranker": "kalm_cache.reranker",
-    "PassageIndex": "kalm_cache.index",
+    "PassageIndex": "kalm_cache.index.passage_index",
 }
 
 

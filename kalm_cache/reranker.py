@@ -13,8 +13,8 @@ from kalm_cache.errors import UsageError
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
-from kalm_cache.passage_side import PassageSide, load_passage_side
-from kalm_cache.query_side import QuerySide, load_query_side, score_of
+from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
+from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of
 
 HUB_OPTIONS = frozenset({"revision", "token", "cache_dir", "local_files_only", "force_download"})
 logger = logging.getLogger(__name__)

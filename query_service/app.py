@@ -10,17 +10,11 @@ from anyio import to_thread
 from fastapi import FastAPI, Response
 
 from kalm_cache import __version__
-from query_service.answers import answer_infinity_rerank, answer_rerank, answer_score, answer_search
-from query_service.disconnect import CancelOnDisconnect
-from query_service.edge.docs import add_docs
-from query_service.edge.metrics import CONTENT_TYPE
-from query_service.edge.request_log import note_query
-from query_service.edge.stack import Edge, EdgedFastAPI
-from query_service.errors import add_error_handlers
-from query_service.explain import ExplainRequest, ExplainResponse, answer_explain
-from query_service.page import page_router
-from query_service.requests import RerankRequest, ScoreRequest, SearchRequest
-from query_service.responses import (
+from query_service.api.answers import answer_infinity_rerank, answer_rerank, answer_score, answer_search
+from query_service.api.errors import add_error_handlers
+from query_service.api.explain import ExplainRequest, ExplainResponse, answer_explain
+from query_service.api.requests import RerankRequest, ScoreRequest, SearchRequest
+from query_service.api.responses import (
     ErrorResponse,
     Health,
     InfinityResponse,
@@ -34,9 +28,15 @@ from query_service.responses import (
     SearchResponse,
     TextResult,
 )
-from query_service.service import Service
-from query_service.status import answer_health, answer_info, answer_models, answer_ready
-from query_service.work import Work
+from query_service.api.status import answer_health, answer_info, answer_models, answer_ready
+from query_service.engine.request_context import Work
+from query_service.engine.service import Service
+from query_service.middleware.disconnect import CancelOnDisconnect
+from query_service.middleware.docs import add_docs
+from query_service.middleware.metrics import CONTENT_TYPE
+from query_service.middleware.request_log import note_query
+from query_service.middleware.stack import Edge, EdgedFastAPI
+from query_service.page import page_router
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 SCORE_PATHS = ("/score", "/v1/score")

@@ -14,14 +14,14 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from kalm_cache.configured import open_index
 from kalm_cache.errors import UsageError
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.from_settings import open_index
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
 from query_service.app import create_app
-from query_service.edge.logs import configure_logging
-from query_service.live import LiveIndex
-from query_service.service import Service
+from query_service.engine.live import LiveIndex
+from query_service.engine.service import Service
+from query_service.middleware.logs import configure_logging
 from query_service.workers import run_workers
 
 KEEP_ALIVE_SECONDS = 75  # longer than the usual pool of a client, so that it does not write into a closing connection

@@ -18,11 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from kalm_cache.configured import open_index
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.from_settings import open_index
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
-from query_service.edge.metrics import forget_worker, share_between_workers
+from query_service.middleware.metrics import forget_worker, share_between_workers
 
 HASTY_SECONDS = 5.0  # a worker that ends sooner than this has not served
 HASTY_ENDS = 5  # as many of these in a row, and the service gives up

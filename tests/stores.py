@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kalm_cache.block import Block, Kind, checksum
-from kalm_cache.block_file import BlockFile, BlockWriter, digest_of
-from kalm_cache.lmdb_file import LmdbFile
-from kalm_cache.lmdb_pages import read_tree
-from kalm_cache.record import STATES, Record, unpack_record
-from kalm_cache.store import (
+from kalm_cache.storage.block_file import BlockFile, BlockWriter, digest_of
+from kalm_cache.storage.checksummed_block import Block, Kind, checksum
+from kalm_cache.storage.lmdb_file import LmdbFile
+from kalm_cache.storage.lmdb_pages import read_tree
+from kalm_cache.storage.passage_store import (
     PASSAGES,
     PASSAGES_DATABASES,
     PASSAGES_FILE,
@@ -24,7 +23,8 @@ from kalm_cache.store import (
     pack_text,
     read_seal,
 )
-from kalm_cache.store_writer import StoreWriter, unseal
+from kalm_cache.storage.record import STATES, Record, unpack_record
+from kalm_cache.storage.store_writer import StoreWriter, unseal
 
 Parts = tuple[bytes, bytes, bytes]  # common, fields, payload
 

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 from benchmarks.reference import MarginOracle, load_slow_reference
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.cli.app import app
-from kalm_cache.cli.demo import BUNDLED_DEMO, SHOWN
+from kalm_cache.cli.commands.demo import BUNDLED_DEMO, SHOWN
 from kalm_cache.codec import get_codec
+from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
 from kalm_cache.evaluation import load_beir
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import BUNDLED_TINY
 from kalm_cache.reranker import KaLMReranker
-from kalm_cache.sensitivity import SENSITIVITY_FILE, load_sensitivity
 from tests.indexer.changes import payloads_of
 
 QUERIES = ["What is the capital of China?", "Who was Kublai Khan's grandfather?", "naïve Σ 北京 🙂", ""]

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.reference import MarginOracle, load_slow_reference
 from kalm_cache.errors import CheckpointError, NonFiniteLogitsError, UsageError
-from kalm_cache.query_side import score_of
 from kalm_cache.reranker import KaLMReranker
+from kalm_cache.scoring.query_side import score_of
 from tests.checkpoints import MINI, edit_tensors, make_checkpoint, name_text_model
 from tests.texts import DOCUMENTS, QUERIES, SENTENCES, long_text
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kalm_cache.errors import UsageError
-from kalm_cache.ranking import best_first
+from kalm_cache.scoring.ranking import best_first
 
 OnMissing = Literal["error", "skip", "encode"]
 ID_FIELDS = ("id", "_id")

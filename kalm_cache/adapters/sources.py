@@ -15,9 +15,9 @@ from kalm_cache.client.calls import pairs_of
 from kalm_cache.errors import UnknownIdError, UsageError
 
 if TYPE_CHECKING:
-    from kalm_cache.index import PassageIndex
-    from kalm_cache.ranking import Answer
+    from kalm_cache.index.passage_index import PassageIndex
     from kalm_cache.reranker import KaLMReranker
+    from kalm_cache.scoring.ranking import Answer
 
 Backend = Any  # Client, AsyncClient, PassageIndex or KaLMReranker; naming the last two here would load torch
 _one_at_a_time = Lock()  # a computation in this process uses every core, or the whole device
@@ -151,7 +151,7 @@ class Judge:
             return ServiceSource(self.backend)
         if isinstance(self.backend, AsyncClient):
             raise UsageError("an AsyncClient answers to asynchronous methods only; give the adapter a Client")
-        from kalm_cache.index import PassageIndex
+        from kalm_cache.index.passage_index import PassageIndex
         from kalm_cache.reranker import KaLMReranker
 
         if isinstance(self.backend, PassageIndex):

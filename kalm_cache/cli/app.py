@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from kalm_cache.cli.change import add, delete, reindex
-from kalm_cache.cli.client import client
-from kalm_cache.cli.config import config_app
-from kalm_cache.cli.demo import demo
-from kalm_cache.cli.doctor import doctor
-from kalm_cache.cli.evaluate import evaluate
-from kalm_cache.cli.index import index
+from kalm_cache.cli.commands.change import add, delete, reindex
+from kalm_cache.cli.commands.client import client
+from kalm_cache.cli.commands.config import config_app
+from kalm_cache.cli.commands.demo import demo
+from kalm_cache.cli.commands.doctor import doctor
+from kalm_cache.cli.commands.evaluate import evaluate
+from kalm_cache.cli.commands.index import index
+from kalm_cache.cli.commands.search import rerank, search, serve
+from kalm_cache.cli.commands.upkeep import gc, rollback, stats, verify
 from kalm_cache.cli.output import start_logging
-from kalm_cache.cli.search import rerank, search, serve
-from kalm_cache.cli.upkeep import gc, rollback, stats, verify
 
 app = typer.Typer(
     name="kalm-cache",

@@ -14,9 +14,9 @@ from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import KalmCacheError
 
 if TYPE_CHECKING:
+    from indexer.build.index_job import Encoders
     from indexer.corpus import CorpusLine, RejectedLine
-    from indexer.job import Encoders
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
     from kalm_cache.passage import Passage
     from kalm_cache.settings import Settings
 
@@ -36,7 +36,7 @@ class EvaluationIndexes:
     @cached_property
     def encoders(self) -> Encoders:
         """The passage side and the embedder."""
-        from indexer.job import load_encoders
+        from indexer.build.index_job import load_encoders
 
         return load_encoders(self.settings)
 
@@ -48,7 +48,7 @@ class EvaluationIndexes:
             corpus: a file or folder that `kalm-cache index` takes, or a function that yields the passages.
             folder: where the index is or goes.
         """
-        from kalm_cache.index import PassageIndex
+        from kalm_cache.index.passage_index import PassageIndex
 
         if self._serves(folder):
             logger.info("using the index in %s as it is; remove it to index again", folder)
@@ -66,7 +66,7 @@ class EvaluationIndexes:
 
     def _serves(self, folder: Path) -> bool:
         """Whether the live generation has these settings, and a chunk size that all ratios are multiples of."""
-        from kalm_cache.generation import open_current
+        from kalm_cache.generations.generation import open_current
 
         try:
             stored = open_current(folder).manifest.fingerprint
@@ -76,7 +76,7 @@ class EvaluationIndexes:
         return alike and all(ratio % stored.chunk_size == 0 for ratio in self._ratios)
 
     def _build(self, name: str, corpus: Corpus, folder: Path) -> None:
-        from indexer.job import run_index_job
+        from indexer.build.index_job import run_index_job
 
         total = sum(1 for _ in _lines(name, corpus)) if isinstance(corpus, Path) else None
         with show_progress(total) as on_progress:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from kalm_cache.evaluation.collection import Collection
+    from kalm_cache.evaluation.collections.collection import Collection
     from kalm_cache.evaluation.config import CollectionConfig, EvalConfig
     from kalm_cache.evaluation.study import Plan
     from kalm_cache.settings import Settings
@@ -122,15 +122,15 @@ def _settings_file(config: Path | None, found: EvalConfig | None) -> Path | None
 
 def _load(source: CollectionConfig, data: Path, split: str) -> Iterator[Collection]:
     if source.beir is not None:
-        from kalm_cache.evaluation.collection import load_beir_collection
+        from kalm_cache.evaluation.collections.collection import load_beir_collection
 
         yield load_beir_collection(data / source.beir, source.split or split)
     elif source.ir_dataset is not None:
-        from kalm_cache.evaluation.ir_dataset import load_ir_dataset
+        from kalm_cache.evaluation.collections.ir_dataset import load_ir_dataset
 
         yield load_ir_dataset(source.ir_dataset)
     else:
-        from kalm_cache.evaluation.mteb_task import load_mteb
+        from kalm_cache.evaluation.collections.mteb_task import load_mteb
 
         yield from load_mteb(source.mteb or "", source.subsets)
 

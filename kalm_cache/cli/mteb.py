@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kalm_cache.evaluation.mteb_reranker import MTEBReranker
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
     from kalm_cache.passage import Passage
 
 

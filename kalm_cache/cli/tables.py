@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from kalm_cache.index import Answer
+    from kalm_cache.index.passage_index import Answer
 
 SNIPPET_CHARS = 200  # the terminal's width cuts it further
 

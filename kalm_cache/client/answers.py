@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kalm_cache.ranking import Answer, SearchResult
+from kalm_cache.scoring.ranking import Answer, SearchResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from kalm_cache.client.answers import (
 from kalm_cache.client.failures import failure_of, foreign_reply
 from kalm_cache.client.reply import Reply
 from kalm_cache.errors import UsageError
-from kalm_cache.ranking import best_first
+from kalm_cache.scoring.ranking import best_first
 
 if TYPE_CHECKING:
     from kalm_cache.first_stage import Mode

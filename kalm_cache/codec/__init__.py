@@ -12,8 +12,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.codec.codec import Codec, RawCodec
 from kalm_cache.codec.floats import BF16, FP16, FP32
+from kalm_cache.codec.interface import Codec, RawCodec
 from kalm_cache.codec.rotated import Rotated
 from kalm_cache.codec.zstd import NUMBER_FLAG, ZSTD_LEVEL, Zstd
 from kalm_cache.errors import UsageError

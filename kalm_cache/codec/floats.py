@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.codec.bfloat16 import from_bfloat16, to_bfloat16
-from kalm_cache.codec.codec import Float32, Payload, check_finite, check_sizes
+from kalm_cache.codec.interface import Float32, Payload, check_finite, check_sizes
 
 
 @dataclass(frozen=True, slots=True)

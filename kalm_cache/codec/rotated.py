@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.codec.bfloat16 import from_bfloat16, to_bfloat16
-from kalm_cache.codec.codec import Float32, Payload, check_finite, check_sizes
 from kalm_cache.codec.feedback import Float64, carry_of, round_carrying
+from kalm_cache.codec.interface import Float32, Payload, check_finite, check_sizes
 from kalm_cache.codec.levels import UNIT, levels, thresholds
 from kalm_cache.codec.packing import pack, packed_width, unpack_levels
 from kalm_cache.codec.rotation import blocks, hadamard, signs

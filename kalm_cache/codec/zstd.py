@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
-from kalm_cache.codec.codec import Float32, Payload, RawCodec
+from kalm_cache.codec.interface import Float32, Payload, RawCodec
 from kalm_cache.errors import DamagedRecordError
 
 ZSTD_LEVEL = 3

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from kalm_cache.doctor.check import Check, verdict
 from kalm_cache.errors import DamagedRecordError, StoreError
-from kalm_cache.generation import Generation, ShardReceipt, open_current, published_names, require_whole
-from kalm_cache.generation import unfinished_builds as builds_in
-from kalm_cache.journal import journal_problem
-from kalm_cache.locks import LOCK, exclude
-from kalm_cache.shards import ShardSet
-from kalm_cache.soundness import require_sound_first_stage
+from kalm_cache.generations.file_digests import require_sound_first_stage
+from kalm_cache.generations.generation import Generation, ShardReceipt, open_current, published_names, require_whole
+from kalm_cache.generations.generation import unfinished_builds as builds_in
+from kalm_cache.generations.journal import journal_problem
+from kalm_cache.generations.segments import ShardSet
+from kalm_cache.storage.locks import LOCK, exclude
 
 SAMPLED = 64  # records of the whole index
 MEMINFO = Path("/proc/meminfo")

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kalm_cache.evaluation.beir import BeirTask
-from kalm_cache.evaluation.collection import Collection
-from kalm_cache.evaluation.metrics import measure
+from kalm_cache.evaluation.collections.beir import BeirTask
+from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.trec import ids_of
+from kalm_cache.evaluation.measures.metrics import measure
 from kalm_cache.evaluation.points import Point
-from kalm_cache.evaluation.report import EvaluationReport, FirstStageQuality, RerankedQuality
+from kalm_cache.evaluation.reports.report import EvaluationReport, FirstStageQuality, RerankedQuality
 from kalm_cache.evaluation.study import Plan, Study, sample_queries, study
 from kalm_cache.evaluation.systems import System
-from kalm_cache.evaluation.trec import ids_of
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
 if TYPE_CHECKING:
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
 
 __all__ = ["evaluate", "reports_of", "sample_queries"]
 

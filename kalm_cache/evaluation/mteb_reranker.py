@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kalm_cache.errors import MissingExtraError, UsageError
-from kalm_cache.evaluation.mteb_task import instruction_of, passages_of, query_instructions, query_texts
+from kalm_cache.evaluation.collections.mteb_task import instruction_of, passages_of, query_instructions, query_texts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION
 from kalm_cache.passage import Passage
 
 if TYPE_CHECKING:
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
 
 OpenIndex = Callable[[str, Callable[[], Iterable[Passage]]], "PassageIndex"]
 Scores = dict[str, dict[str, float]]  # query id -> passage id -> margin

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import UsageError
-from kalm_cache.pooling import check_ratio
-from kalm_cache.record import Record
-from kalm_cache.state_reader import StateReader
-from kalm_cache.store import STATES_FILE, Identity, PassageStore, key_of
-from kalm_cache.store_writer import StoreWriter
+from kalm_cache.scoring.pooling import check_ratio
+from kalm_cache.scoring.state_reader import StateReader
+from kalm_cache.storage.passage_store import STATES_FILE, Identity, PassageStore, key_of
+from kalm_cache.storage.record import Record
+from kalm_cache.storage.store_writer import StoreWriter
 
 if TYPE_CHECKING:
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
 
 FLOATS = ("fp32", "fp16", "bf16")  # from fine to coarse; states kept as fewer bits carry an error of their own
 RECODED = 256  # passages recoded together

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kalm_cache.durable import write_atomically
 from kalm_cache.errors import CorpusError, UsageError
+from kalm_cache.evaluation.collections.trec import read_run, write_run
 from kalm_cache.evaluation.systems import Cost, System
-from kalm_cache.evaluation.trec import read_run, write_run
+from kalm_cache.storage.durable import write_atomically
 
 SETTINGS = "settings.json"
 

@@ -19,18 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import UsageError
-from kalm_cache.evaluation.beir import BeirTask
-from kalm_cache.evaluation.collection import Collection
+from kalm_cache.evaluation.collections.beir import BeirTask
+from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.trec import ScoredRun
 from kalm_cache.evaluation.points import Point, check_point, open_point
 from kalm_cache.evaluation.run_folder import RunFolder
 from kalm_cache.evaluation.systems import Cost, System, bi_encode, blend, distinct_ids, rerank, search, search_dense
-from kalm_cache.evaluation.trec import ScoredRun
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
-from kalm_cache.store import key_of
+from kalm_cache.storage.passage_store import key_of
 
 if TYPE_CHECKING:
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
 
 logger = logging.getLogger(__name__)
 RECALL_DEPTH = 100  # first stages are measured to here, however few candidates are reranked

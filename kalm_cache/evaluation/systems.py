@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import DamagedRecordError, UsageError
-from kalm_cache.evaluation.beir import BeirTask
+from kalm_cache.evaluation.collections.beir import BeirTask
+from kalm_cache.evaluation.collections.trec import Scored, ScoredRun
 from kalm_cache.evaluation.points import OpenPoint
-from kalm_cache.evaluation.trec import Scored, ScoredRun
 from kalm_cache.first_stage import Mode, load_embedder, standard_scores
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.query_side import DECODE_BATCH, QuerySide
-from kalm_cache.ranking import best_first, blended
+from kalm_cache.scoring.query_side import DECODE_BATCH, QuerySide
+from kalm_cache.scoring.ranking import best_first, blended
 
 if TYPE_CHECKING:
-    from kalm_cache.index import PassageIndex
+    from kalm_cache.index.passage_index import PassageIndex
 
 Kind = Literal["first stage", "bi-encoder", "reranker", "blended"]
 TEXTS_TOGETHER = 1024  # passages embedded together
@@ -161,7 +161,7 @@ def rerank(
 
 
 def blend(point: System, candidates: ScoredRun, weight: float) -> System:
-    """A reranker's ranking in which the first stage has a say, see `kalm_cache.ranking.blended`. Computes no margin.
+    """A reranker's ranking in which the first stage has a say, see `ranking.blended`. Computes no margin.
 
     Args:
         point: the reranker's.

@@ -3,11 +3,11 @@
 Importing this package imports none of faiss, bm25s, model2vec and sentence-transformers: they load on first use.
 """
 
-from kalm_cache.first_stage.bm25 import BM25Index, Taken
+from kalm_cache.first_stage.bm25.bm25_index import BM25Index, Taken
 from kalm_cache.first_stage.candidates import Candidates
-from kalm_cache.first_stage.dense import DenseIndex, DenseInfo
-from kalm_cache.first_stage.dense_types import DenseChoice
-from kalm_cache.first_stage.embedder import Embedder, load_embedder
+from kalm_cache.first_stage.dense.dense_index import DenseIndex, DenseInfo
+from kalm_cache.first_stage.dense.faiss_types import DenseChoice
+from kalm_cache.first_stage.embedders.embedder import Embedder, load_embedder
 from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
 from kalm_cache.first_stage.fusion import standard_score_fusion, standard_scores
 from kalm_cache.first_stage.merged import merge

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import IndexMismatchError, UsageError
-from kalm_cache.first_stage.bm25 import BM25Index
+from kalm_cache.first_stage.bm25.bm25_index import BM25Index
 from kalm_cache.first_stage.candidates import Candidates
-from kalm_cache.first_stage.dense import DenseIndex
-from kalm_cache.first_stage.embedder import Embedder
+from kalm_cache.first_stage.dense.dense_index import DenseIndex
+from kalm_cache.first_stage.embedders.embedder import Embedder
 from kalm_cache.first_stage.fusion import standard_score_fusion
 from kalm_cache.first_stage.merged import Merged, Searchable
 

@@ -13,9 +13,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kalm_cache.codec.sensitivity import SENSITIVITY_FILE
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.config import ModelConfig, parse_model_config
-from kalm_cache.sensitivity import SENSITIVITY_FILE
 
 BUNDLED_TINY = Path(__file__).parent.parent / "bundled" / "tiny"
 ALIASES = {

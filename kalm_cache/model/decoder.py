@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kalm_cache.model.attention import KeyBuffers
-from kalm_cache.model.decoder_pass import DecoderPass, Prompts
-from kalm_cache.model.kernels.kept import Kept, keep
-from kalm_cache.model.past import KeptPast, Past, PooledPast
-from kalm_cache.model.stack import Stack
+from kalm_cache.model.kernels.prefix_kv import Kept, keep
+from kalm_cache.model.layers.attention import KeyBuffers
+from kalm_cache.model.layers.decoder_pass import DecoderPass, Prompts
+from kalm_cache.model.layers.past import KeptPast, Past, PooledPast
+from kalm_cache.model.layers.stack import Stack
 
 
 @dataclass(frozen=True, slots=True)

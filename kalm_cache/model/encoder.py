@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kalm_cache.model.attention import key_buffers, query_buffer, rope_of
-from kalm_cache.model.linear import Room
-from kalm_cache.model.rows import bidirectional_spans, pack_rows
-from kalm_cache.model.stack import Stack
+from kalm_cache.model.layers.attention import key_buffers, query_buffer, rope_of
+from kalm_cache.model.layers.linear import Room
+from kalm_cache.model.layers.rows import bidirectional_spans, pack_rows
+from kalm_cache.model.layers.stack import Stack
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from kalm_cache.errors import CheckpointError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.config import StackConfig
 from kalm_cache.model.decoder import QueryDecoder
-from kalm_cache.model.embedding import TokenEmbedding
 from kalm_cache.model.encoder import PassageEncoder
 from kalm_cache.model.kernels import choose_kernels
-from kalm_cache.model.layer import Layer, Norms
-from kalm_cache.model.linear import Linear, quantize_weight
+from kalm_cache.model.layers.embedding import TokenEmbedding
+from kalm_cache.model.layers.layer import Layer, Norms
+from kalm_cache.model.layers.linear import Linear, quantize_weight
+from kalm_cache.model.layers.stack import Stack
 from kalm_cache.model.precision import stream_dtype
-from kalm_cache.model.stack import Stack
 
 # transformers has saved the text encoder under both names
 ENCODER_PREFIXES = ("model.encoder.text_model.", "model.encoder.")

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import scale, scale_first_stage, scale_store
 from benchmarks.scale_steps import latencies_ms, run_step
-from indexer.verify import verify_index
+from indexer.integrity.verify import verify_index
 from tests.benchmarks.conftest import Run
 
 

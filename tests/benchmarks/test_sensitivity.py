@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import sensitivity
 from benchmarks.reference import load_slow_reference
+from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.sensitivity import SENSITIVITY_FILE, load_sensitivity
 from tests.texts import TRAINING_SENTENCES
 
 

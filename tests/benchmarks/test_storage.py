@@ -14,7 +14,7 @@ from benchmarks.codec import Questions
 from benchmarks.storage_report import groups_of, markdown_report
 from kalm_cache.codec import get_codec
 from kalm_cache.evaluation import BeirTask
-from kalm_cache.pooling import PooledPassage
+from kalm_cache.scoring.pooling import PooledPassage
 from tests.benchmarks.conftest import Run
 from tests.texts import TRAINING_SENTENCES
 

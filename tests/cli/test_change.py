@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kalm_cache.generation import open_current
+from kalm_cache.generations.generation import open_current
 from tests.checkpoints import make_checkpoint
 from tests.cli.conftest import PASSAGES, Run
 

@@ -16,11 +16,11 @@ import torch
 
 from kalm_cache.doctor import disk, machine, speed
 from kalm_cache.doctor.check import verdict
-from kalm_cache.generation import open_current
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.segments import ShardSet
 from kalm_cache.model.kernels.compile import compiled_library
-from kalm_cache.record import Record
-from kalm_cache.shards import ShardSet
-from kalm_cache.store import STATES_FILE
+from kalm_cache.storage.passage_store import STATES_FILE
+from kalm_cache.storage.record import Record
 from tests.cli.conftest import Run
 
 Diagnosis = dict[str, dict[str, str]]

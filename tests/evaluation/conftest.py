@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.build.index_job import load_encoders, run_index_job
 from indexer.corpus import CorpusLine
-from indexer.job import load_encoders, run_index_job
 from kalm_cache.evaluation import BeirTask
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
 

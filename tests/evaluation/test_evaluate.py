@@ -11,7 +11,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask, EvaluationReport, evaluate
 from kalm_cache.evaluation.evaluate import sample_queries
 from kalm_cache.first_stage import Mode
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 from tests.evaluation.reference import slow_mrr, slow_ndcg, slow_recall
 
 

@@ -11,16 +11,16 @@ import pytest
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask
-from kalm_cache.evaluation.collection import Collection
+from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.trec import Scored, ids_of
 from kalm_cache.evaluation.evaluate import reports_of
-from kalm_cache.evaluation.markdown import markdown_report
 from kalm_cache.evaluation.points import Point, open_point, states_bytes_per_passage
-from kalm_cache.evaluation.results import result_of
+from kalm_cache.evaluation.reports.markdown import markdown_report
+from kalm_cache.evaluation.reports.results import result_of
 from kalm_cache.evaluation.run_folder import RunFolder
 from kalm_cache.evaluation.study import Plan, Study, finished_study, settings_key, study
 from kalm_cache.evaluation.systems import bi_encode, search, search_dense
-from kalm_cache.evaluation.trec import Scored, ids_of
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 
 POINTS = (Point(2, "fp16"), Point(4, "int8"))
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from indexer.delta import AddReport, add_passages
-from indexer.job import Encoders
-from indexer.reindex import ReindexReport, run_reindex
-from indexer.verify import verify_index
+from indexer.build.index_job import Encoders
+from indexer.change.delta import AddReport, add_passages
+from indexer.change.reindex import ReindexReport, run_reindex
+from indexer.integrity.verify import verify_index
 from kalm_cache import PassageIndex
-from kalm_cache.generation import open_current
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.segments import ShardSet
 from kalm_cache.settings import Settings
-from kalm_cache.shards import ShardSet
 from tests.indexes import lines_of
 
 Texts = dict[str, str] | Iterable[tuple[str, str]]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import indexer.intake
-import indexer.shard_pass
-from indexer.job import Encoders, load_encoders
+import indexer.build.intake
+import indexer.build.shard_pass
+from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.indexer.jobs import LONGER
 from tests.indexer.killed import WINDOW
@@ -34,8 +34,8 @@ def encoders(settings: Settings) -> Encoders:
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A corpus of 30 passages has several windows."""
-    monkeypatch.setattr(indexer.intake, "WINDOW", WINDOW)
-    monkeypatch.setattr(indexer.shard_pass, "WINDOW", WINDOW)
+    monkeypatch.setattr(indexer.build.intake, "WINDOW", WINDOW)
+    monkeypatch.setattr(indexer.build.shard_pass, "WINDOW", WINDOW)
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +43,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, settings: Settings, en
     """An index of `LONGER` that was built in one go."""
     folder = tmp_path_factory.mktemp("undisturbed") / "index"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexer.intake, "WINDOW", WINDOW)
-        patch.setattr(indexer.shard_pass, "WINDOW", WINDOW)
+        patch.setattr(indexer.build.intake, "WINDOW", WINDOW)
+        patch.setattr(indexer.build.shard_pass, "WINDOW", WINDOW)
         build(folder, settings, LONGER, encoders=encoders)
     return folder
 

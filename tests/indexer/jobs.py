@@ -8,16 +8,16 @@ from pathlib import Path
 import faiss
 import pytest
 
-import indexer.intake
-import indexer.shard
-import indexer.shard_pass
-from indexer.job import Encoders, run_index_job
-from indexer.shard import WORKING_FILE
-from indexer.verify import verify_index
-from indexer.working import WorkingFile
-from kalm_cache.generation import open_current
-from kalm_cache.record import Record
+import indexer.build.intake
+import indexer.build.shard
+import indexer.build.shard_pass
+from indexer.build.index_job import Encoders, run_index_job
+from indexer.build.resume_log import WorkingFile
+from indexer.build.shard import WORKING_FILE
+from indexer.integrity.verify import verify_index
+from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
+from kalm_cache.storage.record import Record
 from tests import stores
 from tests.indexes import lines_of
 from tests.stores import read_contents
@@ -61,7 +61,7 @@ def passing(index: Path) -> bool:
 def interrupt(index: Path, settings: Settings, encoders: Encoders, texts: dict[str, str], after: int) -> None:
     """Leave an unfinished build with the first `after` passages or a few more."""
 
-    def stop(progress: indexer.shard.Progress) -> None:
+    def stop(progress: indexer.build.shard.Progress) -> None:
         if progress.done >= after:
             raise KeyboardInterrupt
 

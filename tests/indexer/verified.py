@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from indexer.verify import verify_index
+from indexer.integrity.verify import verify_index
 
 STATES = "shards/00000/states.lmdb"
 PASSAGES = "shards/00000/passages.lmdb"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kalm_cache.codec.sensitivity import SENSITIVITY_FILE
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.checkpoint import ALIASES, BUNDLED_TINY, Checkpoint, open_checkpoint
-from kalm_cache.sensitivity import SENSITIVITY_FILE
 from tests.checkpoints import edit_config, make_checkpoint
 from tests.hub import COMMIT, loopback_hub
 

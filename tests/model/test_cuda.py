@@ -8,8 +8,8 @@ import torch
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.precision import resolve_device
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
-from kalm_cache.passage_side import load_passage_side
-from kalm_cache.query_side import QuerySide, load_query_side
+from kalm_cache.scoring.passage_side import load_passage_side
+from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from tests.texts import DOCUMENTS, QUERIES, long_text
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")

@@ -9,9 +9,9 @@ from torch import Tensor
 from benchmarks.reference import INSTRUCTION, SYSTEM, SlowReference, load_slow_reference, mean_of_groups
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.decoder import QueryDecoder
-from kalm_cache.model.decoder_pass import Prompts
 from kalm_cache.model.kernels import Kernels
-from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.layers.decoder_pass import Prompts
 from kalm_cache.model.runtime import load_decoder
 from tests.checkpoints import FULL, MINI, SLIDING, make_checkpoint
 from tests.texts import DOCUMENTS, QUERIES, long_text

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from benchmarks.reference import SlowReference, load_slow_reference
-from kalm_cache.model import layer
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.encoder import PassageEncoder
 from kalm_cache.model.kernels import Kernels
+from kalm_cache.model.layers import layer
 from kalm_cache.model.runtime import load_encoder
 from tests.checkpoints import MINI, make_checkpoint
 from tests.texts import DOCUMENTS, long_text

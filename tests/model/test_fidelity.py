@@ -14,11 +14,11 @@ import torch
 from benchmarks.checkpoints import SHAPES
 from benchmarks.reference import INSTRUCTION, SYSTEM, MarginOracle, load_slow_reference
 from indexer.corpus import CorpusLine, read_corpus
-from kalm_cache.cli.demo import BUNDLED_DEMO
+from kalm_cache.cli.commands.demo import BUNDLED_DEMO
 from kalm_cache.evaluation import load_beir
 from kalm_cache.model.checkpoint import BUNDLED_TINY
-from kalm_cache.pooling import mean_pool
 from kalm_cache.reranker import KaLMReranker
+from kalm_cache.scoring.pooling import mean_pool
 from tests.checkpoints import FULL, NANO, SLIDING, SMALL, make_checkpoint
 from tests.texts import DOCUMENTS, QUERIES, long_text
 

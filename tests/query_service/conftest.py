@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from indexer.build.index_job import load_encoders, run_index_job
 from indexer.corpus import CorpusLine
-from indexer.job import load_encoders, run_index_job
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.passage import Passage
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.settings import load_settings

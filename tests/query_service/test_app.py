@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kalm_cache.index import PassageIndex
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.server import open_service

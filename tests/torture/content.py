@@ -8,8 +8,8 @@ from typing import Any
 
 from kalm_cache import PassageIndex
 from kalm_cache.errors import IndexNotFoundError
-from kalm_cache.index import Answer
-from kalm_cache.record import Record
+from kalm_cache.index.passage_index import Answer
+from kalm_cache.storage.record import Record
 
 QUERIES = ("When does the ferry to the island leave?", "honey bees", "capital of China in the north")
 DEPTH = 60  # deeper than the corpora here

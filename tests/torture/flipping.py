@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from indexer.verify import verify_generation, verify_index
+from indexer.integrity.verify import verify_generation, verify_index
 from kalm_cache import PassageIndex
 from kalm_cache.errors import KalmCacheError, UnknownIdError
-from kalm_cache.generation import open_current, open_generation
-from kalm_cache.store import PassageStore
+from kalm_cache.generations.generation import open_current, open_generation
+from kalm_cache.storage.passage_store import PassageStore
 from tests.torture.content import DEPTH, QUERIES, RERANKED
 
 SECTOR_BYTES = 512

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import indexer.intake
-import indexer.shard_pass
-import indexer.verify
-import kalm_cache.index
-import kalm_cache.opening
-from indexer.job import Encoders, load_encoders
+import indexer.build.intake
+import indexer.build.shard_pass
+import indexer.integrity.verify
+import kalm_cache.index.opening
+import kalm_cache.index.passage_index
+from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.checkpoints import MINI, make_checkpoint
 from tests.indexes import make_embedder, settings_for
@@ -36,12 +36,12 @@ def load_models(folder: Path) -> None:
     """Load what the steps need, and keep it: a child begins with all of it in memory."""
     _loaded[:] = [folder]
     logging.disable()  # queries name every damaged passage
-    indexer.intake.WINDOW = indexer.shard_pass.WINDOW = WINDOW
-    indexer.verify.subprocess = SimpleNamespace(run=run_forked)  # type: ignore[attr-defined]
+    indexer.build.intake.WINDOW = indexer.build.shard_pass.WINDOW = WINDOW
+    indexer.integrity.verify.subprocess = SimpleNamespace(run=run_forked)  # type: ignore[attr-defined]
     loaders = (
-        (kalm_cache.opening, "open_checkpoint"),
-        (kalm_cache.opening, "load_embedder"),
-        (kalm_cache.index, "load_query_side"),
+        (kalm_cache.index.opening, "open_checkpoint"),
+        (kalm_cache.index.opening, "load_embedder"),
+        (kalm_cache.index.passage_index, "load_query_side"),
     )
     for module, name in loaders:
         setattr(module, name, _once(getattr(module, name)))

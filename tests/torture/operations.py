@@ -6,21 +6,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import kalm_cache.current
-import kalm_cache.durable
-import kalm_cache.generation
+import kalm_cache.generations.current
+import kalm_cache.generations.generation
+import kalm_cache.storage.durable
+from indexer.build.index_job import run_index_job
+from indexer.change.delta import add_passages, delete_passages
+from indexer.change.gc import collect_garbage
+from indexer.change.reindex import run_reindex
+from indexer.change.rollback import roll_back
 from indexer.corpus import RejectedLine
-from indexer.delta import add_passages, delete_passages
-from indexer.gc import collect_garbage
-from indexer.job import run_index_job
-from indexer.reindex import run_reindex
-from indexer.repair import repair_index
-from indexer.rollback import roll_back
-from indexer.verify import verify_index
+from indexer.integrity.repair import repair_index
+from indexer.integrity.verify import verify_index
 from kalm_cache.errors import UnknownIdError
-from kalm_cache.generation import open_current
-from kalm_cache.record import Record
-from kalm_cache.store import STATES_FILE, PassageStore
+from kalm_cache.generations.generation import open_current
+from kalm_cache.storage.passage_store import STATES_FILE, PassageStore
+from kalm_cache.storage.record import Record
 from tests.indexes import lines_of
 from tests.texts import long_text
 from tests.torture import models
@@ -83,7 +83,7 @@ def rollback(index: Path) -> Report:
 
 def build_unsynced(index: Path) -> Report:
     """Not what the code does: `build` by someone who forgot to sync."""
-    for module in (kalm_cache.durable, kalm_cache.generation):
+    for module in (kalm_cache.storage.durable, kalm_cache.generations.generation):
         for name in ("sync", "sync_tree"):
             setattr(module, name, lambda path: None)
     return build(index)
@@ -91,7 +91,8 @@ def build_unsynced(index: Path) -> Report:
 
 def rebuild_in_place(index: Path) -> Report:
     """Not what the code does: `build_changed` by someone who writes over files."""
-    kalm_cache.generation.write_atomically = kalm_cache.current.write_atomically = _write_in_place
+    kalm_cache.generations.generation.write_atomically = _write_in_place
+    kalm_cache.generations.current.write_atomically = _write_in_place
     return build_changed(index)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from indexer.verify import verify_index
+from indexer.integrity.verify import verify_index
 from kalm_cache.errors import IndexNotFoundError
 from tests.torture.content import content
 from tests.torture.operations import (

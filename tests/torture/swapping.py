@@ -18,12 +18,12 @@ from typing import Any
 
 import httpx
 
-from indexer.delta import add_passages, delete_passages
-from indexer.encoders import Encoders
-from indexer.job import load_encoders
-from indexer.rollback import roll_back
+from indexer.build.index_job import load_encoders
+from indexer.build.models import Encoders
+from indexer.change.delta import add_passages, delete_passages
+from indexer.change.rollback import roll_back
 from kalm_cache import PassageIndex
-from kalm_cache.current import current_name
+from kalm_cache.generations.current import current_name
 from query_service.app import create_app
 from query_service.server import address_of, bind, make_server, open_service
 from tests.indexes import TEXTS, build, lines_of, settings_for

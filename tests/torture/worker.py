@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.passage_side import PassageSide
+from kalm_cache.scoring.passage_side import PassageSide
 from tests.torture import shim
 from tests.torture.models import load_models
 

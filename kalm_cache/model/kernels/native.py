@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
 from kalm_cache.model.kernels.heads import Heads, Rope
-from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.kernels.prefix_kv import Kept
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 KEPT_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}

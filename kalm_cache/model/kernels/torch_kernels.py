@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Activation, Product, Quantized, to_float
 from kalm_cache.model.kernels.heads import Heads, Rope
-from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.kernels.prefix_kv import Kept
 from kalm_cache.model.kernels.rotation import rotate
 
 

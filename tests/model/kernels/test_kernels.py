@@ -8,9 +8,9 @@ import torch
 from kalm_cache.model.kernels import Kernels
 from kalm_cache.model.kernels.activations import Accumulated, Quantized, to_float
 from kalm_cache.model.kernels.heads import Heads, Rope
-from kalm_cache.model.kernels.kept import Kept
+from kalm_cache.model.kernels.prefix_kv import Kept
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
-from kalm_cache.model.linear import quantize_weight
+from kalm_cache.model.layers.linear import quantize_weight
 
 ONES = torch.ones(2)
 

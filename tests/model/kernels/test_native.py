@@ -10,8 +10,8 @@ from torch import Tensor
 from kalm_cache.model.kernels import native as native_module
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
 from kalm_cache.model.kernels.heads import Heads, Rope
-from kalm_cache.model.kernels.kept import keep
 from kalm_cache.model.kernels.native import NativeKernels
+from kalm_cache.model.kernels.prefix_kv import keep
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 
 SLOW = TorchKernels()

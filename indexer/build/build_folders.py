@@ -1,0 +1,116 @@
+"""Build folders: begun, found again after a death, or dropped. Called under the build lock only.
+
+What a build was started as stands in its `build.json`, written before anything else is. A build that holds encoded work
+is finished by the same command, and stands in the way of others that would encode; one that holds none is dropped by
+whichever command comes next.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kalm_cache.errors import StoreError
+from kalm_cache.generations.current import CURRENT
+from kalm_cache.generations.fingerprint import Fingerprint, require_equal
+from kalm_cache.generations.generation import (
+    BUILDING,
+    REMOVING,
+    finish_publishing,
+    next_building_folder,
+    unfinished_builds,
+)
+from kalm_cache.generations.journal import JOURNAL
+from kalm_cache.storage.durable import rename_durably, write_atomically
+
+logger = logging.getLogger(__name__)
+BUILD_FILE = "build.json"
+SALVAGE = ".salvage"  # suffix of what repair has found in damaged shards
+ENCODING = ("index", "reindex", "add")  # operations whose unfinished builds are worth finishing
+
+
+def recover(index: Path) -> None:
+    """Finish a publication that a process had all but done when it died, and drop what holds no encoded work."""
+    for path in (index / CURRENT, index / JOURNAL):
+        path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+    finished = finish_publishing(index)
+    if finished is not None:
+        logger.info("generation %s had been built and is live now", finished)
+    for suffix in (REMOVING, SALVAGE):
+        for folder in (index / "generations").glob(f"*{suffix}"):
+            shutil.rmtree(folder)
+    for building in unfinished_builds(index):
+        if not _has_begun(building) or _read(building).get("operation", "index") not in ENCODING:
+            drop(building)
+
+
+def drop(building: Path) -> None:
+    """Remove a build folder. One that is half removed must not be taken for a build that lacks its `build.json`."""
+    removing = building.with_name(building.name.removesuffix(BUILDING) + REMOVING)
+    rename_durably(building, removing)
+    shutil.rmtree(removing)
+
+
+def begin(index: Path, operation: str) -> Path:
+    """A fresh folder for a build that holds no encoded work."""
+    building = next_building_folder(index)
+    _start(building, {"operation": operation})
+    return building
+
+
+def resume_or_begin(index: Path, operation: str, fingerprint: Fingerprint) -> Path:
+    """The folder of the unfinished build of this operation, or a fresh one.
+
+    Raises:
+        IndexMismatchError: the unfinished one was started with another fingerprint.
+        StoreError: it is another operation's.
+    """
+    for building in unfinished_builds(index):
+        for leftover in building.glob("*.tmp"):
+            leftover.unlink()
+        _require_same(building, operation, fingerprint)
+        logger.info("resuming the unfinished build %s", building)
+        return building
+    building = next_building_folder(index)
+    _start(building, {"operation": operation, "fingerprint": asdict(fingerprint)})
+    return building
+
+
+def _start(building: Path, started: dict[str, Any]) -> None:
+    building.mkdir(parents=True)
+    write_atomically(building / BUILD_FILE, (json.dumps(started, indent=2) + "\n").encode("utf-8"))
+
+
+def _has_begun(building: Path) -> bool:
+    """Whether the process that made the folder lived long enough to put anything into it."""
+    return (building / BUILD_FILE).is_file() or (building / "shards").exists()
+
+
+def _require_same(building: Path, operation: str, fingerprint: Fingerprint) -> None:
+    started = _read(building)
+    try:
+        its_operation, its_fingerprint = started["operation"], Fingerprint(**started["fingerprint"])
+    except (KeyError, TypeError) as exc:
+        raise StoreError(
+            f"{building}: an unfinished build without a readable {BUILD_FILE} ({exc}); remove it to start over"
+        ) from exc
+    if its_operation != operation:
+        raise StoreError(
+            f"{building}: an unfinished `kalm-cache {its_operation}`; run that again to finish it, or remove the "
+            "folder to give up what it has encoded"
+        )
+    way_out = f"Run with the same settings to finish it, or remove {building} to start over."
+    require_equal(its_fingerprint, fingerprint, f"the unfinished build {building}", way_out)
+
+
+def _read(building: Path) -> dict[str, Any]:
+    """What a build was started as; nothing where that cannot be read."""
+    try:
+        found = json.loads((building / BUILD_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,135 @@
+"""The models of a job, loaded once, and the fingerprint of what they will write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.codec import Codec, get_codec
+from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
+from kalm_cache.errors import CheckpointError, IndexMismatchError
+from kalm_cache.first_stage import Embedder, load_embedder
+from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.generation import Manifest
+from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
+from kalm_cache.model.prompts import PASSAGE_TEMPLATE
+from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
+from kalm_cache.settings import Settings
+
+BUNDLED = ("tiny", "static")  # never a folder of that name
+OF_AN_INDEX = (
+    *("model", "dtype", "max_length", "chunk_size", "codec", "store_text", "bm25", "dense_index"),
+    *("embedder", "embedder_query_prompt", "embedder_passage_prompt"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """The models of a job, loaded once, and the fingerprint of what they will write.
+
+    `codec`: rounds by the checkpoint's sensitivity, where it has one.
+    """
+
+    checkpoint: Checkpoint
+    passage_side: PassageSide
+    embedder: Embedder
+    codec: Codec
+    fingerprint: Fingerprint
+
+
+def load_encoders(settings: Settings) -> Encoders:
+    """Load the passage side and the embedder that `settings` name.
+
+    Raises:
+        CheckpointError: a model is missing or incomplete, or its sensitivity is another model's.
+        UsageError: an unknown codec, device or dtype.
+    """
+    get_codec(settings.codec)  # first: a typing error should not cost a model's loading
+    checkpoint = open_checkpoint(settings.model)
+    codec = get_codec(settings.codec, _sensitivity_of(checkpoint))
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    passage_side = load_passage_side(
+        checkpoint, device=device, dtype=dtype, max_length=settings.max_length, chunk_size=settings.chunk_size
+    )
+    embedder = load_embedder(
+        settings.embedder,
+        query_prompt=settings.embedder_query_prompt,
+        passage_prompt=settings.embedder_passage_prompt,
+    )
+    fingerprint = Fingerprint(
+        model=checkpoint.digest(),
+        passage_template=PASSAGE_TEMPLATE,
+        max_length=settings.max_length,
+        chunk_size=settings.chunk_size,
+        dtype=dtype_name(dtype),
+        codec=codec.name,
+        embedder=embedder.digest,
+        bm25=settings.bm25,
+        store_text=settings.store_text,
+    )
+    return Encoders(checkpoint, passage_side, embedder, codec, fingerprint)
+
+
+def _sensitivity_of(checkpoint: Checkpoint) -> NDArray[np.float64] | None:
+    """(D, D), D being the width of the checkpoint's states."""
+    sensitivity, width = load_sensitivity(checkpoint.folder), checkpoint.config.encoder.hidden_size
+    if sensitivity is not None and len(sensitivity) != width:
+        raise CheckpointError(
+            f"{checkpoint.folder / SENSITIVITY_FILE}: is of states {len(sensitivity)} wide, the model's are {width}; "
+            "measure it with this model, or remove it"
+        )
+    return sensitivity
+
+
+def settings_like(manifest: Manifest, said: Settings) -> Settings:
+    """The settings that a generation was built with, but for what flag, environment or file says."""
+    built = manifest.fingerprint
+    own = {
+        "model": manifest.model,
+        "dtype": built.dtype,
+        "max_length": built.max_length,
+        "chunk_size": built.chunk_size,
+        "codec": built.codec,
+        "store_text": built.store_text,
+        "bm25": built.bm25,
+        "dense_index": manifest.dense_index,
+        "embedder": manifest.embedder,
+        "embedder_query_prompt": manifest.embedder_query_prompt,
+        "embedder_passage_prompt": manifest.embedder_passage_prompt,
+    }
+    return said.model_copy(update={name: value for name, value in own.items() if name not in said.model_fields_set})
+
+
+def settings_of(manifest: Manifest, said: Settings) -> Settings:
+    """The settings that a generation was built with; of what is said, only what decides no stored byte counts."""
+    silent = said.model_copy()
+    silent.__pydantic_fields_set__.difference_update(OF_AN_INDEX)
+    return settings_like(manifest, silent)
+
+
+def load_encoders_of(manifest: Manifest, said: Settings) -> tuple[Settings, Encoders]:
+    """The models that built a generation, to add to it or to check it.
+
+    Raises:
+        IndexMismatchError: what the manifest names is not what it was any more.
+    """
+    settings = settings_of(manifest, said)
+    encoders = load_encoders(settings)
+    differences = manifest.fingerprint.differences(encoders.fingerprint)
+    if differences:
+        raise IndexMismatchError(
+            f"generation {manifest.generation} was built with other models than {settings.model!r} and "
+            f"{settings.embedder!r} are now: {'; '.join(differences)}; run: kalm-cache reindex CORPUS"
+        )
+    return settings, encoders
+
+
+def where(name: str) -> str:
+    """A model's name as the manifest keeps it: a folder becomes absolute, so that the index opens from anywhere."""
+    folder = Path(name).expanduser()
+    return name if name in BUNDLED or not folder.is_dir() else str(folder.resolve())

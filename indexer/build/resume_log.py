@@ -1,0 +1,137 @@
+"""What a build has encoded so far: records and vectors in the order of their arrival, resumable after any death.
+
+A batch and the progress made with it are one transaction. Databases:
+
+    records   doc id -> crc32 u32 of key and rest · number i64 · content hash 16 B · common 12 B · fields 4 B · payload
+    vectors   doc id -> crc32 u32 of key and rest · the first stage's vector, float32
+    meta      "next_number" -> int64, big-endian: numbers are given once and never again
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.storage.checksummed_block import COMMON_BYTES
+from kalm_cache.storage.lmdb_file import LmdbFile
+from kalm_cache.storage.passage_store import Identity, key_of, number_key, number_of
+from kalm_cache.storage.record import STATES, Record, unpack_record
+
+DATABASES = ("records", "vectors", "meta")
+NEXT_NUMBER = b"next_number"
+_CRC = struct.Struct("<I")
+_IDENTITY = struct.Struct("<q16s")
+_FIELDS_AT = _IDENTITY.size + COMMON_BYTES
+_PAYLOAD_AT = _FIELDS_AT + STATES.field_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What is written for one passage."""
+
+    doc_id: str
+    identity: Identity
+    record: Record
+    vector: NDArray[np.float32]
+
+
+class WorkingFile:
+    """An LMDB file of the building folder, dropped once the shard is sealed. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        if path.exists() and path.stat().st_size < 2 * mmap.PAGESIZE:
+            path.unlink()  # a full disk or a death cut it short when it was made: nothing was ever stored in it
+        self._file = LmdbFile(path, DATABASES, writable=True)
+
+    def __enter__(self) -> WorkingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        with self._file.reading("records") as txn:
+            return int(txn.stat(self._file["records"])["entries"])
+
+    def next_number(self) -> int:
+        """The number that the next new passage gets."""
+        with self._file.reading("meta") as txn:
+            value = txn.get(NEXT_NUMBER)
+        return 0 if value is None else number_of(value)
+
+    def write(self, batch: Sequence[Encoded], next_number: int) -> None:
+        """Store a batch and the progress made with it, in one transaction: all of it or nothing."""
+
+        def put_all(txn: lmdb.Transaction[bytes]) -> None:
+            for one in batch:
+                key = key_of(one.doc_id)
+                txn.put(key, _pack(key, one), db=self._file["records"])
+                txn.put(key, checked(key, one.vector.astype("<f4").tobytes()), db=self._file["vectors"])
+            txn.put(NEXT_NUMBER, number_key(next_number), db=self._file["meta"])
+
+        self._file.write(put_all)
+
+    def keys(self) -> Iterator[bytes]:
+        """The key of every passage, in order."""
+        return (key for key, _ in self._file.scan("records"))
+
+    def identities(self, doc_ids: Sequence[str]) -> list[Identity | None]:
+        """Of each id; `None` where it is not stored, or its record or vector is not whole."""
+        with self._file.reading("records") as txn:
+            return [self._identity(txn, key_of(doc_id)) for doc_id in doc_ids]
+
+    def _identity(self, txn: lmdb.Transaction[bytes], key: bytes) -> Identity | None:
+        try:
+            self._vector(txn, key)
+            return _unpack(key, txn.get(key, b""))[0]
+        except DamagedRecordError:
+            return None
+
+    def get(self, key: bytes) -> tuple[Identity, Record]:
+        """A stored passage. Raises `DamagedRecordError`."""
+        with self._file.reading("records") as txn:
+            return _unpack(key, txn.get(key, b""))
+
+    def vectors(self, keys: Sequence[bytes]) -> list[NDArray[np.float32]]:
+        """Vectors (E,) of stored passages. Raises `DamagedRecordError`."""
+        with self._file.reading("vectors") as txn:
+            return [self._vector(txn, key) for key in keys]
+
+    def _vector(self, txn: lmdb.Transaction[bytes], key: bytes) -> NDArray[np.float32]:
+        return np.frombuffer(unchecked(key, txn.get(key, b"", db=self._file["vectors"])), "<f4")
+
+
+def checked(key: bytes, content: bytes) -> bytes:
+    """Content under `key`, behind a checksum of both."""
+    return _CRC.pack(zlib.crc32(content, zlib.crc32(key, len(key)))) + content
+
+
+def unchecked(key: bytes, value: bytes) -> bytes:
+    """Inverse of `checked`. Raises `DamagedRecordError`."""
+    content = value[_CRC.size :]
+    if len(value) < _CRC.size or _CRC.unpack_from(value)[0] != zlib.crc32(content, zlib.crc32(key, len(key))):
+        raise DamagedRecordError(f"{key.decode('utf-8', 'replace')!r} of an unfinished build: checksum mismatch")
+    return content
+
+
+def _pack(key: bytes, one: Encoded) -> bytes:
+    record = one.record
+    return checked(key, b"".join((_IDENTITY.pack(*one.identity), record.common, record.fields, record.payload)))
+
+
+def _unpack(key: bytes, value: bytes) -> tuple[Identity, Record]:
+    content = unchecked(key, value)
+    if len(content) < _PAYLOAD_AT:
+        raise StoreError(f"{key!r} of an unfinished build: {len(content)} bytes are no record")
+    common, fields = content[_IDENTITY.size : _FIELDS_AT], content[_FIELDS_AT:_PAYLOAD_AT]
+    identity = Identity(*_IDENTITY.unpack_from(content))
+    return identity, unpack_record(common, fields, memoryview(content)[_PAYLOAD_AT:])

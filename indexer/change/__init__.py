@@ -1,0 +1,1 @@
+"""A published index -> its next generation: reindex, add, delete, gc, rollback."""

@@ -1,0 +1,263 @@
+"""`add` and `delete`: the live generation with a small shard more, or with some passages hidden. Costs what changes.
+
+What is stored is linked, not copied; the next reindex folds everything into one base.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.build.build_folders import begin, drop, recover, resume_or_begin
+from indexer.build.intake import WINDOW, Reject, batched, duplicate
+from indexer.build.models import Encoders
+from indexer.build.shard import Progress, ShardBuilder
+from indexer.change.publication import drop_shards_but, publish_beside
+from indexer.corpus import CorpusLine, RejectedLine
+from kalm_cache.errors import UnknownIdError
+from kalm_cache.first_stage import BM25Index
+from kalm_cache.generations.file_digests import require_sound_first_stage
+from kalm_cache.generations.fingerprint import require_equal
+from kalm_cache.generations.generation import (
+    BUILDING,
+    NO_COUNTS,
+    Counts,
+    Generation,
+    ShardReceipt,
+    next_numbers,
+    open_current,
+    require_whole,
+    shard_folder,
+)
+from kalm_cache.generations.segments import ShardSet
+from kalm_cache.settings import Settings
+from kalm_cache.storage.durable import disk_errors
+from kalm_cache.storage.locks import build_lock
+from kalm_cache.storage.passage_store import Identity, PassageStore, doc_id_of, key_of
+from kalm_cache.storage.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """What was added. `added` ids are new, `replaced` ones had another text; `unchanged` ones were left as they are.
+
+    `passages` and `generation` are those of the live index now; the generation is a new one if anything was added.
+    """
+
+    index: str
+    generation: str
+    passages: int
+    added: int
+    replaced: int
+    unchanged: int
+    rejected: int
+    encoded: int
+    resumed: int
+    new_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteReport:
+    """What was deleted, and which ids the index did not have."""
+
+    index: str
+    generation: str
+    passages: int
+    deleted: int
+    unknown: list[str]
+    seconds: float
+
+
+def add_passages(
+    lines: Iterable[CorpusLine | RejectedLine],
+    index: Path,
+    settings: Settings,
+    encoders: Encoders,
+    *,
+    on_reject: Reject,
+    on_progress: Callable[[Progress], None],
+) -> AddReport:
+    """Add passages to the live generation, or replace them where their texts changed; all of them at once or none.
+
+    Interrupted, it goes on where it stopped when called again. `settings` and `encoders` are the index's own: see
+    `load_encoders_of`.
+
+    Raises:
+        IndexNotFoundError: nothing has been published here.
+        IndexLockedError: another job is changing the index.
+        IndexMismatchError: the encoders are not those of the index.
+        StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
+    """
+    started = time.perf_counter()
+    live = open_current(index)  # first: a wrong folder should not be made
+    with build_lock(index), disk_errors(index), ExitStack() as stack:
+        recover(index)
+        live = open_current(index)
+        require_whole(live)
+        require_sound_first_stage(live)  # its statistics go into the scores of what is added
+        way_out = "Run: kalm-cache reindex CORPUS, to change them."
+        require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
+        building = resume_or_begin(index, "add", encoders.fingerprint)
+        own = int(building.name.removesuffix(BUILDING))  # a name that no shard linked beside it has
+        shards = stack.enter_context(ShardSet(live))
+        news = _News(shards, on_reject)
+        drop_shards_but(building, f"{own:05d}")
+        folder = shard_folder(building, f"{own:05d}")
+        builder = ShardBuilder(
+            passage_side=encoders.passage_side,
+            embedder=encoders.embedder,
+            codec=encoders.codec,
+            batch_tokens=settings.batch_tokens,
+            store_text=encoders.fingerprint.store_text,
+            bm25=encoders.fingerprint.bm25,
+            first_number=next_numbers(index).next_number,
+            statistics_of=BM25Index.open(live.shard / "first_stage") if encoders.fingerprint.bm25 else None,
+        )
+        progress, counts = builder.build(news.of(lines), folder, on_reject=news.reject, on_progress=on_progress)
+        replaced = 0
+        if counts.passages:
+            live, replaced = _publish_added(index, building, live, shards, folder, counts)
+        else:
+            drop(building)
+    return AddReport(
+        index=str(index),
+        generation=live.name,
+        passages=live.manifest.counts.passages,
+        added=counts.passages - replaced,
+        replaced=replaced,
+        unchanged=news.unchanged,
+        rejected=news.rejected,
+        encoded=progress.encoded,
+        resumed=progress.resumed,
+        new_bytes=_bytes_below(shard_folder(live.folder, f"{own:05d}")),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
+    """Hide passages from the next moment on; `gc` removes their bytes. All of the known ones at once, or none.
+
+    Raises:
+        IndexNotFoundError: nothing has been published here.
+        IndexLockedError: another job is changing the index.
+        UnknownIdError: the index has none of them.
+        StoreError: the disk is full or cannot be written.
+    """
+    started = time.perf_counter()
+    open_current(index)  # first: a wrong folder should not be made
+    with build_lock(index), disk_errors(index):
+        recover(index)
+        live = open_current(index)
+        require_whole(live)
+        with ShardSet(live) as shards:
+            distinct = list(dict.fromkeys(doc_ids))
+            gone = _Gone.of(distinct, shards)
+            unknown = [doc_id for doc_id in distinct if doc_id not in gone.numbers]
+            if not gone.numbers:
+                raise UnknownIdError(unknown)
+        hidden = live.hidden().adding([(number, key_of(one), True) for one, number in gone.numbers.items()])
+        counts = live.manifest.counts - gone.counts
+        building = begin(index, "delete")
+        live = publish_beside(index, building, "delete", live, hidden, counts, deleted=len(gone.numbers))
+    return DeleteReport(
+        index=str(index),
+        generation=live.name,
+        passages=live.manifest.counts.passages,
+        deleted=len(gone.numbers),
+        unknown=unknown,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+class _News:
+    """The lines of a file that change something, each id once; counts the others."""
+
+    def __init__(self, shards: ShardSet, on_reject: Reject) -> None:
+        self._shards, self._on_reject = shards, on_reject
+        self._first: dict[str, str] = {}  # doc id -> where it was met first
+        self.unchanged = self.rejected = 0
+
+    def reject(self, line: RejectedLine) -> None:
+        """Count a line that cannot be used, and hand it on."""
+        self.rejected += 1
+        self._on_reject(line)
+
+    def of(self, lines: Iterable[CorpusLine | RejectedLine]) -> Iterator[CorpusLine | RejectedLine]:
+        """Lines for `ShardBuilder.build`."""
+        for window in batched(lines, WINDOW):
+            doc_ids = [line.passage.doc_id for line in window if isinstance(line, CorpusLine)]
+            stored = dict(zip(doc_ids, _whole_identities(self._shards, doc_ids), strict=True))
+            for line in window:
+                if isinstance(line, RejectedLine):
+                    yield line
+                    continue
+                passage = line.passage
+                first = self._first.setdefault(passage.doc_id, line.location)
+                if first != line.location:
+                    yield duplicate(line, first)
+                    continue
+                identity = stored[passage.doc_id]
+                if identity is not None and identity.content_hash == passage.content_hash():
+                    self.unchanged += 1
+                else:
+                    yield line
+
+
+def _whole_identities(shards: ShardSet, doc_ids: Sequence[str]) -> list[Identity | None]:
+    """Of what is stored whole; what is damaged is as good as not there, so that adding it again repairs it."""
+    with shards.snapshot() as snapshot:
+        whole = [isinstance(record, Record) for record in snapshot.records(doc_ids)]
+    found = zip(shards.identities(doc_ids), whole, strict=True)
+    return [one if here and isinstance(one, Identity) else None for one, here in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """Passages that a new generation does not show: their numbers by id, and what they count."""
+
+    numbers: dict[str, int]
+    counts: Counts
+
+    @staticmethod
+    def of(doc_ids: Sequence[str], shards: ShardSet) -> _Gone:
+        """Those of `doc_ids` that are shown now. Raises `StoreError` for one whose number cannot be read."""
+        numbers: dict[str, int] = {}
+        counts = NO_COUNTS
+        for some in batched(doc_ids, WINDOW):
+            with shards.snapshot() as snapshot:
+                for doc_id, identity, record in zip(some, shards.identities(some), snapshot.records(some), strict=True):
+                    if identity is None:
+                        continue
+                    if not isinstance(identity, Identity):
+                        raise identity
+                    numbers[doc_id] = identity.number
+                    counts += _counts_of(record)
+        return _Gone(numbers, counts)
+
+
+def _counts_of(record: object) -> Counts:
+    """A damaged record counts as a passage, and as nothing else: what it held cannot be told."""
+    if not isinstance(record, Record):
+        return Counts(1, 0, 0, 0, 0)
+    return Counts(1, record.tokens, record.rows, int(record.truncated), len(record.payload))
+
+
+def _publish_added(
+    index: Path, building: Path, live: Generation, shards: ShardSet, folder: Path, counts: Counts
+) -> tuple[Generation, int]:
+    with PassageStore(folder) as store:
+        doc_ids = [doc_id_of(key) for key in store.keys()]  # noqa: SIM118 (not a dict)
+        first, _ = next(store.numbers())
+        receipt = ShardReceipt(folder.name, counts, first, store.next_number())
+    gone = _Gone.of(doc_ids, shards)
+    hidden = live.hidden().adding([(number, key_of(one), False) for one, number in gone.numbers.items()])
+    shown = live.manifest.counts + counts - gone.counts
+    return publish_beside(index, building, "add", live, hidden, shown, added=receipt), len(gone.numbers)
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

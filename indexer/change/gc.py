@@ -1,0 +1,175 @@
+"""Old generations -> free space, and deleted passages -> no bytes of them left. Never touches what is being read.
+
+Kept are the live generation and so many before it as one may want to go back to, unless these hold passages that were
+deleted since. What the live one holds and does not show is left out of a new base first, copied as bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from indexer.build.base import BaseBuild
+from indexer.build.build_folders import begin, recover
+from indexer.reuse.sources import open_sources
+from indexer.reuse.stored_embedder import StoredEmbedder
+from kalm_cache.codec import get_codec
+from kalm_cache.errors import KalmCacheError
+from kalm_cache.generations.generation import (
+    MANIFEST,
+    REMOVING,
+    Generation,
+    open_current,
+    open_generation,
+    published_names,
+    require_whole,
+)
+from kalm_cache.storage.durable import disk_errors, rename_durably
+from kalm_cache.storage.locks import build_lock, exclude
+
+
+@dataclass(frozen=True, slots=True)
+class OldGeneration:
+    """One that is not live: what became of it, and why."""
+
+    generation: str
+    why: str
+
+
+@dataclass(slots=True)
+class GcReport:
+    """What gc did, or would do. `compacted` counts stored passages that a new base was written without.
+
+    `in_use` could not be removed, as someone reads them: run gc again later. `freed_bytes` are those of files that no
+    generation has any more.
+    """
+
+    index: str
+    generation: str
+    compacted: int = 0
+    removed: list[OldGeneration] = field(default_factory=list)
+    kept: list[OldGeneration] = field(default_factory=list)
+    in_use: list[OldGeneration] = field(default_factory=list)
+    freed_bytes: int = 0
+    seconds: float = 0.0
+
+
+def collect_garbage(index: Path, keep: int = 1, *, dry_run: bool = False) -> GcReport:
+    """Write a new base without hidden passages if there are any, and remove generations that nobody needs.
+
+    Args:
+        index: the index folder.
+        keep: generations before the live one to keep for a rollback, at most.
+        dry_run: only say what would be done.
+
+    Raises:
+        IndexNotFoundError: nothing has been published here.
+        IndexLockedError: another job is changing the index.
+        UsageError: there is something to leave out, and neither texts nor a first stage to take the rest of it from.
+        StoreError: the disk is full or cannot be written, or its file system has no locks.
+    """
+    started = time.perf_counter()
+    open_current(index)  # first: a wrong folder should not be made
+    with build_lock(index), disk_errors(index):
+        if not dry_run:
+            recover(index)
+        live = open_current(index)
+        hidden = len(live.hidden())
+        report = GcReport(str(index), live.name, compacted=hidden)
+        before = _files_of(index)
+        if hidden and not dry_run:
+            live = compact(index, live)
+            report.generation = live.name
+        needed = _kept(index, live, keep, report)
+        _remove(index, needed, report, will_be_compacted=hidden > 0 and dry_run, dry_run=dry_run)
+        after = _files_of(index)
+    gone = {inode: size for inode, size in before.items() if inode not in after}
+    report.freed_bytes = sum(gone.values())
+    report.seconds = round(time.perf_counter() - started, 3)
+    return report
+
+
+def compact(index: Path, live: Generation) -> Generation:
+    """Publish a generation of one base that holds what the live one shows, byte for byte. Needs the build lock."""
+    require_whole(live)
+    building, codec = begin(index, "gc"), get_codec(live.manifest.fingerprint.codec)  # nothing is encoded
+    with ExitStack() as stack:
+        build = BaseBuild(
+            index=index,
+            operation="gc",
+            like=live.manifest,
+            parent=live,
+            sources=open_sources(live, live.manifest.fingerprint, codec, stack, inexact_vectors=True),
+            embedder=StoredEmbedder(live),
+            passage_side=None,
+            codec=codec,
+            batch_tokens=1,
+            keep=True,
+        )
+        outcome = build.run((), building, on_reject=lambda line: None, on_progress=lambda progress: None)
+    return outcome.generation
+
+
+def _kept(index: Path, live: Generation, keep: int, report: GcReport) -> set[str]:
+    """The live generation and those before it that one may go back to; why these are the last ones, `report` says."""
+    needed, generation = {live.name}, live
+    for _ in range(keep):
+        parent = generation.manifest.parent
+        if parent is None or parent not in published_names(index):
+            break
+        try:
+            before = open_generation(index / "generations" / parent)
+            deleted = before.hidden().deleted.any()
+        except KalmCacheError:
+            break  # nothing that one could go back to
+        if generation.manifest.deleted or deleted:
+            break
+        needed.add(before.name)
+        report.kept.append(OldGeneration(before.name, f"{generation.name} was made from it"))
+        generation = before
+    return needed
+
+
+def _remove(index: Path, needed: set[str], report: GcReport, *, will_be_compacted: bool, dry_run: bool) -> None:
+    live = open_generation(index / "generations" / report.generation)
+    for name in published_names(index):
+        if name in needed and not (will_be_compacted and name == live.name):
+            continue
+        folder = index / "generations" / name
+        old = OldGeneration(name, _why(index, name, live))
+        with exclude(folder / MANIFEST) as is_free:
+            if not is_free:
+                report.in_use.append(old)
+                continue
+            report.removed.append(old)
+            if not dry_run:
+                removing = folder.with_name(name + REMOVING)
+                rename_durably(folder, removing)  # so that what is half removed is not taken for a generation
+                shutil.rmtree(removing)
+
+
+def _why(index: Path, name: str, live: Generation) -> str:
+    deleted, generation = 0, live
+    while generation.name != name:
+        deleted += generation.manifest.deleted
+        parent = generation.manifest.parent
+        if parent is None or parent not in published_names(index):
+            return "the live generation was not made from it"
+        try:
+            generation = open_generation(index / "generations" / parent)
+        except KalmCacheError:
+            return "the live generation was not made from it"
+    try:
+        deleted += int(generation.hidden().deleted.sum())
+    except KalmCacheError as exc:
+        return f"it is damaged: {exc}"
+    return f"it holds {deleted} passages that were deleted" if deleted else "it is older than those to keep"
+
+
+def _files_of(index: Path) -> dict[tuple[int, int], int]:
+    """Size of every file by what it is, not by its names."""
+    found = (path.stat() for path in (index / "generations").rglob("*") if path.is_file())
+    return {(one.st_dev, one.st_ino): one.st_size for one in found}

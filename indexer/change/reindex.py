@@ -1,0 +1,249 @@
+"""Reindex: a corpus against the live generation -> what can stay, what must be encoded, what goes; then the next one.
+
+What stays is copied as bytes. What is stored in another form than is wanted now is recoded where that is honest (see
+recode.py), and encoded again where it is not. All deltas end up in one base.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.build.accepted_ids import Staging
+from indexer.build.base import BaseBuild, Outcome, new_manifest
+from indexer.build.build_folders import recover, resume_or_begin
+from indexer.build.intake import Reject, accepted_windows, batched
+from indexer.build.models import Encoders
+from indexer.build.seal import SCAN
+from indexer.build.shard import Progress
+from indexer.corpus import CorpusLine, RejectedLine
+from indexer.reuse.sources import Sources, open_sources, require_keepable
+from kalm_cache.errors import UsageError
+from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.generation import Generation, open_current
+from kalm_cache.passage import Passage
+from kalm_cache.settings import Settings
+from kalm_cache.storage.durable import disk_errors
+from kalm_cache.storage.locks import build_lock
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexReport:
+    """What a reindex did, or would do (`dry_run`): `reused + recoded + encoded` = `passages`.
+
+    `encoded` includes `resumed`, what an interrupted run had encoded. `deleted` ids are gone, `kept` ones are not in
+    the corpus and stay. `why_encoded` says why nothing that is stored could be used, where that is so. `bytes` are
+    those of the generation's files. `speedup` compares with a full build at `full_build_passages_per_second`, which
+    was measured when all was encoded last, or else follows from what this run encoded; `None` where neither is known.
+    """
+
+    index: str
+    generation: str
+    dry_run: bool
+    passages: int
+    reused: int
+    recoded: int
+    encoded: int
+    resumed: int
+    deleted: int
+    kept: int
+    rejected: int
+    why_encoded: str | None
+    bytes: int
+    seconds: float
+    full_build_passages_per_second: float | None
+    full_build_seconds: float | None
+    speedup: float | None
+
+
+def run_reindex(
+    lines: Iterable[CorpusLine | RejectedLine],
+    index: Path,
+    settings: Settings,
+    encoders: Encoders,
+    *,
+    keep_missing: bool = False,
+    on_reject: Reject,
+    on_progress: Callable[[Progress], None],
+) -> ReindexReport:
+    """Bring an index to a corpus, read once from its beginning, and to these settings; publish the next generation.
+
+    Interrupted, it goes on where it stopped when called again. `keep_missing`: passages that the corpus does not have
+    stay; else they are gone, as if deleted.
+
+    Raises:
+        IndexNotFoundError: nothing has been published here.
+        IndexLockedError: another job is changing the index.
+        IndexMismatchError: an unfinished reindex was started with other settings.
+        UsageError: passages should be kept that cannot be made anew without their texts.
+        StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
+    """
+    started = time.perf_counter()
+    open_current(index)  # first: a wrong folder should not be made
+    with build_lock(index), disk_errors(index), ExitStack() as stack:
+        recover(index)
+        live = open_current(index)
+        sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
+        if keep_missing:
+            _check_texts(live, sources, encoders.fingerprint)
+        building = resume_or_begin(index, "reindex", encoders.fingerprint)
+        build = BaseBuild(
+            index=index,
+            operation="reindex",
+            like=new_manifest(settings, encoders),
+            parent=live,
+            sources=sources,
+            embedder=encoders.embedder,
+            passage_side=encoders.passage_side,
+            codec=encoders.codec,
+            batch_tokens=settings.batch_tokens,
+            keep=keep_missing,
+        )
+        outcome = build.run(lines, building, on_reject=on_reject, on_progress=on_progress)
+    return _report(index, outcome, sources, time.perf_counter() - started)
+
+
+def plan_reindex(
+    lines: Iterable[CorpusLine | RejectedLine],
+    index: Path,
+    encoders: Encoders,
+    *,
+    keep_missing: bool = False,
+    on_reject: Reject,
+) -> ReindexReport:
+    """What `run_reindex` would do, without doing it: nothing in the index folder changes."""
+    started, rejected = time.perf_counter(), 0
+    live = open_current(index)
+
+    def reject(line: RejectedLine) -> None:
+        nonlocal rejected
+        rejected += 1
+        on_reject(line)
+
+    with ExitStack() as stack:
+        sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
+        if keep_missing:
+            _check_texts(live, sources, encoders.fingerprint)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        staging = stack.enter_context(Staging(Path(folder) / "staging.lmdb"))
+        plan = _Plan(sources)
+        for window in accepted_windows(lines, staging, reject):
+            plan.take(window)
+        plan.missing(staging)
+    return plan.report(index, live, rejected, keep_missing, time.perf_counter() - started)
+
+
+class _Plan:
+    """Counts what would become of each passage."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self.reused = self.recoded = self.encoded = self.others = 0
+
+    def take(self, passages: list[Passage]) -> None:
+        rest = passages
+        for shard in self._sources.copied:
+            before = len(rest)
+            rest = _unlike(rest, shard.identities([passage.doc_id for passage in rest]))
+            self.reused += before - len(rest)
+        for recoded in self._sources.recoded:
+            before = len(rest)
+            rest = _unlike(rest, recoded.identities([passage.doc_id for passage in rest]))
+            if recoded.changes_states:
+                self.recoded += before - len(rest)
+            else:
+                self.reused += before - len(rest)
+        self.encoded += len(rest)
+
+    def missing(self, staging: Staging) -> None:
+        """Count what the corpus does not have."""
+        for shard in self._sources.every:
+            for keys in batched(shard.keys(), SCAN):
+                self.others += len(staging.unseen(keys))
+
+    def report(self, index: Path, live: Generation, rejected: int, keep: bool, seconds: float) -> ReindexReport:
+        reused, recoded, encoded = self.reused, self.recoded, self.encoded
+        if keep and self._sources.copied:
+            reused += self.others
+        elif keep and self._sources.recoded:
+            recoded += self.others
+        elif keep:
+            encoded += self.others
+        passages, rate = reused + recoded + encoded, live.manifest.passages_per_second
+        return ReindexReport(
+            index=str(index),
+            generation=live.name,
+            dry_run=True,
+            passages=passages,
+            reused=reused,
+            recoded=recoded,
+            encoded=encoded,
+            resumed=0,
+            deleted=0 if keep else self.others,
+            kept=self.others if keep else 0,
+            rejected=rejected,
+            why_encoded=self._sources.problem,
+            bytes=0,
+            seconds=round(seconds, 3),
+            full_build_passages_per_second=rate,
+            full_build_seconds=None if rate is None else round(passages / rate, 1),
+            speedup=None,
+        )
+
+
+def _unlike(passages: list[Passage], identities: Iterable[object]) -> list[Passage]:
+    return [
+        passage
+        for passage, identity in zip(passages, identities, strict=True)
+        if getattr(identity, "content_hash", None) != passage.content_hash()
+    ]
+
+
+def _check_texts(live: Generation, sources: Sources, wanted: Fingerprint) -> None:
+    """Raises `UsageError` when something can only be made of texts that the index does not keep."""
+    built = live.manifest.fingerprint
+    if built.store_text:
+        return
+    needs_texts = wanted.store_text or built.embedder != wanted.embedder or (wanted.bm25 and not built.bm25)
+    if needs_texts or sources.problem is not None:
+        raise UsageError(
+            f"{live.folder}: keeps no texts, and without them what CORPUS does not have gets no states of another "
+            "model or chunk size, no vectors of another embedder, no BM25 index where there is none, and no texts; "
+            "give the whole corpus and --delete-missing"
+        )
+    require_keepable(live, sources, wanted)
+
+
+def _report(index: Path, outcome: Outcome, sources: Sources, seconds: float) -> ReindexReport:
+    manifest, progress = outcome.generation.manifest, outcome.progress
+    passages = manifest.counts.passages
+    rate = manifest.passages_per_second or _rate_of(progress)
+    full = None if not rate else passages / rate
+    return ReindexReport(
+        index=str(index),
+        generation=manifest.generation,
+        dry_run=False,
+        passages=passages,
+        reused=progress.copied,
+        recoded=progress.recoded,
+        encoded=progress.encoded + progress.resumed,
+        resumed=progress.resumed,
+        deleted=manifest.deleted,
+        kept=progress.kept,
+        rejected=progress.rejected,
+        why_encoded=sources.problem,
+        bytes=sum(receipt.bytes for receipt in manifest.files.values()),
+        seconds=round(seconds, 3),
+        full_build_passages_per_second=None if not rate else round(rate, 2),
+        full_build_seconds=None if full is None else round(full, 3),
+        speedup=None if full is None else round(full / max(seconds, 1e-9), 1),
+    )
+
+
+def _rate_of(progress: Progress) -> float | None:
+    """Passages a second of encoding alone; a full build does more, so that it flatters nobody but the full build."""
+    return progress.encoded / progress.encoding_seconds if progress.encoded else None

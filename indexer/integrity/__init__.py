@@ -1,0 +1,1 @@
+"""Verify, repair and salvage: what is damaged, and what can be saved of it."""

@@ -1,0 +1,166 @@
+"""A damaged generation -> the next one, of all that is whole, and of what can be encoded again from stored texts.
+
+What is neither is set aside: the new generation does not have it, `quarantine.json` in it lists it, and the damaged
+generation is left as it is, with whatever bytes are in it, until gc.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from indexer.build.base import BaseBuild
+from indexer.build.build_folders import SALVAGE, begin, recover
+from indexer.build.models import load_encoders_of
+from indexer.corpus import CorpusLine
+from indexer.integrity.salvage import salvage
+from indexer.reuse.origins import SealedShard
+from indexer.reuse.source_first_stage import source_postings, source_vectors
+from indexer.reuse.sources import Sources
+from indexer.reuse.stored_embedder import StoredEmbedder
+from kalm_cache.codec import Codec, get_codec
+from kalm_cache.errors import KalmCacheError
+from kalm_cache.first_stage import Embedder
+from kalm_cache.generations.generation import BUILDING, Generation, open_current
+from kalm_cache.generations.tombstones import Hidden
+from kalm_cache.passage import Passage
+from kalm_cache.scoring.passage_side import PassageSide
+from kalm_cache.settings import Settings
+from kalm_cache.storage.durable import disk_errors, file_digest
+from kalm_cache.storage.locks import build_lock
+from kalm_cache.storage.passage_store import PASSAGES_FILE, SEAL_FILE, STATES_FILE, PassageStore
+
+QUARANTINE_FILE = "quarantine.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RepairReport:
+    """What was saved. `quarantined` ids are damaged, and no text of them is at hand; `nameless` have lost even that."""
+
+    index: str
+    generation: str
+    damaged_generation: str
+    passages: int = 0
+    copied: int = 0
+    encoded: int = 0
+    quarantined: list[str] = field(default_factory=list)
+    nameless: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Saved:
+    """What can be taken from a generation's shards."""
+
+    shards: list[SealedShard] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    nameless: int = 0
+
+
+def repair_index(index: Path, said: Settings) -> RepairReport:
+    """Publish a generation of all that can be saved of the live one.
+
+    Raises:
+        IndexNotFoundError: nothing has been published here.
+        IndexLockedError: another job is changing the index.
+        StoreError: the manifest or the list of hidden passages is damaged (go back, or reindex the corpus), or the disk
+            is full or cannot be written.
+        UsageError: the index keeps no texts, and its first stage is damaged, or an earlier version's.
+    """
+    started = time.perf_counter()
+    open_current(index)  # first: a wrong folder should not be made
+    with build_lock(index), disk_errors(index), ExitStack() as stack:
+        recover(index)
+        live = open_current(index)
+        report = RepairReport(str(index), live.name, live.name)
+        hidden = live.hidden()
+        building = begin(index, "repair")
+        workspace = building.with_name(building.name.replace(BUILDING, SALVAGE))
+        stack.callback(shutil.rmtree, workspace, ignore_errors=True)
+        saved = _save(live, hidden, workspace, stack)
+        report.quarantined, report.nameless = saved.lost, saved.nameless
+        embedder, side, codec, batch_tokens = _encoders(live, saved, said)
+        build = BaseBuild(
+            index=index,
+            operation="repair",
+            like=live.manifest,
+            parent=live,
+            sources=Sources(copied=saved.shards, every=saved.shards),
+            embedder=embedder,
+            passage_side=side,
+            codec=codec,
+            batch_tokens=batch_tokens,
+            keep=True,
+            on_lost=report.quarantined.append,
+            before_publishing=lambda: _list(building, report),
+        )
+        lines = (CorpusLine(Passage(*one), f"{live.name}:{one[0]}") for one in saved.texts.items())
+        outcome = build.run(lines, building, on_reject=lambda line: None, on_progress=lambda progress: None)
+    report.generation = outcome.generation.name
+    report.passages = outcome.generation.manifest.counts.passages
+    report.copied, report.encoded = outcome.progress.copied, outcome.progress.encoded
+    report.seconds = round(time.perf_counter() - started, 3)
+    return report
+
+
+def _save(live: Generation, hidden: Hidden, workspace: Path, stack: ExitStack) -> _Saved:
+    saved = _Saved()
+    for part in live.parts():
+        (receipt,) = part.manifest.shards
+        own = frozenset(hidden.between(receipt.first_number, receipt.next_number).keys)
+        vectors = source_vectors(part, inexact=not live.manifest.fingerprint.store_text)
+        postings = source_postings(part)
+        if _is_whole(part):
+            store = stack.enter_context(PassageStore(part.shard))
+            saved.shards.append(SealedShard(store, vectors, own, postings))
+            continue
+        logger.warning("%s is damaged: searching it for what is whole", part.shard)
+        found = salvage(part, own, workspace / part.shard_name)
+        store = stack.enter_context(PassageStore(workspace / part.shard_name))
+        saved.shards.append(SealedShard(store, vectors, postings=postings))
+        saved.texts |= found.texts
+        saved.lost += found.lost
+        saved.nameless += found.nameless
+    return saved
+
+
+def _is_whole(part: Generation) -> bool:
+    """Whether the store of a shard is, file by file, what was published."""
+    for name in (STATES_FILE, PASSAGES_FILE, SEAL_FILE):
+        path = part.shard / name
+        receipt = part.manifest.files.get(path.relative_to(part.folder).as_posix())
+        try:
+            if receipt is None or file_digest(path) != receipt.sha256:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _encoders(live: Generation, saved: _Saved, said: Settings) -> tuple[Embedder, PassageSide | None, Codec, int]:
+    """The models, if anything has to be encoded or embedded."""
+    if saved.texts or any(shard.vectors is None for shard in saved.shards):
+        settings, encoders = load_encoders_of(live.manifest, said)
+        return encoders.embedder, encoders.passage_side, encoders.codec, settings.batch_tokens
+    try:
+        return StoredEmbedder(live), None, get_codec(live.manifest.fingerprint.codec), said.batch_tokens
+    except KalmCacheError:
+        settings, encoders = load_encoders_of(live.manifest, said)
+        return encoders.embedder, encoders.passage_side, encoders.codec, settings.batch_tokens
+
+
+def _list(building: Path, report: RepairReport) -> None:
+    if report.quarantined or report.nameless:
+        listed = {
+            "generation": report.damaged_generation,
+            "passages": sorted(report.quarantined),
+            "nameless": report.nameless,
+        }
+        (building / QUARANTINE_FILE).write_text(json.dumps(listed, indent=2) + "\n", "utf-8")

@@ -1,0 +1,140 @@
+"""What is whole in a damaged shard, found without the pages that lead to it, as a new sealed shard.
+
+Blocks say themselves what they are, and each entry is under its own checksum, so that a file is searched for their
+magic and nothing in it is trusted: no damage can end the process, and a page that leads nowhere costs nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from kalm_cache.errors import DamagedRecordError
+from kalm_cache.generations.generation import Generation
+from kalm_cache.storage.checksummed_block import Block, Entry, Kind
+from kalm_cache.storage.passage_store import (
+    NUMBERS,
+    PASSAGES,
+    PASSAGES_FILE,
+    STATES_FILE,
+    doc_id_of,
+    identity_of,
+    unpack_text,
+)
+from kalm_cache.storage.record import STATES
+from kalm_cache.storage.store_writer import StoreWriter
+
+
+@dataclass(slots=True)
+class Salvaged:
+    """What became of a shard's passages; `texts` are of those that are to be encoded again."""
+
+    whole: int = 0
+    texts: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    nameless: int = 0
+
+
+class _Whole(NamedTuple):
+    common: bytes
+    entry: Entry
+
+
+def salvage(part: Generation, hidden: frozenset[bytes], folder: Path) -> Salvaged:
+    """Write a sealed shard into `folder` of every passage of `part` that is whole and not hidden.
+
+    Raises:
+        StoreError: the disk is full or cannot be written.
+    """
+    found = Salvaged()
+    numbers: list[tuple[int, bytes]] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    (receipt,) = part.manifest.shards
+    with StoreWriter(folder) as writer:
+        for key, state, passage in _joined(part.shard):
+            if key in hidden:
+                continue
+            if state is not None and passage is not None:
+                writer.copy(state.common, state.entry, passage.entry)
+                numbers.append((identity_of(passage.entry).number, key))
+                found.whole += 1
+            elif passage is not None and (text := _text(passage.entry)) is not None:
+                found.texts[doc_id_of(key)] = text
+            else:
+                found.lost.append(doc_id_of(key))
+        writer.finish(sorted(numbers), receipt.next_number)
+    named = found.whole + len(found.texts) + len(found.lost)
+    found.nameless = max(receipt.counts.passages - len(hidden) - named, 0)
+    return found
+
+
+def _joined(shard: Path) -> Iterator[tuple[bytes, _Whole | None, _Whole | None]]:
+    """Every key that is found anywhere, rising: its record and its passage, where these are whole."""
+    states = ((key, 0, one) for key, one in whole_entries(shard / STATES_FILE, STATES))
+    passages = ((key, 1, one) for key, one in whole_entries(shard / PASSAGES_FILE, PASSAGES))
+    by_number = (bytes(one.entry.payload) for _, one in whole_entries(shard / PASSAGES_FILE, NUMBERS))
+    names = ((key, 2, None) for key in sorted(by_number))
+    merged = heapq.merge(states, passages, names, key=lambda one: one[0])
+    for key, group in groupby(merged, key=lambda one: one[0]):
+        found = {kind: one for _, kind, one in group}
+        yield key, found.get(0), found.get(1)
+
+
+def whole_entries(path: Path, kind: Kind) -> Iterator[tuple[bytes, _Whole]]:
+    """The entries of one kind in a file that have the right checksum, in order of keys, each key once."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            view = memoryview(content)
+            try:
+                yield from _entries_at(view, sorted(_blocks(content, view, kind)), kind)
+            finally:
+                view.release()
+    except (FileNotFoundError, ValueError):  # an empty file cannot be mapped
+        return
+
+
+def _blocks(content: mmap.mmap, view: memoryview, kind: Kind) -> Iterator[tuple[bytes, int]]:
+    """First whole key and offset of everything that may be a block."""
+    at = content.find(kind.magic)
+    while at >= 0:
+        first = next(_entries(view[at:], kind), None)
+        if first is not None:
+            yield first[0], at
+        at = content.find(kind.magic, at + 1)
+
+
+def _entries_at(view: memoryview, blocks: list[tuple[bytes, int]], kind: Kind) -> Iterator[tuple[bytes, _Whole]]:
+    last: bytes | None = None
+    for _, at in blocks:
+        for key, one in _entries(view[at:], kind):
+            if last is None or key > last:
+                last = key
+                yield key, one
+
+
+def _entries(view: memoryview, kind: Kind) -> Iterator[tuple[bytes, _Whole]]:
+    try:
+        block = Block(kind, view)
+    except (DamagedRecordError, struct.error):
+        return
+    for i in range(len(block)):
+        try:
+            entry = block.whole_entry(i)
+        except (DamagedRecordError, struct.error):
+            continue
+        yield entry.key, _Whole(block.common, entry._replace(payload=memoryview(bytes(entry.payload))))
+
+
+def _text(entry: Entry) -> str | None:
+    if not entry.payload:
+        return None
+    try:
+        return unpack_text(entry.payload)
+    except DamagedRecordError:
+        return None

@@ -1,0 +1,221 @@
+"""A published index -> everything that is damaged in it. Goes on after damage, and raises for none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.integrity.damage import Damage
+from indexer.integrity.verify_store import STORE_FILES, Tally, check_store
+from indexer.integrity.verify_tombstones import check_hidden
+from kalm_cache.errors import KalmCacheError
+from kalm_cache.first_stage import BM25Index
+from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME as BM25_FOLDER
+from kalm_cache.first_stage.dense.dense_index import FILE_NAME as DENSE_FILE
+from kalm_cache.generations.current import CURRENT, current_name
+from kalm_cache.generations.generation import MANIFEST, FileReceipt, Generation, open_current, open_generation
+from kalm_cache.generations.journal import JOURNAL, journal_problem
+from kalm_cache.generations.tombstones import HIDDEN_FILE
+from kalm_cache.storage.durable import file_digest
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """`checked` counts what was found whole: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`.
+
+    These are of all that is stored; `hidden` of the records are not shown.
+    """
+
+    ok: bool
+    checked: dict[str, int]
+    damaged: list[Damage]
+
+
+def verify_index(index: Path) -> VerifyReport:
+    """Verify the live generation of an index folder, `CURRENT` included.
+
+    Raises:
+        IndexNotFoundError: nothing has been published there.
+    """
+    generations = index / "generations"
+    published = {path.name for path in generations.glob("[0-9]*[0-9]")}
+    if not published:
+        open_current(index)  # raises: there is nothing to verify
+    try:
+        name = current_name(index)
+    except KalmCacheError as exc:
+        return _report({}, [Damage(CURRENT, None, str(exc))])
+    if name not in published:
+        return _report({}, [Damage(CURRENT, None, f"names {name!r}, which is not one of {sorted(published)}")])
+    try:
+        generation = open_generation(generations / name)
+    except KalmCacheError as exc:
+        return _report({}, [Damage(MANIFEST, None, str(exc))])
+    report = verify_generation(generation)
+    problem = journal_problem(index)
+    return _report(report.checked, [*([Damage(JOURNAL, None, problem)] if problem else []), *report.damaged])
+
+
+def verify_generation(generation: Generation) -> VerifyReport:
+    """Check every file, record and text of every shard, what is hidden, and that stores and first stages agree."""
+    checked: Counter[str] = Counter()
+    damaged = [*_check_manifest(generation), *_check_files(generation, checked)]
+    broken = {damage.file for damage in damaged}
+    for part in generation.parts():
+        damaged += _check_part(part, broken, checked)
+    if HIDDEN_FILE not in broken:
+        damaged += check_hidden(generation, checked, is_whole=not damaged)
+    return _report(dict(checked), damaged)
+
+
+def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
+    """One shard, by itself."""
+    tally = Tally()
+    store_files = {_in_shard(part, name) for name in STORE_FILES}
+    is_whole = broken.isdisjoint(store_files)
+    if is_whole:
+        for file, doc_id, problem in check_store(part, tally):
+            yield Damage(_in_shard(part, file), doc_id, problem)
+        checked.update(records=tally.whole, texts=tally.texts)
+    else:
+        yield from _check_store_apart(part, broken, checked)
+    numbers = np.frombuffer(tally.numbers, np.int64) if is_whole else None
+    (receipt,) = part.manifest.shards
+    if (
+        numbers is not None
+        and len(numbers)
+        and not receipt.first_number <= numbers[0] <= numbers[-1] < receipt.next_number
+    ):
+        said = f"{receipt.first_number} to {receipt.next_number - 1}"
+        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {numbers[0]} to {numbers[-1]}, not {said}")
+    yield from _check_first_stage(part, numbers, broken, checked)
+
+
+def _check_range(part: Generation, lowest: int, highest: int) -> Iterator[Damage]:
+    (receipt,) = part.manifest.shards
+    if lowest < receipt.first_number or highest >= receipt.next_number:
+        said = f"{receipt.first_number} to {receipt.next_number - 1}"
+        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {lowest} to {highest}, not {said}")
+
+
+def _report(checked: dict[str, int], damaged: list[Damage]) -> VerifyReport:
+    return VerifyReport(ok=not damaged, checked=checked, damaged=damaged)
+
+
+def _check_manifest(generation: Generation) -> Iterator[Damage]:
+    if generation.folder.name != generation.manifest.generation:
+        yield Damage(MANIFEST, None, f"is that of generation {generation.manifest.generation}")
+    try:
+        if (generation.folder / MANIFEST).read_bytes() != generation.manifest.to_json():
+            yield Damage(MANIFEST, None, "was changed after it was published")
+    except OSError as exc:
+        yield Damage(MANIFEST, None, f"cannot be read: {exc}")
+
+
+def _check_files(generation: Generation, checked: Counter[str]) -> Iterator[Damage]:
+    receipts = generation.manifest.files
+    checked.update(files=0, bytes=0)
+    for name, receipt in receipts.items():
+        problem = _file_problem(generation.folder / name, receipt)
+        if problem is not None:
+            yield Damage(name, None, problem)
+        else:
+            checked["files"] += 1
+            checked["bytes"] += receipt.bytes
+    present = {_relative(generation, path) for path in generation.folder.rglob("*") if not path.is_dir()}
+    for name in sorted(present - receipts.keys() - {MANIFEST}):
+        yield Damage(name, None, "is not named by the manifest")
+
+
+def _file_problem(path: Path, receipt: FileReceipt) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != receipt.bytes:
+            return f"has {size} bytes, its receipt says {receipt.bytes}"
+        return None if file_digest(path) == receipt.sha256 else "its SHA-256 is not that of its receipt"
+    except OSError as exc:
+        return f"cannot be read: {exc.strerror}"
+
+
+def _check_store_apart(generation: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
+    """Name the records of a damaged store, as far as its pages let themselves be read, in a process of its own."""
+    walk = subprocess.run(
+        [sys.executable, "-m", "indexer.integrity.verify_store", str(generation.folder), generation.shard_name],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)},
+        capture_output=True,
+        check=False,
+    )
+    for line in walk.stdout.splitlines():
+        said: dict[str, Any] = json.loads(line)
+        if "problem" in said:
+            yield Damage(_in_shard(generation, said["file"]), said["doc_id"], said["problem"])
+        else:
+            checked.update(said)
+    names = [name for name in STORE_FILES[:2] if _in_shard(generation, name) in broken]
+    for name in names if walk.returncode else ():
+        how = walk.stderr.decode(errors="replace").strip()[-200:]
+        if walk.returncode < 0:
+            how = f"reading on ended the process with {signal.Signals(-walk.returncode).name}"
+        yield Damage(_in_shard(generation, name), None, f"its pages are damaged: {how}")
+
+
+def _check_first_stage(
+    generation: Generation, numbers: NDArray[np.int64] | None, broken: set[str], checked: Counter[str]
+) -> Iterator[Damage]:
+    """`numbers`: the store's, rising, or None when it is damaged; then only the counts are compared."""
+    folder = generation.shard / "first_stage"
+    dense, bm25 = _relative(generation, folder / DENSE_FILE), _relative(generation, folder / BM25_FOLDER)
+    readers = {dense: ("vectors", _dense_numbers)}
+    if generation.manifest.fingerprint.bm25:
+        readers[bm25] = ("bm25_documents", _bm25_numbers)
+    for file, (what, read) in readers.items():
+        if any(name.startswith(file) for name in broken):
+            continue  # said already, and there are no records in it to name
+        try:
+            found = np.sort(read(folder))
+        except Exception as exc:  # readers raise many kinds for a file that is not what it should be
+            yield Damage(file, None, f"cannot be read: {exc}")
+            continue
+        checked[what] += len(found)
+        if len(found) != generation.manifest.counts.passages:
+            yield Damage(file, None, f"holds {len(found)} passages, expected {generation.manifest.counts.passages}")
+        elif numbers is not None and not np.array_equal(found, numbers):
+            odd = np.setxor1d(found, numbers)[:5].tolist()
+            yield Damage(file, None, f"its numbers are not those of the store, the first to differ: {odd}")
+
+
+def _dense_numbers(folder: Path) -> NDArray[np.int64]:
+    import faiss
+
+    index: Any = faiss.read_index(str(folder / DENSE_FILE))
+    numbers = np.asarray(faiss.vector_to_array(index.id_map), np.int64)
+    if index.ntotal != len(numbers):
+        raise ValueError(f"it says that it holds {index.ntotal} vectors, and it has {len(numbers)} numbers")
+    return numbers
+
+
+def _bm25_numbers(folder: Path) -> NDArray[np.int64]:
+    documents = BM25Index.open(folder).ntotal
+    numbers = np.load(folder / BM25_FOLDER / "numbers.npy")
+    if documents != len(numbers):
+        raise ValueError(f"it says that it holds {documents} documents, and it has {len(numbers)} numbers")
+    return np.asarray(numbers, np.int64)
+
+
+def _relative(generation: Generation, path: Path) -> str:
+    return path.relative_to(generation.folder).as_posix()
+
+
+def _in_shard(generation: Generation, name: str) -> str:
+    return _relative(generation, generation.shard / name)

@@ -1,0 +1,1 @@
+"""What a build can take from what is stored already, as it is or recoded, instead of encoding."""

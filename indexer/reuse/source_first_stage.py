@@ -1,0 +1,55 @@
+"""The first stage of an earlier generation, so that copied passages are neither embedded nor analysed again.
+
+Its files have no checksums within, so that each is compared with its receipt first: what is copied gets a new one.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from indexer.reuse.origins import Vectors
+from kalm_cache.errors import IndexMismatchError, StoreError
+from kalm_cache.first_stage import BM25Index, DenseIndex
+from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME
+from kalm_cache.first_stage.dense.dense_index import FILE_NAME
+from kalm_cache.generations.generation import Generation
+from kalm_cache.storage.durable import file_digest
+
+logger = logging.getLogger(__name__)
+
+
+def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors | None:
+    """The vectors of a published generation, if its dense index keeps them as they were made and its file is whole.
+
+    `inexact`: what 8 bits a number keep of them will do, since there is no text to embed again.
+    """
+    path = generation.shard / "first_stage" / FILE_NAME
+    try:
+        _require_whole(generation, path)
+        index = DenseIndex.open(path.parent)
+    except (OSError, StoreError) as exc:
+        logger.warning("no vectors are copied from generation %s: %s", generation.manifest.generation, exc)
+        return None
+    return index.vectors if index.exact or inexact else None
+
+
+def source_postings(generation: Generation) -> BM25Index | None:
+    """The BM25 index of a published generation, if documents can be taken from it and its files are whole."""
+    folder = generation.shard / "first_stage"
+    if not generation.manifest.fingerprint.bm25:
+        return None
+    try:
+        index = BM25Index.open(folder)
+        for path in (folder / FOLDER_NAME).iterdir():
+            _require_whole(generation, path)
+    except (OSError, StoreError, IndexMismatchError) as exc:
+        logger.warning("no postings are copied from generation %s: %s", generation.manifest.generation, exc)
+        return None
+    return index if index.countable else None
+
+
+def _require_whole(generation: Generation, path: Path) -> None:
+    receipt = generation.manifest.files.get(path.relative_to(generation.folder).as_posix())
+    if receipt is None or file_digest(path) != receipt.sha256:
+        raise StoreError(f"{path}: its SHA-256 is not that of its receipt")

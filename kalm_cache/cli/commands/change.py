@@ -1,0 +1,204 @@
+"""`kalm-cache reindex`, `add` and `delete`: a published index -> its next generation."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kalm_cache.cli import options as opt
+from kalm_cache.cli.commands.index import check_errors_file, warn
+from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_json, stdout_console
+from kalm_cache.cli.progress import show_progress
+from kalm_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from indexer.change.delta import AddReport, DeleteReport
+    from indexer.change.reindex import ReindexReport
+
+
+def reindex(
+    corpus: opt.Corpus,
+    index: opt.IndexFolder,
+    config: opt.ConfigFile = None,
+    model: opt.Model = None,
+    device: opt.Device = None,
+    dtype: opt.DType = None,
+    codec: opt.Codec = None,
+    chunk_size: opt.ChunkSize = None,
+    max_length: opt.MaxLength = None,
+    embedder: opt.Embedder = None,
+    dense_index: opt.DenseIndex = None,
+    batch_tokens: opt.BatchTokens = None,
+    store_text: Annotated[bool | None, typer.Option("--text/--no-text", help="Keep the passages' text.")] = None,
+    delete_missing: Annotated[
+        bool, typer.Option("--delete-missing/--keep-missing", help="What becomes of passages that CORPUS has not.")
+    ] = True,
+    errors: opt.ErrorsFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+    json: opt.AsJson = False,
+) -> None:
+    """Bring an index to a corpus and to new settings: encode what changed, copy or recode the rest.
+
+    Settings that are not given are those of the index. Interrupted, it goes on where it stopped when run again. Exit
+    code 3 when lines were rejected.
+    """
+    from kalm_cache.settings import load_settings
+
+    with exit_codes(resumable=True):
+        from indexer.build.models import load_encoders, settings_like
+        from indexer.change.reindex import plan_reindex, run_reindex
+        from indexer.corpus import read_corpus
+        from indexer.corpus.rejects import ErrorsFile
+        from kalm_cache.generations.generation import open_current
+
+        said = load_settings(
+            config,
+            model=model,
+            device=device,
+            dtype=dtype,
+            codec=codec,
+            chunk_size=chunk_size,
+            max_length=max_length,
+            embedder=embedder,
+            dense_index=dense_index,
+            batch_tokens=batch_tokens,
+            store_text=store_text,
+        )
+        check_errors_file(errors, corpus)
+        lines = read_corpus(corpus, stdin=sys.stdin.buffer)  # first: a wrong path should not cost a model's loading
+        settings = settings_like(open_current(index).manifest, said)
+        encoders = load_encoders(settings)
+        with ErrorsFile(errors) as rejects:
+            if dry_run:
+                report = plan_reindex(lines, index, encoders, keep_missing=not delete_missing, on_reject=rejects.add)
+            else:
+                total = None if corpus == "-" else sum(1 for _ in read_corpus(corpus))
+                with show_progress(total) as on_progress:
+                    report = run_reindex(
+                        lines,
+                        index,
+                        settings,
+                        encoders,
+                        keep_missing=not delete_missing,
+                        on_reject=rejects.add,
+                        on_progress=on_progress,
+                    )
+        warn(rejects, 0, settings)
+    if json:
+        print_json(dataclasses.asdict(report))
+    else:
+        stdout_console().print(_reindexed(report), soft_wrap=True)
+    if report.rejected:
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def add(
+    corpus: opt.Corpus,
+    index: opt.IndexFolder,
+    device: opt.Device = None,
+    batch_tokens: opt.BatchTokens = None,
+    errors: opt.ErrorsFile = None,
+    json: opt.AsJson = False,
+) -> None:
+    """Add passages to an index, or replace those whose texts changed, without touching the others.
+
+    They are encoded as the index was, and are there for whoever opens it next. Interrupted, it goes on where it
+    stopped when run again. Exit code 3 when lines were rejected.
+    """
+    from kalm_cache.settings import load_settings
+
+    with exit_codes(resumable=True):
+        from indexer.build.models import load_encoders_of
+        from indexer.change.delta import add_passages
+        from indexer.corpus import read_corpus
+        from indexer.corpus.rejects import ErrorsFile
+        from kalm_cache.generations.generation import open_current
+
+        said = load_settings(device=device, batch_tokens=batch_tokens)
+        check_errors_file(errors, corpus)
+        lines = read_corpus(corpus, stdin=sys.stdin.buffer)
+        settings, encoders = load_encoders_of(open_current(index).manifest, said)
+        total = None if corpus == "-" else sum(1 for _ in read_corpus(corpus))
+        with ErrorsFile(errors) as rejects, show_progress(total) as on_progress:
+            report = add_passages(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
+        warn(rejects, 0, settings)
+    if json:
+        print_json(dataclasses.asdict(report))
+    else:
+        stdout_console().print(_added(report), soft_wrap=True)
+    if report.rejected:
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def delete(
+    index: opt.IndexFolder,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of the passages.")] = None,
+    ids_file: Annotated[Path | None, typer.Option("--ids-file", help="One id a line, beside those given.")] = None,
+    json: opt.AsJson = False,
+) -> None:
+    """Delete passages: no answer has them from now on; `kalm-cache gc` then removes their bytes.
+
+    Exit code 3 when the index does not have some of the ids.
+    """
+    with exit_codes():
+        from indexer.change.delta import delete_passages
+
+        wanted = [*(ids or []), *_ids_in(ids_file)]
+        if not wanted:
+            raise UsageError("give ids, or --ids-file")
+        report = delete_passages(wanted, index)
+    if json:
+        print_json(dataclasses.asdict(report))
+    else:
+        stdout_console().print(_deleted(report), soft_wrap=True)
+    if report.unknown:
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def _ids_in(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return [line for line in file.read_text("utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"--ids-file {file}: cannot be read as UTF-8 text: {exc}") from exc
+
+
+def _reindexed(report: ReindexReport) -> str:
+    would = "would hold" if report.dry_run else "holds"
+    name = f"the generation after {report.generation}" if report.dry_run else f"generation {report.generation}"
+    lines = [
+        f"{name} of {report.index} {would} {report.passages:,} passages: {report.reused:,} reused, "
+        f"{report.recoded:,} recoded, {report.encoded:,} encoded; {report.deleted:,} deleted, {report.kept:,} that are "
+        f"not in the corpus kept, {report.rejected:,} rejected"
+    ]
+    if report.why_encoded:
+        lines.append(f"nothing that is stored can be used: {report.why_encoded}")
+    if not report.dry_run:
+        faster = "" if report.speedup is None else f", {report.speedup:,.1f} times as fast as a full build"
+        lines.append(f"{human_bytes(report.bytes)} on disk, {report.seconds:.1f} s{faster}")
+    elif report.full_build_seconds is not None:
+        lines.append(f"a full build would take about {report.full_build_seconds:,.0f} s")
+    return "\n".join(lines)
+
+
+def _added(report: AddReport) -> str:
+    return (
+        f"generation {report.generation} of {report.index} holds {report.passages:,} passages: {report.added:,} added, "
+        f"{report.replaced:,} replaced, {report.unchanged:,} unchanged, {report.rejected:,} rejected; "
+        f"{human_bytes(report.new_bytes)} more on disk, {report.seconds:.1f} s"
+    )
+
+
+def _deleted(report: DeleteReport) -> str:
+    unknown = (
+        f"; {len(report.unknown):,} ids it did not have: {', '.join(report.unknown[:5])}" if report.unknown else ""
+    )
+    return (
+        f"generation {report.generation} of {report.index} holds {report.passages:,} passages: "
+        f"{report.deleted:,} deleted{unknown}. Their bytes go with: kalm-cache gc --index {report.index}"
+    )

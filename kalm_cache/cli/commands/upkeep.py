@@ -1,0 +1,157 @@
+"""`kalm-cache stats`, `verify`, `rollback` and `gc`: what is done to an index without a corpus."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kalm_cache.cli import options as opt
+from kalm_cache.cli.output import exit_codes, human_bytes, print_json, stdout_console
+from kalm_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from indexer.change.gc import GcReport
+    from indexer.integrity.repair import RepairReport
+    from indexer.integrity.verify import VerifyReport
+    from indexer.integrity.verify_sample import SampleReport
+
+
+def stats(index: opt.IndexFolder, json: opt.AsJson = False) -> None:
+    """What an index holds, and what it takes on disk."""
+    from kalm_cache.generations.stats import index_stats
+
+    with exit_codes():
+        values = dataclasses.asdict(index_stats(index))
+    if json:
+        print_json(values)
+    else:
+        width = max(len(name) for name in values)
+        for name, value in values.items():
+            stdout_console().print(f"{name:<{width}}  {value}")
+
+
+def verify(
+    index: opt.IndexFolder,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="Encode so many passages again, and compare.")] = 0,
+    repair: Annotated[bool, typer.Option("--repair", help="Publish a generation without what is damaged.")] = False,
+    device: opt.Device = None,
+    json: opt.AsJson = False,
+) -> None:
+    """Check every record and file of the live generation; exit code 1 when something is damaged.
+
+    `--repair` publishes a generation of all that is whole, encodes damaged passages again from their stored texts, and
+    sets the others aside: it lists them, and the generation before keeps their bytes until gc. Exit code 3 then.
+    """
+    with exit_codes(resumable=True):
+        from indexer.integrity.verify import verify_index
+
+        if repair and sample:
+            raise UsageError("give --sample or --repair: a sample says nothing of what is repaired")
+        report = verify_index(index)
+        sampled = _sample(index, sample, device) if sample and report.ok else None
+        repaired = _repair(index, report, device) if repair and not report.ok else None
+    if json:
+        extra: dict[str, Any] = {"sample": sampled, "repair": repaired}
+        given = {name: dataclasses.asdict(one) for name, one in extra.items() if one is not None}
+        print_json(dataclasses.asdict(report) | given)
+    else:
+        _show(report, sampled, repaired)
+    if repaired is not None:
+        raise typer.Exit(3 if repaired.quarantined else 0)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def rollback(
+    index: opt.IndexFolder,
+    to: Annotated[str | None, typer.Option("--to", help="Name of a generation; its parent by default.")] = None,
+    json: opt.AsJson = False,
+) -> None:
+    """Make an earlier generation live again; nothing is copied or removed."""
+    with exit_codes():
+        from indexer.change.rollback import roll_back
+
+        report = roll_back(index, to)
+    if json:
+        print_json(dataclasses.asdict(report))
+    else:
+        was = f" (was {report.before})" if report.before else ""
+        line = f"generation {report.generation} of {report.index} is live: {report.passages:,} passages{was}"
+        stdout_console().print(line, soft_wrap=True)
+
+
+def gc(
+    index: opt.IndexFolder,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="Generations to keep for a rollback.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+    json: opt.AsJson = False,
+) -> None:
+    """Remove generations that nobody needs or reads, and every byte of deleted passages.
+
+    Generations that still hold deleted passages are not kept, whatever `--keep` says.
+    """
+    with exit_codes():
+        from indexer.change.gc import collect_garbage
+
+        report = collect_garbage(index, keep, dry_run=dry_run)
+    if json:
+        print_json(dataclasses.asdict(report) | {"dry_run": dry_run})
+    else:
+        _show_gc(report, dry_run)
+
+
+def _sample(index: Path, passages: int, device: str | None) -> SampleReport:
+    from indexer.integrity.verify_sample import verify_sample
+    from kalm_cache.settings import load_settings
+
+    return verify_sample(index, passages, load_settings(device=device))
+
+
+def _repair(index: Path, report: VerifyReport, device: str | None) -> RepairReport:
+    from indexer.integrity.repair import repair_index
+    from kalm_cache.settings import load_settings
+
+    return repair_index(index, load_settings(device=device))
+
+
+def _show(report: VerifyReport, sampled: SampleReport | None, repaired: RepairReport | None) -> None:
+    console = stdout_console()
+    for damage in report.damaged:
+        what = f"{damage.file}" + (f", {damage.doc_id!r}" if damage.doc_id is not None else "")
+        console.print(f"damaged: {what}: {damage.problem}", soft_wrap=True)
+    console.print("ok" if report.ok else f"{len(report.damaged)} damaged")
+    if sampled is not None:
+        console.print(
+            f"{sampled.passages} passages encoded again, {sampled.queries} queries: margins differ by "
+            f"{sampled.margin_drift_mean:.4f} on average, {sampled.margin_drift_max:.4f} at most; rank agreement "
+            f"(Kendall) {sampled.rank_agreement:.4f}",
+            soft_wrap=True,
+        )
+    if repaired is not None:
+        console.print(
+            f"generation {repaired.generation} holds {repaired.passages:,} passages: {repaired.copied:,} copied, "
+            f"{repaired.encoded:,} encoded again, {len(repaired.quarantined):,} set aside",
+            soft_wrap=True,
+        )
+        for doc_id in repaired.quarantined:
+            console.print(f"set aside: {doc_id!r}; generation {repaired.damaged_generation} has what is left of it")
+
+
+def _show_gc(report: GcReport, dry_run: bool) -> None:
+    console = stdout_console()
+    would = "would be " if dry_run else ""
+    if report.compacted:
+        console.print(
+            f"a base {would}written without {report.compacted:,} deleted or replaced passages", soft_wrap=True
+        )
+    lists = ((f"{would}removed", report.removed), ("kept", report.kept), ("in use, run gc again later", report.in_use))
+    for what, generations in lists:
+        for one in generations:
+            console.print(f"{one.generation} {what}: {one.why}", soft_wrap=True)
+    console.print(
+        f"generation {report.generation} is live; {human_bytes(report.freed_bytes)} freed, {report.seconds:.1f} s",
+        soft_wrap=True,
+    )

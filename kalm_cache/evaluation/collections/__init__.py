@@ -1,0 +1,1 @@
+"""Judged collections and runs, from BEIR folders, ir_datasets, MTEB and TREC files."""

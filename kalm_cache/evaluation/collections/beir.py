@@ -1,0 +1,109 @@
+"""A folder laid out as BEIR does → judged queries. Knows nothing of passages, indexes or measures.
+
+FOLDER/queries.jsonl       {"_id": …, "text": …} on each line
+FOLDER/qrels/<split>.tsv   query id, passage id, grade; with or without a header
+Either may be gzipped, with .gz behind its name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kalm_cache.errors import CorpusError
+from kalm_cache.evaluation.collections.lines import for_each_line
+
+HEADER_STARTS = ("query", "qid")
+
+
+@dataclass(frozen=True, slots=True)
+class BeirTask:
+    """The judged queries of one split: texts by query id, and grades by query id and passage id."""
+
+    name: str
+    split: str
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+
+
+def load_beir(folder: str | Path, split: str = "test") -> BeirTask:
+    """Read the queries that have judgments in `split`, in the judgments' order, and those judgments.
+
+    Of several grades for one pair the last one counts, as in BEIR's own loader.
+
+    Raises:
+        CorpusError: a file is missing or unreadable, a line is bad (named as `file:line`), or there is no such split.
+    """
+    folder = Path(folder)
+    qrels_path = _qrels_file(folder, split)
+    texts = _read_queries(_queries_file(folder))
+    qrels = _read_qrels(qrels_path, texts)
+    if not qrels:
+        raise CorpusError(f"{qrels_path} holds no judgment; expected lines of query id, passage id, grade")
+    return BeirTask(folder.resolve().name, split, {query_id: texts[query_id] for query_id in qrels}, qrels)
+
+
+def _queries_file(folder: Path) -> Path:
+    for path in (folder / "queries.jsonl", folder / "queries.jsonl.gz"):
+        if path.is_file():
+            return path
+    raise CorpusError(f"{folder} holds no queries.jsonl; give a folder laid out as BEIR does")
+
+
+def _qrels_file(folder: Path, split: str) -> Path:
+    files = {path.name.split(".tsv")[0]: path for path in sorted((folder / "qrels").glob("*.tsv*"))}
+    if split not in files:
+        there = f"there are {', '.join(files)}" if files else "give a folder laid out as BEIR does"
+        raise CorpusError(f"{folder} holds no qrels/{split}.tsv; {there}")
+    return files[split]
+
+
+def _read_queries(path: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+
+    def read(line: str, number: int) -> None:
+        query_id, text = _query(line)
+        if query_id in texts:
+            raise ValueError(f"query id {query_id!r} for the second time; give each query an id of its own")
+        texts[query_id] = text
+
+    for_each_line(path, read)
+    return texts
+
+
+def _read_qrels(path: Path, texts: dict[str, str]) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+
+    def read(line: str, number: int) -> None:
+        if number == 1 and line.lower().startswith(HEADER_STARTS):
+            return
+        query_id, doc_id, grade = _judgment(line)
+        if query_id not in texts:
+            raise ValueError(f"query id {query_id!r} is not among the queries")
+        qrels.setdefault(query_id, {})[doc_id] = grade
+
+    for_each_line(path, read)
+    return qrels
+
+
+def _query(line: str) -> tuple[str, str]:
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a JSON {type(fields).__name__}; write one object on each line")
+    query_id, text = fields.get("_id"), fields.get("text")
+    if not isinstance(query_id, str | int) or not isinstance(text, str):
+        raise ValueError("expected the fields '_id' and 'text', both strings")
+    text.encode("utf-8")  # half a surrogate pair fails here, and not in a tokenizer
+    return str(query_id), text
+
+
+def _judgment(line: str) -> tuple[str, str, int]:
+    columns = line.split("\t")
+    if len(columns) != 3:
+        raise ValueError(f"{len(columns)} columns, expected 3: query id, passage id and grade, with tabs between them")
+    query_id, doc_id, grade = columns
+    try:
+        return query_id, doc_id, int(grade)
+    except ValueError as exc:
+        raise ValueError(f"the grade is {grade!r}, expected a whole number") from exc

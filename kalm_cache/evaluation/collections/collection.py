@@ -1,0 +1,38 @@
+"""A collection: judged queries, the corpus they are asked of, and what the benchmark says of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kalm_cache.evaluation.collections.beir import BeirTask, load_beir
+from kalm_cache.evaluation.collections.trec import ScoredRun
+from kalm_cache.passage import Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What is evaluated.
+
+    Attributes:
+        task: queries and judgments.
+        corpus: a file or folder that `kalm-cache index` takes, or a function that yields the passages anew.
+        instruction: what the benchmark's queries ask for; `None` = it does not say.
+        instructions: of single queries, by query id, where the benchmark gives each its own; they come first.
+        drop_own_id: leave the passage with the query's own id out of the candidates (ArguAna and Quora, whose queries
+            are passages).
+        given: candidates that the benchmark itself hands to rerankers, by query id.
+    """
+
+    task: BeirTask
+    corpus: Path | Callable[[], Iterable[Passage]]
+    instruction: str | None = None
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    drop_own_id: bool = False
+    given: ScoredRun | None = None
+
+
+def load_beir_collection(folder: Path, split: str = "test") -> Collection:
+    """A BEIR folder as a collection. Raises as `load_beir`."""
+    return Collection(load_beir(folder, split), folder)

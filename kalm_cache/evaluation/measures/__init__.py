@@ -1,0 +1,1 @@
+"""Rankings and judgments -> measures, significance, calibration."""

@@ -1,0 +1,1 @@
+"""BM25: text -> terms -> postings on disk -> scores."""

@@ -1,0 +1,125 @@
+"""A BM25 index as it lies on disk, mapped; and some of its documents, on their way into another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.errors import IndexMismatchError
+from kalm_cache.first_stage.bm25.analysis import ANALYSIS
+from kalm_cache.first_stage.bm25.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, LENGTHS_NAME, TIMES_NAME
+from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, decode_term
+
+NUMBERS_NAME = "numbers.npy"
+INFO_NAME = "bm25.json"
+TAKEN_POSTINGS = 1 << 20  # at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What scores are computed from: the length (n,) of each document, and how often the term of each posting is there.
+
+    An index that an earlier version built has none.
+    """
+
+    lengths: NDArray[np.int32]
+    times: NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class BM25Files:
+    """The numbers (n,) of its documents, and the postings of each term."""
+
+    numbers: NDArray[np.int64]
+    vocabulary: Vocabulary
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    data: NDArray[np.float32]
+    mean_length: float
+    counted: Counted | None
+
+    def postings_of(self, rows: NDArray[np.int64], term_ids: dict[str, int]) -> Iterator[NDArray[np.int32]]:
+        """The postings of some documents, as blocks (3, m) for `PostingsWriter.add_counted`.
+
+        Args:
+            rows: the documents (r,), rising; their positions in it are those of the blocks.
+            term_ids: gets the terms that it does not have yet.
+        """
+        assert self.counted is not None
+        places = np.full(len(self.numbers), -1, np.int32)
+        places[rows] = np.arange(len(rows), dtype=np.int32)
+        for start in range(0, len(self.indices), TAKEN_POSTINGS):
+            end = min(start + TAKEN_POSTINGS, len(self.indices))
+            taken = places[self.indices[start:end]]
+            here = np.flatnonzero(taken >= 0)
+            ids = self._ids(self._terms(start, end)[here], term_ids)
+            yield np.stack([ids, taken[here], self.counted.times[start:end][here]]).astype(np.int32)
+
+    def _terms(self, start: int, end: int) -> NDArray[np.int64]:
+        """The term of each of the postings from `start` to `end`."""
+        first, last = np.searchsorted(self.indptr, start, "right") - 1, np.searchsorted(self.indptr, end)
+        bounds = np.clip(self.indptr[first : last + 1], start, end)
+        return np.repeat(np.arange(first, last), np.diff(bounds))
+
+    def _ids(self, terms: NDArray[np.int64], term_ids: dict[str, int]) -> NDArray[np.int64]:
+        distinct, places = np.unique(terms, return_inverse=True)
+        names = (decode_term(self.vocabulary[int(term)]) for term in distinct)
+        ids = np.array([term_ids.setdefault(name, len(term_ids)) for name in names], np.int64)
+        return ids[places]
+
+
+def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
+    """Read or map the files.
+
+    Raises:
+        IndexMismatchError: the index was built with another analysis of texts.
+        OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, TokenError: all that `numpy.load` raises for a
+            file that is missing or damaged.
+    """
+    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
+    _check_analysis(info["analysis"])
+
+    def array_in(name: str, *kinds: type[np.generic]) -> NDArray[Any]:
+        values: NDArray[Any] = np.asarray(np.load(path / name, mmap_mode=mmap_mode))
+        if values.dtype.type not in kinds or values.ndim != 1:
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{name} holds {values.dtype} of shape {values.shape}, expected a row of {expected}")
+        return values
+
+    counted = None
+    if (path / TIMES_NAME).exists() or (path / LENGTHS_NAME).exists():
+        counted = Counted(array_in(LENGTHS_NAME, np.int32), array_in(TIMES_NAME, np.uint8, np.uint16, np.uint32))
+    files = BM25Files(
+        array_in(NUMBERS_NAME, np.int64),
+        Vocabulary.open(path, mmap_mode),
+        array_in(INDPTR_NAME, np.int64),
+        array_in(INDICES_NAME, np.int32),
+        array_in(DATA_NAME, np.float32),
+        float(info["mean_length"]),
+        counted,
+    )
+    _check_sizes(files, info["documents"])
+    return files
+
+
+def _check_sizes(files: BM25Files, documents: int) -> None:
+    if documents != len(files.numbers):
+        raise ValueError(f"it scores {documents} documents, {NUMBERS_NAME} holds {len(files.numbers)}")
+    postings, counted = len(files.indices), files.counted
+    fit = len(files.indptr) == len(files.vocabulary) + 1 and files.indptr[-1] == postings == len(files.data)
+    if not fit or (counted and (len(counted.lengths), len(counted.times)) != (documents, postings)):
+        raise ValueError("the lengths of its files do not fit together")
+
+
+def _check_analysis(stored: str) -> None:
+    if stored != ANALYSIS:
+        raise IndexMismatchError(
+            f"the BM25 index was built with text analysis {stored!r}, this version uses {ANALYSIS!r}; "
+            "index the corpus again"
+        )

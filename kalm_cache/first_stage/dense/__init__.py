@@ -1,0 +1,1 @@
+"""Dense search: vectors -> a FAISS index -> nearest passages."""

@@ -1,0 +1,269 @@
+"""Inner-product search over passage vectors, in FAISS: exact or approximate. Knows nothing of texts or models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.errors import IndexMismatchError, StoreError
+from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
+from kalm_cache.first_stage.dense.faiss_types import (
+    FAISS_CLASSES,
+    DenseChoice,
+    DenseType,
+    choose_type,
+    faiss_threads,
+    make_index,
+    parameter_ladder,
+    search_parameters,
+)
+from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, sample_queries
+from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
+from kalm_cache.first_stage.ordinals import RowsOf
+from kalm_cache.storage.durable import publish_file
+
+FILE_NAME = "dense.faiss"
+INFO_NAME = "dense.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DenseInfo:
+    """What `dense.json` says: type, passages, the search parameter, and the recall it had in `queries` sampled ones.
+
+    `parameter` is `nprobe` of an ivf, `efSearch` of an hnsw, and 0 for flat, whose recall is 1 by definition.
+    """
+
+    type: DenseType
+    passages: int
+    parameter: int = 0
+    recall_at_100: float = 1.0
+    queries: int = 0
+
+
+class DenseIndex:
+    """A FAISS index and the document number of each of its rows, memory-mapped. Searches may run in several threads."""
+
+    def __init__(
+        self, index: Any, threads: int, info: DenseInfo | None = None, excluded: NDArray[np.int64] | None = None
+    ) -> None:
+        self._index = index
+        self._threads = threads
+        self.info = info or DenseInfo("flat", int(index.ntotal))
+        self._rows: RowsOf | None = None
+        self._excluded = np.empty(0, np.int64) if excluded is None else excluded
+        self._selector = _selector_without(self._excluded) if len(self._excluded) else None
+
+    @staticmethod
+    def build(
+        batches: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+        dimension: int,
+        folder: Path,
+        dense_index: DenseChoice = "auto",
+        threads: int = 1,
+    ) -> DenseIndex:
+        """Write `folder/dense.faiss` and `dense.json` from batches of numbers (n,) and vectors (n, E), and open it.
+
+        The vectors wait in a nameless file in `folder`. In memory are what the index holds: 4 E bytes a passage if
+        flat, E otherwise, and a sample. The same vectors make the same bytes, but for an hnsw built in several threads.
+
+        Args:
+            batches: read once.
+            dimension: E.
+            folder: is made if it is not there.
+            dense_index: `auto` = by the number of passages, see `dense_types`.
+            threads: how many FAISS may use.
+
+        Raises:
+            StoreError: a number occurs twice, or a file cannot be written.
+            UsageError: there is no such type.
+        """
+        choose_type(dense_index, 0)  # refuses an unknown one before any work
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with VectorSpool(folder, dimension) as spool, faiss_threads(threads):
+                for numbers, vectors in batches:
+                    spool.append(numbers, vectors)
+                _check_distinct(spool.numbers)
+                kind = choose_type(dense_index, len(spool))
+                index = make_index(kind, spool)
+                _publish(index, _measure(index, kind, spool), folder)
+        except OSError as exc:
+            raise StoreError(f"{folder / FILE_NAME}: cannot be written: {exc}") from exc
+        return DenseIndex.open(folder)
+
+    @staticmethod
+    def open(folder: Path, threads: int = 1) -> DenseIndex:
+        """Map `folder/dense.faiss` into memory; each search uses at most `threads` threads of its own.
+
+        Raises:
+            StoreError: a file is missing or damaged.
+        """
+        import faiss
+
+        path = folder / FILE_NAME
+        try:
+            # RuntimeError is FAISS's, MemoryError a damaged length's
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            return DenseIndex(index, threads, _read_info(folder, index))
+        except (RuntimeError, MemoryError, OSError, ValueError, TypeError, AttributeError) as exc:
+            raise StoreError(f"{path} cannot be read; run kalm-cache verify: {exc}") from exc
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a dense index was built in `folder`."""
+        return (folder / FILE_NAME).is_file()
+
+    @property
+    def ntotal(self) -> int:
+        """How many passages the index holds, excluded ones included."""
+        return int(self._index.ntotal)
+
+    @property
+    def dimension(self) -> int:
+        """E, the width of the vectors."""
+        return int(self._index.d)
+
+    @property
+    def exact(self) -> bool:
+        """Whether `vectors` gives back the very numbers that were put in."""
+        return self.info.type == "flat"
+
+    def excluding(self, numbers: NDArray[np.int64]) -> DenseIndex:
+        """The same index without some passages: searches go on to the next best, so `k` are found if there are."""
+        excluded = np.union1d(self._excluded, np.asarray(numbers, np.int64))
+        return DenseIndex(self._index, self._threads, self.info, excluded)
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> list[Candidates]:
+        """Vectors (q, E) -> one list for each, of the `k` largest inner products (fewer in a smaller index).
+
+        A zero vector is as near to every passage as to any other, and finds none.
+
+        Raises:
+            IndexMismatchError: the vectors are not as wide as the index.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
+            raise IndexMismatchError(
+                f"query vectors have shape {vectors.shape}, the index expects (n, {self.dimension}): "
+                "open it with the embedder that built it, or index the corpus again"
+            )
+        k = min(k, self.ntotal)
+        if k == 0 or len(vectors) == 0:
+            return [no_candidates() for _ in vectors]
+        wider = -(-k // DEPTH)  # the parameter was measured for lists of 100
+        parameters = search_parameters(self.info.type, self.info.parameter * wider, self._selector)
+        with faiss_threads(self._threads):
+            scores, numbers = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
+        return [
+            best_first(found[found >= 0], row[found >= 0], k) if vector.any() else no_candidates()  # -1: no more found
+            for vector, found, row in zip(vectors, numbers, scores, strict=True)
+        ]
+
+    def vectors(self, numbers: NDArray[np.int64] | Sequence[int]) -> NDArray[np.float32]:
+        """Stored vectors (n, E) by document number: those put in if `exact`, else what 8 bits a number kept of them.
+
+        Excluded passages count as stored. Not for several threads at once.
+
+        Raises:
+            StoreError: a number is not in the index.
+        """
+        import faiss
+
+        if self._rows is None:
+            self._rows = RowsOf(faiss.vector_to_array(self._index.id_map))
+            if self.info.type == "ivf":
+                _inner(self._index).make_direct_map()
+        rows = self._rows.require(np.asarray(numbers, np.int64))
+        if not len(rows):
+            return np.empty((0, self.dimension), np.float32)
+        return np.asarray(self._index.index.reconstruct_batch(rows), np.float32)
+
+    def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All numbers and vectors in the order they were put in, as `build` takes them, excluded ones too."""
+        import faiss
+
+        numbers = faiss.vector_to_array(self._index.id_map)
+        for start in range(0, len(numbers), BATCH_ROWS):
+            some = numbers[start : start + BATCH_ROWS]
+            yield some, self.vectors(some)
+
+
+def _inner(index: Any) -> Any:
+    """The index below the numbers, as the class that it is."""
+    import faiss
+
+    return faiss.downcast_index(index.index)
+
+
+def _selector_without(numbers: NDArray[np.int64]) -> Any:
+    import faiss
+
+    return faiss.IDSelectorNot(faiss.IDSelectorBatch(numbers))
+
+
+def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
+    """Set the search parameter by what it finds of the exact neighbours of sampled queries."""
+    if kind == "flat":
+        return DenseInfo(kind, len(spool))
+    queries = sample_queries(spool)
+    exact = exact_neighbours(queries, spool.batches(), min(DEPTH, len(spool)))
+
+    def search(parameter: int) -> NDArray[np.int64]:
+        found = index.index.search(queries, exact.shape[1], params=search_parameters(kind, parameter))
+        return np.asarray(found[1], np.int64)
+
+    parameter, recall = cheapest(search, exact, parameter_ladder(kind, len(spool)))
+    return DenseInfo(kind, len(spool), parameter, round(recall, 4), len(queries))
+
+
+def _publish(index: Any, info: DenseInfo, folder: Path) -> None:
+    import faiss
+
+    written, described = folder / f"{FILE_NAME}.building", folder / f"{INFO_NAME}.building"
+    described.write_text(json.dumps(asdict(info)) + "\n", encoding="utf-8")
+    try:
+        faiss.write_index(index, str(written))
+    except RuntimeError as exc:
+        raise StoreError(f"{written}: cannot be written: {exc}") from exc
+    publish_file(described, folder / INFO_NAME)  # first: where there is an index, it is described
+    publish_file(written, folder / FILE_NAME)
+
+
+def _read_info(folder: Path, index: Any) -> DenseInfo:
+    path = folder / INFO_NAME
+    inner = _inner(index)
+    if not index.id_map.size() == inner.ntotal == index.ntotal or inner.d != index.d:
+        raise ValueError(f"it holds {inner.ntotal} vectors and {index.id_map.size()} numbers")
+    found = type(inner).__name__
+    if not path.exists() and found == FAISS_CLASSES["flat"]:
+        return DenseInfo("flat", int(index.ntotal))  # built before there were other types
+    info = DenseInfo(**json.loads(path.read_text(encoding="utf-8")))
+    if (FAISS_CLASSES.get(info.type), info.passages) != (found, index.ntotal):
+        raise ValueError(f"it is an {found} of {index.ntotal} vectors, {INFO_NAME} says {info.type}, {info.passages}")
+    if info.type != "flat" and not 1 <= info.parameter <= index.ntotal + 2048:
+        raise ValueError(f"{INFO_NAME} says parameter {info.parameter!r}")
+    if info.type == "ivf":
+        _check_lists(inner)
+    return info
+
+
+def _check_lists(index: Any) -> None:
+    """FAISS looks up what a list names, unchecked: a damaged one would end the process."""
+    import faiss
+
+    lists = index.invlists
+    for number in range(index.nlist):
+        rows = faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number))
+        if len(rows) and (rows.min() < 0 or rows.max() >= index.ntotal):
+            raise ValueError(f"cluster {number} names rows that are not there")
+
+
+def _check_distinct(numbers: NDArray[np.int64]) -> None:
+    repeated = len(numbers) - len(np.unique(numbers))
+    if repeated:
+        raise StoreError(f"{repeated} of {len(numbers)} document numbers are not distinct; index the corpus again")

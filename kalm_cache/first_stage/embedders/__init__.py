@@ -1,0 +1,1 @@
+"""Text -> vectors: the kinds of embedder, one file each."""

@@ -1,0 +1,77 @@
+"""The model2vec embedder: the mean of static token vectors. Needs no GPU and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm_cache.errors import CheckpointError
+from kalm_cache.first_stage.embedders.digest import model_digest
+from kalm_cache.first_stage.embedders.vectors import l2_normalise
+
+if TYPE_CHECKING:
+    from model2vec import StaticModel
+
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")  # what `StaticModel.save_pretrained` writes
+
+
+class StaticEmbedder:
+    """An `Embedder` over a model2vec model."""
+
+    def __init__(self, model: StaticModel, digest: str, *, query_prompt: str, passage_prompt: str) -> None:
+        self._model = model
+        self._lock = Lock()  # encode() reconfigures its tokenizer, which older tokenizers refuse while another encodes
+        self._query_prompt = query_prompt
+        self._passage_prompt = passage_prompt
+        self.dimension = int(model.dim)
+        self.digest = digest
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts (n,) -> vectors (n, E) float32 of length 1 or 0."""
+        return self._embed([self._query_prompt + text for text in texts])
+
+    def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts (n,) -> vectors (n, E) float32 of length 1 or 0."""
+        return self._embed([self._passage_prompt + text for text in texts])
+
+    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+        if not texts:
+            return np.empty((0, self.dimension), np.float32)
+        with self._lock:
+            vectors = self._model.encode(texts, use_multiprocessing=False)
+        return l2_normalise(vectors)
+
+
+def is_static_folder(folder: Path) -> bool:
+    """Whether the folder holds a model2vec model: its three files, with a tensor called `embeddings`."""
+    if not all((folder / name).is_file() for name in MODEL_FILES):
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "model.safetensors", framework="np") as tensors:
+            return "embeddings" in tensors.keys()  # noqa: SIM118 (the handle is not a dict)
+    except SafetensorError as exc:
+        raise CheckpointError(f"{folder / 'model.safetensors'} cannot be read: {exc}") from exc
+
+
+def load_static(folder: Path, *, query_prompt: str, passage_prompt: str) -> StaticEmbedder:
+    """Load the model2vec model in `folder`.
+
+    Raises:
+        CheckpointError: the folder's files do not make a model2vec model.
+    """
+    from model2vec import StaticModel
+
+    try:
+        model = StaticModel.from_pretrained(folder)
+    except Exception as exc:  # model2vec and tokenizers raise many kinds, bare Exception among them
+        raise CheckpointError(f"{folder} is not a model2vec model: {exc}") from exc
+    files = [folder / name for name in MODEL_FILES]
+    digest = model_digest(folder, files, query_prompt=query_prompt, passage_prompt=passage_prompt)
+    return StaticEmbedder(model, digest, query_prompt=query_prompt, passage_prompt=passage_prompt)

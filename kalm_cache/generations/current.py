@@ -1,0 +1,53 @@
+"""INDEX/CURRENT: the name of the live generation, and a checksum, on one line. Knows nothing of generations.
+
+    000002 crc32:bd33fbdb
+
+Without the checksum, one flipped bit could name another generation that is there, and nobody would notice.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from kalm_cache.errors import IndexNotFoundError, StoreError
+from kalm_cache.storage.durable import write_atomically
+
+CURRENT = "CURRENT"
+
+
+def current_name(index: Path) -> str:
+    """The name of the live generation.
+
+    Raises:
+        IndexNotFoundError: nothing has been published in the folder.
+        StoreError: the file cannot be read, or is damaged.
+    """
+    path = index / CURRENT
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as exc:
+        way_out = f"run: kalm-cache index CORPUS --index {index}"
+        raise IndexNotFoundError(f"{index}: no published index here; {way_out}") from exc
+    except OSError as exc:
+        raise StoreError(f"{path}: cannot be read: {exc.strerror}") from exc
+    name = content.split(b" ")[0].decode("ascii", "replace")
+    if content != _line(name):
+        raise StoreError(f"{path}: checksum mismatch, which generation is live is not known; {_way_out(index)}")
+    return name
+
+
+def write_current(index: Path, name: str) -> None:
+    """Make a generation the live one, durably and in one step. Needs the build lock."""
+    write_atomically(index / CURRENT, _line(name))
+
+
+def _line(name: str) -> bytes:
+    return f"{name} crc32:{zlib.crc32(name.encode()):08x}\n".encode()
+
+
+def _way_out(index: Path) -> str:
+    there = sorted(path.name for path in (index / "generations").glob("[0-9]*") if path.name.isdigit())
+    if not there:
+        return f"run: kalm-cache index CORPUS --index {index}"
+    return f"make one live, the newest was published last: kalm-cache rollback --to {there[-1]} --index {index}"

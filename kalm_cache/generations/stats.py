@@ -1,0 +1,109 @@
+"""What a published index holds and what it takes on disk. Opens no model and reads no record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kalm_cache.generations.generation import open_current
+from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """Of the live generation: `file_bytes` are the sizes of all its files now; the averages are of those bytes.
+
+    `payload_bytes` counts compressed states alone, `states_bytes` the files that they are in; `states_overhead` is
+    the one divided by all that is stored in them, hidden payloads included. `truncated` counts passages cut at
+    `max_length`; `hidden_…` are deleted and replaced ones whose bytes gc will remove. `index_bytes` are those of all
+    generations, a file that several of them share (by hard links) counted once. `files` are sizes by relative path.
+    """
+
+    passages: int
+    tokens: int
+    payload_bytes: int
+    file_bytes: int
+    bytes_per_passage: float
+    codec: str
+    chunk_size: int
+    model: str
+    generation: str
+    pooled_states: int
+    truncated: int
+    bytes_per_token: float
+    store_text: bool
+    embedder: str
+    created_at: str
+    width: int
+    states_bytes: int
+    states_overhead: float
+    states_bytes_per_passage: float
+    states_bytes_per_token: float
+    passages_bytes: int
+    first_stage_bytes: int
+    shards: int
+    hidden_passages: int
+    hidden_payload_bytes: int
+    index_bytes: int
+    files: dict[str, int]
+
+
+def index_stats(folder: str | Path) -> IndexStats:
+    """Read the manifest of an index folder's live generation and measure its files.
+
+    Raises:
+        IndexNotFoundError: nothing has been published there.
+        StoreError: the manifest is damaged.
+    """
+    generation = open_current(Path(folder))
+    manifest, counts = generation.manifest, generation.manifest.counts
+    files = {
+        path.relative_to(generation.folder).as_posix(): path.stat().st_size
+        for path in sorted(generation.folder.rglob("*"))
+        if path.is_file()
+    }
+    file_bytes, states_bytes = sum(files.values()), _size_of(files, f"/{STATES_FILE}")
+    stored_bytes = sum(shard.counts.payload_bytes for shard in manifest.shards)
+    return IndexStats(
+        passages=counts.passages,
+        tokens=counts.tokens,
+        payload_bytes=counts.payload_bytes,
+        file_bytes=file_bytes,
+        bytes_per_passage=_average(file_bytes, counts.passages),
+        codec=manifest.fingerprint.codec,
+        chunk_size=manifest.fingerprint.chunk_size,
+        model=manifest.model,
+        generation=manifest.generation,
+        pooled_states=counts.pooled_states,
+        truncated=counts.truncated,
+        bytes_per_token=_average(file_bytes, counts.tokens),
+        store_text=manifest.fingerprint.store_text,
+        embedder=manifest.embedder,
+        created_at=manifest.created_at,
+        width=manifest.width,
+        states_bytes=states_bytes,
+        states_overhead=round(states_bytes / stored_bytes, 3) if stored_bytes else 0.0,
+        states_bytes_per_passage=_average(states_bytes, counts.passages),
+        states_bytes_per_token=_average(states_bytes, counts.tokens),
+        passages_bytes=_size_of(files, f"/{PASSAGES_FILE}"),
+        first_stage_bytes=_size_of(files, "/first_stage/"),
+        shards=len(manifest.shards),
+        hidden_passages=sum(shard.counts.passages for shard in manifest.shards) - counts.passages,
+        hidden_payload_bytes=stored_bytes - counts.payload_bytes,
+        index_bytes=_on_disk(Path(folder)),
+        files=files,
+    )
+
+
+def _on_disk(folder: Path) -> int:
+    """Bytes of all files below, each counted once however many names it has."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file())
+    return sum({(one.st_dev, one.st_ino): one.st_size for one in found}.values())
+
+
+def _size_of(files: dict[str, int], part: str) -> int:
+    return sum(size for name, size in files.items() if part in f"/{name}")
+
+
+def _average(total: int, count: int) -> float:
+    return round(total / count, 1) if count else 0.0

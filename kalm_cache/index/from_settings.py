@@ -1,0 +1,25 @@
+"""Settings -> an open index. What flag, environment or file says of the model is checked against the index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.settings import Settings
+
+
+def open_index(folder: Path, settings: Settings, like: PassageIndex | None = None) -> PassageIndex:
+    """Open the live generation of `folder` as the settings say; `like` and errors as in `PassageIndex.open`."""
+    said = settings.model_fields_set
+    return PassageIndex.open(
+        folder,
+        device=settings.device,
+        dtype=settings.dtype,
+        query_max_length=settings.query_max_length,
+        model=settings.model if "model" in said else None,
+        codec=settings.codec if "codec" in said else None,
+        chunk_size=settings.chunk_size if "chunk_size" in said else None,
+        prefix_cache_gib=settings.prefix_cache_gib,
+        prefix_cache_dtype=settings.prefix_cache_dtype,
+        like=like,
+    )

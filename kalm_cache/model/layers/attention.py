@@ -1,0 +1,101 @@
+"""The heads of a batch, in buffers that attention reads, and back to rows.
+
+Legend: R rows, N sequences, T longest sequence, S key slots, H heads, K key/value heads, G = H / K, E head width.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kalm_cache.model.config import RopeConfig, StackConfig
+from kalm_cache.model.kernels import Kernels
+from kalm_cache.model.kernels.activations import Product
+from kalm_cache.model.kernels.heads import Heads, Rope
+from kalm_cache.model.layers.layer import Norms
+
+ROPE_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBuffers:
+    """Keys and values of a batch: `both` (2, N, K, S, 1, E). Slots that no row is written to must hold zeros."""
+
+    both: Tensor
+
+    @property
+    def key(self) -> Tensor:
+        """(N, K, S, 1, E)."""
+        return self.both[0]
+
+    @property
+    def value(self) -> Tensor:
+        """(N, K, S, 1, E)."""
+        return self.both[1]
+
+    def write(self, product: Product, slot: Tensor, norms: Norms, kernels: Kernels, rope: Rope | None = None) -> None:
+        """Split a product (R, 2·K·E) of keys and values; row i goes to slot[i] of N·S."""
+        keys, values = Heads(self.key, slot, norms.key), Heads(self.value, slot)
+        kernels.split_heads(product, queries=None, keys=keys, values=values, rope=rope, eps=norms.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBuffer:
+    """Queries of a batch, (N, K, T, G, E), and slot (R,) of N·T: where each row stands."""
+
+    query: Tensor
+    slot: Tensor
+
+    def write(self, product: Product, norms: Norms, kernels: Kernels, rope: Rope) -> None:
+        """Split a product (R, H·E) of queries."""
+        queries = Heads(self.query, self.slot, norms.query)
+        kernels.split_heads(product, queries=queries, keys=None, values=None, rope=rope, eps=norms.eps)
+
+    def write_all(
+        self, product: Product, to: KeyBuffers, key_slot: Tensor, norms: Norms, kernels: Kernels, rope: Rope
+    ) -> None:
+        """Split a product (R, (H + 2·K)·E) of queries, keys and values in one pass."""
+        queries = Heads(self.query, self.slot, norms.query)
+        keys, values = Heads(to.key, key_slot, norms.key), Heads(to.value, key_slot)
+        kernels.split_heads(product, queries=queries, keys=keys, values=values, rope=rope, eps=norms.eps)
+
+    def attend(self, to: KeyBuffers, visible: Tensor, kernels: Kernels) -> Tensor:
+        """Mix the values: (R, H·E)."""
+        sequences, kv_heads, longest, group, width = self.query.shape
+        mixed = kernels.attend(self.query.flatten(2, 3), to.key.flatten(2, 3), to.value.flatten(2, 3), visible)
+        by_token = mixed.unflatten(2, (longest, group)).transpose(1, 2)  # (N, T, K, G, E)
+        rows = by_token.reshape(sequences * longest, kv_heads * group * width)
+        return rows[self.slot]
+
+
+def query_buffer(sequences: int, longest: int, slot: Tensor, config: StackConfig, dtype: torch.dtype) -> QueryBuffer:
+    """A buffer on the slots' device, zeroed: what lies in a batch's padding may be denormal, and slow every product."""
+    group = config.num_attention_heads // config.num_key_value_heads
+    shape = (sequences, config.num_key_value_heads, longest, group, config.head_dim)
+    return QueryBuffer(torch.zeros(shape, dtype=dtype, device=slot.device), slot)
+
+
+def key_buffers(
+    sequences: int, slots: int, config: StackConfig, dtype: torch.dtype, device: torch.device
+) -> KeyBuffers:
+    """Zeroed buffers."""
+    shape = (2, sequences, config.num_key_value_heads, slots, 1, config.head_dim)
+    return KeyBuffers(torch.zeros(shape, dtype=dtype, device=device))
+
+
+def rope_of(position: Tensor, length: int, head_dim: int, rope: RopeConfig) -> Rope:
+    """The rotation of positions (R,) int64, each below `length`."""
+    rows = max(ROPE_ROWS, 1 << (length - 1).bit_length())  # few different tables
+    return Rope(*_rope_table(rows, head_dim, rope, position.device), position)
+
+
+@functools.lru_cache(maxsize=16)
+def _rope_table(length: int, head_dim: int, rope: RopeConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of every place, (length, E / 2) float32 each."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    inverse_frequency = 1.0 / (rope.theta**exponent) / rope.factor  # (E / 2,)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequency)
+    return angle.cos().to(device), angle.sin().to(device)

@@ -1,0 +1,120 @@
+"""One layer of T5Gemma2, encoder's or decoder's, over packed rows: products here, all between them in `kernels`.
+
+Formulas: transformers 5.x, `models/t5gemma2/modeling_t5gemma2.py`.
+Legend: R rows, D state width, I intermediate width, H heads, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kalm_cache.model.kernels import Kernels
+from kalm_cache.model.kernels.activations import Activation, Product, Quantized, select_activation
+from kalm_cache.model.layers.linear import Linear, Room
+
+MLP_BYTES = 16 << 20  # of one block's gates, in the product's dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """The norms' factors 1 + w, float32. `query` holds the attention's scale, too."""
+
+    pre_attention: Tensor  # (D,)
+    post_attention: Tensor
+    pre_mlp: Tensor
+    post_mlp: Tensor
+    query: Tensor  # (E,)
+    key: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Products, fused where they share their input, and norms.
+
+    qkv: D -> (H + 2·K)·E, queries first, of which `queries` are H·E; o: H·E -> D; gate_up: D -> 2·I, gates first;
+    down: I -> D.
+    """
+
+    kind: str
+    queries: int
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
+    norms: Norms
+
+    @property
+    def q(self) -> Linear:
+        """Queries alone: D -> H·E."""
+        return self.qkv.outputs(0, self.queries)
+
+    @property
+    def kv(self) -> Linear:
+        """Keys and values alone: D -> 2·K·E."""
+        return self.qkv.outputs(self.queries)
+
+    def finish(
+        self,
+        x: Tensor,
+        mixed: Tensor,
+        next_norm: Tensor,
+        kernels: Kernels,
+        room: Room,
+        *,
+        quantized: bool,
+        quantize_next: bool,
+    ) -> Activation:
+        """Attention's output and the MLP, each onto the residual stream.
+
+        Args:
+            x: (R, D), changed in place.
+            mixed: (R, H·E), the heads' mixed values.
+            next_norm: (D,) float32, of the norm that comes after this layer.
+            kernels: what computes between products.
+            room: of this run, for the gates.
+            quantized: whether products take int8.
+            quantize_next: whether the norm after this layer feeds another product.
+
+        Returns:
+            x after the next norm, (R, D).
+        """
+        norms = self.norms
+        attended = self.o(kernels.quantize(mixed) if quantized else mixed)
+        h = kernels.add_norm(x, attended, norms.post_attention, norms.pre_mlp, norms.eps, quantized=quantized)
+        branch = self._mlp(h, x.dtype, kernels, room)
+        return kernels.add_norm(x, branch, norms.post_mlp, next_norm, norms.eps, quantized=quantize_next)
+
+    def tensors(self) -> list[Tensor]:
+        """What it keeps in memory."""
+        norms = self.norms
+        products = [tensor for linear in (self.qkv, self.o, self.gate_up, self.down) for tensor in linear.tensors()]
+        return [
+            *products,
+            norms.pre_attention,
+            norms.post_attention,
+            norms.pre_mlp,
+            norms.post_mlp,
+            norms.query,
+            norms.key,
+        ]
+
+    def _mlp(self, x: Activation, dtype: torch.dtype, kernels: Kernels, room: Room) -> Product:
+        """down(gelu_tanh(gate(x)) · up(x)), (R, D) -> (R, D), a block of rows at a time."""
+        quantized = isinstance(x, Quantized)
+        rows = len(x.values if isinstance(x, Quantized) else x)
+        out = self.down.empty(rows, x)
+        item_bytes = 4 if quantized else dtype.itemsize  # int8 products come in int32
+        for block in _blocks(rows, max(1, MLP_BYTES // (item_bytes * len(self.gate_up.weight)))):
+            gate_up = room.product(self.gate_up, select_activation(x, block))
+            self.down.fill(out, block.start, kernels.gated_gelu(gate_up, dtype, quantized=quantized))
+        return out
+
+
+def _blocks(rows: int, step: int) -> list[slice]:
+    """`rows` in blocks of `step`. A rest below half a block goes with the last: few rows read all weights, too."""
+    starts = range(0, max(rows - step // 2, 1), step)
+    return [slice(start, rows if start == starts[-1] else start + step) for start in starts]

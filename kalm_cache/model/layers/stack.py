@@ -1,0 +1,60 @@
+"""The layers of one side with all that they need to run: what encoder and decoder have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kalm_cache.model.config import StackConfig
+from kalm_cache.model.kernels import Kernels
+from kalm_cache.model.kernels.activations import Activation
+from kalm_cache.model.layers.embedding import TokenEmbedding
+from kalm_cache.model.layers.layer import Layer
+from kalm_cache.model.layers.linear import Room
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Layers, final norm (1 + w, (D,) float32), embeddings and kernels.
+
+    dtype is that of the residual stream and of keys and values; `quantized` says that products are int8.
+    """
+
+    config: StackConfig
+    embed: TokenEmbedding
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    kernels: Kernels
+    device: torch.device
+    dtype: torch.dtype
+    quantized: bool
+
+    def start(self, x: Tensor) -> Activation:
+        """The first layer's input: x (R, D) after its norm."""
+        first = self.layers[0].norms
+        return self.kernels.norm(x, first.pre_attention, first.eps, quantized=self.quantized)
+
+    def finish(self, index: int, x: Tensor, mixed: Tensor, room: Room) -> Activation:
+        """`Layer.finish` of layer `index`: the next layer's input or, after the last one, the stack's output.
+
+        The output is in the stream's dtype. `x` is changed in place. `room` is one for all layers of a run.
+        """
+        last = index == len(self.layers) - 1
+        next_norm = self.norm if last else self.layers[index + 1].norms.pre_attention
+        quantize_next = self.quantized and not last
+        return self.layers[index].finish(
+            x, mixed, next_norm, self.kernels, room, quantized=self.quantized, quantize_next=quantize_next
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What it keeps in memory; the embedding table, mapped from disk, is not among it."""
+        yield self.norm
+        for layer in self.layers:
+            yield from layer.tensors()
+
+    def move(self, x: Tensor) -> Tensor:
+        """To the device."""
+        return x.to(self.device, non_blocking=True)

@@ -1,0 +1,78 @@
+"""The passage side, offline: text -> tokens -> states -> pooled. Knows nothing of queries or of the store.
+
+Legend: B batch, S passage tokens, D state width, P pooled states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kalm_cache.model.checkpoint import Checkpoint
+from kalm_cache.model.encoder import PassageEncoder
+from kalm_cache.model.prompts import PromptTokenizer, Tokens, load_prompt_tokenizer
+from kalm_cache.model.runtime import load_encoder
+from kalm_cache.scoring.pooling import PooledPassage, mean_pool
+
+
+@dataclass(frozen=True, slots=True)
+class PassageSide:
+    """Tokenizer, text encoder and pooling with fixed `max_length` (tokens) and `chunk_size` (pooling ratio)."""
+
+    tokenizer: PromptTokenizer
+    encoder: PassageEncoder
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+    chunk_size: int
+
+    def tokenize(self, documents: Sequence[str]) -> list[Tokens]:
+        """Tokens of each document behind the reference's passage prefix, cut at `max_length`."""
+        return self.tokenizer.passages(list(documents), self.max_length)
+
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
+        """Pooled states of one batch, computed together: (P, D) a passage, on the run's device.
+
+        They are in the run's dtype (float32 in an int8 run).
+        """
+        lengths = [len(tokens.ids) for tokens in batch]
+        ids = torch.tensor([token for tokens in batch for token in tokens.ids])
+        return mean_pool(self.encoder(ids, lengths), lengths, self.chunk_size)
+
+    def encode_documents(self, documents: Sequence[str], batch_size: int) -> list[PooledPassage]:
+        """Documents of a request, `batch_size` at a time, sorted by length so that a batch holds little padding."""
+        tokens = self.tokenize(documents)
+        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
+        states: dict[int, Tensor] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            states.update(zip(batch, self.encode([tokens[i] for i in batch]), strict=True))
+        return [PooledPassage(len(one.ids), one.truncated, states[i]) for i, one in enumerate(tokens)]
+
+
+def load_passage_side(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_length: int,
+    chunk_size: int,
+    tokenizer: PromptTokenizer | None = None,
+) -> PassageSide:
+    """Load the encoder half of a checkpoint. Raises `CheckpointError` when something is missing.
+
+    Args:
+        checkpoint: an open checkpoint.
+        device: where to compute.
+        dtype: what to compute in.
+        max_length: tokens of a passage that count.
+        chunk_size: pooling ratio.
+        tokenizer: the checkpoint's, where it is loaded already (Gemma's takes 290 MiB); `None` = load it.
+    """
+    tokenizer = tokenizer or load_prompt_tokenizer(checkpoint.folder)
+    encoder = load_encoder(checkpoint, device, dtype)
+    return PassageSide(tokenizer, encoder, device, dtype, max_length, chunk_size)

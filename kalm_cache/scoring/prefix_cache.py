@@ -1,0 +1,102 @@
+"""Keys and values of passages under a prompt's prefix, in bounded memory: what every later query goes on from.
+
+Prompt tokens before the query depend on instruction and passage alone. With Gemma's tokenizer they are 53 of the 65
+tokens of a short query's prompt, so that a passage met before costs the decoder a fifth.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import torch
+
+from kalm_cache.errors import UsageError
+from kalm_cache.model.kernels.prefix_kv import Kept
+
+TIER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TierKey:
+    """One passage as one generation holds it, at one pooling ratio, under one prompt prefix (token ids)."""
+
+    generation: str
+    doc_id: str
+    ratio: int
+    prefix: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPassage:
+    """What is kept of one passage; `tokens` and `truncated` as `PooledPassage` has them."""
+
+    tokens: int
+    truncated: bool
+    states: Kept
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """Counts since the start, and what is held now."""
+
+    hits: int
+    misses: int
+    evicted: int
+    passages: int
+    bytes: int
+    capacity_bytes: int
+
+
+class PrefixTier:
+    """Least recently used passages leave first when the bytes are used up. Safe to share between threads."""
+
+    def __init__(self, capacity_gib: float, dtype: str = "bfloat16") -> None:
+        """Hold at most `capacity_gib` GiB of keys and values in `dtype`: float32, bfloat16, or int8 with scales.
+
+        Raises:
+            UsageError: a capacity that is not positive, or another dtype.
+        """
+        if not capacity_gib > 0:
+            raise UsageError(f"prefix_cache_gib is {capacity_gib}; it must be positive, or left at 0 for no tier")
+        if dtype not in TIER_DTYPES:
+            raise UsageError(f"prefix_cache_dtype {dtype!r} is not known: use {', '.join(TIER_DTYPES)}")
+        self.dtype = TIER_DTYPES[dtype]
+        self._capacity = int(capacity_gib * GIB)
+        self._held: OrderedDict[TierKey, KeptPassage] = OrderedDict()
+        self._bytes = self._hits = self._misses = self._evicted = 0
+        self._lock = Lock()
+
+    def get(self, keys: Sequence[TierKey]) -> list[KeptPassage | None]:
+        """What is held of each key, `None` where nothing is; counts hits and misses."""
+        with self._lock:
+            found = [self._held.get(key) for key in keys]
+            for key, passage in zip(keys, found, strict=True):
+                if passage is None:
+                    self._misses += 1
+                else:
+                    self._hits += 1
+                    self._held.move_to_end(key)
+        return found
+
+    def put(self, key: TierKey, passage: KeptPassage) -> None:
+        """Hold a passage, letting go of others as needed; one larger than the whole tier is not held."""
+        size = passage.states.nbytes
+        if size > self._capacity:
+            return
+        with self._lock:
+            old = self._held.pop(key, None)
+            self._bytes += size - (old.states.nbytes if old else 0)
+            self._held[key] = passage
+            while self._bytes > self._capacity:
+                _, gone = self._held.popitem(last=False)
+                self._bytes -= gone.states.nbytes
+                self._evicted += 1
+
+    def stats(self) -> TierStats:
+        """Counts and sizes as they stand now."""
+        with self._lock:
+            return TierStats(self._hits, self._misses, self._evicted, len(self._held), self._bytes, self._capacity)

@@ -1,0 +1,138 @@
+"""Doc ids -> pooled states: records read, checked, decoded, pooled further where asked. Knows nothing of queries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from kalm_cache.codec import Codec
+from kalm_cache.errors import DamagedRecordError, UnknownIdError
+from kalm_cache.scoring.pooling import PooledPassage, check_ratio, mean_pool
+from kalm_cache.storage.record import Record
+
+
+class Records(Protocol):
+    """The records of a store at one moment."""
+
+    def records(self, doc_ids: Sequence[str]) -> list[Record | DamagedRecordError | None]:
+        """The record of each id; `None` where the store has no such passage, the error where it is damaged."""
+
+
+class RecordStore(Protocol):
+    """One shard (`PassageStore`), or several (`ShardSet`)."""
+
+    def snapshot(self) -> AbstractContextManager[Records]:
+        """Records in place."""
+
+
+class Damaged(NamedTuple):
+    """A passage whose record cannot be used, and why."""
+
+    doc_id: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRead:
+    """What could be read. `positions[i]` is where in the ids asked for `passages[i]` belongs; the rest is `damaged`.
+
+    `payload_bytes`: of the records that were read.
+    """
+
+    positions: list[int]
+    passages: list[PooledPassage]
+    damaged: list[Damaged]
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateReader:
+    """The stored states of an index. `codec` and `stored_ratio` are those of its manifest."""
+
+    store: RecordStore
+    codec: Codec
+    stored_ratio: int
+
+    def read(self, ids: Sequence[str], ratio: int) -> list[PooledPassage]:
+        """The passages of `ids`, in this order, their states (P, D) float32 pooled at `ratio`: views of one tensor.
+
+        Raises:
+            UnknownIdError: ids that the store does not hold.
+            DamagedRecordError: a record fails its checksum, or does not decode.
+            UsageError: `ratio` is no multiple of the stored one.
+        """
+        found = self.read_whole(ids, ratio)
+        if found.damaged:
+            raise DamagedRecordError(found.damaged[0].problem)
+        return found.passages
+
+    def read_whole(self, ids: Sequence[str], ratio: int, dtype: torch.dtype = torch.float32) -> WholeRead:
+        """As `read`, in any floating `dtype`, and without the damaged ones, which are named beside it.
+
+        Raises:
+            UnknownIdError: ids that the store does not hold.
+            UsageError: `ratio` is no multiple of the stored one.
+        """
+        check_ratio(self.stored_ratio, ratio)
+        with self.store.snapshot() as snapshot:
+            found = [self._fitting(doc_id, one) for doc_id, one in zip(ids, snapshot.records(ids), strict=True)]
+            missing = [doc_id for doc_id, one in zip(ids, found, strict=True) if one is None]
+            if missing:
+                raise UnknownIdError(missing)
+            records = {i: one for i, one in enumerate(found) if isinstance(one, Record)}
+            damaged = [Damaged(ids[i], str(one)) for i, one in enumerate(found) if isinstance(one, DamagedRecordError)]
+            payload_bytes = sum(len(record.payload) for record in records.values())
+            states = self._decode(ids, records, damaged).to(dtype)
+        tokens = [record.tokens for record in records.values()]
+        pooled = mean_pool(states, tokens, ratio, stored_ratio=self.stored_ratio) if records else []
+        passages = [
+            PooledPassage(record.tokens, record.truncated, one)
+            for record, one in zip(records.values(), pooled, strict=True)
+        ]
+        return WholeRead(list(records), passages, damaged, payload_bytes)
+
+    def _fitting(self, doc_id: str, record: Record | DamagedRecordError | None) -> Record | DamagedRecordError | None:
+        if not isinstance(record, Record):
+            return record
+        if record.codec != self.codec.number:
+            return DamagedRecordError(
+                f"record {doc_id!r}: codec {record.codec}, the manifest says {self.codec.name} ({self.codec.number})"
+            )
+        if record.ratio != self.stored_ratio:
+            return DamagedRecordError(
+                f"record {doc_id!r}: pooling ratio {record.ratio}, the manifest says {self.stored_ratio}"
+            )
+        return record
+
+    def _decode(self, ids: Sequence[str], records: dict[int, Record], damaged: list[Damaged]) -> Tensor:
+        """States (sum of P, D) of the records; one that does not decode moves from `records` to `damaged`."""
+        if not records:
+            return torch.empty(0, 0)
+        width = next(iter(records.values())).width
+        try:
+            return self._decode_all(records.values(), width)
+        except DamagedRecordError:
+            for i, record in list(records.items()):  # look for it
+                try:
+                    self._decode_all([record], width)
+                except DamagedRecordError as exc:
+                    problem = re.sub(r"^payload 0:? ", "its payload: ", str(exc))
+                    damaged.append(Damaged(ids[i], f"record {ids[i]!r}: {problem}"))
+                    del records[i]
+            return self._decode_all(records.values(), width)
+
+    def _decode_all(self, records: Collection[Record], width: int) -> Tensor:
+        odd = next((record for record in records if record.width != width), None)
+        if odd is not None:
+            raise DamagedRecordError(f"its states have width {odd.width}, those of others {width}")
+        rows = [record.rows for record in records]
+        states = torch.empty(sum(rows), width)
+        if records:
+            self.codec.decode_many([record.payload for record in records], rows, width, states.numpy())
+        return states

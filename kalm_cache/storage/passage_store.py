@@ -1,0 +1,312 @@
+"""One sealed shard: records for queries, and beside them numbers and texts. Knows bytes, not tensors.
+
+    states.lmdb    blocks    doc id -> record (see record.py)
+    passages.lmdb  passages  doc id -> number i64, content hash 16 B; the text as a zstd frame, or nothing: none is kept
+                   numbers   number, big-endian -> doc id
+    store.json     counts, the next number to give, and what the pages of both files hash to (see lmdb_pages.py)
+
+Everything is an entry of a block (see block.py) and under a checksum. The two files hold the same ids: one that
+states.lmdb lacks is damage when passages.lmdb has it, never a passage that is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import zstandard
+
+from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.storage.block_file import BlockFile, BlockReader
+from kalm_cache.storage.checksummed_block import COMMON_BYTES, Entry, Kind
+from kalm_cache.storage.record import STATES, Record, unpack_record
+
+STORE_FORMAT = 2
+STATES_FILE, PASSAGES_FILE, SEAL_FILE = "states.lmdb", "passages.lmdb", "store.json"
+NO_COMMON = bytes(COMMON_BYTES)
+MAX_TEXT_BYTES = 1 << 30
+_IDENTITY = struct.Struct("<q16s")
+_NUMBER = struct.Struct(">q")
+_CHECKSUM = "checksum"
+_T = TypeVar("_T")
+_of_thread = threading.local()
+
+
+def _show_number(key: bytes) -> str:
+    return f"number {int.from_bytes(key, 'big')}"
+
+
+PASSAGES = Kind(b"KLMP", _IDENTITY.size, lambda key: f"passage {key.decode('utf-8', 'replace')!r}")
+NUMBERS = Kind(b"KLMN", 0, _show_number)
+STATES_DATABASES = {"blocks": STATES}
+PASSAGES_DATABASES = {"passages": PASSAGES, "numbers": NUMBERS}
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a finished shard says of itself. `trees`: file name -> `Tree.digest`."""
+
+    passages: int
+    next_number: int
+    trees: dict[str, str]
+    format: int = STORE_FORMAT
+
+    def to_json(self) -> bytes:
+        """The seal file's content: every field, and a checksum over them."""
+        fields = asdict(self)
+        return (json.dumps(fields | {_CHECKSUM: _digest(fields)}, indent=2) + "\n").encode()
+
+
+class Identity(NamedTuple):
+    """A passage beside its states: its int64 in the first stage, and 16 bytes that identify its text."""
+
+    number: int
+    content_hash: bytes
+
+    def pack(self) -> bytes:
+        """As the fields of an entry of passages.lmdb."""
+        return _IDENTITY.pack(*self)
+
+
+class PassageStore:
+    """A sealed shard, read-only; a context manager. Any number of them may read one folder at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a shard's folder. Raises `StoreError` when a file is missing, of another format, or damaged."""
+        self.folder = folder
+        self.seal = read_seal(folder)
+        trees = self.seal.trees
+        self._states = BlockFile(folder / STATES_FILE, STATES_DATABASES, trees[STATES_FILE])
+        try:
+            self._passages = BlockFile(folder / PASSAGES_FILE, PASSAGES_DATABASES, trees[PASSAGES_FILE])
+        except StoreError:
+            self._states.close()
+            raise
+        self._closed = False
+
+    def __enter__(self) -> PassageStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the files; the store is unusable after it. Closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._states.close()
+            self._passages.close()
+
+    def __len__(self) -> int:
+        return self.seal.passages
+
+    def next_number(self) -> int:
+        """The number that the next new passage gets."""
+        return self.seal.next_number
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Records in place: their payloads are views of the map."""
+        with self._states.reading("blocks") as states:
+            yield Snapshot(self, states)
+
+    def identities(self, doc_ids: Sequence[str]) -> list[Identity | DamagedRecordError | None]:
+        """Number and content hash of each id; `None` where the store has no such passage."""
+        with self._passages.reading("passages") as passages:
+            entries = [_found(passages, key_of(doc_id)) for doc_id in doc_ids]
+        return [identity_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
+        """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""
+        return [_sound(text) for text in self.find_texts(doc_ids)]
+
+    def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
+        """As `texts`, with the error in the place of a damaged one."""
+        with self._passages.reading("passages") as passages:
+            entries = (_found(passages, key_of(doc_id)) for doc_id in doc_ids)
+            return [_text_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def doc_ids(self, numbers: Iterable[int]) -> list[str]:
+        """The id behind each first-stage number. Raises `DamagedRecordError`, also when one is not there."""
+        return [_sound(doc_id) for doc_id in self.find_doc_ids(numbers)]
+
+    def find_doc_ids(self, numbers: Iterable[int]) -> list[str | DamagedRecordError]:
+        """As `doc_ids`, with the error in the place of a damaged or missing one."""
+        with self._passages.reading("numbers") as reader:
+            return [self._doc_id(reader, number) for number in numbers]
+
+    def _doc_id(self, reader: BlockReader, number: int) -> str | DamagedRecordError:
+        try:
+            entry = reader.find(number_key(number))
+            if entry is None:
+                return DamagedRecordError(f"{self._passages.path}: number {number} is not there; run kalm-cache verify")
+            return doc_id_of(bytes(entry.payload))
+        except DamagedRecordError as exc:
+            return _about(f"number {number}", exc)
+
+    def keys(self) -> Iterator[bytes]:
+        """The key of every passage, in order, one snapshot. Raises `DamagedRecordError`."""
+        with self._passages.reading("passages", ahead=True) as passages:
+            for block in passages.blocks():
+                yield from map(block.key, range(len(block)))
+
+    def numbers(self) -> Iterator[tuple[int, str]]:
+        """(number, doc id) of every passage, by rising number, one snapshot. Raises `DamagedRecordError`."""
+        with self._passages.reading("numbers", ahead=True) as numbers:
+            for block in numbers.blocks():
+                for i in range(len(block)):
+                    entry = block.whole_entry(i)
+                    yield number_of(entry.key), doc_id_of(bytes(entry.payload))
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[BlockReader, BlockReader]]:
+        """The blocks of states and of passages, as they are stored: for who copies them."""
+        with (
+            self._states.reading("blocks", ahead=True) as states,
+            self._passages.reading("passages", ahead=True) as passages,
+        ):
+            yield states, passages
+
+
+class Snapshot:
+    """The records of a store at one moment; see `PassageStore.snapshot`."""
+
+    def __init__(self, store: PassageStore, states: BlockReader) -> None:
+        self._store, self._states = store, states
+
+    def records(self, doc_ids: Sequence[str]) -> list[Record | DamagedRecordError | None]:
+        """The record of each id; `None` where the store has no such passage, the error where it is damaged.
+
+        As soon as one has to be waited for, the rest is asked for at once.
+        """
+        found, waits, asked = [], _waits(), False
+        for i, doc_id in enumerate(doc_ids, start=1):
+            found.append(self._record(doc_id))
+            if not asked and _waits() != waits:
+                asked = True
+                self._states.prefetch([key_of(doc_id) for doc_id in doc_ids[i:]])
+        return found
+
+    def _record(self, doc_id: str) -> Record | DamagedRecordError | None:
+        key = key_of(doc_id)
+        try:
+            block = self._states.block_of(key)
+            place = None if block is None else block.find(key)
+            if block is not None and place is not None:
+                entry = block.whole_entry(place)
+                return unpack_record(block.common, entry.fields, entry.payload)
+            problem = DamagedRecordError("it is not there, and the passage is; run kalm-cache verify")
+        except DamagedRecordError as exc:
+            problem = exc
+        (identity,) = self._store.identities([doc_id])
+        return _about(f"record {doc_id!r}", problem) if isinstance(identity, Identity) else identity
+
+
+def _waits() -> int:
+    """How often this thread has waited for the disk to fill a page of a map."""
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_majflt
+
+
+def read_seal(folder: Path) -> Seal:
+    """What a shard's folder says of itself. Raises `StoreError` when it is not finished, damaged, or too old or new."""
+    path = folder / SEAL_FILE
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw.get("format") != STORE_FORMAT:
+            raise StoreError(f"{path}: store format {raw.get('format')}, this version reads {STORE_FORMAT}; re-index")
+        if raw.pop(_CHECKSUM, None) != _digest(raw):
+            raise StoreError(f"{path}: checksum mismatch; run kalm-cache verify")
+        return Seal(**raw)
+    except (OSError, ValueError, AttributeError, TypeError) as exc:
+        raise StoreError(f"{path}: cannot be read; run kalm-cache verify: {exc}") from exc
+
+
+def key_of(doc_id: str) -> bytes:
+    """The key of a doc id: its UTF-8 bytes. Half a surrogate pair, which no corpus may hold, gets a key too."""
+    return doc_id.encode("utf-8", "surrogatepass")
+
+
+def doc_id_of(key: bytes) -> str:
+    """Inverse of `key_of`. Raises `DamagedRecordError`."""
+    try:
+        return key.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise DamagedRecordError(f"id {key!r} is not UTF-8; run kalm-cache verify") from exc
+
+
+def number_key(number: int) -> bytes:
+    """The key of a number: big-endian, so that keys sort as numbers do."""
+    return _NUMBER.pack(number)
+
+
+def number_of(key: bytes) -> int:
+    """Inverse of `number_key`. Raises `DamagedRecordError`."""
+    if len(key) != _NUMBER.size:
+        raise DamagedRecordError(f"number {key!r} has {len(key)} bytes, not 8; run kalm-cache verify")
+    return int(_NUMBER.unpack(key)[0])
+
+
+def identity_of(entry: Entry) -> Identity:
+    """Number and content hash of an entry of passages.lmdb."""
+    return Identity(*_IDENTITY.unpack(entry.fields))
+
+
+def pack_text(text: str) -> bytes:
+    """Text -> zstd frame."""
+    return zstandard.ZstdCompressor().compress(text.encode("utf-8"))
+
+
+def unpack_text(frame: bytes | memoryview) -> str:
+    """Inverse of `pack_text`. Raises `DamagedRecordError`."""
+    try:
+        return _decompressor().decompress(frame, max_output_size=MAX_TEXT_BYTES).decode("utf-8")
+    except (zstandard.ZstdError, UnicodeDecodeError) as exc:
+        raise DamagedRecordError(f"a text does not decompress: {exc}") from exc
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """One for each thread, as it is not for several; making it costs six times what a passage's text does."""
+    if not hasattr(_of_thread, "decompressor"):
+        _of_thread.decompressor = zstandard.ZstdDecompressor()
+    decompressor: zstandard.ZstdDecompressor = _of_thread.decompressor
+    return decompressor
+
+
+def _found(passages: BlockReader, key: bytes) -> Entry | DamagedRecordError | None:
+    try:
+        return passages.find(key)
+    except DamagedRecordError as exc:
+        return _about(PASSAGES.show(key), exc)
+
+
+def _about(shown: str, damage: DamagedRecordError) -> DamagedRecordError:
+    """The damage, with the name of what it hits in front."""
+    problem = str(damage)
+    return damage if problem.startswith(shown) else DamagedRecordError(f"{shown}: {problem}")
+
+
+def _text_of(entry: Entry) -> str | DamagedRecordError | None:
+    if not entry.payload:
+        return None
+    try:
+        return unpack_text(entry.payload)
+    except DamagedRecordError as exc:
+        return _about(PASSAGES.show(entry.key), exc)
+
+
+def _sound(found: _T | DamagedRecordError) -> _T:
+    if isinstance(found, DamagedRecordError):
+        raise found
+    return found
+
+
+def _digest(fields: object) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

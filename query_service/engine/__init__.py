@@ -1,0 +1,1 @@
+"""What all requests share: the live index, one computing thread, admission, costs and budgets."""

@@ -1,0 +1,148 @@
+"""The generation that is served, swapped for the next one while requests run. Knows nothing of HTTP.
+
+A request leases what is live when it begins and keeps it to its end; a generation that was replaced is closed when the
+last lease on it ends. A generation that cannot be opened changes nothing: the one before goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Lock, Thread
+
+from kalm_cache.errors import KalmCacheError
+from kalm_cache.generations.current import current_name
+from kalm_cache.index.passage_index import PassageIndex
+from query_service.engine.documents import DocumentEncoder
+
+logger = logging.getLogger(__name__)
+Open = Callable[[PassageIndex | None], PassageIndex]
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """One open generation, the encoder of its model (`None` = off), and how many requests use it."""
+
+    index: PassageIndex
+    documents: DocumentEncoder | None
+    leases: int = field(default=0)
+
+    @property
+    def version(self) -> str:
+        """The name of the generation."""
+        return self.index.generation.name
+
+
+class LiveIndex:
+    """What is live now. Safe between threads; `close` it."""
+
+    def __init__(self, folder: Path, open_index: Open, *, with_encoder: bool = False, model: str | None = None) -> None:
+        """Open the live generation of `folder`.
+
+        Args:
+            folder: of the index.
+            open_index: opens its live generation, with what it can share with the one that is open.
+            with_encoder: raw documents are encoded too.
+            model: where the model lies, if not where the manifest says.
+        """
+        self._folder, self._open, self._with_encoder, self._model = folder, open_index, with_encoder, model
+        self._state = Lock()  # guards _served and leases
+        self._swapping = Lock()
+        self.on_swap: Callable[[bool], None] = lambda succeeded: None
+        self.last_failure: str | None = None
+        self._served = self._serve(None)
+
+    @property
+    def served(self) -> Served:
+        """What is live now, to look at; a request leases it."""
+        return self._served
+
+    @contextmanager
+    def lease(self) -> Iterator[Served]:
+        """What is live now, open until the end of the block, whatever is published meanwhile."""
+        with self._state:
+            served = self._served
+            served.leases += 1
+        try:
+            yield served
+        finally:
+            with self._state:
+                served.leases -= 1
+                unused = served.leases == 0 and served is not self._served
+            if unused:
+                _close(served)
+
+    def reload(self) -> bool:
+        """Swap in the generation that CURRENT names, if it is another one; says whether it was.
+
+        Raises:
+            KalmCacheError: it cannot be opened; what was live still is.
+        """
+        with self._swapping:
+            try:
+                if current_name(self._folder) == self._served.version:
+                    return False
+                served = self._serve(self._served)
+            except (KalmCacheError, OSError) as exc:
+                self.last_failure = str(exc)
+                self.on_swap(False)
+                raise
+            with self._state:
+                old, self._served = self._served, served
+                unused = old.leases == 0
+            self.last_failure = None
+            self.on_swap(True)
+            logger.info("serving generation %s in place of %s", served.version, old.version)
+            if unused:
+                _close(old)
+            return True
+
+    def close(self) -> None:
+        """Close what is live; nothing may be leased any more."""
+        _close(self._served)
+
+    def _serve(self, before: Served | None) -> Served:
+        index = self._open(before.index if before else None)
+        index.warm_up()
+        if not self._with_encoder:
+            return Served(index, None)
+        return Served(index, DocumentEncoder(index, self._model, like=before.documents if before else None))
+
+
+class Watcher:
+    """A thread that reloads whenever CURRENT names another generation. `start` it, `close` it."""
+
+    def __init__(self, live: LiveIndex, every_seconds: float) -> None:
+        """Look every `every_seconds`."""
+        self._live, self._every = live, every_seconds
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="kalm-cache-watcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End, after a swap that is under way."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        said: str | None = None
+        while not self._stop.wait(self._every):
+            try:
+                self._live.reload()
+                said = None
+            except (KalmCacheError, OSError) as exc:
+                if str(exc) != said:  # once, not every second
+                    logger.error("the new generation cannot be served, the old one goes on: %s", exc)
+                said = str(exc)
+
+
+def _close(served: Served) -> None:
+    served.index.close()
+    logger.info("closed generation %s", served.version)

@@ -1,0 +1,154 @@
+"""`Service`: what every request shares: the live index, the engine, the reader threads, and who may come in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from kalm_cache import __version__
+from kalm_cache.errors import UsageError
+from kalm_cache.model.checkpoint import ALIASES
+from kalm_cache.settings import Settings
+from query_service.api.errors import DeadlineError, NotReadyError, UnknownModelError
+from query_service.engine.admission import Admission, BusyError
+from query_service.engine.cost import CostModel
+from query_service.engine.engine import Engine
+from query_service.engine.live import LiveIndex, Watcher
+from query_service.engine.request_context import Places, Work
+from query_service.middleware.metrics import Metrics, Stage
+from query_service.middleware.tracing import start_tracing
+
+ANY = "*"
+HOLD_STATES = 16  # requests; enough that short ones fill a batch together
+UNSPECIFIED = "default/not-specified"  # what clients of Infinity send where no model was chosen
+STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
+
+
+class Service:
+    """Starts what computes, reads and watches; hands each request its `Work`. `start` it, `close` it."""
+
+    def __init__(self, live: LiveIndex, settings: Settings) -> None:
+        """Serve `live`, which is closed with the service.
+
+        Raises:
+            MissingExtraError: traces are wanted, and the extra `otel` is not installed.
+        """
+        self.live, self.settings = live, settings
+        self.metrics = Metrics()
+        live.on_swap = self._count_swap
+        self.engine = Engine(CostModel(), self.metrics.batch)
+        self._places = Places(HOLD_STATES)
+        self.admission = Admission(settings.queue_limit, self.engine, self._places)
+        self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="kalm-cache-reader")
+        self._watcher = Watcher(live, settings.watch_seconds) if settings.watch_seconds else None
+        self.tracing = start_tracing() if settings.tracing else None
+        self.ready = False
+
+    def start(self) -> None:
+        """Warm up, measure what decoding costs, and begin to watch for the next generation."""
+        self.engine.start()
+        side = self.live.served.index.query_side
+        self.engine.call(side.warm_up).result()
+        prompt, states = side.warm_up_pairs()
+        self.engine.decode(side, prompt, states).result()
+        if self._watcher is not None:
+            self._watcher.start()
+        self.metrics.runs(__version__, self.model)
+        self.measure()
+        self.ready = True
+
+    def close(self) -> None:
+        """Finish what has begun, and close the index."""
+        self.ready = False
+        if self._watcher is not None:
+            self._watcher.close()
+        self._readers.shutdown()
+        self.engine.close()
+        self.live.close()
+        if self.tracing is not None:
+            self.tracing.close()
+
+    @asynccontextmanager
+    async def begin(self, timeout_ms: int | None) -> AsyncIterator[Work]:
+        """Let a request in, for the length of the block; `timeout_ms` may only shorten the service's own.
+
+        Raises:
+            NotReadyError: the service is starting or stopping.
+            BusyError: too much is under way.
+            DeadlineError: the time was over before the block ended, which was then cancelled.
+        """
+        if not self.ready:
+            raise NotReadyError
+        limit_ms = min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms)
+        try:
+            with self.admission.enter(limit_ms), self.live.lease() as served:
+                work = Work(served, self.engine, self._readers, self._places, self.settings, self.model, self.tracing)
+                async with asyncio.timeout(limit_ms / 1000):
+                    yield work
+                self._count(work)
+        except BusyError:
+            self.metrics.rejected("queue_full")
+            raise
+        except TimeoutError as exc:
+            self.metrics.rejected("deadline")
+            raise DeadlineError(limit_ms) from exc
+
+    def measure(self) -> None:
+        """Bring the gauges up to date."""
+        index, tier = self.live.served.index, self.live.served.index.prefix_tier
+        self.metrics.queue_depth(self.engine.depth)
+        self.metrics.serves(self.live.served.version, len(index))
+        if tier is not None:
+            self.metrics.prefix_tier(tier.stats().hits, tier.stats().misses)
+
+    def _count_swap(self, succeeded: bool) -> None:
+        if succeeded:
+            self.metrics.swapped()
+            self.measure()
+        else:
+            self.metrics.swap_failed()
+
+    def _count(self, work: Work) -> None:
+        for stage in STAGES:
+            if stage in work.timings_ms:
+                self.metrics.observe_stage(stage, work.timings_ms[stage] / 1000)
+        counts = work.counts
+        self.metrics.passages(hits=counts.hits, encoded=counts.encoded, missing=counts.missing)
+        self.metrics.read(counts.read_bytes)
+        self.metrics.truncated(queries=counts.queries_cut, documents=counts.documents_cut)
+        self.metrics.damaged(counts.damaged)
+        self.metrics.queue_depth(self.engine.depth)
+
+    @property
+    def model(self) -> str:
+        """The model's name as clients see it: of a local folder its last part, not where it lies."""
+        return self.names[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that a request's `model` may have, the one that answers carry first."""
+        named = tuple(name for name in self._given_names if name != ANY)
+        if named:
+            return named
+        name = self.live.served.index.generation.manifest.model
+        last = name.rstrip("/").rpartition("/")[2]
+        if name.startswith("/"):
+            return (last,)
+        return tuple(dict.fromkeys((name, ALIASES.get(name, name), last)))
+
+    @property
+    def _given_names(self) -> list[str]:
+        return [name.strip() for name in self.settings.served_model_name.split(",") if name.strip()]
+
+    def check_model(self, name: str | None) -> None:
+        """Raise `UnknownModelError` unless the service answers for a model of this name."""
+        if name and ANY not in self._given_names and name not in (*self.names, UNSPECIFIED):
+            raise UnknownModelError(name, self.names)
+
+    def check_queries(self, queries: Sequence[str]) -> None:
+        """Raise `UsageError` when a query is longer than the service takes."""
+        longest, limit = max(map(len, queries), default=0), self.settings.max_query_chars
+        if longest > limit:
+            raise UsageError(f"a query of {longest} characters; at most {limit} are taken (max_query_chars)")

@@ -1,0 +1,239 @@
+"""What the service counts, in Prometheus' text format, over one process or several. Knows nothing of who counts.
+
+Several processes write their numbers into the folder that `PROMETHEUS_MULTIPROC_DIR` names, and each renders the sum of
+all. The library decides on this when it is imported: the variable must be set before the first `Metrics`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from query_service.middleware.paths import OTHER, path_template
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+CLIENT_LEFT = "499"
+
+Stage = Literal["queue", "first_stage", "read", "decode", "encode"]
+Rejection = Literal["queue_full", "deadline", "disconnected", "draining"]
+
+
+class Metrics:
+    """The numbers of one application. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        """A registry of its own: several applications in a process do not mix."""
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+        disable_created_metrics()  # a series more for each series, of which nobody asks
+        self._registry = own = CollectorRegistry()
+        self._requests = Counter(
+            "kalm_cache_requests", "Requests answered.", ["method", "path", "status"], registry=own
+        )
+        self._request_seconds = Histogram(
+            "kalm_cache_request_seconds", "From request to last byte.", ["path"], buckets=SECONDS, registry=own
+        )
+        self._in_flight = Gauge(
+            "kalm_cache_requests_in_flight", "Requests under way.", multiprocess_mode="livesum", registry=own
+        )
+        self._stage_seconds = Histogram(
+            "kalm_cache_stage_seconds", "Time in a stage of a request.", ["stage"], buckets=SECONDS, registry=own
+        )
+        self._queue_depth = Gauge(
+            "kalm_cache_queue_depth", "Requests that wait for the decoder.", multiprocess_mode="livesum", registry=own
+        )
+        self._batch_pairs = Histogram("kalm_cache_batch_pairs", "Pairs decoded together.", buckets=PAIRS, registry=own)
+        self._batch_tokens = Histogram(
+            "kalm_cache_batch_tokens", "Tokens of the pairs decoded together.", buckets=TOKENS, registry=own
+        )
+        self._passages = Counter(
+            "kalm_cache_passages", "Passages asked for: cached, encoded or missing.", ["cache"], registry=own
+        )
+        self._prefix = Counter(
+            "kalm_cache_prefix_lookups", "Passages looked up in the prefix tier.", ["outcome"], registry=own
+        )
+        self._prefix_seen = (0, 0)
+        self._read_bytes = Counter("kalm_cache_read_bytes", "Bytes of states read from the store.", registry=own)
+        self._truncated = Counter(
+            "kalm_cache_truncated", "Queries and documents that were cut.", ["what"], registry=own
+        )
+        self._damaged = Counter(
+            "kalm_cache_damaged_records", "Damaged records that answers had to do without.", registry=own
+        )
+        self._rejected = Counter(
+            "kalm_cache_rejected", "Requests given up: 429, 504, client gone, stopping.", ["reason"], registry=own
+        )
+        self._swaps = Counter("kalm_cache_swaps", "Changes of generation.", ["outcome"], registry=own)
+        self._generation = Gauge(
+            "kalm_cache_generation", "Oldest generation served.", multiprocess_mode="livemin", registry=own
+        )
+        self._indexed = Gauge(
+            "kalm_cache_indexed_passages", "Passages of the index.", multiprocess_mode="livemax", registry=own
+        )
+        self._info = Gauge(
+            "kalm_cache_info", "What runs; always 1.", ["version", "model"], multiprocess_mode="livemax", registry=own
+        )
+        self._show_zeros()
+
+    def request(self, method: str, path: str, status: str, seconds: float) -> None:
+        """A request was answered. `path`: the route's template."""
+        self._requests.labels(method if method in METHODS else OTHER, path, status).inc()
+        self._request_seconds.labels(path).observe(seconds)
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """A request is under way."""
+        self._in_flight.inc()
+        try:
+            yield
+        finally:
+            self._in_flight.dec()
+
+    def observe_stage(self, stage: Stage, seconds: float) -> None:
+        """A request, or a batch, spent this long in a stage."""
+        self._stage_seconds.labels(stage).observe(seconds)
+
+    def queue_depth(self, requests: int) -> None:
+        """So many requests wait now."""
+        self._queue_depth.set(requests)
+
+    def batch(self, pairs: int, tokens: int) -> None:
+        """So many pairs, with so many tokens, were decoded together."""
+        self._batch_pairs.observe(pairs)
+        self._batch_tokens.observe(tokens)
+
+    def passages(self, *, hits: int = 0, encoded: int = 0, missing: int = 0) -> None:
+        """A request's passages: found in the store, encoded on the fly, or not there."""
+        for cache, count in (("hit", hits), ("encoded", encoded), ("miss", missing)):
+            self._passages.labels(cache).inc(count)
+
+    def prefix_tier(self, hits: int, misses: int) -> None:
+        """The prefix tier's counts since it was made; may start again at 0 with a new tier. Call from one thread."""
+        before = self._prefix_seen if hits >= self._prefix_seen[0] and misses >= self._prefix_seen[1] else (0, 0)
+        self._prefix.labels("hit").inc(hits - before[0])
+        self._prefix.labels("miss").inc(misses - before[1])
+        self._prefix_seen = (hits, misses)
+
+    def read(self, size_bytes: int) -> None:
+        """So many bytes of states came from the store."""
+        self._read_bytes.inc(size_bytes)
+
+    def truncated(self, *, queries: int = 0, documents: int = 0) -> None:
+        """So many were cut to what the model takes."""
+        self._truncated.labels("query").inc(queries)
+        self._truncated.labels("document").inc(documents)
+
+    def damaged(self, records: int) -> None:
+        """So many stored records failed their checksum."""
+        self._damaged.inc(records)
+
+    def rejected(self, reason: Rejection) -> None:
+        """A request was given up."""
+        self._rejected.labels(reason).inc()
+
+    def serves(self, index_version: str, passages: int) -> None:
+        """This generation is served from now on."""
+        self._generation.set(int(index_version) if index_version.isdecimal() else 0)
+        self._indexed.set(passages)
+
+    def swapped(self) -> None:
+        """A new generation replaced the old one."""
+        self._swaps.labels("ok").inc()
+
+    def swap_failed(self) -> None:
+        """A new generation was found but could not be opened; the old one goes on."""
+        self._swaps.labels("failed").inc()
+
+    def runs(self, version: str, model: str) -> None:
+        """What this service is."""
+        self._info.labels(version, model).set(1)
+
+    def render(self) -> bytes:
+        """All numbers, of all worker processes, as `CONTENT_TYPE`."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(_of_all_workers() if MULTIPROC_DIR in os.environ else self._registry)
+
+    def _show_zeros(self) -> None:
+        """Let counters be seen before they first count, so that a rate over their first step is right."""
+        self.passages()
+        self.truncated()
+        self.prefix_tier(0, 0)
+        for outcome in ("ok", "failed"):
+            self._swaps.labels(outcome)
+        for stage in get_args(Stage):
+            self._stage_seconds.labels(stage)
+        for reason in get_args(Rejection):
+            self._rejected.labels(reason)
+
+
+class RequestMetrics:
+    """Counts requests by method, route template and status, and times them; metrics and probes included."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """`metrics`: where they are counted."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_LEFT
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        started = time.perf_counter()
+        with self._metrics.in_flight():
+            try:
+                await self._app(scope, receive, noting)
+            finally:
+                seconds = time.perf_counter() - started
+                self._metrics.request(scope["method"], path_template(scope), status, seconds)
+
+
+def share_between_workers(folder: Path) -> None:
+    """Let worker processes that start from here on count together. Call before anything made a `Metrics`.
+
+    Args:
+        folder: of this run alone; what an earlier run left there is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("*.db"):
+        left.unlink()
+    os.environ[MULTIPROC_DIR] = str(folder)
+
+
+def forget_worker(pid: int) -> None:
+    """A worker process ended: its gauges no longer count, its counters do."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(pid)
+
+
+def _of_all_workers() -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return registry

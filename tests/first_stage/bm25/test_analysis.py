@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from kalm_cache.first_stage.bm25.analysis import split_words, terms_of
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vitamin d, in 2 café-bars", ["vitamin", "in", "café", "bars"]),  # single characters are dropped
+        ("北京大学 in 2020 年", ["北京", "京大", "大学", "in", "2020", "年"]),  # Han by pairs, a lone one by itself
+        ("हिन्दी है।", ["हिन्दी", "है"]),  # vowel signs stay in their word, the danda ends it
+        ("", []),
+    ],
+)
+def test_words_of_several_scripts(text: str, words: list[str]) -> None:
+    assert split_words(text) == words
+
+
+def test_terms_are_lower_cased_without_stop_words_and_stemmed() -> None:
+    assert list(terms_of(["The Cats and the RUNNING dogs", "the", ""])) == [["cat", "run", "dog"], [], []]

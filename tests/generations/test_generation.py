@@ -1,0 +1,304 @@
+"""Generations on disk: what a reader sees at every step of publishing, and what is never given twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
+from kalm_cache.generations import generation
+from kalm_cache.generations.current import current_name, write_current
+from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.generation import (
+    Counts,
+    FileReceipt,
+    Generation,
+    Manifest,
+    ShardReceipt,
+    finish_publishing,
+    make_live,
+    name_for,
+    next_building_folder,
+    open_and_share,
+    open_current,
+    open_generation,
+    publish,
+    receipts,
+    require_whole,
+    shard_folder,
+)
+from kalm_cache.generations.journal import Journal, journal_problem, read_journal
+from kalm_cache.generations.tombstones import Hidden
+from kalm_cache.storage import durable
+
+COUNTS = Counts(1, 2, 3, 0, 4)
+FINGERPRINT = Fingerprint("m", "t", 1024, 4, "float32", "fp16", "e", True, True)
+
+
+def build(index: Path, content: str = "data") -> tuple[Path, Manifest]:
+    """A finished build of one file that is not published yet, and its manifest."""
+    building = next_building_folder(index)
+    shard_folder(building).mkdir(parents=True)
+    (shard_folder(building) / "passages.lmdb").write_text(content)
+    manifest = Manifest(
+        generation=building.name.removesuffix(".building"),
+        created_at="2026-01-01T00:00:00+00:00",
+        model="tiny",
+        embedder="static",
+        embedder_query_prompt="",
+        embedder_passage_prompt="",
+        width=8,
+        fingerprint=FINGERPRINT,
+        counts=COUNTS,
+        files=receipts(building),
+        parent=live_name(index),
+        shards=[ShardReceipt("00000", COUNTS, 0, 5)],
+        next_number=5,
+    )
+    return building, manifest
+
+
+def live_name(index: Path) -> str | None:
+    return current_name(index) if (index / "CURRENT").exists() else None
+
+
+def publish_next(index: Path, content: str = "data") -> Generation:
+    return publish(index, *build(index, content))
+
+
+def rewrite(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_published_generation_is_the_live_one_with_its_manifest(tmp_path: Path):
+    published = publish_next(tmp_path)
+    assert open_current(tmp_path) == published
+    assert current_name(tmp_path) == "000001"
+    assert (published.shard / "passages.lmdb").read_text() == "data"
+    assert published.manifest.files == {
+        "shards/00000/passages.lmdb": FileReceipt(4, "3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7")
+    }
+
+
+def test_readers_see_the_old_generation_until_publishing_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    publish_next(tmp_path)
+    seen = []
+
+    def look(name: str):
+        original = getattr(durable, name)
+
+        def stepping(*arguments: Path) -> None:
+            seen.append(open_current(tmp_path).manifest.generation)
+            original(*arguments)
+            seen.append(open_current(tmp_path).manifest.generation)
+
+        return stepping
+
+    for module in (durable, generation):
+        for name in ("rename_durably", "sync"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, look(name))
+    publish_next(tmp_path, "newer")
+    assert set(seen) == {"000001", "000002"}
+    assert seen == sorted(seen)  # never back
+    assert seen.count("000002") <= 4  # the last rename, and the fsync within it
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+def test_a_publication_that_dies_between_two_renames_leaves_the_old_one_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+):
+    publish_next(tmp_path)
+    steps = []
+
+    def dying(source: Path, target: Path) -> None:
+        steps.append(target.name)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+        source.replace(target)
+
+    monkeypatch.setattr(durable, "rename_durably", dying)
+    monkeypatch.setattr(generation, "rename_durably", dying)
+    with pytest.raises(KeyboardInterrupt):
+        publish_next(tmp_path, "newer")
+    monkeypatch.undo()
+    assert steps == ["manifest.json", "JOURNAL", "000002", "CURRENT"][:step]
+    assert open_current(tmp_path).manifest.generation == "000001"
+    require_whole(open_current(tmp_path))
+    assert finish_publishing(tmp_path) == ("000002" if step == 4 else None)
+    assert open_current(tmp_path).manifest.generation == ("000002" if step == 4 else "000001")
+
+
+def test_an_empty_folder_has_no_index_and_says_how_to_make_one(tmp_path: Path):
+    with pytest.raises(IndexNotFoundError, match=r"no published index here; run: kalm-cache index CORPUS --index"):
+        open_current(tmp_path)
+    with pytest.raises(IndexNotFoundError):
+        open_current(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["000009", "", "../elsewhere"])
+def test_a_current_that_names_no_generation_is_not_found(tmp_path: Path, name: str):
+    publish_next(tmp_path)
+    write_current(tmp_path, name)
+    with pytest.raises(IndexNotFoundError, match=r"CURRENT names a generation without a manifest\.json"):
+        open_current(tmp_path)
+
+
+def test_a_damaged_current_is_never_taken_for_another_generation(tmp_path: Path):
+    first, second = publish_next(tmp_path), publish_next(tmp_path)
+    line = (tmp_path / "CURRENT").read_bytes()
+    (tmp_path / "CURRENT").write_bytes(line.replace(second.name.encode(), first.name.encode()))
+    for use in (open_current, open_and_share):
+        with pytest.raises(StoreError, match=r"CURRENT: checksum mismatch.* --to 000002 "):
+            use(tmp_path)
+    assert finish_publishing(tmp_path) is None
+    make_live(tmp_path, second)
+    assert open_current(tmp_path) == second
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"1", b"null", b"\xff", b'"text"'])
+def test_a_manifest_that_is_no_json_object_is_a_store_error(tmp_path: Path, content: bytes):
+    folder = publish_next(tmp_path).folder
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"manifest\.json: "):
+        open_current(tmp_path)
+
+
+def test_another_schema_version_is_refused_with_both_sides_named(tmp_path: Path):
+    folder = publish_next(tmp_path).folder
+    rewrite(folder / "manifest.json", schema_version=2)
+    with pytest.raises(IndexMismatchError, match=r"manifest\.json: schema version 2, this version reads 3; re-index"):
+        open_current(tmp_path)
+
+
+@pytest.mark.parametrize("version", [None, "3", [3]])
+def test_a_manifest_without_a_schema_version_was_damaged(tmp_path: Path, version: object):
+    folder = publish_next(tmp_path).folder
+    rewrite(folder / "manifest.json", schema_version=version)
+    with pytest.raises(StoreError, match=r"manifest\.json: has no schema version, the file was changed after"):
+        open_generation(folder)
+
+
+@pytest.mark.parametrize("change", [{"created_at": "2027"}, {"counts": None}, {"checksum": None}, {"extra": 1}])
+def test_a_manifest_that_was_changed_after_it_was_published_is_refused(tmp_path: Path, change: dict[str, object]):
+    folder = publish_next(tmp_path).folder
+    rewrite(folder / "manifest.json", **change)
+    with pytest.raises(StoreError, match="checksum mismatch, the file was changed after it was published"):
+        open_generation(folder)
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": {}}, {"counts": 3}, {"files": []}, {"unknown": 1}])
+def test_a_manifest_with_other_fields_is_refused(tmp_path: Path, change: dict[str, object]):
+    folder = publish_next(tmp_path).folder
+    fields = json.loads((folder / "manifest.json").read_text()) | change
+    del fields["checksum"]
+    rewrite(folder / "manifest.json", **fields, checksum=generation._checksum(fields))
+    with pytest.raises(StoreError, match="a field is missing or unknown"):
+        open_generation(folder)
+
+
+def test_the_manifest_file_reads_back_as_it_was_written(tmp_path: Path):
+    _, manifest = build(tmp_path)
+    manifest = replace(manifest, parent="000007", model="/some/ümlaut", files={"ü": FileReceipt(1, "ab")})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes(manifest.to_json())
+    assert open_generation(folder).manifest == manifest
+
+
+def test_a_missing_or_cut_file_is_found_by_its_size(tmp_path: Path):
+    published = publish_next(tmp_path)
+    require_whole(published)
+    (published.shard / "passages.lmdb").write_text("dat")
+    with pytest.raises(StoreError, match=r"passages\.lmdb has 3 bytes, its receipt says 4; run kalm-cache verify"):
+        require_whole(published)
+    (published.shard / "passages.lmdb").unlink()
+    with pytest.raises(StoreError, match=r"passages\.lmdb is missing, its receipt says 4"):
+        require_whole(published)
+
+
+def test_a_new_build_is_one_above_the_highest_name_ever_used(tmp_path: Path):
+    generations = tmp_path / "generations"
+    assert next_building_folder(tmp_path) == generations / "000001.building"
+    for name in ("000001", "000009", "000010.building", "000004.removing"):
+        (generations / name).mkdir(parents=True)
+    assert next_building_folder(tmp_path) == generations / "000011.building"
+    (tmp_path / "JOURNAL").write_bytes(Journal(20, 7, None).to_json())
+    assert next_building_folder(tmp_path) == generations / "000021.building"
+
+
+def test_a_build_that_was_overtaken_gets_a_later_name(tmp_path: Path):
+    first, _ = build(tmp_path)
+    assert name_for(tmp_path, first) == "000001"
+    publish(tmp_path, *build(tmp_path))
+    assert open_current(tmp_path).name == "000002"
+    assert name_for(tmp_path, first) == "000003"
+
+
+def test_names_and_numbers_are_kept_when_generations_are_removed(tmp_path: Path):
+    publish_next(tmp_path)
+    folder = publish_next(tmp_path).folder
+    write_current(tmp_path, "000001")
+    shutil.rmtree(folder)
+    assert generation.next_numbers(tmp_path) == Journal(2, 5, "000002")
+    assert publish_next(tmp_path).name == "000003"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"\xff", b'{"generation": 9, "next_number": 9, "checksum": "0"}']
+)
+def test_a_damaged_journal_is_named_and_the_manifests_go(tmp_path: Path, content: bytes):
+    publish_next(tmp_path)
+    (tmp_path / "JOURNAL").write_bytes(content)
+    assert journal_problem(tmp_path) is not None
+    assert generation.next_numbers(tmp_path) == Journal(1, 5, None)
+    publish_next(tmp_path)
+    assert journal_problem(tmp_path) is None
+    assert read_journal(tmp_path) == Journal(2, 5, "000002")
+
+
+def test_going_back_is_not_taken_for_half_a_publication(tmp_path: Path):
+    first = publish_next(tmp_path)
+    publish_next(tmp_path)
+    make_live(tmp_path, first)
+    assert open_current(tmp_path).name == "000001"
+    assert finish_publishing(tmp_path) is None
+    assert open_current(tmp_path).name == "000001"
+
+
+def test_the_parts_of_a_generation_are_its_shards_with_their_own_counts(tmp_path: Path):
+    building, manifest = build(tmp_path)
+    more = ShardReceipt("00007", Counts(9, 9, 9, 9, 9), 5, 14)
+    published = publish(tmp_path, building, replace(manifest, shards=[*manifest.shards, more]))
+    parts = list(open_current(tmp_path).parts())
+    assert [(part.shard_name, part.manifest.counts.passages) for part in parts] == [("00000", 1), ("00007", 9)]
+    assert [part.shard for part in parts] == [shard_folder(published.folder, name) for name in ("00000", "00007")]
+    assert open_current(tmp_path).part("00007") == parts[1]
+
+
+def test_counts_add_up_and_come_off():
+    assert Counts(1, 2, 3, 4, 5) + Counts(10, 20, 30, 40, 50) == Counts(11, 22, 33, 44, 55)
+    assert Counts(11, 22, 33, 44, 55) - Counts(1, 2, 3, 4, 5) == Counts(10, 20, 30, 40, 50)
+
+
+def test_a_hidden_list_that_is_missing_is_an_error_and_hides_nothing_silently(tmp_path: Path):
+    building, manifest = build(tmp_path)
+    (building / "hidden.bin").write_bytes(Hidden.nothing().adding([(3, b"d3", True)]).pack())
+    publish(tmp_path, building, replace(manifest, files=receipts(building)))
+    assert open_current(tmp_path).hidden().keys == [b"d3"]
+    (open_current(tmp_path).folder / "hidden.bin").unlink()
+    with pytest.raises(StoreError, match=r"hidden\.bin is missing or empty"):
+        open_current(tmp_path).hidden()
+
+
+def test_receipts_name_every_file_but_the_manifest(tmp_path: Path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("manifest.json", "x", "a/y", "a/b/z"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = receipts(tmp_path)
+    assert sorted(found) == ["a/b/z", "a/y", "x"]
+    assert found["a/y"].bytes == 3

@@ -1,0 +1,87 @@
+"""The codec of a job: what rounds by a checkpoint's sensitivity, and what has none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from indexer.build.index_job import load_encoders
+from kalm_cache import PassageIndex
+from kalm_cache.codec import Codec, get_codec
+from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, TENSOR, load_sensitivity
+from kalm_cache.errors import CheckpointError
+from kalm_cache.settings import Settings
+from tests.indexer.changes import add, payloads_of, reindex
+from tests.indexes import TEXTS, build, settings_for
+
+FEW_DIRECTIONS = np.random.default_rng(5).normal(size=(12, 64)).astype(np.float32)  # of the small model's 64
+
+
+@pytest.fixture(scope="module")
+def minding_folder(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model with a sensitivity beside its weights."""
+    folder = Path(shutil.copytree(mini_folder, tmp_path_factory.mktemp("minding") / "model"))
+    save_file({TENSOR: FEW_DIRECTIONS.T @ FEW_DIRECTIONS}, folder / SENSITIVITY_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings_by_codec(minding_folder: Path, embedder_folder: Path) -> dict[str, Settings]:
+    return {codec: settings_for(minding_folder, embedder_folder, codec=codec) for codec in ("fp32", "int4")}
+
+
+@pytest.fixture(scope="module")
+def exact(settings_by_codec: dict[str, Settings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = tmp_path_factory.mktemp("exact") / "index"
+    build(index, settings_by_codec["fp32"], TEXTS)
+    return index
+
+
+def encoded(exact: Path, codec: Codec) -> dict[str, bytes]:
+    with PassageIndex.open(exact, device="cpu") as opened:
+        return {
+            one: codec.encode(found.states.numpy())
+            for one, found in zip(TEXTS, opened.pooled(list(TEXTS)), strict=True)
+        }
+
+
+def test_indexing_adding_and_recoding_round_by_the_sensitivity(
+    exact: Path, minding_folder: Path, settings_by_codec: dict[str, Settings], tmp_path: Path
+):
+    settings = settings_by_codec["int4"]
+    encoders, expected = load_encoders(settings), encoded(exact, get_codec("int4", load_sensitivity(minding_folder)))
+    assert expected != encoded(exact, get_codec("int4"))
+    build(tmp_path / "built", settings, TEXTS, encoders=encoders)
+    assert payloads_of(tmp_path / "built") == expected
+    one = dict([next(iter(TEXTS.items()))])
+    build(tmp_path / "grown", settings, one, encoders=encoders)
+    add(tmp_path / "grown", settings, encoders, TEXTS)
+    assert payloads_of(tmp_path / "grown") == expected
+    shutil.copytree(exact, tmp_path / "recoded")
+    assert reindex(tmp_path / "recoded", settings, encoders, TEXTS).recoded == len(TEXTS)
+    assert payloads_of(tmp_path / "recoded") == expected
+
+
+def test_a_checkpoint_without_a_sensitivity_rounds_to_nearest(
+    exact: Path, mini_folder: Path, embedder_folder: Path, tmp_path: Path
+):
+    build(tmp_path / "index", settings_for(mini_folder, embedder_folder, codec="int4"), TEXTS)
+    assert payloads_of(tmp_path / "index") == encoded(exact, get_codec("int4"))
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "fp16", "int8"])
+def test_codecs_of_eight_bits_and_more_are_the_plain_ones(minding_folder: Path, embedder_folder: Path, codec: str):
+    assert load_encoders(settings_for(minding_folder, embedder_folder, codec=codec)).codec is get_codec(codec)
+
+
+def test_a_sensitivity_of_another_width_is_refused_before_anything_is_encoded(
+    minding_folder: Path, embedder_folder: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(minding_folder, tmp_path / "model"))
+    save_file({TENSOR: np.eye(44, dtype=np.float32)}, folder / SENSITIVITY_FILE)
+    with pytest.raises(CheckpointError, match=f"{SENSITIVITY_FILE}: is of states 44 wide, the model's are 64"):
+        load_encoders(settings_for(folder, embedder_folder, codec="int4"))

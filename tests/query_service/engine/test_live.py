@@ -1,0 +1,175 @@
+"""Generations swapped under a running service, published by the real indexer."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+
+from indexer.change.delta import delete_passages
+from indexer.change.gc import collect_garbage
+from indexer.change.rollback import roll_back
+from kalm_cache.errors import KalmCacheError, UnknownIdError
+from kalm_cache.index.from_settings import open_index
+from kalm_cache.settings import Settings, load_settings
+from query_service.engine.live import LiveIndex
+from tests.query_service.conftest import serving
+
+Q = {"query": "bees", "ids": ["s2", "s3"]}
+
+
+@pytest.fixture
+def folder(index_folder: Path, tmp_path: Path) -> Path:
+    """An index that the test may change: generation 000001."""
+    shutil.copytree(index_folder, tmp_path / "index")
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings(device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def live(folder: Path, settings: Settings) -> Iterator[LiveIndex]:
+    opened = LiveIndex(folder, lambda before: open_index(folder, settings, before), with_encoder=True)
+    yield opened
+    opened.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within a minute")
+
+
+def test_a_lease_keeps_its_generation_open_until_it_ends(live: LiveIndex, folder: Path) -> None:
+    with live.lease() as old:
+        delete_passages(["s1"], folder)
+        assert live.reload()
+        assert live.served.version == "000002"
+        assert old.version == "000001"
+        assert len(old.index.margins("bees", ["s1"])) == 1  # still there, for whoever began with it
+        with live.lease() as new, pytest.raises(UnknownIdError):
+            new.index.margins("bees", ["s1"])
+        assert collect_garbage(folder, 0).removed == []  # its reader holds it
+    assert [one.generation for one in collect_garbage(folder, 0).removed] == ["000001"]
+
+
+def test_nothing_new_is_no_swap(live: LiveIndex) -> None:
+    before = live.served
+    assert not live.reload()
+    assert live.served is before
+
+
+def test_generations_of_one_model_share_its_weights_and_the_embedder(live: LiveIndex, folder: Path) -> None:
+    before = live.served
+    assert before.documents is not None
+    before.documents.pooled(["a text"])  # loads the encoder
+    delete_passages(["s1"], folder)
+    live.reload()
+    assert live.served.index.query_side is before.index.query_side
+    assert live.served.index.embedder is before.index.embedder
+    assert live.served.documents is not before.documents
+    assert live.served.documents is not None
+    assert live.served.documents.loaded
+
+
+def test_a_generation_that_cannot_be_opened_leaves_the_old_one_in_service(live: LiveIndex, folder: Path) -> None:
+    delete_passages(["s1"], folder)
+    manifest = folder / "generations" / "000002" / "manifest.json"
+    sound = manifest.read_bytes()
+    manifest.write_bytes(sound.replace(b'"passages"', b'"passagez"'))
+    with pytest.raises(KalmCacheError, match="checksum"):
+        live.reload()
+    assert live.served.version == "000001"
+    assert len(live.served.index.margins("bees", ["s1"])) == 1
+    assert live.last_failure is not None
+    assert "manifest.json" in live.last_failure
+    manifest.write_bytes(sound)
+    assert live.reload()
+    assert (live.served.version, live.last_failure) == ("000002", None)
+
+
+def test_a_service_picks_up_what_is_published_and_says_which_generation_answered(folder: Path) -> None:
+    with serving(folder, watch_seconds=0.02) as client:
+        assert client.post("/rerank", json=Q).headers["x-index-version"] == "000001"
+        delete_passages(["s2"], folder)
+        wait_for(lambda: client.get("/health").json()["index_version"] == "000002")
+        gone = client.post("/rerank", json=Q)
+        assert (gone.status_code, gone.json()["error"]["ids"]) == (404, ["s2"])
+        roll_back(folder, "000001")
+        wait_for(lambda: client.get("/ready").json()["index_version"] == "000001")
+        answer = client.post("/rerank", json=Q)
+        assert answer.headers["x-index-version"] == answer.json()["meta"]["index_version"] == "000001"
+        assert 'kalm_cache_swaps_total{outcome="ok"} 2.0' in client.get("/metrics").text
+
+
+def test_health_says_why_the_newest_generation_is_not_served(folder: Path) -> None:
+    with serving(folder, admin_keys="root", watch_seconds=0) as client:
+        delete_passages(["s2"], folder)
+        (folder / "generations" / "000002" / "manifest.json").write_bytes(b"{}")
+        refused = client.post("/admin/reload", headers={"Authorization": "Bearer root"})
+        assert refused.status_code >= 400
+        assert client.get("/health").json()["reload_failure"] == refused.json()["detail"]
+        assert client.post("/rerank", json=Q).status_code == 200
+        assert 'kalm_cache_swaps_total{outcome="failed"} 1.0' in client.get("/metrics").text
+
+
+def test_an_administrator_swaps_at_once_and_nobody_else(folder: Path) -> None:
+    keys = {"api_keys": "user", "admin_keys": "root", "watch_seconds": 0}
+    with serving(folder, **keys) as client:
+        delete_passages(["s1"], folder)
+        time.sleep(0.1)
+        assert client.get("/health").json()["index_version"] == "000001"  # nobody watches
+        assert client.post("/admin/reload").status_code == 401
+        assert client.post("/admin/reload", headers={"Authorization": "Bearer user"}).status_code == 403
+        swapped = client.post("/admin/reload", headers={"Authorization": "Bearer root"}).json()
+        assert swapped == {"index_version": "000002", "swapped": True}
+
+
+def test_no_request_fails_or_is_mixed_up_while_generations_are_swapped(folder: Path, settings: Settings) -> None:
+    """A short form of the torture: two generations, four clients, 20 swaps."""
+    delete_passages(["s1"], folder)
+    expected = {}
+    for name in ("000001", "000002"):
+        roll_back(folder, name)
+        with open_index(folder, settings) as index:
+            expected[name] = {one.doc_id: one.margin for one in index.search("bees dance", k=18, top_n=None).results}
+    assert expected["000001"].keys() - expected["000002"].keys() == {"s1"}
+    wrong: list[str] = []
+    counts = dict.fromkeys(expected, 0)
+    stop = False
+
+    def ask(client: httpx.Client) -> None:
+        while not stop:
+            response = client.post("/search", json={"query": "bees dance", "k": 18, "top_n": 0})
+            if response.status_code != 200:
+                wrong.append(response.text)
+                continue
+            version = response.headers["x-index-version"]
+            got = {one["doc_id"]: one["margin"] for one in response.json()["results"]}
+            counts[version] += 1
+            if got != pytest.approx(expected[version], abs=1e-5):
+                wrong.append(f"{version}: {got}")
+
+    with serving(folder, watch_seconds=0.01) as client:
+        threads = [Thread(target=ask, args=(client,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for number in range(20):
+            name = ("000001", "000002")[number % 2]
+            roll_back(folder, name)
+            wait_for(lambda name=name: client.get("/health").json()["index_version"] == name)
+        stop = True
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert all(count > 0 for count in counts.values())

@@ -1,0 +1,154 @@
+"""The prefix tier: what it holds, what it lets go of, and that answers with it equal those without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from kalm_cache import PassageIndex
+from kalm_cache.errors import UnknownIdError, UsageError
+from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
+from kalm_cache.scoring.prefix_cache import GIB, KeptPassage, PrefixTier, TierKey
+from tests.indexes import TEXTS, build, make_embedder, settings_for
+from tests.query_service.conftest import serving
+
+IDS = list(TEXTS)
+QUERIES = ["What is the capital of China?", "when does the ferry leave", ""]
+
+
+def key(doc_id: str, generation: str = "000001") -> TierKey:
+    return TierKey(generation, doc_id, 4, (1, 2))
+
+
+def kept(numbers: int) -> KeptPassage:
+    """A passage of 4 · numbers bytes."""
+    return KeptPassage(3, False, Kept((1, 2), 1, torch.zeros(numbers)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path) -> Path:
+    root = tmp_path_factory.mktemp("tier")
+    build(root / "index", settings_for(mini_folder, make_embedder(root / "embedder")), TEXTS)
+    return root / "index"
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Iterator[PassageIndex]:
+    with PassageIndex.open(folder, device="cpu") as index:
+        yield index
+
+
+def test_the_least_recently_used_passages_leave_when_the_bytes_are_used_up():
+    tier = PrefixTier(100 / GIB)
+    for doc_id in ("a", "b"):
+        tier.put(key(doc_id), kept(10))
+    assert tier.get([key("a")]) != [None]  # now b is the one that was not used for longest
+    tier.put(key("c"), kept(10))
+    assert [passage is not None for passage in tier.get([key("a"), key("b"), key("c")])] == [True, False, True]
+    stats = tier.stats()
+    assert (stats.hits, stats.misses, stats.evicted, stats.passages, stats.bytes) == (3, 1, 1, 2, 80)
+
+
+def test_a_passage_larger_than_the_tier_is_not_held():
+    tier = PrefixTier(100 / GIB)
+    tier.put(key("a"), kept(10))
+    tier.put(key("b"), kept(26))
+    assert [passage is not None for passage in tier.get([key("a"), key("b")])] == [True, False]
+
+
+def test_a_passage_put_twice_counts_once():
+    tier = PrefixTier(100 / GIB)
+    tier.put(key("a"), kept(10))
+    tier.put(key("a"), kept(20))
+    assert (tier.stats().passages, tier.stats().bytes) == (1, 80)
+
+
+def test_generations_ratios_and_prefixes_do_not_share_what_is_held():
+    tier = PrefixTier(1)
+    tier.put(key("a"), kept(1))
+    others = [key("a", "000002"), TierKey("000001", "a", 8, (1, 2)), TierKey("000001", "a", 4, (1, 3))]
+    assert tier.get(others) == [None] * 3
+
+
+@pytest.mark.parametrize(("capacity", "dtype"), [(-1, "int8"), (0, "int8"), (1, "int4")])
+def test_a_tier_that_cannot_be_is_refused(capacity: float, dtype: str):
+    with pytest.raises(UsageError, match="prefix_cache"):
+        PrefixTier(capacity, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1), ("int8", 0.3)])
+@pytest.mark.parametrize("chunk_size", [4, 8])
+def test_margins_with_the_tier_equal_those_without_it(
+    folder: Path, plain: PassageIndex, dtype: str, tolerance: float, chunk_size: int
+):
+    with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1, prefix_cache_dtype=dtype) as index:
+        for query in QUERIES * 2:
+            expected = plain.margins(query, IDS, chunk_size=chunk_size)
+            np.testing.assert_allclose(index.margins(query, IDS, chunk_size=chunk_size), expected, atol=tolerance)
+        stats = index.prefix_tier.stats()
+        assert (stats.hits, stats.misses, stats.passages) == (5 * len(IDS), len(IDS), len(IDS))
+        assert stats.bytes > 0
+
+
+def test_another_instruction_is_kept_apart(folder: Path, plain: PassageIndex):
+    with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1, prefix_cache_dtype="float32") as index:
+        index.margins(QUERIES[0], IDS)
+        for instruction in ("Find the passage.", ""):
+            expected = plain.margins(QUERIES[0], IDS, instruction=instruction)
+            got = index.margins(QUERIES[0], IDS, instruction=instruction)
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+        assert index.prefix_tier.stats().hits == 0
+
+
+def test_a_prompt_that_does_not_begin_with_the_prefix_is_served_from_the_pooled_states(
+    folder: Path, plain: PassageIndex
+):
+    with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1) as index:
+        prefix = index.query_side.prefix(DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        odd = Tokens([*prefix[:-1], prefix[-1] + 1, 5], False)
+        passages = index.passages(IDS, [odd], DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        assert all(isinstance(passage.states, torch.Tensor) for passage in passages)
+        assert index.prefix_tier.stats().misses == 0
+
+
+@pytest.mark.parametrize("query", ["a", "?", " leading", "\n", "<Query>: x", "日本", "é", "<end_of_turn>"])
+def test_the_prompt_of_any_query_begins_with_the_prefix_or_is_known_not_to(plain: PassageIndex, query: str):
+    prefix = plain.query_side.prefix(DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    prompt = plain.query_side.prompt(query, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    assert 3 < len(prefix) < len(prompt.ids)
+    assert tuple(prompt.ids[: len(prefix)]) == prefix
+
+
+def test_ids_asked_for_twice_and_unknown_ones_are_treated_as_without_the_tier(folder: Path, plain: PassageIndex):
+    with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1, prefix_cache_dtype="float32") as index:
+        twice = ["d3", "d1", "d3"]
+        np.testing.assert_allclose(index.margins("ferry", twice), plain.margins("ferry", twice), atol=1e-5)
+        with pytest.raises(UnknownIdError):
+            index.margins("ferry", ["d1", "nowhere"])
+
+
+def test_search_ranks_alike_with_and_without_the_tier(folder: Path, plain: PassageIndex):
+    with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1, prefix_cache_dtype="float32") as index:
+        for _ in range(2):
+            ranked = [result.doc_id for result in index.search(QUERIES[0], k=12, top_n=12).results]
+            assert ranked == [result.doc_id for result in plain.search(QUERIES[0], k=12, top_n=12).results]
+
+
+def test_the_service_reports_the_tiers_hits_and_bytes(folder: Path):
+    with serving(folder, prefix_cache_gib=1) as client:
+        answers = [_rerank(client) for _ in range(2)]
+        held = client.get("/health").json()["prefix_cache"]
+    assert answers[0] == pytest.approx(answers[1], abs=1e-6)
+    assert (held["hits"], held["misses"], held["passages"], held["evicted"]) == (3, 3, 3, 0)
+    assert 0 < held["bytes"] < held["capacity_bytes"] == GIB
+
+
+def _rerank(client: httpx.Client) -> list[float]:
+    answer = client.post("/rerank", json={"query": "ferry", "ids": ["d1", "d2", "d3"]}).json()
+    return [result["relevance_score"] for result in answer["results"]]
