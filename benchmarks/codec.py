@@ -61,7 +61,7 @@ def read_questions(count: int, candidates: int) -> Questions:
         numbers = np.arange(len(texts))
         dense = DenseIndex.build([(numbers, embedder.embed_passages(texts))], embedder.dimension, Path(folder))
         stage = FirstStage(dense, BM25Index.build(enumerate(texts), Path(folder)), embedder)
-        found = [result.numbers.tolist() for result in stage.search_many(queries, candidates, "fused")]
+        found = [result.ordinals.tolist() for result in stage.search_many(queries, candidates, "fused")]
     needed = sorted({number for ids in found for number in ids})
     places = {number: place for place, number in enumerate(needed)}
     return Questions(queries, [[places[number] for number in ids] for ids in found], [texts[i] for i in needed])

@@ -23,9 +23,9 @@ from transformers.utils import logging
 from benchmarks.cross_encoders import CROSS_ENCODERS, CrossEncoder
 from benchmarks.pairs import PREFIX_TOKENS, QUERY_TOKENS, Candidates
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens, load_prompt_tokenizer
-from kalm_cache.scoring.prefix_cache import TIER_DTYPES
+from kalm_cache.scoring.prefix_cache import PREFIX_DTYPES
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 
 
@@ -70,13 +70,13 @@ class Cached:
 
 
 class Prefix(Cached):
-    """Ours with a warm prefix tier: the keys and values of prompt tokens before the query are kept of every passage."""
+    """Ours with a warm prefix cache: the keys and values of prompt tokens before the query are kept of each."""
 
     def __init__(self, setup: Setup, kept_dtype: torch.dtype) -> None:
         super().__init__(setup)
         self.prefix_tokens, self.kept_dtype = setup.prefix_tokens, kept_dtype
         self._filled_with: Candidates | None = None
-        self._kept: list[Kept] = []
+        self._kept: list[PrefixKV] = []
 
     def score(self, prompt: Tokens, candidates: Candidates) -> list[float]:
         """The margins. Candidates other than the last call's are run through the prefix first: not to be timed."""
@@ -183,7 +183,7 @@ class PairReader:
 
 OURS: dict[str, Callable[[Setup], Contender]] = {
     "cached": Cached,
-    **{f"prefix-{name}": partial(Prefix, kept_dtype=dtype) for name, dtype in TIER_DTYPES.items()},
+    **{f"prefix-{name}": partial(Prefix, kept_dtype=dtype) for name, dtype in PREFIX_DTYPES.items()},
 }
 TRANSFORMERS: dict[str, Callable[[Setup], Contender]] = {
     "reference": Reference,

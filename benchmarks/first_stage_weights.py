@@ -36,7 +36,7 @@ def better_first_stage(collection: Mapping[str, Any]) -> float:
 def measured(collection: Mapping[str, Any], codec: str) -> dict[tuple[int, float], float]:
     """nDCG@10 of a codec by pooling ratio and weight; weight 0 is the reranker alone."""
     return {
-        (one["cost"]["ratio"], one["cost"]["first_stage_weight"]): one["means"][MEASURE]
+        (one["cost"]["chunk_size"], one["cost"]["first_stage_weight"]): one["means"][MEASURE]
         for one in collection["systems"]
         if one["kind"] in ("reranker", "blended") and one["cost"]["codec"] == codec
     }

@@ -21,7 +21,7 @@ import numpy as np
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.measures.metrics import measure
-from kalm_cache.first_stage import BM25Index, Candidates, load_embedder, standard_score_fusion
+from kalm_cache.first_stage import BM25Index, Candidates, load_embedder, z_score_fusion
 from kalm_cache.first_stage.candidates import best_first
 
 DEPTH = 100
@@ -31,16 +31,16 @@ Fusion = Callable[[Candidates, Candidates], Candidates]
 
 def summed(parts: Sequence[dict[int, float]], absent: Sequence[float]) -> Candidates:
     """Documents by the sum of what each list gives them, or `absent` where it does not hold them."""
-    numbers = sorted(set().union(*parts))
-    scores = [sum(part.get(n, low) for part, low in zip(parts, absent, strict=True)) for n in numbers]
-    return best_first(np.array(numbers, np.int64), np.array(scores), DEPTH)
+    ordinals = sorted(set().union(*parts))
+    scores = [sum(part.get(n, low) for part, low in zip(parts, absent, strict=True)) for n in ordinals]
+    return best_first(np.array(ordinals, np.int64), np.array(scores), DEPTH)
 
 
 def reciprocal_rank(constant: int) -> Fusion:
     """Sums of 1 / (constant + rank)."""
 
     def fuse(bm25: Candidates, dense: Candidates) -> Candidates:
-        parts = [{n: 1 / (constant + r) for r, n in enumerate(run.numbers.tolist(), 1)} for run in (bm25, dense)]
+        parts = [{n: 1 / (constant + r) for r, n in enumerate(run.ordinals.tolist(), 1)} for run in (bm25, dense)]
         return summed(parts, (0.0, 0.0))
 
     return fuse
@@ -54,7 +54,7 @@ def min_max(share: float) -> Fusion:
         for run, weight in ((bm25, 1 - share), (dense, share)):
             span = float(np.ptp(run.scores)) if len(run) else 0.0
             scaled = (run.scores - run.scores.min()) / span if span > 0 else np.zeros(len(run))
-            parts.append(dict(zip(run.numbers.tolist(), (weight * scaled).tolist(), strict=True)))
+            parts.append(dict(zip(run.ordinals.tolist(), (weight * scaled).tolist(), strict=True)))
         return summed(parts, (0.0, 0.0))
 
     return fuse
@@ -66,7 +66,7 @@ FUSIONS: dict[str, Fusion] = {
     "reciprocal rank, 60": reciprocal_rank(60),
     "reciprocal rank, 10": reciprocal_rank(10),
     **{f"min-max, dense {share}": min_max(share) for share in (0.2, 0.3, 0.4, 0.5, 0.6)},
-    "standard": lambda bm25, dense: standard_score_fusion((dense, bm25), DEPTH),
+    "standard": lambda bm25, dense: z_score_fusion((dense, bm25), DEPTH),
 }
 
 
@@ -80,14 +80,14 @@ def measure_collection(beir: Path, split: str, embedder_name: str, max_queries: 
         chosen = sorted(np.random.default_rng(0).choice(chosen, max_queries, replace=False).tolist())
     queries = [task.queries[query_id] for query_id in chosen]
     cosines = embedder.embed_queries(queries) @ embedder.embed_passages(texts).T  # (Q, N)
-    numbers = np.arange(len(texts))
+    ordinals = np.arange(len(texts))
     with tempfile.TemporaryDirectory() as folder:
         lexical = BM25Index.build(enumerate(texts), Path(folder)).search(queries, DEPTH)
     runs: dict[str, dict[str, list[str]]] = {name: {} for name in FUSIONS}
     for query_id, bm25, row in zip(chosen, lexical, cosines, strict=True):
-        dense = best_first(numbers, row, DEPTH)
+        dense = best_first(ordinals, row, DEPTH)
         for name, fuse in FUSIONS.items():
-            runs[name][query_id] = [passages[n].doc_id for n in fuse(bm25, dense).numbers.tolist()]
+            runs[name][query_id] = [passages[n].doc_id for n in fuse(bm25, dense).ordinals.tolist()]
     judged = {query_id: task.qrels[query_id] for query_id in chosen}
     return {name: measure(judged, run, MEASURES) for name, run in runs.items()}
 

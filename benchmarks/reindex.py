@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from indexer.build.index_job import load_encoders, run_index_job
-from indexer.build.shard import Progress
+from indexer.build.segment import Progress
 from indexer.change.delta import add_passages, delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.reindex import run_reindex

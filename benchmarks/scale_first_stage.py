@@ -157,7 +157,7 @@ def compare(step: Step) -> dict[str, Any]:
     queries = query_vectors()
     batches = (vectors(batch, rows) for batch, _, rows in _batches(step.passages))
     exact = exact_neighbours(queries, batches, DEPTH)
-    found = np.stack([one.numbers for one in DenseIndex.open(step.folder).search(queries, DEPTH)])
+    found = np.stack([one.ordinals for one in DenseIndex.open(step.folder).search(queries, DEPTH)])
     return {"recall_at_100": round(recall(found, exact), 4)}
 
 

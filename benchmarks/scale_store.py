@@ -26,8 +26,8 @@ from indexer.build.models import Encoders
 from indexer.corpus import CorpusLine
 from kalm_cache.codec import get_codec
 from kalm_cache.generations.fingerprint import Fingerprint
-from kalm_cache.generations.generation import open_current, require_whole
-from kalm_cache.generations.segments import ShardSet
+from kalm_cache.generations.generation import open_current, require_valid
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.passage import Passage
 from kalm_cache.scoring.state_reader import StateReader
@@ -42,9 +42,9 @@ LOOKED_UP = 100  # ids together
 CALLS = 300
 
 
-def doc_id_of(number: int) -> str:
+def doc_id_of(ordinal: int) -> str:
     """Distinct for numbers below 2 ** 32, and in no order: the multiplier is odd."""
-    return f"{number * 2654435761 % (1 << 32):08x}"
+    return f"{ordinal * 2654435761 % (1 << 32):08x}"
 
 
 class PreparedSide:
@@ -93,8 +93,8 @@ def build(step: Step) -> dict[str, Any]:
             some = texts(batch, min(BATCH, step.passages - start))
             made[0] += time.perf_counter() - before[0]
             made[1] += time.process_time() - before[1]
-            for number, text in enumerate(some, start):
-                yield CorpusLine(Passage(doc_id_of(number), text), f"made:{number}")
+            for ordinal, text in enumerate(some, start):
+                yield CorpusLine(Passage(doc_id_of(ordinal), text), f"made:{ordinal}")
 
     settings = load_settings(codec=CODEC, chunk_size=RATIO, batch_tokens=BATCH_TOKENS, bm25=False, dense_index="flat")
     fingerprint = Fingerprint("prepared", "", 1024, RATIO, "float32", CODEC, "prepared", False, settings.store_text)
@@ -126,10 +126,10 @@ def look_up(step: Step) -> dict[str, Any]:
     for _ in range(5):
         started = time.perf_counter()
         generation = open_current(step.folder)
-        require_whole(generation)
-        with ShardSet(generation) as store:
+        require_valid(generation)
+        with SegmentSet(generation) as store:
             opened.append(1e3 * (time.perf_counter() - started))
-    with ShardSet(generation) as store:
+    with SegmentSet(generation) as store:
         reader = StateReader(store, get_codec(CODEC), RATIO)
         for ids in asked:
             reader.read(ids, RATIO)  # so that what is looked up is in memory

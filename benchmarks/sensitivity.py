@@ -25,11 +25,11 @@ from benchmarks.codec import encode_texts
 from benchmarks.reference import SlowReference, load_slow_reference
 from benchmarks.storage import find_candidates
 from benchmarks.timing import progress
-from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, TENSOR
+from kalm_cache.codec.sensitivity import TENSOR
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.evaluate import sample_queries
-from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.checkpoint import SENSITIVITY_FILE, open_checkpoint
 from kalm_cache.scoring.pooling import mean_pool
 
 RATIOS = (1, 2, 4, 8, 16, 32)

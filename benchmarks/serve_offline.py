@@ -11,7 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
 from kalm_cache.scoring.query_side import DECODE_BATCH
 
@@ -23,7 +23,7 @@ class _Read:
     """One query, tokenised, and the states of its candidates."""
 
     prompt: Tokens
-    states: list[Tensor | Kept]
+    states: list[Tensor | PrefixKV]
 
 
 class Offline:

@@ -114,8 +114,8 @@ class Changes:
         self._encoders = load_encoders(self._settings)
         self._first = current_name(index)
         self._open = PassageIndex.open(index, device="cpu", dtype=DTYPE)
-        held = dict(enumerate(self.answers()))
-        self._replaced = sorted({max(one, key=lambda doc_id: one[doc_id]) for one in held.values()})
+        hits = dict(enumerate(self.answers()))
+        self._replaced = sorted({max(one, key=lambda doc_id: one[doc_id]) for one in hits.values()})
         self.made: Counter[str] = Counter()
 
     @property
@@ -126,7 +126,7 @@ class Changes:
     def answers(self) -> Expected:
         """What the live generation answers, every result."""
         if self._open.generation.name != self.live:
-            before, self._open = self._open, PassageIndex.open(self._index, like=self._open)
+            before, self._open = self._open, PassageIndex.open(self._index, reuse_from=self._open)
             before.close()  # or gc could not have it
         found = [self._open.search(query, k=K, top_n=None, with_text=False) for query in self._queries]
         return [{one.doc_id: one.margin for one in answer.results} for answer in found]

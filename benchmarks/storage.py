@@ -8,7 +8,7 @@ Candidates come from the fused first stage, once for each collection; only they 
 is computed in float32, so that an error is the codec's. Each configuration is compared with fp32 at the same r.
 
 `--sensitivity` (of `benchmarks.sensitivity`; default: what lies beside the weights) adds the codecs below 8 bits once
-more, rounding by it: `int4 minding`. Their payloads decode as those of `int4`.
+more, rounding by it: `int4 with_sensitivity`. Their payloads decode as those of `int4`.
 
 Writes OUT/storage.jsonl after each configuration, which a later run goes on from (remove it to measure again), and in
 the end OUT/storage.md and OUT/storage.png of all that the file holds. `--pairs-only` leaves nDCG and recall out: for a
@@ -43,11 +43,11 @@ from kalm_cache.evaluation import BeirTask, load_beir
 from kalm_cache.evaluation.evaluate import sample_queries
 from kalm_cache.evaluation.measures.metrics import measure_queries
 from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage, load_embedder
-from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.checkpoint import SENSITIVITY_FILE, open_checkpoint
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool, pooled_length
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from kalm_cache.storage.durable import write_atomically
-from kalm_cache.storage.passage_store import STATES_FILE, Identity, key_of
+from kalm_cache.storage.passage_store import STATES_FILE, PassageMeta, key_of
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.store_writer import StoreWriter
 
@@ -87,12 +87,12 @@ def find_candidates(folder: Path, task: BeirTask, k: int) -> Collection:
         vectors = [(np.arange(len(texts)), embedder.embed_passages(texts))]
         dense = DenseIndex.build(vectors, embedder.dimension, Path(temporary))
         stage = FirstStage(dense, BM25Index.build(enumerate(texts), Path(temporary)), embedder)
-        found = [one.numbers.tolist() for one in stage.search_many(list(task.queries.values()), k, "fused")]
-    needed = sorted({number for numbers in found for number in numbers})
-    places = {number: place for place, number in enumerate(needed)}
-    candidates = [[places[number] for number in numbers] for numbers in found]
-    questions = Questions(list(task.queries.values()), candidates, [texts[number] for number in needed])
-    return Collection(task, questions, [passages[number].doc_id for number in needed])
+        found = [one.ordinals.tolist() for one in stage.search_many(list(task.queries.values()), k, "fused")]
+    needed = sorted({ordinal for ordinals in found for ordinal in ordinals})
+    places = {ordinal: place for place, ordinal in enumerate(needed)}
+    candidates = [[places[ordinal] for ordinal in ordinals] for ordinals in found]
+    questions = Questions(list(task.queries.values()), candidates, [texts[ordinal] for ordinal in needed])
+    return Collection(task, questions, [passages[ordinal].doc_id for ordinal in needed])
 
 
 def store(codec: Codec, states: list[Float32]) -> Stored:
@@ -126,7 +126,7 @@ def file_bytes(codec: Codec, ratio: int, passages: list[PooledPassage], payloads
             for passage, payload in list(zip(passages, payloads, strict=True)) * times:
                 keys.append(key_of(f"passage-{len(keys):08d}"))  # rising
                 record = Record(codec.number, ratio, width, passage.tokens, passage.truncated, payload)
-                writer.add(keys[-1], record, Identity(len(keys) - 1, bytes(16)), b"")
+                writer.add(keys[-1], record, PassageMeta(len(keys) - 1, bytes(16)), b"")
             writer.finish(enumerate(keys), len(keys))
         return (Path(temporary) / STATES_FILE).stat().st_size / len(keys)
 
@@ -208,9 +208,9 @@ def codecs_of(names: list[str], sensitivity: NDArray[np.float64] | None) -> dict
     codecs: dict[str, Codec] = {}
     for name in names:
         codecs[get_codec(name).name] = get_codec(name)
-        minding = get_codec(name, sensitivity)
-        if minding is not codecs[get_codec(name).name] and isinstance(minding, Rotated):
-            codecs[f"{minding.name} minding"] = minding
+        with_sensitivity = get_codec(name, sensitivity)
+        if with_sensitivity is not codecs[get_codec(name).name] and isinstance(with_sensitivity, Rotated):
+            codecs[f"{with_sensitivity.name} minding"] = with_sensitivity
     return codecs
 
 
@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
     path = args.out / "storage.jsonl"
     rows = read_rows(path)
     checkpoint = open_checkpoint(args.model)
-    codecs = codecs_of(args.codecs, load_sensitivity(args.sensitivity or checkpoint.folder))
+    codecs = codecs_of(args.codecs, load_sensitivity(args.sensitivity or checkpoint.folder / SENSITIVITY_FILE))
     common = {"model": args.label or Path(args.model).name, "checkpoint": checkpoint.digest()[:12]}
     side = load_query_side(checkpoint, device=torch.device("cpu"), dtype=torch.float32, query_max_length=512)
     for folder, task in zip(args.beir, tasks, strict=True):

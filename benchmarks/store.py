@@ -28,7 +28,7 @@ import torch
 from benchmarks.timing import Times, emit, interleave, machine, markdown, progress, short, significant
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.scoring.state_reader import StateReader
-from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE, Identity, PassageStore
+from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE, PassageMeta, PassageStore
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.store_writer import StoreWriter
 
@@ -61,24 +61,24 @@ class Shape:
         return [self.codec.encode(one) for one in states]
 
 
-def doc_id_of(number: int) -> str:
+def doc_id_of(ordinal: int) -> str:
     """An id of 10 bytes."""
-    return f"doc-{number:06d}"
+    return f"doc-{ordinal:06d}"
 
 
 def write(folder: Path, shape: Shape) -> dict[str, Any]:
     """Seal a store of the shape, and say how fast that was and what it takes."""
-    payloads, identity = shape.payloads(), bytes(16)
+    payloads, meta = shape.payloads(), bytes(16)
     started = time.perf_counter()
     with StoreWriter(folder) as writer:
-        for number in range(shape.passages):
-            payload = payloads[number % DISTINCT]
+        for ordinal in range(shape.passages):
+            payload = payloads[ordinal % DISTINCT]
             record = Record(shape.codec.number, shape.ratio, shape.width, shape.tokens, False, payload)
-            writer.add(doc_id_of(number).encode(), record, Identity(number, identity), b"")
-        numbers = ((number, doc_id_of(number).encode()) for number in range(shape.passages))
-        writer.finish(numbers, shape.passages)
+            writer.add(doc_id_of(ordinal).encode(), record, PassageMeta(ordinal, meta), b"")
+        ordinals = ((ordinal, doc_id_of(ordinal).encode()) for ordinal in range(shape.passages))
+        writer.finish(ordinals, shape.passages)
     seconds = time.perf_counter() - started
-    payload_bytes = sum(len(payloads[number % DISTINCT]) for number in range(shape.passages))
+    payload_bytes = sum(len(payloads[ordinal % DISTINCT]) for ordinal in range(shape.passages))
     states_bytes = (folder / STATES_FILE).stat().st_size
     return {
         "records_per_second": round(shape.passages / seconds),
@@ -94,10 +94,10 @@ def measure_overhead(size: int) -> dict[str, Any]:
     """File bytes of states through payload bytes, for records of one size under ids of 10 bytes."""
     count, chance = max(100, SIZED_BYTES // size), random.Random(size)
     with tempfile.TemporaryDirectory() as folder, StoreWriter(Path(folder)) as writer:
-        for number in range(count):
+        for ordinal in range(count):
             record = Record(7, 4, 640, 128, False, chance.randbytes(size))
-            writer.add(doc_id_of(number).encode(), record, Identity(number, bytes(16)), b"")
-        writer.finish(((number, doc_id_of(number).encode()) for number in range(count)), count)
+            writer.add(doc_id_of(ordinal).encode(), record, PassageMeta(ordinal, bytes(16)), b"")
+        writer.finish(((ordinal, doc_id_of(ordinal).encode()) for ordinal in range(count)), count)
         return {"record_bytes": size, "overhead": round((Path(folder) / STATES_FILE).stat().st_size / size / count, 4)}
 
 

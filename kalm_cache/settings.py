@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     top_n: int = Field(10, ge=1, description="results returned")
     first_stage: Literal["dense", "bm25", "fused"] | None = Field(None, description="none: the best the index has")
     first_stage_weight: float = Field(
-        0.0, ge=0.0, allow_inf_nan=False, description="of the first stage's standard score beside the margin; 0: none"
+        0.0, ge=0.0, allow_inf_nan=False, description="of the first stage's z-score beside the margin; 0: none"
     )
 
     prefix_cache_gib: float = Field(0.0, ge=0.0, description="memory for passages under a prompt's prefix; 0: none")

@@ -29,7 +29,7 @@ from query_service.api.responses import (
     TextResult,
 )
 from query_service.api.status import answer_health, answer_info, answer_models, answer_ready
-from query_service.engine.request_context import Work
+from query_service.engine.request_context import RequestContext
 from query_service.engine.service import Service
 from query_service.middleware.disconnect import CancelOnDisconnect
 from query_service.middleware.docs import add_docs
@@ -120,7 +120,7 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
 
 def _add_answer_routes(app: FastAPI, service: Service) -> None:
     async def answered(
-        request: _Request, response: Response, answer: Callable[[_Request, Work], Awaitable[_Response]]
+        request: _Request, response: Response, answer: Callable[[_Request, RequestContext], Awaitable[_Response]]
     ) -> _Response:
         service.check_model(request.model)
         service.check_queries(request.all_queries)
@@ -162,6 +162,6 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         app.post(path, response_model_exclude_none=True)(score)
 
 
-async def compute_explanation(request: ExplainRequest, work: Work) -> ExplainResponse:
+async def compute_explanation(request: ExplainRequest, work: RequestContext) -> ExplainResponse:
     """The answer to /explain, computed between two batches."""
     return await work.compute("decode", lambda: answer_explain(request, work.index, work.settings))

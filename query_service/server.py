@@ -46,17 +46,17 @@ def run_server(folder: Path, settings: Settings) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     with bind(settings.host, settings.port) as listener:
         if settings.workers > 1:
-            run_workers(folder, settings, lambda like: _serve_folder(folder, settings, listener, like))
+            run_workers(folder, settings, lambda reuse_from: _serve_folder(folder, settings, listener, reuse_from))
         else:
             _serve_folder(folder, settings, listener, None)
     logger.info("stopped: every request that had begun was answered")
 
 
-def open_service(folder: Path, settings: Settings, like: PassageIndex | None = None) -> Service:
-    """A service over the live generation of `folder`; `like` as in `PassageIndex.open`. Errors as there."""
+def open_service(folder: Path, settings: Settings, reuse_from: PassageIndex | None = None) -> Service:
+    """A service over the live generation of `folder`; `reuse_from` as in `PassageIndex.open`. Errors as there."""
     live = LiveIndex(
         folder,
-        lambda before: open_index(folder, settings, before or like),
+        lambda before: open_index(folder, settings, before or reuse_from),
         with_encoder=settings.with_encoder,
         model=settings.model if "model" in settings.model_fields_set else None,
     )
@@ -84,8 +84,8 @@ def make_server(app: FastAPI, drain_seconds: float = 30.0) -> uvicorn.Server:
     )
 
 
-def _serve_folder(folder: Path, settings: Settings, listener: socket.socket, like: PassageIndex | None) -> None:
-    service = open_service(folder, settings, like)
+def _serve_folder(folder: Path, settings: Settings, listener: socket.socket, reuse_from: PassageIndex | None) -> None:
+    service = open_service(folder, settings, reuse_from)
     app = create_app(service)
     logger.info("serving %d passages on %s (API: /docs)", len(service.live.served.index), address_of(listener))
     serve(app, listener, settings.drain_seconds)

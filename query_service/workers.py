@@ -43,13 +43,13 @@ def run_workers(folder: Path, settings: Settings, serve: Callable[[PassageIndex]
     import torch
 
     torch.set_num_threads(1)
-    with open_index(folder, settings) as like:
+    with open_index(folder, settings) as reuse_from:
         pass  # closed: each worker maps the files itself
     gc.collect()
     gc.freeze()  # a collection in a worker would write to every object's page, and so copy it
     with tempfile.TemporaryDirectory(prefix="kalm-cache-metrics-") as metrics:
         share_between_workers(Path(metrics))
-        _Supervisor(settings.workers, lambda: _work(settings.workers, lambda: serve(like))).run()
+        _Supervisor(settings.workers, lambda: _work(settings.workers, lambda: serve(reuse_from))).run()
 
 
 class _Supervisor:

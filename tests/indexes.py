@@ -50,7 +50,7 @@ def settings_for(model: Path, embedder: Path, **changes: Any) -> Settings:
 def lines_of(texts: dict[str, str] | Iterable[tuple[str, str]]) -> list[CorpusLine | RejectedLine]:
     """Corpus lines as a reader yields them, with locations `c:1`, `c:2`, …"""
     pairs = texts.items() if isinstance(texts, dict) else texts
-    return [CorpusLine(Passage(doc_id, text), f"c:{number}") for number, (doc_id, text) in enumerate(pairs, start=1)]
+    return [CorpusLine(Passage(doc_id, text), f"c:{ordinal}") for ordinal, (doc_id, text) in enumerate(pairs, start=1)]
 
 
 def build(
@@ -73,7 +73,7 @@ def build(
 
 
 def shard_of(index: Path, generation: str = "000001") -> Path:
-    """The folder of a generation's one shard."""
+    """The folder of a generation's one segment."""
     return index / "generations" / generation / "shards" / "00000"
 
 

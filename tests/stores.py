@@ -17,7 +17,7 @@ from kalm_cache.storage.passage_store import (
     SEAL_FILE,
     STATES_DATABASES,
     STATES_FILE,
-    Identity,
+    PassageMeta,
     Seal,
     key_of,
     pack_text,
@@ -34,7 +34,7 @@ class Stored:
     """One passage of a store, all that is kept of it."""
 
     record: Record
-    identity: Identity
+    meta: PassageMeta
     text: str | None = None
 
 
@@ -44,8 +44,8 @@ class Contents:
 
     blocks: dict[bytes, Parts] = field(default_factory=dict)
     passages: dict[bytes, Parts] = field(default_factory=dict)
-    numbers: dict[bytes, Parts] = field(default_factory=dict)
-    next_number: int = 0
+    ordinals: dict[bytes, Parts] = field(default_factory=dict)
+    next_ordinal: int = 0
     passage_count: int = 0
 
     def record(self, doc_id: str) -> Record:
@@ -55,36 +55,36 @@ class Contents:
         record = self.record(doc_id)._replace(**fields)
         self.blocks[key_of(doc_id)] = (record.common, record.fields, bytes(record.payload))
 
-    def identity(self, doc_id: str) -> Identity:
+    def meta(self, doc_id: str) -> PassageMeta:
         fields = self.passages[key_of(doc_id)][1]
-        return Identity(int.from_bytes(fields[:8], "little"), fields[8:])
+        return PassageMeta(int.from_bytes(fields[:8], "little"), fields[8:])
 
-    def set_identity(self, doc_id: str, identity: Identity) -> None:
+    def set_identity(self, doc_id: str, meta: PassageMeta) -> None:
         common, _, text = self.passages[key_of(doc_id)]
-        self.passages[key_of(doc_id)] = (common, identity.pack(), text)
+        self.passages[key_of(doc_id)] = (common, meta.pack(), text)
 
 
 def record(payload: bytes = b"payload", **fields: object) -> Record:
     return Record(5, 4, 8, 9, False, payload)._replace(**fields)
 
 
-def write_store(folder: Path, passages: dict[str, Stored], next_number: int | None = None) -> Seal:
+def write_store(folder: Path, passages: dict[str, Stored], next_ordinal: int | None = None) -> Seal:
     """Seal a store of these passages."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted((key_of(doc_id), stored) for doc_id, stored in passages.items())
-    numbers = sorted((stored.identity.number, key) for key, stored in ordered)
+    ordinals = sorted((stored.meta.ordinal, key) for key, stored in ordered)
     with StoreWriter(folder) as writer:
         for key, stored in ordered:
             text = b"" if stored.text is None else pack_text(stored.text)
-            writer.add(key, stored.record, stored.identity, text)
-        return writer.finish(numbers, len(passages) if next_number is None else next_number)
+            writer.add(key, stored.record, stored.meta, text)
+        return writer.finish(ordinals, len(passages) if next_ordinal is None else next_ordinal)
 
 
 def read_contents(folder: Path) -> Contents:
     """Everything in a store."""
     seal = read_seal(folder)
     states, passages = read_file(folder / STATES_FILE), read_file(folder / PASSAGES_FILE)
-    return Contents(states["blocks"], passages["passages"], passages["numbers"], seal.next_number, seal.passages)
+    return Contents(states["blocks"], passages["passages"], passages["numbers"], seal.next_ordinal, seal.passages)
 
 
 def read_file(path: Path) -> dict[str, dict[bytes, Parts]]:
@@ -95,7 +95,7 @@ def read_file(path: Path) -> dict[str, dict[bytes, Parts]]:
             found[name] = {
                 entry.key: (block.common, entry.fields, bytes(entry.payload))
                 for block in reader.blocks()
-                for entry in map(block.whole_entry, range(len(block)))
+                for entry in map(block.valid_entry, range(len(block)))
             }
     file.close()
     return found
@@ -107,10 +107,10 @@ def change_contents(folder: Path, change: Callable[[Contents], object]) -> None:
     change(contents)
     unseal(folder)
     _write_file(folder / STATES_FILE, STATES_DATABASES, {"blocks": contents.blocks})
-    both = {"passages": contents.passages, "numbers": contents.numbers}
+    both = {"passages": contents.passages, "numbers": contents.ordinals}
     _write_file(folder / PASSAGES_FILE, PASSAGES_DATABASES, both)
     trees = {name: digest_of(folder / name) for name in (STATES_FILE, PASSAGES_FILE)}
-    seal = Seal(contents.passage_count, contents.next_number, trees)
+    seal = Seal(contents.passage_count, contents.next_ordinal, trees)
     (folder / SEAL_FILE).write_bytes(seal.to_json())
 
 
@@ -153,9 +153,9 @@ def _span(path: Path, database: str, doc_id: str) -> tuple[int, int]:
 
 def flip_bit_of(path: Path, content: bytes) -> None:
     """Flip one bit within the one place of a file where `content` is."""
-    whole = path.read_bytes()
-    assert whole.count(content) == 1
-    _flip_middle(path, whole.index(content), whole.index(content) + len(content))
+    valid = path.read_bytes()
+    assert valid.count(content) == 1
+    _flip_middle(path, valid.index(content), valid.index(content) + len(content))
 
 
 def damage_record(folder: Path, doc_id: str) -> None:

@@ -16,10 +16,10 @@ from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.cli.app import app
 from kalm_cache.cli.commands.demo import BUNDLED_DEMO, SHOWN
 from kalm_cache.codec import get_codec
-from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
+from kalm_cache.codec.sensitivity import load_sensitivity
 from kalm_cache.evaluation import load_beir
 from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.model.checkpoint import BUNDLED_TINY
+from kalm_cache.model.checkpoint import BUNDLED_TINY, SENSITIVITY_FILE
 from kalm_cache.reranker import KaLMReranker
 from tests.indexer.changes import payloads_of
 
@@ -109,7 +109,7 @@ def indexes(demo_passages: dict[str, str], tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("name", ["int8", "int4", "plain int4"])
 def test_indexing_rounds_four_bits_by_the_sensitivity_of_tiny(indexes: dict[str, Path], name: str) -> None:
-    sensitivity = load_sensitivity(BUNDLED_TINY) if name == "int4" else None
+    sensitivity = load_sensitivity(BUNDLED_TINY / SENSITIVITY_FILE) if name == "int4" else None
     codec, stored = get_codec(name.split()[-1], sensitivity), payloads_of(indexes[name])
     with PassageIndex.open(indexes["fp32"], device="cpu") as exact:
         states = [one.states.numpy() for one in exact.pooled(list(stored))]

@@ -1,7 +1,7 @@
 """What one pass over a corpus keeps on disk, so that memory does not grow with it; a later pass begins anew.
 
 seen      doc id -> where in the corpus it was met first
-origins   doc id -> u8, where its states are to be taken from when the shard is sealed
+origins   doc id -> u8, where its states are to be taken from when the segment is sealed
 numbers   number, big-endian -> doc id
 texts     doc id -> crc32 of key and rest, zstd frame of the text; only of those that no store holds
 vectors   doc id -> crc32 of key and rest, float32; only of those that no store and no index holds
@@ -20,7 +20,7 @@ from indexer.build.resume_log import checked, unchecked
 from indexer.corpus import CorpusLine
 from kalm_cache.errors import StoreError
 from kalm_cache.storage.lmdb_file import LmdbFile
-from kalm_cache.storage.passage_store import key_of, number_key, number_of, pack_text, unpack_text
+from kalm_cache.storage.passage_store import key_of, ordinal_key, ordinal_of, pack_text, unpack_text
 
 DATABASES = ("seen", "origins", "numbers", "texts", "vectors")
 
@@ -57,16 +57,16 @@ class Staging:
         with self._file.reading("seen") as txn:
             return [key for key in keys if txn.get(key) is None]
 
-    def accept(self, origin: int, numbers: Sequence[int], doc_ids: Sequence[str]) -> None:
+    def accept(self, origin: int, ordinals: Sequence[int], doc_ids: Sequence[str]) -> None:
         """Say where these passages come from, and their numbers. Raises `StoreError` for a number given twice."""
         value = bytes([origin])
 
         def put_all(txn: lmdb.Transaction[bytes]) -> None:
-            for number, doc_id in zip(numbers, doc_ids, strict=True):
+            for ordinal, doc_id in zip(ordinals, doc_ids, strict=True):
                 key = key_of(doc_id)
                 txn.put(key, value, db=self._file["origins"])
-                if not txn.put(number_key(number), key, overwrite=False, db=self._file["numbers"]):
-                    raise StoreError(f"number {number} of {doc_id!r} is another passage's, too; run kalm-cache verify")
+                if not txn.put(ordinal_key(ordinal), key, overwrite=False, db=self._file["numbers"]):
+                    raise StoreError(f"number {ordinal} of {doc_id!r} is another passage's, too; run kalm-cache verify")
 
         self._file.write(put_all)
 
@@ -96,9 +96,9 @@ class Staging:
             values = [txn.get(key) for key in keys]
         return [None if value is None else value[0] for value in values]
 
-    def numbers(self) -> Iterator[tuple[int, bytes]]:
+    def ordinals(self) -> Iterator[tuple[int, bytes]]:
         """Number and key of every accepted passage, by rising number."""
-        return ((number_of(number), key) for number, key in self._file.scan("numbers"))
+        return ((ordinal_of(ordinal), key) for ordinal, key in self._file.scan("numbers"))
 
     def frame(self, key: bytes) -> bytes:
         """A kept text, still compressed. Raises `DamagedRecordError`, also when it was not kept."""

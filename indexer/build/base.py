@@ -1,4 +1,4 @@
-"""One new base shard from a corpus and what is stored already, published: what index, reindex, gc and repair share.
+"""One new base segment from a corpus and what is stored already, published: what index, reindex, gc and repair share.
 
 Called under the build lock only.
 """
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from indexer.build.comparison import count_dropped_ids
 from indexer.build.intake import Reject
-from indexer.build.models import Encoders, where
-from indexer.build.shard import Progress, ShardBuilder, refuse_to_lose
+from indexer.build.models import Encoders, resolve_source
+from indexer.build.segment import Progress, SegmentBuilder, refuse_to_lose
 from indexer.change.publication import now
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.sources import Sources, require_keepable
 from kalm_cache.codec import Codec
 from kalm_cache.first_stage import Embedder
 from kalm_cache.generations.generation import (
+    BASE_SEGMENT,
     NO_COUNTS,
-    SHARD,
     Generation,
     Manifest,
-    ShardReceipt,
+    SegmentReceipt,
     name_for,
-    next_numbers,
+    next_names,
     publish,
     receipts,
-    shard_folder,
+    segment_folder,
 )
 from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.settings import Settings
@@ -54,15 +54,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class BaseBuild:
-    """What a base is built with; see `ShardBuilder` for `on_lost`.
+    """What a base is built with; see `SegmentBuilder` for `on_lost`.
 
-    `like`: the manifest to publish, but for what follows from the build. `keep`: what the corpus does not have, too.
+    `template`: the manifest to publish, but for what follows from the build. `keep`: what the corpus does not have,
+    too.
     `passage_side`: `None` where nothing may have to be encoded. `before_publishing`: adds files to the build.
     """
 
     index: Path
     operation: str
-    like: Manifest
+    template: Manifest
     parent: Generation | None
     sources: Sources
     embedder: Embedder
@@ -87,10 +88,10 @@ class BaseBuild:
             UsageError: passages should be kept without their texts, and something could only be made of these.
             StoreError: the disk is full or cannot be written; what is stored stays.
         """
-        started, built = time.perf_counter(), self.like.fingerprint
+        started, built = time.perf_counter(), self.template.fingerprint
         if self.keep:
             require_keepable(self.parent, self.sources, built)
-        builder = ShardBuilder(
+        builder = SegmentBuilder(
             passage_side=self.passage_side,
             embedder=self.embedder,
             codec=self.codec,
@@ -101,22 +102,22 @@ class BaseBuild:
             recoded=self.sources.recoded,
             kept=self.sources.every if self.keep else (),
             on_lost=self.on_lost,
-            first_number=next_numbers(self.index).next_number,
-            dense_index=self.like.dense_index,
+            first_ordinal=next_names(self.index).next_ordinal,
+            dense_index=self.template.dense_index,
         )
-        folder = shard_folder(building, SHARD)
+        folder = segment_folder(building, BASE_SEGMENT)
         progress, counts = builder.build(lines, folder, on_reject=on_reject, on_progress=on_progress)
         self.before_publishing()
-        next_number = read_seal(folder).next_number
+        next_ordinal = read_seal(folder).next_ordinal
         manifest = replace(
-            self.like,
+            self.template,
             generation=name_for(self.index, building),
             created_at=now(),
             counts=counts,
             files=receipts(building),
             parent=None if self.parent is None else self.parent.name,
-            shards=[ShardReceipt(SHARD, counts, 0, next_number)],
-            next_number=next_number,
+            segments=[SegmentReceipt(BASE_SEGMENT, counts, 0, next_ordinal)],
+            next_ordinal=next_ordinal,
             operation=self.operation,
             deleted=self._count_deleted(building),
             passages_per_second=self._rate(progress, time.perf_counter() - started),
@@ -133,7 +134,7 @@ class BaseBuild:
         """Passages a second of a job that encoded everything; else the parent's, if it was of the same model."""
         if progress.encoded >= MEASURED and progress.encoded == progress.done:
             return round(progress.encoded / seconds, 2)
-        if self.parent is None or self.parent.manifest.fingerprint.model != self.like.fingerprint.model:
+        if self.parent is None or self.parent.manifest.fingerprint.model != self.template.fingerprint.model:
             return None
         return self.parent.manifest.passages_per_second
 
@@ -143,8 +144,8 @@ def new_manifest(settings: Settings, encoders: Encoders) -> Manifest:
     return Manifest(
         generation="",
         created_at="",
-        model=where(settings.model),
-        embedder=where(settings.embedder),
+        model=resolve_source(settings.model),
+        embedder=resolve_source(settings.embedder),
         embedder_query_prompt=settings.embedder_query_prompt,
         embedder_passage_prompt=settings.embedder_passage_prompt,
         width=encoders.checkpoint.config.encoder.hidden_size,
@@ -152,7 +153,7 @@ def new_manifest(settings: Settings, encoders: Encoders) -> Manifest:
         counts=NO_COUNTS,
         files={},
         parent=None,
-        shards=[],
-        next_number=0,
+        segments=[],
+        next_ordinal=0,
         dense_index=settings.dense_index,
     )

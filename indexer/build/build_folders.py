@@ -29,7 +29,7 @@ from kalm_cache.storage.durable import rename_durably, write_atomically
 
 logger = logging.getLogger(__name__)
 BUILD_FILE = "build.json"
-SALVAGE = ".salvage"  # suffix of what repair has found in damaged shards
+SALVAGE = ".salvage"  # suffix of what repair has found in damaged segments
 ENCODING = ("index", "reindex", "add")  # operations whose unfinished builds are worth finishing
 
 

@@ -13,7 +13,7 @@ from indexer.build.base import BaseBuild, Outcome, new_manifest
 from indexer.build.build_folders import recover, resume_or_begin
 from indexer.build.intake import Reject
 from indexer.build.models import Encoders, load_encoders
-from indexer.build.shard import Progress
+from indexer.build.segment import Progress
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.sources import open_sources
 from kalm_cache.errors import KalmCacheError
@@ -81,7 +81,7 @@ def run_index_job(
         build = BaseBuild(
             index=index,
             operation="index",
-            like=new_manifest(settings, encoders),
+            template=new_manifest(settings, encoders),
             parent=live_or_none(index),
             sources=open_sources(
                 _newest_alike(index, encoders.fingerprint), encoders.fingerprint, encoders.codec, stack

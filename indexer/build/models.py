@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.codec import Codec, get_codec
-from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
+from kalm_cache.codec.sensitivity import load_sensitivity
 from kalm_cache.errors import CheckpointError, IndexMismatchError
 from kalm_cache.first_stage import Embedder, load_embedder
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Manifest
-from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.checkpoint import SENSITIVITY_FILE, Checkpoint, open_checkpoint
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
@@ -77,7 +77,7 @@ def load_encoders(settings: Settings) -> Encoders:
 
 def _sensitivity_of(checkpoint: Checkpoint) -> NDArray[np.float64] | None:
     """(D, D), D being the width of the checkpoint's states."""
-    sensitivity, width = load_sensitivity(checkpoint.folder), checkpoint.config.encoder.hidden_size
+    sensitivity, width = load_sensitivity(checkpoint.folder / SENSITIVITY_FILE), checkpoint.config.encoder.hidden_size
     if sensitivity is not None and len(sensitivity) != width:
         raise CheckpointError(
             f"{checkpoint.folder / SENSITIVITY_FILE}: is of states {len(sensitivity)} wide, the model's are {width}; "
@@ -86,7 +86,7 @@ def _sensitivity_of(checkpoint: Checkpoint) -> NDArray[np.float64] | None:
     return sensitivity
 
 
-def settings_like(manifest: Manifest, said: Settings) -> Settings:
+def settings_from_manifest(manifest: Manifest, said: Settings) -> Settings:
     """The settings that a generation was built with, but for what flag, environment or file says."""
     built = manifest.fingerprint
     own = {
@@ -105,11 +105,11 @@ def settings_like(manifest: Manifest, said: Settings) -> Settings:
     return said.model_copy(update={name: value for name, value in own.items() if name not in said.model_fields_set})
 
 
-def settings_of(manifest: Manifest, said: Settings) -> Settings:
+def resolve_settings(manifest: Manifest, said: Settings) -> Settings:
     """The settings that a generation was built with; of what is said, only what decides no stored byte counts."""
     silent = said.model_copy()
     silent.__pydantic_fields_set__.difference_update(OF_AN_INDEX)
-    return settings_like(manifest, silent)
+    return settings_from_manifest(manifest, silent)
 
 
 def load_encoders_of(manifest: Manifest, said: Settings) -> tuple[Settings, Encoders]:
@@ -118,7 +118,7 @@ def load_encoders_of(manifest: Manifest, said: Settings) -> tuple[Settings, Enco
     Raises:
         IndexMismatchError: what the manifest names is not what it was any more.
     """
-    settings = settings_of(manifest, said)
+    settings = resolve_settings(manifest, said)
     encoders = load_encoders(settings)
     differences = manifest.fingerprint.differences(encoders.fingerprint)
     if differences:
@@ -129,7 +129,7 @@ def load_encoders_of(manifest: Manifest, said: Settings) -> tuple[Settings, Enco
     return settings, encoders
 
 
-def where(name: str) -> str:
+def resolve_source(name: str) -> str:
     """A model's name as the manifest keeps it: a folder becomes absolute, so that the index opens from anywhere."""
     folder = Path(name).expanduser()
     return name if name in BUNDLED or not folder.is_dir() else str(folder.resolve())

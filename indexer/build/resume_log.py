@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.checksummed_block import COMMON_BYTES
 from kalm_cache.storage.lmdb_file import LmdbFile
-from kalm_cache.storage.passage_store import Identity, key_of, number_key, number_of
+from kalm_cache.storage.passage_store import PassageMeta, key_of, ordinal_key, ordinal_of
 from kalm_cache.storage.record import STATES, Record, unpack_record
 
 DATABASES = ("records", "vectors", "meta")
@@ -39,13 +39,13 @@ class Encoded:
     """What is written for one passage."""
 
     doc_id: str
-    identity: Identity
+    meta: PassageMeta
     record: Record
     vector: NDArray[np.float32]
 
 
 class WorkingFile:
-    """An LMDB file of the building folder, dropped once the shard is sealed. A context manager."""
+    """An LMDB file of the building folder, dropped once the segment is sealed. A context manager."""
 
     def __init__(self, path: Path) -> None:
         if path.exists() and path.stat().st_size < 2 * mmap.PAGESIZE:
@@ -62,13 +62,13 @@ class WorkingFile:
         with self._file.reading("records") as txn:
             return int(txn.stat(self._file["records"])["entries"])
 
-    def next_number(self) -> int:
+    def next_ordinal(self) -> int:
         """The number that the next new passage gets."""
         with self._file.reading("meta") as txn:
             value = txn.get(NEXT_NUMBER)
-        return 0 if value is None else number_of(value)
+        return 0 if value is None else ordinal_of(value)
 
-    def write(self, batch: Sequence[Encoded], next_number: int) -> None:
+    def write(self, batch: Sequence[Encoded], next_ordinal: int) -> None:
         """Store a batch and the progress made with it, in one transaction: all of it or nothing."""
 
         def put_all(txn: lmdb.Transaction[bytes]) -> None:
@@ -76,7 +76,7 @@ class WorkingFile:
                 key = key_of(one.doc_id)
                 txn.put(key, _pack(key, one), db=self._file["records"])
                 txn.put(key, checked(key, one.vector.astype("<f4").tobytes()), db=self._file["vectors"])
-            txn.put(NEXT_NUMBER, number_key(next_number), db=self._file["meta"])
+            txn.put(NEXT_NUMBER, ordinal_key(next_ordinal), db=self._file["meta"])
 
         self._file.write(put_all)
 
@@ -84,19 +84,19 @@ class WorkingFile:
         """The key of every passage, in order."""
         return (key for key, _ in self._file.scan("records"))
 
-    def identities(self, doc_ids: Sequence[str]) -> list[Identity | None]:
+    def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
         """Of each id; `None` where it is not stored, or its record or vector is not whole."""
         with self._file.reading("records") as txn:
-            return [self._identity(txn, key_of(doc_id)) for doc_id in doc_ids]
+            return [self._meta(txn, key_of(doc_id)) for doc_id in doc_ids]
 
-    def _identity(self, txn: lmdb.Transaction[bytes], key: bytes) -> Identity | None:
+    def _meta(self, txn: lmdb.Transaction[bytes], key: bytes) -> PassageMeta | None:
         try:
             self._vector(txn, key)
             return _unpack(key, txn.get(key, b""))[0]
         except DamagedRecordError:
             return None
 
-    def get(self, key: bytes) -> tuple[Identity, Record]:
+    def get(self, key: bytes) -> tuple[PassageMeta, Record]:
         """A stored passage. Raises `DamagedRecordError`."""
         with self._file.reading("records") as txn:
             return _unpack(key, txn.get(key, b""))
@@ -125,13 +125,13 @@ def unchecked(key: bytes, value: bytes) -> bytes:
 
 def _pack(key: bytes, one: Encoded) -> bytes:
     record = one.record
-    return checked(key, b"".join((_IDENTITY.pack(*one.identity), record.common, record.fields, record.payload)))
+    return checked(key, b"".join((_IDENTITY.pack(*one.meta), record.common, record.fields, record.payload)))
 
 
-def _unpack(key: bytes, value: bytes) -> tuple[Identity, Record]:
+def _unpack(key: bytes, value: bytes) -> tuple[PassageMeta, Record]:
     content = unchecked(key, value)
     if len(content) < _PAYLOAD_AT:
         raise StoreError(f"{key!r} of an unfinished build: {len(content)} bytes are no record")
     common, fields = content[_IDENTITY.size : _FIELDS_AT], content[_FIELDS_AT:_PAYLOAD_AT]
-    identity = Identity(*_IDENTITY.unpack_from(content))
-    return identity, unpack_record(common, fields, memoryview(content)[_PAYLOAD_AT:])
+    meta = PassageMeta(*_IDENTITY.unpack_from(content))
+    return meta, unpack_record(common, fields, memoryview(content)[_PAYLOAD_AT:])

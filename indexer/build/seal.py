@@ -10,13 +10,13 @@ from pathlib import Path
 from indexer.build.accepted_ids import Staging
 from indexer.build.intake import batched
 from indexer.build.resume_log import WorkingFile
-from indexer.reuse.origins import RisingReader, SealedShard
+from indexer.reuse.origins import RisingReader, SealedSegment
 from kalm_cache.generations.generation import Counts
 from kalm_cache.storage.record import Record, unpack_record
 from kalm_cache.storage.store_writer import StoreWriter
 
 SCAN = 4096  # keys looked up together
-WORKING = 0  # the origin of what this build encoded; sealed shards are 1, 2, …
+WORKING = 0  # the origin of what this build encoded; sealed segments are 1, 2, …
 
 
 @dataclass(slots=True)
@@ -42,25 +42,25 @@ def seal(
     folder: Path,
     working: WorkingFile,
     staging: Staging,
-    shards: Sequence[SealedShard],
+    segments: Sequence[SealedSegment],
     *,
     store_text: bool,
-    next_number: int,
+    next_ordinal: int,
 ) -> Counts:
     """Write `folder`'s sealed files from every passage that `staging` accepted, and count what is in them.
 
-    What comes from a sealed shard is copied as bytes, after its checksums.
+    What comes from a sealed segment is copied as bytes, after its checksums.
 
     Raises:
         StoreError: the disk is full or cannot be written, or what is to be copied was damaged meanwhile.
     """
     tally = _Tally()
     with ExitStack() as stack, StoreWriter(folder) as writer:
-        readers = [tuple(map(RisingReader, stack.enter_context(shard.store.reading()))) for shard in shards]
+        readers = [tuple(map(RisingReader, stack.enter_context(segment.store.reading()))) for segment in segments]
         for key, origin in staging.origins():
             if origin == WORKING:
-                identity, record = working.get(key)
-                writer.add(key, record, identity, staging.frame(key) if store_text else b"")
+                meta, record = working.get(key)
+                writer.add(key, record, meta, staging.frame(key) if store_text else b"")
                 tally.add(record)
             else:
                 states, passages = readers[origin - 1]
@@ -68,7 +68,7 @@ def seal(
                 _, passage = passages.entry(key)
                 writer.copy(common, state, passage)
                 tally.add(unpack_record(common, state.fields, state.payload))
-        writer.finish(staging.numbers(), next_number)
+        writer.finish(staging.ordinals(), next_ordinal)
     return tally.counts()
 
 

@@ -1,4 +1,4 @@
-"""`add` and `delete`: the live generation with a small shard more, or with some passages hidden. Costs what changes.
+"""`add` and `delete`: the live generation with a small segment more, or with some passages hidden. Costs what changes.
 
 What is stored is linked, not copied; the next reindex folds everything into one base.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from indexer.build.build_folders import begin, drop, recover, resume_or_begin
 from indexer.build.intake import WINDOW, Reject, batched, duplicate
 from indexer.build.models import Encoders
-from indexer.build.shard import Progress, ShardBuilder
-from indexer.change.publication import drop_shards_but, publish_beside
+from indexer.build.segment import Progress, SegmentBuilder
+from indexer.change.publication import drop_segments_but, publish_beside
 from indexer.corpus import CorpusLine, RejectedLine
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.first_stage import BM25Index
@@ -26,17 +26,17 @@ from kalm_cache.generations.generation import (
     NO_COUNTS,
     Counts,
     Generation,
-    ShardReceipt,
-    next_numbers,
+    SegmentReceipt,
+    next_names,
     open_current,
-    require_whole,
-    shard_folder,
+    require_valid,
+    segment_folder,
 )
-from kalm_cache.generations.segments import ShardSet
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.settings import Settings
 from kalm_cache.storage.durable import disk_errors
 from kalm_cache.storage.locks import build_lock
-from kalm_cache.storage.passage_store import Identity, PassageStore, doc_id_of, key_of
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore, doc_id_of, key_of
 from kalm_cache.storage.record import Record
 
 
@@ -97,30 +97,30 @@ def add_passages(
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
         live = open_current(index)
-        require_whole(live)
+        require_valid(live)
         require_sound_first_stage(live)  # its statistics go into the scores of what is added
         way_out = "Run: kalm-cache reindex CORPUS, to change them."
         require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
         building = resume_or_begin(index, "add", encoders.fingerprint)
-        own = int(building.name.removesuffix(BUILDING))  # a name that no shard linked beside it has
-        shards = stack.enter_context(ShardSet(live))
-        news = _News(shards, on_reject)
-        drop_shards_but(building, f"{own:05d}")
-        folder = shard_folder(building, f"{own:05d}")
-        builder = ShardBuilder(
+        own = int(building.name.removesuffix(BUILDING))  # a name that no segment linked beside it has
+        segments = stack.enter_context(SegmentSet(live))
+        news = _News(segments, on_reject)
+        drop_segments_but(building, f"{own:05d}")
+        folder = segment_folder(building, f"{own:05d}")
+        builder = SegmentBuilder(
             passage_side=encoders.passage_side,
             embedder=encoders.embedder,
             codec=encoders.codec,
             batch_tokens=settings.batch_tokens,
             store_text=encoders.fingerprint.store_text,
             bm25=encoders.fingerprint.bm25,
-            first_number=next_numbers(index).next_number,
-            statistics_of=BM25Index.open(live.shard / "first_stage") if encoders.fingerprint.bm25 else None,
+            first_ordinal=next_names(index).next_ordinal,
+            statistics_of=BM25Index.open(live.segment / "first_stage") if encoders.fingerprint.bm25 else None,
         )
         progress, counts = builder.build(news.of(lines), folder, on_reject=news.reject, on_progress=on_progress)
         replaced = 0
         if counts.passages:
-            live, replaced = _publish_added(index, building, live, shards, folder, counts)
+            live, replaced = _publish_added(index, building, live, segments, folder, counts)
         else:
             drop(building)
     return AddReport(
@@ -133,7 +133,7 @@ def add_passages(
         rejected=news.rejected,
         encoded=progress.encoded,
         resumed=progress.resumed,
-        new_bytes=_bytes_below(shard_folder(live.folder, f"{own:05d}")),
+        new_bytes=_bytes_below(segment_folder(live.folder, f"{own:05d}")),
         seconds=round(time.perf_counter() - started, 3),
     )
 
@@ -152,22 +152,22 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
     with build_lock(index), disk_errors(index):
         recover(index)
         live = open_current(index)
-        require_whole(live)
-        with ShardSet(live) as shards:
+        require_valid(live)
+        with SegmentSet(live) as segments:
             distinct = list(dict.fromkeys(doc_ids))
-            gone = _Gone.of(distinct, shards)
-            unknown = [doc_id for doc_id in distinct if doc_id not in gone.numbers]
-            if not gone.numbers:
+            gone = _Gone.of(distinct, segments)
+            unknown = [doc_id for doc_id in distinct if doc_id not in gone.ordinals]
+            if not gone.ordinals:
                 raise UnknownIdError(unknown)
-        hidden = live.hidden().adding([(number, key_of(one), True) for one, number in gone.numbers.items()])
+        tombstones = live.tombstones().adding([(ordinal, key_of(one), True) for one, ordinal in gone.ordinals.items()])
         counts = live.manifest.counts - gone.counts
         building = begin(index, "delete")
-        live = publish_beside(index, building, "delete", live, hidden, counts, deleted=len(gone.numbers))
+        live = publish_beside(index, building, "delete", live, tombstones, counts, deleted=len(gone.ordinals))
     return DeleteReport(
         index=str(index),
         generation=live.name,
         passages=live.manifest.counts.passages,
-        deleted=len(gone.numbers),
+        deleted=len(gone.ordinals),
         unknown=unknown,
         seconds=round(time.perf_counter() - started, 3),
     )
@@ -176,8 +176,8 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
 class _News:
     """The lines of a file that change something, each id once; counts the others."""
 
-    def __init__(self, shards: ShardSet, on_reject: Reject) -> None:
-        self._shards, self._on_reject = shards, on_reject
+    def __init__(self, segments: SegmentSet, on_reject: Reject) -> None:
+        self._segments, self._on_reject = segments, on_reject
         self._first: dict[str, str] = {}  # doc id -> where it was met first
         self.unchanged = self.rejected = 0
 
@@ -187,10 +187,10 @@ class _News:
         self._on_reject(line)
 
     def of(self, lines: Iterable[CorpusLine | RejectedLine]) -> Iterator[CorpusLine | RejectedLine]:
-        """Lines for `ShardBuilder.build`."""
+        """Lines for `SegmentBuilder.build`."""
         for window in batched(lines, WINDOW):
             doc_ids = [line.passage.doc_id for line in window if isinstance(line, CorpusLine)]
-            stored = dict(zip(doc_ids, _whole_identities(self._shards, doc_ids), strict=True))
+            stored = dict(zip(doc_ids, _valid_metas(self._segments, doc_ids), strict=True))
             for line in window:
                 if isinstance(line, RejectedLine):
                     yield line
@@ -200,43 +200,43 @@ class _News:
                 if first != line.location:
                     yield duplicate(line, first)
                     continue
-                identity = stored[passage.doc_id]
-                if identity is not None and identity.content_hash == passage.content_hash():
+                meta = stored[passage.doc_id]
+                if meta is not None and meta.content_hash == passage.content_hash():
                     self.unchanged += 1
                 else:
                     yield line
 
 
-def _whole_identities(shards: ShardSet, doc_ids: Sequence[str]) -> list[Identity | None]:
+def _valid_metas(segments: SegmentSet, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
     """Of what is stored whole; what is damaged is as good as not there, so that adding it again repairs it."""
-    with shards.snapshot() as snapshot:
-        whole = [isinstance(record, Record) for record in snapshot.records(doc_ids)]
-    found = zip(shards.identities(doc_ids), whole, strict=True)
-    return [one if here and isinstance(one, Identity) else None for one, here in found]
+    with segments.snapshot() as snapshot:
+        valid = [isinstance(record, Record) for record in snapshot.records(doc_ids)]
+    found = zip(segments.metas(doc_ids), valid, strict=True)
+    return [one if here and isinstance(one, PassageMeta) else None for one, here in found]
 
 
 @dataclass(frozen=True, slots=True)
 class _Gone:
     """Passages that a new generation does not show: their numbers by id, and what they count."""
 
-    numbers: dict[str, int]
+    ordinals: dict[str, int]
     counts: Counts
 
     @staticmethod
-    def of(doc_ids: Sequence[str], shards: ShardSet) -> _Gone:
+    def of(doc_ids: Sequence[str], segments: SegmentSet) -> _Gone:
         """Those of `doc_ids` that are shown now. Raises `StoreError` for one whose number cannot be read."""
-        numbers: dict[str, int] = {}
+        ordinals: dict[str, int] = {}
         counts = NO_COUNTS
         for some in batched(doc_ids, WINDOW):
-            with shards.snapshot() as snapshot:
-                for doc_id, identity, record in zip(some, shards.identities(some), snapshot.records(some), strict=True):
-                    if identity is None:
+            with segments.snapshot() as snapshot:
+                for doc_id, meta, record in zip(some, segments.metas(some), snapshot.records(some), strict=True):
+                    if meta is None:
                         continue
-                    if not isinstance(identity, Identity):
-                        raise identity
-                    numbers[doc_id] = identity.number
+                    if not isinstance(meta, PassageMeta):
+                        raise meta
+                    ordinals[doc_id] = meta.ordinal
                     counts += _counts_of(record)
-        return _Gone(numbers, counts)
+        return _Gone(ordinals, counts)
 
 
 def _counts_of(record: object) -> Counts:
@@ -247,16 +247,16 @@ def _counts_of(record: object) -> Counts:
 
 
 def _publish_added(
-    index: Path, building: Path, live: Generation, shards: ShardSet, folder: Path, counts: Counts
+    index: Path, building: Path, live: Generation, segments: SegmentSet, folder: Path, counts: Counts
 ) -> tuple[Generation, int]:
     with PassageStore(folder) as store:
         doc_ids = [doc_id_of(key) for key in store.keys()]  # noqa: SIM118 (not a dict)
-        first, _ = next(store.numbers())
-        receipt = ShardReceipt(folder.name, counts, first, store.next_number())
-    gone = _Gone.of(doc_ids, shards)
-    hidden = live.hidden().adding([(number, key_of(one), False) for one, number in gone.numbers.items()])
+        first, _ = next(store.ordinals())
+        receipt = SegmentReceipt(folder.name, counts, first, store.next_ordinal())
+    gone = _Gone.of(doc_ids, segments)
+    tombstones = live.tombstones().adding([(ordinal, key_of(one), False) for one, ordinal in gone.ordinals.items()])
     shown = live.manifest.counts + counts - gone.counts
-    return publish_beside(index, building, "add", live, hidden, shown, added=receipt), len(gone.numbers)
+    return publish_beside(index, building, "add", live, tombstones, shown, added=receipt), len(gone.ordinals)
 
 
 def _bytes_below(folder: Path) -> int:

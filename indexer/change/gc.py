@@ -25,7 +25,7 @@ from kalm_cache.generations.generation import (
     open_current,
     open_generation,
     published_names,
-    require_whole,
+    require_valid,
 )
 from kalm_cache.storage.durable import disk_errors, rename_durably
 from kalm_cache.storage.locks import build_lock, exclude
@@ -77,14 +77,14 @@ def collect_garbage(index: Path, keep: int = 1, *, dry_run: bool = False) -> GcR
         if not dry_run:
             recover(index)
         live = open_current(index)
-        hidden = len(live.hidden())
-        report = GcReport(str(index), live.name, compacted=hidden)
+        tombstones = len(live.tombstones())
+        report = GcReport(str(index), live.name, compacted=tombstones)
         before = _files_of(index)
-        if hidden and not dry_run:
+        if tombstones and not dry_run:
             live = compact(index, live)
             report.generation = live.name
         needed = _kept(index, live, keep, report)
-        _remove(index, needed, report, will_be_compacted=hidden > 0 and dry_run, dry_run=dry_run)
+        _remove(index, needed, report, will_be_compacted=tombstones > 0 and dry_run, dry_run=dry_run)
         after = _files_of(index)
     gone = {inode: size for inode, size in before.items() if inode not in after}
     report.freed_bytes = sum(gone.values())
@@ -94,13 +94,13 @@ def collect_garbage(index: Path, keep: int = 1, *, dry_run: bool = False) -> GcR
 
 def compact(index: Path, live: Generation) -> Generation:
     """Publish a generation of one base that holds what the live one shows, byte for byte. Needs the build lock."""
-    require_whole(live)
+    require_valid(live)
     building, codec = begin(index, "gc"), get_codec(live.manifest.fingerprint.codec)  # nothing is encoded
     with ExitStack() as stack:
         build = BaseBuild(
             index=index,
             operation="gc",
-            like=live.manifest,
+            template=live.manifest,
             parent=live,
             sources=open_sources(live, live.manifest.fingerprint, codec, stack, inexact_vectors=True),
             embedder=StoredEmbedder(live),
@@ -122,7 +122,7 @@ def _kept(index: Path, live: Generation, keep: int, report: GcReport) -> set[str
             break
         try:
             before = open_generation(index / "generations" / parent)
-            deleted = before.hidden().deleted.any()
+            deleted = before.tombstones().deleted.any()
         except KalmCacheError:
             break  # nothing that one could go back to
         if generation.manifest.deleted or deleted:
@@ -163,7 +163,7 @@ def _why(index: Path, name: str, live: Generation) -> str:
         except KalmCacheError:
             return "the live generation was not made from it"
     try:
-        deleted += int(generation.hidden().deleted.sum())
+        deleted += int(generation.tombstones().deleted.sum())
     except KalmCacheError as exc:
         return f"it is damaged: {exc}"
     return f"it holds {deleted} passages that were deleted" if deleted else "it is older than those to keep"

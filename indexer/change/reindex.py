@@ -19,7 +19,7 @@ from indexer.build.build_folders import recover, resume_or_begin
 from indexer.build.intake import Reject, accepted_windows, batched
 from indexer.build.models import Encoders
 from indexer.build.seal import SCAN
-from indexer.build.shard import Progress
+from indexer.build.segment import Progress
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.sources import Sources, open_sources, require_keepable
 from kalm_cache.errors import UsageError
@@ -94,7 +94,7 @@ def run_reindex(
         build = BaseBuild(
             index=index,
             operation="reindex",
-            like=new_manifest(settings, encoders),
+            template=new_manifest(settings, encoders),
             parent=live,
             sources=sources,
             embedder=encoders.embedder,
@@ -146,13 +146,13 @@ class _Plan:
 
     def take(self, passages: list[Passage]) -> None:
         rest = passages
-        for shard in self._sources.copied:
+        for segment in self._sources.copied:
             before = len(rest)
-            rest = _unlike(rest, shard.identities([passage.doc_id for passage in rest]))
+            rest = _unlike(rest, segment.metas([passage.doc_id for passage in rest]))
             self.reused += before - len(rest)
         for recoded in self._sources.recoded:
             before = len(rest)
-            rest = _unlike(rest, recoded.identities([passage.doc_id for passage in rest]))
+            rest = _unlike(rest, recoded.metas([passage.doc_id for passage in rest]))
             if recoded.changes_states:
                 self.recoded += before - len(rest)
             else:
@@ -161,8 +161,8 @@ class _Plan:
 
     def missing(self, staging: Staging) -> None:
         """Count what the corpus does not have."""
-        for shard in self._sources.every:
-            for keys in batched(shard.keys(), SCAN):
+        for segment in self._sources.every:
+            for keys in batched(segment.keys(), SCAN):
                 self.others += len(staging.unseen(keys))
 
     def report(self, index: Path, live: Generation, rejected: int, keep: bool, seconds: float) -> ReindexReport:
@@ -195,11 +195,11 @@ class _Plan:
         )
 
 
-def _unlike(passages: list[Passage], identities: Iterable[object]) -> list[Passage]:
+def _unlike(passages: list[Passage], metas: Iterable[object]) -> list[Passage]:
     return [
         passage
-        for passage, identity in zip(passages, identities, strict=True)
-        if getattr(identity, "content_hash", None) != passage.content_hash()
+        for passage, meta in zip(passages, metas, strict=True)
+        if getattr(meta, "content_hash", None) != passage.content_hash()
     ]
 
 

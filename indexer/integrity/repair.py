@@ -19,7 +19,7 @@ from indexer.build.build_folders import SALVAGE, begin, recover
 from indexer.build.models import load_encoders_of
 from indexer.corpus import CorpusLine
 from indexer.integrity.salvage import salvage
-from indexer.reuse.origins import SealedShard
+from indexer.reuse.origins import SealedSegment
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from indexer.reuse.sources import Sources
 from indexer.reuse.stored_embedder import StoredEmbedder
@@ -27,7 +27,7 @@ from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import Embedder
 from kalm_cache.generations.generation import BUILDING, Generation, open_current
-from kalm_cache.generations.tombstones import Hidden
+from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.passage import Passage
 from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.settings import Settings
@@ -56,9 +56,9 @@ class RepairReport:
 
 @dataclass(slots=True)
 class _Saved:
-    """What can be taken from a generation's shards."""
+    """What can be taken from a generation's segments."""
 
-    shards: list[SealedShard] = field(default_factory=list)
+    segments: list[SealedSegment] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     nameless: int = 0
@@ -80,19 +80,19 @@ def repair_index(index: Path, said: Settings) -> RepairReport:
         recover(index)
         live = open_current(index)
         report = RepairReport(str(index), live.name, live.name)
-        hidden = live.hidden()
+        tombstones = live.tombstones()
         building = begin(index, "repair")
         workspace = building.with_name(building.name.replace(BUILDING, SALVAGE))
         stack.callback(shutil.rmtree, workspace, ignore_errors=True)
-        saved = _save(live, hidden, workspace, stack)
+        saved = _save(live, tombstones, workspace, stack)
         report.quarantined, report.nameless = saved.lost, saved.nameless
         embedder, side, codec, batch_tokens = _encoders(live, saved, said)
         build = BaseBuild(
             index=index,
             operation="repair",
-            like=live.manifest,
+            template=live.manifest,
             parent=live,
-            sources=Sources(copied=saved.shards, every=saved.shards),
+            sources=Sources(copied=saved.segments, every=saved.segments),
             embedder=embedder,
             passage_side=side,
             codec=codec,
@@ -110,31 +110,31 @@ def repair_index(index: Path, said: Settings) -> RepairReport:
     return report
 
 
-def _save(live: Generation, hidden: Hidden, workspace: Path, stack: ExitStack) -> _Saved:
+def _save(live: Generation, tombstones: Tombstones, workspace: Path, stack: ExitStack) -> _Saved:
     saved = _Saved()
     for part in live.parts():
-        (receipt,) = part.manifest.shards
-        own = frozenset(hidden.between(receipt.first_number, receipt.next_number).keys)
+        (receipt,) = part.manifest.segments
+        own = frozenset(tombstones.between(receipt.first_ordinal, receipt.next_ordinal).keys)
         vectors = source_vectors(part, inexact=not live.manifest.fingerprint.store_text)
         postings = source_postings(part)
-        if _is_whole(part):
-            store = stack.enter_context(PassageStore(part.shard))
-            saved.shards.append(SealedShard(store, vectors, own, postings))
+        if _is_valid(part):
+            store = stack.enter_context(PassageStore(part.segment))
+            saved.segments.append(SealedSegment(store, vectors, own, postings))
             continue
-        logger.warning("%s is damaged: searching it for what is whole", part.shard)
-        found = salvage(part, own, workspace / part.shard_name)
-        store = stack.enter_context(PassageStore(workspace / part.shard_name))
-        saved.shards.append(SealedShard(store, vectors, postings=postings))
+        logger.warning("%s is damaged: searching it for what is whole", part.segment)
+        found = salvage(part, own, workspace / part.segment_name)
+        store = stack.enter_context(PassageStore(workspace / part.segment_name))
+        saved.segments.append(SealedSegment(store, vectors, postings=postings))
         saved.texts |= found.texts
         saved.lost += found.lost
         saved.nameless += found.nameless
     return saved
 
 
-def _is_whole(part: Generation) -> bool:
-    """Whether the store of a shard is, file by file, what was published."""
+def _is_valid(part: Generation) -> bool:
+    """Whether the store of a segment is, file by file, what was published."""
     for name in (STATES_FILE, PASSAGES_FILE, SEAL_FILE):
-        path = part.shard / name
+        path = part.segment / name
         receipt = part.manifest.files.get(path.relative_to(part.folder).as_posix())
         try:
             if receipt is None or file_digest(path) != receipt.sha256:
@@ -146,7 +146,7 @@ def _is_whole(part: Generation) -> bool:
 
 def _encoders(live: Generation, saved: _Saved, said: Settings) -> tuple[Embedder, PassageSide | None, Codec, int]:
     """The models, if anything has to be encoded or embedded."""
-    if saved.texts or any(shard.vectors is None for shard in saved.shards):
+    if saved.texts or any(segment.vectors is None for segment in saved.segments):
         settings, encoders = load_encoders_of(live.manifest, said)
         return encoders.embedder, encoders.passage_side, encoders.codec, settings.batch_tokens
     try:

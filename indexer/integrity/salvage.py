@@ -1,4 +1,4 @@
-"""What is whole in a damaged shard, found without the pages that lead to it, as a new sealed shard.
+"""What is whole in a damaged segment, found without the pages that lead to it, as a new sealed segment.
 
 Blocks say themselves what they are, and each entry is under its own checksum, so that a file is searched for their
 magic and nothing in it is trusted: no damage can end the process, and a page that leads nowhere costs nothing.
@@ -24,7 +24,7 @@ from kalm_cache.storage.passage_store import (
     PASSAGES_FILE,
     STATES_FILE,
     doc_id_of,
-    identity_of,
+    meta_of,
     unpack_text,
 )
 from kalm_cache.storage.record import STATES
@@ -35,58 +35,58 @@ from kalm_cache.storage.store_writer import StoreWriter
 class Salvaged:
     """What became of a shard's passages; `texts` are of those that are to be encoded again."""
 
-    whole: int = 0
+    valid: int = 0
     texts: dict[str, str] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     nameless: int = 0
 
 
-class _Whole(NamedTuple):
+class _Valid(NamedTuple):
     common: bytes
     entry: Entry
 
 
-def salvage(part: Generation, hidden: frozenset[bytes], folder: Path) -> Salvaged:
-    """Write a sealed shard into `folder` of every passage of `part` that is whole and not hidden.
+def salvage(part: Generation, tombstones: frozenset[bytes], folder: Path) -> Salvaged:
+    """Write a sealed segment into `folder` of every passage of `part` that is whole and not hidden.
 
     Raises:
         StoreError: the disk is full or cannot be written.
     """
     found = Salvaged()
-    numbers: list[tuple[int, bytes]] = []
+    ordinals: list[tuple[int, bytes]] = []
     folder.mkdir(parents=True, exist_ok=True)
-    (receipt,) = part.manifest.shards
+    (receipt,) = part.manifest.segments
     with StoreWriter(folder) as writer:
-        for key, state, passage in _joined(part.shard):
-            if key in hidden:
+        for key, state, passage in _joined(part.segment):
+            if key in tombstones:
                 continue
             if state is not None and passage is not None:
                 writer.copy(state.common, state.entry, passage.entry)
-                numbers.append((identity_of(passage.entry).number, key))
-                found.whole += 1
+                ordinals.append((meta_of(passage.entry).ordinal, key))
+                found.valid += 1
             elif passage is not None and (text := _text(passage.entry)) is not None:
                 found.texts[doc_id_of(key)] = text
             else:
                 found.lost.append(doc_id_of(key))
-        writer.finish(sorted(numbers), receipt.next_number)
-    named = found.whole + len(found.texts) + len(found.lost)
-    found.nameless = max(receipt.counts.passages - len(hidden) - named, 0)
+        writer.finish(sorted(ordinals), receipt.next_ordinal)
+    named = found.valid + len(found.texts) + len(found.lost)
+    found.nameless = max(receipt.counts.passages - len(tombstones) - named, 0)
     return found
 
 
-def _joined(shard: Path) -> Iterator[tuple[bytes, _Whole | None, _Whole | None]]:
+def _joined(segment: Path) -> Iterator[tuple[bytes, _Valid | None, _Valid | None]]:
     """Every key that is found anywhere, rising: its record and its passage, where these are whole."""
-    states = ((key, 0, one) for key, one in whole_entries(shard / STATES_FILE, STATES))
-    passages = ((key, 1, one) for key, one in whole_entries(shard / PASSAGES_FILE, PASSAGES))
-    by_number = (bytes(one.entry.payload) for _, one in whole_entries(shard / PASSAGES_FILE, NUMBERS))
-    names = ((key, 2, None) for key in sorted(by_number))
+    states = ((key, 0, one) for key, one in valid_entries(segment / STATES_FILE, STATES))
+    passages = ((key, 1, one) for key, one in valid_entries(segment / PASSAGES_FILE, PASSAGES))
+    by_ordinal = (bytes(one.entry.payload) for _, one in valid_entries(segment / PASSAGES_FILE, NUMBERS))
+    names = ((key, 2, None) for key in sorted(by_ordinal))
     merged = heapq.merge(states, passages, names, key=lambda one: one[0])
     for key, group in groupby(merged, key=lambda one: one[0]):
         found = {kind: one for _, kind, one in group}
         yield key, found.get(0), found.get(1)
 
 
-def whole_entries(path: Path, kind: Kind) -> Iterator[tuple[bytes, _Whole]]:
+def valid_entries(path: Path, kind: Kind) -> Iterator[tuple[bytes, _Valid]]:
     """The entries of one kind in a file that have the right checksum, in order of keys, each key once."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -109,7 +109,7 @@ def _blocks(content: mmap.mmap, view: memoryview, kind: Kind) -> Iterator[tuple[
         at = content.find(kind.magic, at + 1)
 
 
-def _entries_at(view: memoryview, blocks: list[tuple[bytes, int]], kind: Kind) -> Iterator[tuple[bytes, _Whole]]:
+def _entries_at(view: memoryview, blocks: list[tuple[bytes, int]], kind: Kind) -> Iterator[tuple[bytes, _Valid]]:
     last: bytes | None = None
     for _, at in blocks:
         for key, one in _entries(view[at:], kind):
@@ -118,17 +118,17 @@ def _entries_at(view: memoryview, blocks: list[tuple[bytes, int]], kind: Kind) -
                 yield key, one
 
 
-def _entries(view: memoryview, kind: Kind) -> Iterator[tuple[bytes, _Whole]]:
+def _entries(view: memoryview, kind: Kind) -> Iterator[tuple[bytes, _Valid]]:
     try:
         block = Block(kind, view)
     except (DamagedRecordError, struct.error):
         return
     for i in range(len(block)):
         try:
-            entry = block.whole_entry(i)
+            entry = block.valid_entry(i)
         except (DamagedRecordError, struct.error):
             continue
-        yield entry.key, _Whole(block.common, entry._replace(payload=memoryview(bytes(entry.payload))))
+        yield entry.key, _Valid(block.common, entry._replace(payload=memoryview(bytes(entry.payload))))
 
 
 def _text(entry: Entry) -> str | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from indexer.integrity.damage import Damage
 from indexer.integrity.verify_store import STORE_FILES, Tally, check_store
-from indexer.integrity.verify_tombstones import check_hidden
+from indexer.integrity.verify_tombstones import check_tombstones
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME as BM25_FOLDER
@@ -26,7 +26,7 @@ from kalm_cache.first_stage.dense.dense_index import FILE_NAME as DENSE_FILE
 from kalm_cache.generations.current import CURRENT, current_name
 from kalm_cache.generations.generation import MANIFEST, FileReceipt, Generation, open_current, open_generation
 from kalm_cache.generations.journal import JOURNAL, journal_problem
-from kalm_cache.generations.tombstones import HIDDEN_FILE
+from kalm_cache.generations.tombstones import TOMBSTONES_FILE
 from kalm_cache.storage.durable import file_digest
 
 
@@ -34,7 +34,7 @@ from kalm_cache.storage.durable import file_digest
 class VerifyReport:
     """`checked` counts what was found whole: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`.
 
-    These are of all that is stored; `hidden` of the records are not shown.
+    These are of all that is stored; `tombstones` of the records are not shown.
     """
 
     ok: bool
@@ -68,44 +68,44 @@ def verify_index(index: Path) -> VerifyReport:
 
 
 def verify_generation(generation: Generation) -> VerifyReport:
-    """Check every file, record and text of every shard, what is hidden, and that stores and first stages agree."""
+    """Check every file, record and text of every segment, what is hidden, and that stores and first stages agree."""
     checked: Counter[str] = Counter()
     damaged = [*_check_manifest(generation), *_check_files(generation, checked)]
     broken = {damage.file for damage in damaged}
     for part in generation.parts():
         damaged += _check_part(part, broken, checked)
-    if HIDDEN_FILE not in broken:
-        damaged += check_hidden(generation, checked, is_whole=not damaged)
+    if TOMBSTONES_FILE not in broken:
+        damaged += check_tombstones(generation, checked, is_valid=not damaged)
     return _report(dict(checked), damaged)
 
 
 def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
-    """One shard, by itself."""
+    """One segment, by itself."""
     tally = Tally()
-    store_files = {_in_shard(part, name) for name in STORE_FILES}
-    is_whole = broken.isdisjoint(store_files)
-    if is_whole:
+    store_files = {_in_segment(part, name) for name in STORE_FILES}
+    is_valid = broken.isdisjoint(store_files)
+    if is_valid:
         for file, doc_id, problem in check_store(part, tally):
-            yield Damage(_in_shard(part, file), doc_id, problem)
-        checked.update(records=tally.whole, texts=tally.texts)
+            yield Damage(_in_segment(part, file), doc_id, problem)
+        checked.update(records=tally.valid, texts=tally.texts)
     else:
         yield from _check_store_apart(part, broken, checked)
-    numbers = np.frombuffer(tally.numbers, np.int64) if is_whole else None
-    (receipt,) = part.manifest.shards
+    ordinals = np.frombuffer(tally.ordinals, np.int64) if is_valid else None
+    (receipt,) = part.manifest.segments
     if (
-        numbers is not None
-        and len(numbers)
-        and not receipt.first_number <= numbers[0] <= numbers[-1] < receipt.next_number
+        ordinals is not None
+        and len(ordinals)
+        and not receipt.first_ordinal <= ordinals[0] <= ordinals[-1] < receipt.next_ordinal
     ):
-        said = f"{receipt.first_number} to {receipt.next_number - 1}"
-        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {numbers[0]} to {numbers[-1]}, not {said}")
-    yield from _check_first_stage(part, numbers, broken, checked)
+        said = f"{receipt.first_ordinal} to {receipt.next_ordinal - 1}"
+        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {ordinals[0]} to {ordinals[-1]}, not {said}")
+    yield from _check_first_stage(part, ordinals, broken, checked)
 
 
 def _check_range(part: Generation, lowest: int, highest: int) -> Iterator[Damage]:
-    (receipt,) = part.manifest.shards
-    if lowest < receipt.first_number or highest >= receipt.next_number:
-        said = f"{receipt.first_number} to {receipt.next_number - 1}"
+    (receipt,) = part.manifest.segments
+    if lowest < receipt.first_ordinal or highest >= receipt.next_ordinal:
+        said = f"{receipt.first_ordinal} to {receipt.next_ordinal - 1}"
         yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {lowest} to {highest}, not {said}")
 
 
@@ -151,7 +151,7 @@ def _file_problem(path: Path, receipt: FileReceipt) -> str | None:
 def _check_store_apart(generation: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
     """Name the records of a damaged store, as far as its pages let themselves be read, in a process of its own."""
     walk = subprocess.run(
-        [sys.executable, "-m", "indexer.integrity.verify_store", str(generation.folder), generation.shard_name],
+        [sys.executable, "-m", "indexer.integrity.verify_store", str(generation.folder), generation.segment_name],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)},
         capture_output=True,
         check=False,
@@ -159,24 +159,24 @@ def _check_store_apart(generation: Generation, broken: set[str], checked: Counte
     for line in walk.stdout.splitlines():
         said: dict[str, Any] = json.loads(line)
         if "problem" in said:
-            yield Damage(_in_shard(generation, said["file"]), said["doc_id"], said["problem"])
+            yield Damage(_in_segment(generation, said["file"]), said["doc_id"], said["problem"])
         else:
             checked.update(said)
-    names = [name for name in STORE_FILES[:2] if _in_shard(generation, name) in broken]
+    names = [name for name in STORE_FILES[:2] if _in_segment(generation, name) in broken]
     for name in names if walk.returncode else ():
         how = walk.stderr.decode(errors="replace").strip()[-200:]
         if walk.returncode < 0:
             how = f"reading on ended the process with {signal.Signals(-walk.returncode).name}"
-        yield Damage(_in_shard(generation, name), None, f"its pages are damaged: {how}")
+        yield Damage(_in_segment(generation, name), None, f"its pages are damaged: {how}")
 
 
 def _check_first_stage(
-    generation: Generation, numbers: NDArray[np.int64] | None, broken: set[str], checked: Counter[str]
+    generation: Generation, ordinals: NDArray[np.int64] | None, broken: set[str], checked: Counter[str]
 ) -> Iterator[Damage]:
-    """`numbers`: the store's, rising, or None when it is damaged; then only the counts are compared."""
-    folder = generation.shard / "first_stage"
+    """`ordinals`: the store's, rising, or None when it is damaged; then only the counts are compared."""
+    folder = generation.segment / "first_stage"
     dense, bm25 = _relative(generation, folder / DENSE_FILE), _relative(generation, folder / BM25_FOLDER)
-    readers = {dense: ("vectors", _dense_numbers)}
+    readers = {dense: ("vectors", _dense_ordinals)}
     if generation.manifest.fingerprint.bm25:
         readers[bm25] = ("bm25_documents", _bm25_numbers)
     for file, (what, read) in readers.items():
@@ -190,32 +190,32 @@ def _check_first_stage(
         checked[what] += len(found)
         if len(found) != generation.manifest.counts.passages:
             yield Damage(file, None, f"holds {len(found)} passages, expected {generation.manifest.counts.passages}")
-        elif numbers is not None and not np.array_equal(found, numbers):
-            odd = np.setxor1d(found, numbers)[:5].tolist()
+        elif ordinals is not None and not np.array_equal(found, ordinals):
+            odd = np.setxor1d(found, ordinals)[:5].tolist()
             yield Damage(file, None, f"its numbers are not those of the store, the first to differ: {odd}")
 
 
-def _dense_numbers(folder: Path) -> NDArray[np.int64]:
+def _dense_ordinals(folder: Path) -> NDArray[np.int64]:
     import faiss
 
     index: Any = faiss.read_index(str(folder / DENSE_FILE))
-    numbers = np.asarray(faiss.vector_to_array(index.id_map), np.int64)
-    if index.ntotal != len(numbers):
-        raise ValueError(f"it says that it holds {index.ntotal} vectors, and it has {len(numbers)} numbers")
-    return numbers
+    ordinals = np.asarray(faiss.vector_to_array(index.id_map), np.int64)
+    if index.ntotal != len(ordinals):
+        raise ValueError(f"it says that it holds {index.ntotal} vectors, and it has {len(ordinals)} numbers")
+    return ordinals
 
 
 def _bm25_numbers(folder: Path) -> NDArray[np.int64]:
     documents = BM25Index.open(folder).ntotal
-    numbers = np.load(folder / BM25_FOLDER / "numbers.npy")
-    if documents != len(numbers):
-        raise ValueError(f"it says that it holds {documents} documents, and it has {len(numbers)} numbers")
-    return np.asarray(numbers, np.int64)
+    ordinals = np.load(folder / BM25_FOLDER / "numbers.npy")
+    if documents != len(ordinals):
+        raise ValueError(f"it says that it holds {documents} documents, and it has {len(ordinals)} numbers")
+    return np.asarray(ordinals, np.int64)
 
 
 def _relative(generation: Generation, path: Path) -> str:
     return path.relative_to(generation.folder).as_posix()
 
 
-def _in_shard(generation: Generation, name: str) -> str:
-    return _relative(generation, generation.shard / name)
+def _in_segment(generation: Generation, name: str) -> str:
+    return _relative(generation, generation.segment / name)

@@ -1,7 +1,7 @@
-"""Every entry of a shard's store, against its checksum, its counterparts and the manifest.
+"""Every entry of a segment's store, against its checksum, its counterparts and the manifest.
 
-Also a program, `python -m indexer.integrity.verify_store GENERATION_FOLDER SHARD`: the files are mapped, so that a page
-which the disk cannot read, or that is gone, ends the process that touches it.
+Also a program, `python -m indexer.integrity.verify_store GENERATION_FOLDER SEGMENT`: the files are mapped, so that a
+page which the disk cannot read, or that is gone, ends the process that touches it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from kalm_cache.storage.passage_store import (
     STATES_FILE,
     Seal,
     doc_id_of,
-    identity_of,
-    number_key,
-    number_of,
+    meta_of,
+    ordinal_key,
+    ordinal_of,
     read_seal,
     unpack_text,
 )
@@ -45,7 +45,7 @@ STORE_FILES = (STATES_FILE, PASSAGES_FILE, SEAL_FILE)
 
 
 class Problem(NamedTuple):
-    """What is wrong, in which file of the shard, and with which passage, where it is one's."""
+    """What is wrong, in which file of the segment, and with which passage, where it is one's."""
 
     file: str
     doc_id: str | None
@@ -56,17 +56,17 @@ class Problem(NamedTuple):
 class Tally:
     """What a walk has found whole so far."""
 
-    whole: int = 0
+    valid: int = 0
     tokens: int = 0
     pooled_states: int = 0
     truncated: int = 0
     payload_bytes: int = 0
     texts: int = 0
-    numbers: array[int] = field(default_factory=lambda: array("q"))
+    ordinals: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, record: Record) -> None:
         """Count a record."""
-        self.whole += 1
+        self.valid += 1
         self.tokens += record.tokens
         self.pooled_states += record.rows
         self.truncated += record.truncated
@@ -74,7 +74,7 @@ class Tally:
 
     def counts(self) -> Counts:
         """As the manifest keeps them."""
-        return Counts(self.whole, self.tokens, self.pooled_states, self.truncated, self.payload_bytes)
+        return Counts(self.valid, self.tokens, self.pooled_states, self.truncated, self.payload_bytes)
 
 
 class Found(NamedTuple):
@@ -89,14 +89,14 @@ def check_store(generation: Generation, tally: Tally) -> Iterator[Problem]:
     """Walk the whole store; problems come as they are met, and `tally` is filled meanwhile. Raises nothing."""
     seal: Seal | None = None
     try:
-        seal = read_seal(generation.shard)
+        seal = read_seal(generation.segment)
     except StoreError as exc:
         yield Problem(SEAL_FILE, None, str(exc))
     with ExitStack() as stack:
         files: dict[str, BlockFile] = {}
         for name, databases in ((STATES_FILE, STATES_DATABASES), (PASSAGES_FILE, PASSAGES_DATABASES)):
             try:
-                files[name] = BlockFile(generation.shard / name, databases, tree=None)
+                files[name] = BlockFile(generation.segment / name, databases, tree=None)
             except StoreError as exc:
                 yield Problem(name, None, str(exc))
                 continue
@@ -107,7 +107,7 @@ def check_store(generation: Generation, tally: Tally) -> Iterator[Problem]:
             for problem in problems:  # said, and read on as far as it goes
                 yield Problem(name, None, problem)
         walks = _Walks(files, generation.manifest, seal, tally)
-        for check in (walks.check_passages, walks.check_numbers):
+        for check in (walks.check_passages, walks.check_ordinals):
             try:
                 yield from check()
             except KalmCacheError as exc:  # a codec that this version does not know
@@ -119,7 +119,7 @@ class _Walks:
         self._manifest, self._seal, self._tally = manifest, seal, tally
         self._states = _Database(files.get(STATES_FILE), STATES_FILE, "blocks")
         self._passages = _Database(files.get(PASSAGES_FILE), PASSAGES_FILE, "passages")
-        self._numbers = _Database(files.get(PASSAGES_FILE), PASSAGES_FILE, "numbers")
+        self._ordinals = _Database(files.get(PASSAGES_FILE), PASSAGES_FILE, "numbers")
 
     def check_passages(self) -> Iterator[Problem]:
         """Records and passages side by side, in order of keys: each must have the other."""
@@ -160,8 +160,8 @@ class _Walks:
         codec = codec_by_number(record.codec)
         if codec is None or codec.number != get_codec(built.codec).number:  # a zstd level is in no number
             yield f"its codec has number {record.codec}, the manifest says {built.codec}"
-        if record.ratio != built.chunk_size:
-            yield f"its pooling ratio is {record.ratio}, the manifest says {built.chunk_size}"
+        if record.chunk_size != built.chunk_size:
+            yield f"its pooling ratio is {record.chunk_size}, the manifest says {built.chunk_size}"
             return  # its rows follow from it
         self._tally.add(record)
         if record.width != self._manifest.width:
@@ -185,45 +185,45 @@ class _Walks:
             yield str(exc)
             return
         self._tally.texts += 1
-        if Passage(doc_id, text).content_hash() != identity_of(entry).content_hash:
+        if Passage(doc_id, text).content_hash() != meta_of(entry).content_hash:
             yield "its text is not the one that its states were made from"
 
-    def check_numbers(self) -> Iterator[Problem]:
+    def check_ordinals(self) -> Iterator[Problem]:
         """Every number leads to a passage that has it; as many as passages, so that each passage has one."""
-        walk = _Walk(self._numbers)
+        walk = _Walk(self._ordinals)
         for found in walk:
             yield from walk.take_problems()
             if found.entry is not None:
-                yield from self._check_number(found.entry)
+                yield from self._check_ordinal(found.entry)
         yield from walk.take_problems()
-        if len(self._tally.numbers) != self._tally.whole:
+        if len(self._tally.ordinals) != self._tally.valid:
             yield from self._check_reverse()
-        last = self._tally.numbers[-1] if self._tally.numbers else -1
-        if self._seal is not None and last >= self._seal.next_number:
-            problem = f"number {last} was given, but the next one to give is {self._seal.next_number}"
+        last = self._tally.ordinals[-1] if self._tally.ordinals else -1
+        if self._seal is not None and last >= self._seal.next_ordinal:
+            problem = f"number {last} was given, but the next one to give is {self._seal.next_ordinal}"
             yield Problem(SEAL_FILE, None, problem)
 
-    def _check_number(self, entry: Entry) -> Iterator[Problem]:
+    def _check_ordinal(self, entry: Entry) -> Iterator[Problem]:
         try:
-            number, doc_id = number_of(entry.key), doc_id_of(bytes(entry.payload))
+            ordinal, doc_id = ordinal_of(entry.key), doc_id_of(bytes(entry.payload))
         except DamagedRecordError as exc:
             yield Problem(PASSAGES_FILE, None, str(exc))
             return
-        self._tally.numbers.append(number)
+        self._tally.ordinals.append(ordinal)
         passage = self._passages.seek(bytes(entry.payload))
         if passage is None:
-            yield Problem(PASSAGES_FILE, doc_id, f"number {number} leads to it, and it is not there")
-        elif isinstance(passage, Found) and passage.entry and identity_of(passage.entry).number != number:
-            own = identity_of(passage.entry).number
-            yield Problem(PASSAGES_FILE, doc_id, f"number {number} leads to it, its own is {own}")
+            yield Problem(PASSAGES_FILE, doc_id, f"number {ordinal} leads to it, and it is not there")
+        elif isinstance(passage, Found) and passage.entry and meta_of(passage.entry).ordinal != ordinal:
+            own = meta_of(passage.entry).ordinal
+            yield Problem(PASSAGES_FILE, doc_id, f"number {ordinal} leads to it, its own is {own}")
 
     def _check_reverse(self) -> Iterator[Problem]:
         for found in _Walk(self._passages):
             if found.entry is not None:
-                number = identity_of(found.entry).number
-                if self._numbers.seek(number_key(number)) is None:
+                ordinal = meta_of(found.entry).ordinal
+                if self._ordinals.seek(ordinal_key(ordinal)) is None:
                     doc_id = found.key.decode("utf-8", "replace")
-                    yield Problem(PASSAGES_FILE, doc_id, f"its number {number} is not there")
+                    yield Problem(PASSAGES_FILE, doc_id, f"its number {ordinal} is not there")
 
 
 _NOTHING = Found(b"", b"", None)
@@ -246,7 +246,7 @@ class _Database:
                 place = None if block is None else block.find(key)
                 if block is None or place is None:
                     return None
-                return Found(key, block.common, block.whole_entry(place))
+                return Found(key, block.common, block.valid_entry(place))
         except StoreError as exc:
             return str(exc)
 
@@ -290,7 +290,7 @@ class _Walk:
         for i in range(len(block)):
             key, entry = block.key(i), None
             try:
-                entry = block.whole_entry(i)
+                entry = block.valid_entry(i)
             except DamagedRecordError as exc:
                 if not sound:
                     continue  # nor is its key to be trusted: whose it was, its counterpart tells
@@ -326,7 +326,7 @@ def main() -> None:
     tally = Tally()
     for problem in check_store(open_generation(Path(sys.argv[1])).part(sys.argv[2]), tally):
         print(json.dumps(problem._asdict()), flush=True)
-    print(json.dumps({"records": tally.whole, "texts": tally.texts}))
+    print(json.dumps({"records": tally.valid, "texts": tally.texts}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a passage's states can be taken from instead of being encoded: sealed shards, read by id and in key order."""
+"""Where a passage's states can be taken from instead of being encoded: sealed segments, read by id and in key order."""
 
 from __future__ import annotations
 
@@ -13,48 +13,49 @@ from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.storage.block_file import BlockReader
 from kalm_cache.storage.checksummed_block import Block, Entry
-from kalm_cache.storage.passage_store import Identity, PassageStore, key_of
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore, key_of
 from kalm_cache.storage.record import Record
 
 
 class Vectors(Protocol):
     """Vectors of a first stage, by number."""
 
-    def __call__(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(self, ordinals: NDArray[np.int64]) -> NDArray[np.float32]:
         """Numbers (n,) -> the very vectors (n, E) that the embedder made."""
 
 
 @dataclass(frozen=True, slots=True)
-class SealedShard:
-    """A sealed shard, what its first stage has of its passages, as far as that is at hand, and keys that do not count.
+class SealedSegment:
+    """A sealed segment, what its first stage has of its passages, as far as that is at hand, and keys that do not
+    count.
 
     `vectors` are as they were made; `postings` are a BM25 index that documents can be taken from.
     """
 
     store: PassageStore
     vectors: Vectors | None
-    hidden: frozenset[bytes] = frozenset()
+    tombstones: frozenset[bytes] = frozenset()
     postings: BM25Index | None = None
 
     def keys(self) -> Iterator[bytes]:
         """The key of every passage that is not hidden, in order."""
-        return (key for key in self.store.keys() if key not in self.hidden)  # noqa: SIM118 (not a dict)
+        return (key for key in self.store.keys() if key not in self.tombstones)  # noqa: SIM118 (not a dict)
 
     def has_all_postings(self) -> bool:
         """Whether every passage that is stored is in `postings`."""
         if self.postings is None:
             return False
-        stored = np.fromiter((number for number, _ in self.store.numbers()), np.int64, len(self.store))
-        return bool(np.isin(stored, self.postings.numbers).all())
+        stored = np.fromiter((ordinal for ordinal, _ in self.store.ordinals()), np.int64, len(self.store))
+        return bool(np.isin(stored, self.postings.ordinals).all())
 
-    def identities(self, doc_ids: Sequence[str]) -> list[Identity | None]:
-        """Of each id; `None` where the shard does not hold it, or not whole, or it is hidden."""
+    def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
+        """Of each id; `None` where the segment does not hold it, or not whole, or it is hidden."""
         with self.store.snapshot() as snapshot:
-            whole = [isinstance(record, Record) for record in snapshot.records(doc_ids)]
-        identities = self.store.identities(doc_ids)
+            valid = [isinstance(record, Record) for record in snapshot.records(doc_ids)]
+        metas = self.store.metas(doc_ids)
         return [
-            one if here and isinstance(one, Identity) and key_of(doc_id) not in self.hidden else None
-            for doc_id, one, here in zip(doc_ids, identities, whole, strict=True)
+            one if here and isinstance(one, PassageMeta) and key_of(doc_id) not in self.tombstones else None
+            for doc_id, one, here in zip(doc_ids, metas, valid, strict=True)
         ]
 
 
@@ -86,4 +87,4 @@ class RisingReader:
                 raise DamagedRecordError(f"{key!r} is not there")
             place = found
         self._next = place + 1
-        return block.common, block.whole_entry(place)
+        return block.common, block.valid_entry(place)

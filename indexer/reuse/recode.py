@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from indexer.reuse.origins import SealedShard, Vectors
+from indexer.reuse.origins import SealedSegment, Vectors
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.scoring.pooling import mean_pool
-from kalm_cache.storage.passage_store import Identity, PassageStore
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore
 from kalm_cache.storage.record import Record
 
 FINENESS = ("fp32", "fp16", "bf16", "int8", "int4", "int3", "int2")
@@ -26,38 +26,38 @@ FLOATS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
-class RecodedShard:
-    """A sealed shard whose records, stored in `stored` at `stored_ratio`, come out in `codec` at `ratio`."""
+class RecodedSegment:
+    """Records of a sealed segment, stored in `stored` at `stored_chunk_size`, come out in `codec` at `chunk_size`."""
 
-    source: SealedShard
+    source: SealedSegment
     stored: Codec
-    stored_ratio: int
+    stored_chunk_size: int
     codec: Codec
-    ratio: int
+    chunk_size: int
 
     @property
     def store(self) -> PassageStore:
-        """The shard itself."""
+        """The segment itself."""
         return self.source.store
 
     @property
     def vectors(self) -> Vectors | None:
-        """As `SealedShard.vectors`."""
+        """As `SealedSegment.vectors`."""
         return self.source.vectors
 
     @property
     def changes_states(self) -> bool:
         """Whether payloads are made anew; if not, only what is beside them is."""
-        return (self.stored.name, self.stored_ratio) != (self.codec.name, self.ratio)
+        return (self.stored.name, self.stored_chunk_size) != (self.codec.name, self.chunk_size)
 
-    def identities(self, doc_ids: Sequence[str]) -> list[Identity | None]:
-        """As `SealedShard.identities`."""
-        return self.source.identities(doc_ids)
+    def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
+        """As `SealedSegment.identities`."""
+        return self.source.metas(doc_ids)
 
     def records(self, doc_ids: Sequence[str]) -> list[Record]:
-        """The records of passages that `identities` found. Raises `StoreError` when one is damaged meanwhile."""
+        """The records of passages that `metas` found. Raises `StoreError` when one is damaged meanwhile."""
         with self.store.snapshot() as snapshot:
-            records = [self._whole(record) for record in snapshot.records(doc_ids)]
+            records = [self._valid(record) for record in snapshot.records(doc_ids)]
             if not self.changes_states:
                 return [record._replace(payload=bytes(record.payload)) for record in records]
             rows, width = [record.rows for record in records], records[0].width
@@ -67,13 +67,13 @@ class RecodedShard:
             except DamagedRecordError as exc:
                 raise StoreError(f"states of {doc_ids[0]!r} and others do not decode: {exc}") from exc
         tokens = [record.tokens for record in records]
-        pooled = mean_pool(torch.from_numpy(states), tokens, self.ratio, stored_ratio=self.stored_ratio)
+        pooled = mean_pool(torch.from_numpy(states), tokens, self.chunk_size, stored_chunk_size=self.stored_chunk_size)
         return [
-            record._replace(codec=self.codec.number, ratio=self.ratio, payload=self.codec.encode(one.numpy()))
+            record._replace(codec=self.codec.number, chunk_size=self.chunk_size, payload=self.codec.encode(one.numpy()))
             for record, one in zip(records, pooled, strict=True)
         ]
 
-    def _whole(self, record: Record | DamagedRecordError | None) -> Record:
+    def _valid(self, record: Record | DamagedRecordError | None) -> Record:
         if not isinstance(record, Record):
             raise StoreError(f"what was whole a moment ago is damaged now; run the job again: {record}")
         return record

@@ -24,9 +24,9 @@ def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors 
 
     `inexact`: what 8 bits a number keep of them will do, since there is no text to embed again.
     """
-    path = generation.shard / "first_stage" / FILE_NAME
+    path = generation.segment / "first_stage" / FILE_NAME
     try:
-        _require_whole(generation, path)
+        _require_valid(generation, path)
         index = DenseIndex.open(path.parent)
     except (OSError, StoreError) as exc:
         logger.warning("no vectors are copied from generation %s: %s", generation.manifest.generation, exc)
@@ -36,20 +36,20 @@ def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors 
 
 def source_postings(generation: Generation) -> BM25Index | None:
     """The BM25 index of a published generation, if documents can be taken from it and its files are whole."""
-    folder = generation.shard / "first_stage"
+    folder = generation.segment / "first_stage"
     if not generation.manifest.fingerprint.bm25:
         return None
     try:
         index = BM25Index.open(folder)
         for path in (folder / FOLDER_NAME).iterdir():
-            _require_whole(generation, path)
+            _require_valid(generation, path)
     except (OSError, StoreError, IndexMismatchError) as exc:
         logger.warning("no postings are copied from generation %s: %s", generation.manifest.generation, exc)
         return None
     return index if index.countable else None
 
 
-def _require_whole(generation: Generation, path: Path) -> None:
+def _require_valid(generation: Generation, path: Path) -> None:
     receipt = generation.manifest.files.get(path.relative_to(generation.folder).as_posix())
     if receipt is None or file_digest(path) != receipt.sha256:
         raise StoreError(f"{path}: its SHA-256 is not that of its receipt")

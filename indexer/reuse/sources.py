@@ -1,4 +1,4 @@
-"""A generation's shards as what a build takes passages from. Opens no model."""
+"""A generation's segments as what a build takes passages from. Opens no model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from indexer.reuse.origins import SealedShard
-from indexer.reuse.recode import RecodedShard, has_same_states, recoding_problem
+from indexer.reuse.origins import SealedSegment
+from indexer.reuse.recode import RecodedSegment, has_same_states, recoding_problem
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.generations.fingerprint import Fingerprint
-from kalm_cache.generations.generation import Generation, require_whole
+from kalm_cache.generations.generation import Generation, require_valid
 from kalm_cache.storage.passage_store import PassageStore
 
 logger = logging.getLogger(__name__)
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Sources:
-    """For `ShardBuilder`: shards to copy from, shards to recode, and all shards that can be read.
+    """For `SegmentBuilder`: segments to copy from, segments to recode, and all segments that can be read.
 
     `problem` says why nothing can be copied or recoded, where that is so.
     """
 
-    copied: list[SealedShard] = field(default_factory=list)
-    recoded: list[RecodedShard] = field(default_factory=list)
-    every: list[SealedShard] = field(default_factory=list)
+    copied: list[SealedSegment] = field(default_factory=list)
+    recoded: list[RecodedSegment] = field(default_factory=list)
+    every: list[SealedSegment] = field(default_factory=list)
     problem: str | None = None
 
 
@@ -39,9 +39,9 @@ def open_sources(
     *,
     inexact_vectors: bool = False,
 ) -> Sources:
-    """The shards of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
+    """The segments of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
 
-    A shard that cannot be read is left out with a warning: what would have been taken from it is encoded.
+    A segment that cannot be read is left out with a warning: what would have been taken from it is encoded.
     `inexact_vectors`: rather what a first stage keeps in 8 bits a number than to embed the texts again.
     """
     sources = Sources()
@@ -50,28 +50,28 @@ def open_sources(
     built = generation.manifest.fingerprint
     inexact = inexact_vectors or not built.store_text
     try:
-        require_whole(generation)
-        hidden = generation.hidden()
+        require_valid(generation)
+        tombstones = generation.tombstones()
     except KalmCacheError as exc:
         logger.warning("nothing is taken from generation %s: %s", generation.name, exc)
         sources.problem = str(exc)
         return sources
     sources.problem = recoding_problem(built, wanted)
     for part in generation.parts():
-        (receipt,) = part.manifest.shards
+        (receipt,) = part.manifest.segments
         try:
-            store = stack.enter_context(PassageStore(part.shard))
+            store = stack.enter_context(PassageStore(part.segment))
         except KalmCacheError as exc:
-            logger.warning("nothing is taken from %s: %s", part.shard, exc)
+            logger.warning("nothing is taken from %s: %s", part.segment, exc)
             continue
         same_embedder = built.embedder == wanted.embedder
         vectors = source_vectors(part, inexact=inexact) if same_embedder else None
-        own = hidden.between(receipt.first_number, receipt.next_number)
+        own = tombstones.between(receipt.first_ordinal, receipt.next_ordinal)
         postings = source_postings(part) if wanted.bm25 else None
-        shard = SealedShard(store, vectors, frozenset(own.keys), postings)
-        sources.every.append(shard)
+        segment = SealedSegment(store, vectors, frozenset(own.keys), postings)
+        sources.every.append(segment)
         if sources.problem is None:
-            _sort_in(shard, built, wanted, codec, sources)
+            _sort_in(segment, built, wanted, codec, sources)
     return sources
 
 
@@ -83,21 +83,21 @@ def require_keepable(parent: Generation | None, sources: Sources, wanted: Finger
     """
     if parent is None or parent.manifest.fingerprint.store_text:
         return
-    for shard in sources.every:
-        if len(shard.store) == len(shard.hidden):
+    for segment in sources.every:
+        if len(segment.store) == len(segment.tombstones):
             continue
-        missing = "vectors" if shard.vectors is None else "postings"
-        if shard.vectors is None or (wanted.bm25 and not shard.has_all_postings()):
+        missing = "vectors" if segment.vectors is None else "postings"
+        if segment.vectors is None or (wanted.bm25 and not segment.has_all_postings()):
             raise UsageError(
-                f"{parent.folder}: keeps no texts, and the {missing} of shard {shard.store.folder.name} cannot be "
+                f"{parent.folder}: keeps no texts, and the {missing} of segment {segment.store.folder.name} cannot be "
                 "taken over; run: kalm-cache reindex CORPUS --delete-missing, with the whole corpus"
             )
 
 
-def _sort_in(shard: SealedShard, built: Fingerprint, wanted: Fingerprint, codec: Codec, sources: Sources) -> None:
+def _sort_in(segment: SealedSegment, built: Fingerprint, wanted: Fingerprint, codec: Codec, sources: Sources) -> None:
     assert has_same_states(built, wanted)
     form = (built.codec, built.chunk_size, built.store_text)
     if form == (wanted.codec, wanted.chunk_size, wanted.store_text):
-        sources.copied.append(shard)
+        sources.copied.append(segment)
         return
-    sources.recoded.append(RecodedShard(shard, get_codec(built.codec), built.chunk_size, codec, wanted.chunk_size))
+    sources.recoded.append(RecodedSegment(segment, get_codec(built.codec), built.chunk_size, codec, wanted.chunk_size))

@@ -18,7 +18,7 @@ class StoredEmbedder:
     def __init__(self, generation: Generation) -> None:
         self._manifest = generation.manifest
         self._embedder: Embedder | None = None
-        self.dimension = DenseIndex.open(generation.shard / "first_stage").dimension
+        self.dimension = DenseIndex.open(generation.segment / "first_stage").dimension
         self.digest = self._manifest.fingerprint.embedder
 
     def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:

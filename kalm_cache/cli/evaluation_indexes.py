@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 class EvaluationIndexes:
     """Indexes of one group of settings, one folder each. The models are loaded once, when the first is needed."""
 
-    def __init__(self, settings: Settings, ratios: Sequence[int]) -> None:
-        """`ratios`: the chunk sizes that the indexes must serve; they are stored at their greatest common divisor."""
-        self.settings = settings.model_copy(update={"chunk_size": math.gcd(*ratios)})
-        self._ratios = ratios
+    def __init__(self, settings: Settings, chunk_sizes: Sequence[int]) -> None:
+        """`chunk_sizes`: those that the indexes must serve; they are stored at their greatest common divisor."""
+        self.settings = settings.model_copy(update={"chunk_size": math.gcd(*chunk_sizes)})
+        self._chunk_sizes = chunk_sizes
         self._latest: PassageIndex | None = None
 
     @cached_property
@@ -60,7 +60,7 @@ class EvaluationIndexes:
             device=self.settings.device,
             dtype=self.settings.dtype,
             query_max_length=self.settings.query_max_length,
-            like=self._latest,  # even closed: its decoder and embedder are used again
+            reuse_from=self._latest,  # even closed: its decoder and embedder are used again
         )
         return self._latest
 
@@ -73,7 +73,7 @@ class EvaluationIndexes:
         except KalmCacheError:  # nothing there, or nothing that could be used
             return False
         alike = replace(stored, chunk_size=self.settings.chunk_size) == self.encoders.fingerprint
-        return alike and all(ratio % stored.chunk_size == 0 for ratio in self._ratios)
+        return alike and all(chunk_size % stored.chunk_size == 0 for chunk_size in self._chunk_sizes)
 
     def _build(self, name: str, corpus: Corpus, folder: Path) -> None:
         from indexer.build.index_job import run_index_job

@@ -32,9 +32,9 @@ class Request:
     run: Path | None
 
     @property
-    def ratios(self) -> list[int]:
+    def chunk_sizes(self) -> list[int]:
         """The chunk sizes of the plan's points."""
-        return [point.ratio for point in self.plan.points]
+        return [point.chunk_size for point in self.plan.points]
 
     def collections(self) -> Iterator[Collection]:
         """The collections, each loaded when it is asked for. Raises as their loaders do."""
@@ -96,9 +96,9 @@ def read_request(
         _settings_file(config, found),
         **{name: own.get(name) if value is None else value for name, value in flags.items()},
     )
-    ratios = _ratios(chunk_sizes) or (found.chunk_sizes if found else None) or [settings.chunk_size]
+    sizes = _chunk_sizes(chunk_sizes) or (found.chunk_sizes if found else None) or [settings.chunk_size]
     names: Sequence[str | None] = (codecs.split(",") if codecs else found.codecs if found else None) or [None]
-    points = [Point(ratio, codec) for codec in names for ratio in ratios]
+    points = [Point(chunk_size, codec) for codec in names for chunk_size in sizes]
     plan = Plan(
         points=tuple(dict.fromkeys(points)),
         k=settings.k,
@@ -148,13 +148,13 @@ def _weights(value: str | None, found: EvalConfig | None, settings: Settings) ->
     return tuple(dict.fromkeys(one for one in given if one))
 
 
-def _ratios(value: str | None) -> list[int]:
+def _chunk_sizes(value: str | None) -> list[int]:
     if value is None:
         return []
     try:
-        ratios = [int(part) for part in value.split(",")]
+        chunk_sizes = [int(part) for part in value.split(",")]
     except ValueError as exc:
         raise UsageError(f"--chunk-size {value}: give whole numbers, as 4 or 4,16") from exc
-    if min(ratios) < 1:
+    if min(chunk_sizes) < 1:
         raise UsageError(f"--chunk-size {value}: a chunk size is 1 or more")
-    return ratios
+    return chunk_sizes

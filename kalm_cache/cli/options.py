@@ -27,7 +27,7 @@ Instruction = Annotated[str | None, typer.Option("--instruction", help="What the
 FirstStageMode = Annotated[str | None, typer.Option("--first-stage", help="dense, bm25 or fused.")]
 FirstStageWeight = Annotated[
     float | None,
-    typer.Option("--first-stage-weight", help="Order by margin + this x the first stage's standard score; 0: margin."),
+    typer.Option("--first-stage-weight", help="Order by margin + this x the first stage's z-score; 0: margin."),
 ]
 Candidates = Annotated[int | None, typer.Option("--k", help="Candidates that are reranked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; logs stay on stderr.")]

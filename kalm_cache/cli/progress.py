@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 if TYPE_CHECKING:
-    from indexer.build.shard import Progress
+    from indexer.build.segment import Progress
 
 LOG_EVERY_SECONDS = 5.0
 logger = logging.getLogger(__name__)

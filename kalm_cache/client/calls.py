@@ -42,7 +42,7 @@ class SearchOptions(TypedDict, total=False):
     k: candidates that are reranked; 100.
     top_n: results; 10, `None` = all.
     first_stage: `dense`, `bm25`, `fused`; `None` = the service's.
-    first_stage_weight: of the first stage's standard score beside the margin, in the order; `None` = the service's.
+    first_stage_weight: of the first stage's z-score beside the margin, in the order; `None` = the service's.
     instruction: what the query asks for; `None` = the service's.
     chunk_size: pooling ratio of this answer; `None` = the service's.
     with_text: fill `text` of the results; true.

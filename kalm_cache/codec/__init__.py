@@ -43,7 +43,7 @@ def get_codec(name: str, sensitivity: NDArray[np.float64] | None = None) -> Code
         raise UsageError(f"codec {name!r} is not known: use {', '.join(CODECS)}, or one of them with +zstd{ZSTD_LEVEL}")
     raw = CODECS[base]
     if sensitivity is not None and isinstance(raw, Rotated) and raw.bits < 8:
-        raw = raw.minding(sensitivity)
+        raw = raw.with_sensitivity(sensitivity)
     if not level:
         return raw
     number = int(level[1] or ZSTD_LEVEL)

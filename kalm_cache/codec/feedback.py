@@ -21,7 +21,7 @@ DAMPING = 0.01  # of S's mean on its diagonal: what was never seen to matter may
 _BLOCK = 32  # coordinates rounded before their errors reach the later blocks, in one product
 
 
-def carry_of(sensitivity: Float64) -> Float64:
+def error_feedback(sensitivity: Float64) -> Float64:
     """S (D, D), symmetric, in the coordinates that are rounded -> how much of each error every later one takes."""
     width = len(sensitivity)
     damped = sensitivity + DAMPING * (np.trace(sensitivity) / width or 1.0) * np.eye(width)
@@ -29,8 +29,8 @@ def carry_of(sensitivity: Float64) -> Float64:
     return np.ascontiguousarray(upper / np.diag(upper)[:, None])
 
 
-def round_carrying(
-    values: Float64, carry: Float64, nearest: Callable[[Float64, int], tuple[Float64, NDArray[np.uint8]]]
+def round_with_feedback(
+    values: Float64, feedback: Float64, nearest: Callable[[Float64, int], tuple[Float64, NDArray[np.uint8]]]
 ) -> NDArray[np.uint8]:
     """(n, D) -> codes (n, D). `nearest`: column i of all rows -> what it rounds to, and the codes of that."""
     rest, width = values.copy(), values.shape[1]
@@ -40,6 +40,6 @@ def round_carrying(
         for i in range(start, stop):
             rounded, codes[:, i] = nearest(rest[:, i], i)
             errors[:, i] = rest[:, i] - rounded
-            rest[:, i + 1 : stop] -= errors[:, i, None] * carry[i, i + 1 : stop]
-        rest[:, stop:] -= errors[:, start:stop] @ carry[start:stop, stop:]
+            rest[:, i + 1 : stop] -= errors[:, i, None] * feedback[i, i + 1 : stop]
+        rest[:, stop:] -= errors[:, start:stop] @ feedback[start:stop, stop:]
     return codes

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.codec.bfloat16 import from_bfloat16, to_bfloat16
-from kalm_cache.codec.feedback import Float64, carry_of, round_carrying
+from kalm_cache.codec.feedback import Float64, error_feedback, round_with_feedback
 from kalm_cache.codec.interface import Float32, Payload, check_finite, check_sizes
 from kalm_cache.codec.levels import UNIT, levels, thresholds
 from kalm_cache.codec.packing import pack, packed_width, unpack_levels
@@ -49,16 +49,16 @@ class Shape(NamedTuple):
 
 
 class Rotated:
-    """Randomised Hadamard rotation and `bits`-bit codes; see the module. `carry`: of `feedback`; `None`: to nearest."""
+    """Randomised Hadamard rotation and `bits`-bit codes; see the module. `feedback`: see that module."""
 
     item_bytes = 1
 
-    def __init__(self, name: str, number: int, bits: int, carry: Float64 | None = None) -> None:
-        self.name, self.number, self.bits, self.carry = name, number, bits, carry
+    def __init__(self, name: str, number: int, bits: int, feedback: Float64 | None = None) -> None:
+        self.name, self.number, self.bits, self.feedback = name, number, bits, feedback
 
-    def minding(self, sensitivity: Float64) -> Rotated:
+    def with_sensitivity(self, sensitivity: Float64) -> Rotated:
         """The same codec, rounding by a sensitivity (D, D) in the coordinates of states."""
-        return Rotated(self.name, self.number, self.bits, carry_of(_rotate(_rotate(sensitivity).T)))
+        return Rotated(self.name, self.number, self.bits, error_feedback(_rotate(_rotate(sensitivity).T)))
 
     def shape(self, rows: int) -> Shape:
         """How a payload of `rows` states is laid out: part of the format.
@@ -78,14 +78,16 @@ class Rotated:
     def encode(self, pooled: Float32) -> bytes:
         """See `Codec.encode`; refuses values beyond `LARGEST` too, whose sums could overflow."""
         check_finite(np.where(np.abs(pooled) > LARGEST, np.inf, pooled), self.name)
-        if self.carry is not None and len(self.carry) != pooled.shape[1]:
-            raise StoreError(f"codec {self.name}: states are {pooled.shape[1]} wide, the sensitivity {len(self.carry)}")
+        if self.feedback is not None and len(self.feedback) != pooled.shape[1]:
+            raise StoreError(
+                f"codec {self.name}: states are {pooled.shape[1]} wide, the sensitivity {len(self.feedback)}"
+            )
         shape = self.shape(len(pooled))
         if not shape.mean_bits:
-            return encode_vectors(pooled, shape.row_bits, self.carry).tobytes()
+            return encode_vectors(pooled, shape.row_bits, self.feedback).tobytes()
         mean = encode_vectors(_mean(pooled), shape.mean_bits)
         rest = pooled - decode_vectors(mean, shape.mean_bits, pooled.shape[1])
-        return mean.tobytes() + encode_vectors(rest, shape.row_bits, self.carry).tobytes()
+        return mean.tobytes() + encode_vectors(rest, shape.row_bits, self.feedback).tobytes()
 
     def decode(self, payload: Payload, rows: int, width: int) -> Float32:
         """See `Codec.decode`."""
@@ -133,9 +135,9 @@ def vector_bytes(width: int, bits: int) -> int:
     return 2 * len(blocks(width)) + packed_width(width, bits)
 
 
-def encode_vectors(x: Float32, bits: int, carry: Float64 | None = None) -> NDArray[np.uint8]:
+def encode_vectors(x: Float32, bits: int, feedback: Float64 | None = None) -> NDArray[np.uint8]:
     """(n, D) finite -> (n, vector_bytes)."""
-    scales, codes = _to_nearest(x, bits) if carry is None else _carrying(x, bits, carry)
+    scales, codes = _to_nearest(x, bits) if feedback is None else _with_feedback(x, bits, feedback)
     return np.concatenate([scales.view(np.uint8), pack(codes, bits)], axis=1)
 
 
@@ -169,7 +171,7 @@ def _to_nearest(x: Float32, bits: int) -> tuple[NDArray[np.uint16], NDArray[np.u
     return scales, np.concatenate([codes for _, codes in quantised], axis=1)
 
 
-def _carrying(x: Float32, bits: int, carry: Float64) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+def _with_feedback(x: Float32, bits: int, feedback: Float64) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     """`_to_nearest`, but by `feedback`."""
     rotated, sizes = _rotate(x.astype(np.float64)), [block.stop - block.start for block in blocks(x.shape[1])]
     lengths = np.stack([np.linalg.norm(rotated[:, block], axis=1) for block in blocks(x.shape[1])], axis=1)
@@ -182,7 +184,7 @@ def _carrying(x: Float32, bits: int, carry: Float64) -> tuple[NDArray[np.uint16]
         codes = np.searchsorted(edges, column / np.where(unit > 0, unit, 1)).astype(np.uint8)
         return steps[codes] * unit, codes
 
-    return scales, round_carrying(rotated, carry, nearest)
+    return scales, round_with_feedback(rotated, feedback, nearest)
 
 
 def _rotate(x: Float64) -> Float64:

@@ -15,17 +15,15 @@ from safetensors.numpy import load_file
 
 from kalm_cache.errors import CheckpointError
 
-SENSITIVITY_FILE = "sensitivity.safetensors"
 TENSOR = "sensitivity"
 
 
-def load_sensitivity(place: Path) -> NDArray[np.float64] | None:
-    """(D, D) of the checkpoint in the folder `place`, or of that file; `None` where none was measured.
+def load_sensitivity(path: Path) -> NDArray[np.float64] | None:
+    """(D, D) from a file; `None` where there is none, as none was measured.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    path = place / SENSITIVITY_FILE if place.is_dir() else place
     if not path.is_file():
         return None
     try:

@@ -8,10 +8,10 @@ from pathlib import Path
 from kalm_cache.doctor.check import Check, verdict
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.generations.file_digests import require_sound_first_stage
-from kalm_cache.generations.generation import Generation, ShardReceipt, open_current, published_names, require_whole
+from kalm_cache.generations.generation import Generation, SegmentReceipt, open_current, published_names, require_valid
 from kalm_cache.generations.generation import unfinished_builds as builds_in
 from kalm_cache.generations.journal import journal_problem
-from kalm_cache.generations.segments import ShardSet
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.storage.locks import LOCK, exclude
 
 SAMPLED = 64  # records of the whole index
@@ -22,12 +22,12 @@ MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 def check_index(index: Path) -> Check:
     """Opens the live generation, reads its first stage, and looks for work that was left."""
     generation = open_current(index)
-    require_whole(generation)
+    require_valid(generation)
     require_sound_first_stage(generation)
     manifest, counts, earlier = generation.manifest, generation.manifest.counts, len(published_names(index)) - 1
     found = (
         f"generation {generation.name}: {counts.passages:,} passages, {counts.tokens:,} tokens, r = "
-        f"{manifest.fingerprint.chunk_size}, {manifest.fingerprint.codec}, {len(manifest.shards)} shards; "
+        f"{manifest.fingerprint.chunk_size}, {manifest.fingerprint.codec}, {len(manifest.segments)} segments; "
         f"{earlier} other generations"
     )
     changing, warn = _is_changing(index), []
@@ -44,10 +44,10 @@ def check_index(index: Path) -> Check:
 def check_records(index: Path, seed: int = 0) -> Check:
     """Reads some records and texts, at random places, and their checksums with them."""
     generation = open_current(index)
-    require_whole(generation)  # first: a map of a file that was cut kills the process
+    require_valid(generation)  # first: a map of a file that was cut kills the process
     read, damaged = 0, []
-    with ShardSet(generation) as store:
-        for doc_id in store.find_doc_ids(_numbers(generation, random.Random(seed))):
+    with SegmentSet(generation) as store:
+        for doc_id in store.find_doc_ids(_ordinals(generation, random.Random(seed))):
             if isinstance(doc_id, DamagedRecordError):
                 if not _is_gap(doc_id):
                     damaged.append(doc_id)
@@ -89,17 +89,17 @@ def _is_changing(index: Path) -> bool:
         return False
 
 
-def _numbers(generation: Generation, chance: random.Random) -> list[int]:
+def _ordinals(generation: Generation, chance: random.Random) -> list[int]:
     """Passage numbers, each shard's share by its size."""
-    shards = generation.manifest.shards
-    stored = sum(shard.counts.passages for shard in shards)
+    segments = generation.manifest.segments
+    stored = sum(segment.counts.passages for segment in segments)
 
-    def some(shard: ShardReceipt) -> list[int]:
-        numbers = range(shard.first_number, shard.next_number)
-        share = -(-SAMPLED * shard.counts.passages // max(stored, 1))
-        return chance.sample(numbers, min(share, len(numbers)))
+    def some(segment: SegmentReceipt) -> list[int]:
+        ordinals = range(segment.first_ordinal, segment.next_ordinal)
+        share = -(-SAMPLED * segment.counts.passages // max(stored, 1))
+        return chance.sample(ordinals, min(share, len(ordinals)))
 
-    return [number for shard in shards for number in some(shard)]
+    return [ordinal for segment in segments for ordinal in some(segment)]
 
 
 def _is_gap(error: DamagedRecordError) -> bool:

@@ -54,9 +54,9 @@ def evaluate(
     Raises:
         UsageError: an option does not fit, or the index holds none of the relevant passages.
     """
-    ratios = [index.chunk_size] if chunk_sizes is None else list(chunk_sizes)
+    chunk_sizes = [index.chunk_size] if chunk_sizes is None else list(chunk_sizes)
     plan = Plan(
-        points=tuple(Point(ratio) for ratio in ratios),
+        points=tuple(Point(chunk_size) for chunk_size in chunk_sizes),
         k=k,
         first_stage=first_stage,
         first_stage_weights=tuple(first_stage_weights),
@@ -84,7 +84,7 @@ def _report(found: Study, quality: FirstStageQuality, first: System, point: Syst
         queries=len(found.task.queries),
         first_stage=quality,
         reranked=RerankedQuality(means["ndcg@10"], means["mrr@10"], means["map@100"]),
-        chunk_size=point.cost.ratio or 0,
+        chunk_size=point.cost.chunk_size or 0,
         codec=point.cost.codec or "",
         first_stage_weight=point.cost.first_stage_weight,
         bytes_per_passage=facts.bytes_per_passage,

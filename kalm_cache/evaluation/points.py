@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import UsageError
-from kalm_cache.scoring.pooling import check_ratio
+from kalm_cache.scoring.pooling import check_chunk_size
 from kalm_cache.scoring.state_reader import StateReader
-from kalm_cache.storage.passage_store import STATES_FILE, Identity, PassageStore, key_of
+from kalm_cache.storage.passage_store import STATES_FILE, PassageMeta, PassageStore, key_of
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.store_writer import StoreWriter
 
@@ -36,13 +36,13 @@ RECODED = 256  # passages recoded together
 class Point:
     """A pooling ratio r, and the codec that its states are stored in; `None` = the index's own store."""
 
-    ratio: int
+    chunk_size: int
     codec: str | None = None
 
     @property
     def name(self) -> str:
         """What reports call it: `r=4`, `int8 r=4`."""
-        return f"r={self.ratio}" if self.codec is None else f"{self.codec} r={self.ratio}"
+        return f"r={self.chunk_size}" if self.codec is None else f"{self.codec} r={self.chunk_size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class OpenPoint:
     """A point that can be read. `bytes_per_passage`: of its states' file, for each of the passages in it."""
 
     reader: StateReader
-    ratio: int
+    chunk_size: int
     codec: str
     bytes_per_passage: float
 
@@ -58,7 +58,7 @@ class OpenPoint:
 def check_point(index: PassageIndex, point: Point) -> None:
     """Raise `UsageError` where the index's states cannot honestly become the point's."""
     stored = index.generation.manifest.fingerprint
-    check_ratio(stored.chunk_size, point.ratio)
+    check_chunk_size(stored.chunk_size, point.chunk_size)
     if point.codec is None:
         return
     source, target = _base(stored.codec), _base(point.codec)
@@ -100,14 +100,14 @@ def open_point(
     stored = index.generation.manifest.fingerprint
     own = StateReader(index.store, get_codec(stored.codec), stored.chunk_size)
     if point.codec is None:
-        yield OpenPoint(own, point.ratio, stored.codec, states_bytes_per_passage(index))
+        yield OpenPoint(own, point.chunk_size, stored.codec, states_bytes_per_passage(index))
         return
     codec = get_codec(point.codec, sensitivity)
     with TemporaryDirectory(prefix="point-", dir=workspace) as folder:
-        file_bytes = _recode(own, codec, point.ratio, sorted(doc_ids, key=key_of), Path(folder))
+        file_bytes = _recode(own, codec, point.chunk_size, sorted(doc_ids, key=key_of), Path(folder))
         with PassageStore(Path(folder)) as store:
-            reader = StateReader(store, codec, point.ratio)
-            yield OpenPoint(reader, point.ratio, codec.name, file_bytes / max(len(doc_ids), 1))
+            reader = StateReader(store, codec, point.chunk_size)
+            yield OpenPoint(reader, point.chunk_size, codec.name, file_bytes / max(len(doc_ids), 1))
 
 
 def states_bytes_per_passage(index: PassageIndex) -> float:
@@ -117,18 +117,18 @@ def states_bytes_per_passage(index: PassageIndex) -> float:
     return sum(files) / manifest.counts.passages
 
 
-def _recode(own: StateReader, codec: Codec, ratio: int, doc_ids: Sequence[str], folder: Path) -> int:
+def _recode(own: StateReader, codec: Codec, chunk_size: int, doc_ids: Sequence[str], folder: Path) -> int:
     """Store the passages of `doc_ids`, in rising order of keys; returns the bytes of the states' file."""
-    number = 0
+    ordinal = 0
     with StoreWriter(folder) as writer:
         for start in range(0, len(doc_ids), RECODED):
             some = doc_ids[start : start + RECODED]
-            for doc_id, passage in zip(some, own.read(some, ratio), strict=True):
+            for doc_id, passage in zip(some, own.read(some, chunk_size), strict=True):
                 payload = codec.encode(passage.states.numpy())
                 width = passage.states.shape[1]
-                record = Record(codec.number, ratio, width, passage.tokens, passage.truncated, payload)
-                writer.add(key_of(doc_id), record, Identity(number, bytes(16)), b"")
-                number += 1
+                record = Record(codec.number, chunk_size, width, passage.tokens, passage.truncated, payload)
+                writer.add(key_of(doc_id), record, PassageMeta(ordinal, bytes(16)), b"")
+                ordinal += 1
         writer.finish(((i, key_of(doc_id)) for i, doc_id in enumerate(doc_ids)), len(doc_ids))
     return (folder / STATES_FILE).stat().st_size
 

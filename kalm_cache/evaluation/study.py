@@ -168,7 +168,7 @@ def study(
                 return rerank(index.query_side, opened, point.name, prompts, candidates, on_query)
 
         systems.append(keep(point.name, measure))
-    systems += _blended(systems, candidates, plan)
+    systems += _interpolated(systems, candidates, plan)
     return Study(task, len(collection.task.queries), plan.k, facts, systems)
 
 
@@ -183,15 +183,17 @@ def finished_study(collection: Collection, plan: Plan, kept: RunFolder) -> Study
         names.remove(facts.candidates)
         names.insert(len(plan.compared) + len(plan.dense), facts.candidates)
     systems = [kept.load(name, task.queries) for name in dict.fromkeys([*names, *(one.name for one in plan.points)])]
-    whole = [system for system in systems if system is not None]
-    if len(whole) < len(systems):
+    valid = [system for system in systems if system is not None]
+    if len(valid) < len(systems):
         return None
-    found = next(system for system in whole if system.name == facts.candidates).run
-    whole += _blended(whole, {query_id: list(found.get(query_id, ()))[: plan.k] for query_id in task.queries}, plan)
-    return Study(task, len(collection.task.queries), plan.k, facts, whole)
+    found = next(system for system in valid if system.name == facts.candidates).run
+    valid += _interpolated(
+        valid, {query_id: list(found.get(query_id, ()))[: plan.k] for query_id in task.queries}, plan
+    )
+    return Study(task, len(collection.task.queries), plan.k, facts, valid)
 
 
-def _blended(systems: Sequence[System], candidates: ScoredRun, plan: Plan) -> list[System]:
+def _interpolated(systems: Sequence[System], candidates: ScoredRun, plan: Plan) -> list[System]:
     points = [system for system in systems if system.kind == "reranker"]
     return [blend(point, candidates, weight) for weight in plan.first_stage_weights for point in points]
 

@@ -16,10 +16,10 @@ from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.evaluation.collections.beir import BeirTask
 from kalm_cache.evaluation.collections.trec import Scored, ScoredRun
 from kalm_cache.evaluation.points import OpenPoint
-from kalm_cache.first_stage import Mode, load_embedder, standard_scores
+from kalm_cache.first_stage import Mode, load_embedder, z_scores
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.query_side import DECODE_BATCH, QuerySide
-from kalm_cache.scoring.ranking import best_first, blended
+from kalm_cache.scoring.ranking import best_first, interpolated
 
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
@@ -39,7 +39,7 @@ class Cost:
     `first_stage_weight` is the first stage's in a blended order.
     """
 
-    ratio: int | None = None
+    chunk_size: int | None = None
     codec: str | None = None
     bytes_per_passage: float | None = None
     search_ms: float | None = None
@@ -56,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines; a blended one's see `blended`."""
+    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines; a blended one's see `interpolated`."""
 
     name: str
     kind: Kind
@@ -85,7 +85,7 @@ def search_dense(index: PassageIndex, task: BeirTask, depth: int, embedder_name:
     """
     embedder = load_embedder(embedder_name)
     doc_ids, vectors = [], []
-    for some in _windows([doc_id for _, doc_id in index.store.numbers()]):
+    for some in _windows([doc_id for _, doc_id in index.store.ordinals()]):
         vectors.append(embedder.embed_passages(_texts(index, some)))
         doc_ids += some
     matrix = np.concatenate(vectors)
@@ -138,7 +138,7 @@ def rerank(
     run, reads, decodes = {}, [], []
     for query_id, ranked in candidates.items():
         started = time.perf_counter()
-        read = point.reader.read_whole([one.doc_id for one in ranked], point.ratio)
+        read = point.reader.read_valid([one.doc_id for one in ranked], point.chunk_size)
         reads.append(_ms_since(started))
         for one in read.damaged:
             logger.error("a ranking does without a passage: %s", one.problem)
@@ -150,7 +150,7 @@ def rerank(
         run[query_id] = [Scored(found[i], margins[i]) for i in best_first(margins, None)]
         on_query()
     cost = Cost(
-        ratio=point.ratio,
+        chunk_size=point.chunk_size,
         codec=point.codec,
         bytes_per_passage=point.bytes_per_passage,
         read_ms=median(reads),
@@ -170,11 +170,11 @@ def blend(point: System, candidates: ScoredRun, weight: float) -> System:
     """
     run: dict[str, list[Scored]] = {}
     for query_id, ranked in candidates.items():
-        scores = standard_scores(np.array([one.score for one in ranked], np.float32))
+        scores = z_scores(np.array([one.score for one in ranked], np.float32))
         of_id = {one.doc_id: score for one, score in zip(ranked, scores.tolist(), strict=True)}
         margins = {one.doc_id: one.score for one in point.run[query_id]}
         found = [one.doc_id for one in ranked if one.doc_id in margins]  # in the candidates' order, as a search has it
-        values = blended([margins[i] for i in found], [of_id[i] for i in found], weight)
+        values = interpolated([margins[i] for i in found], [of_id[i] for i in found], weight)
         run[query_id] = [Scored(found[i], values[i]) for i in best_first(values, None)]
     return System(f"{point.name} w={weight:g}", "blended", run, replace(point.cost, first_stage_weight=weight))
 

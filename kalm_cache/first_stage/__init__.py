@@ -9,7 +9,7 @@ from kalm_cache.first_stage.dense.dense_index import DenseIndex, DenseInfo
 from kalm_cache.first_stage.dense.faiss_types import DenseChoice
 from kalm_cache.first_stage.embedders.embedder import Embedder, load_embedder
 from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
-from kalm_cache.first_stage.fusion import standard_score_fusion, standard_scores
+from kalm_cache.first_stage.fusion import z_score_fusion, z_scores
 from kalm_cache.first_stage.merged import merge
 
 __all__ = [
@@ -25,6 +25,6 @@ __all__ = [
     "Taken",
     "load_embedder",
     "merge",
-    "standard_score_fusion",
-    "standard_scores",
+    "z_score_fusion",
+    "z_scores",
 ]

@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 class Candidates:
     """The documents that one query found, best first.
 
-    `numbers` (k,) int64 are the store's document numbers; `scores` (k,) float32 are comparable only within one list.
+    `ordinals` (k,) int64 are the store's document numbers; `scores` (k,) float32 are comparable only within one list.
     """
 
-    numbers: NDArray[np.int64]
+    ordinals: NDArray[np.int64]
     scores: NDArray[np.float32]
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.ordinals)
 
 
-def best_first(numbers: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Candidates:
+def best_first(ordinals: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Candidates:
     """The `k` highest scores, equal scores by smaller number, so that the same query always gives the same list."""
     if len(scores) > k:
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]
         kept = scores >= cut  # at least k: all that tie at the cut, for the sort below to choose from
-        numbers, scores = numbers[kept], scores[kept]
-    order = np.lexsort((numbers, -scores))[:k]
-    return Candidates(np.asarray(numbers[order], np.int64), np.asarray(scores[order], np.float32))
+        ordinals, scores = ordinals[kept], scores[kept]
+    order = np.lexsort((ordinals, -scores))[:k]
+    return Candidates(np.asarray(ordinals[order], np.int64), np.asarray(scores[order], np.float32))
 
 
 def no_candidates() -> Candidates:

@@ -14,7 +14,7 @@ from kalm_cache.first_stage.bm25.bm25_index import BM25Index
 from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense.dense_index import DenseIndex
 from kalm_cache.first_stage.embedders.embedder import Embedder
-from kalm_cache.first_stage.fusion import standard_score_fusion
+from kalm_cache.first_stage.fusion import z_score_fusion
 from kalm_cache.first_stage.merged import Merged, Searchable
 
 Mode = Literal["dense", "bm25", "fused"]
@@ -22,7 +22,7 @@ FUSION_DEPTH = 100  # shorter lists would hide what is deep in one of them and d
 
 
 class FirstStage:
-    """The first-stage indexes of one shard, and the embedder of its queries. Searches may run in several threads."""
+    """The first-stage indexes of one segment, and the embedder of its queries. Searches may run in several threads."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class FirstStage:
         single: tuple[Mode, ...] = (*(("dense",) if self._dense else ()), *(("bm25",) if self._bm25 else ()))
         return (*single, "fused") if len(single) == 2 else single
 
-    def excluding(self, numbers: NDArray[np.int64]) -> FirstStage:
+    def excluding(self, ordinals: NDArray[np.int64]) -> FirstStage:
         """The same indexes without some passages: searches go on to the next best. Opens nothing again."""
         return FirstStage(
-            None if self._dense is None else self._dense.excluding(numbers),
-            None if self._bm25 is None else self._bm25.excluding(numbers),
+            None if self._dense is None else self._dense.excluding(ordinals),
+            None if self._bm25 is None else self._bm25.excluding(ordinals),
             self._embedder,
         )
 
@@ -89,7 +89,7 @@ class FirstStage:
         if mode == "fused":
             depth = max(k, FUSION_DEPTH)
             both = zip(self._search_dense(queries, depth), self._search_bm25(queries, depth), strict=True)
-            return [standard_score_fusion(runs, k) for runs in both]
+            return [z_score_fusion(runs, k) for runs in both]
         raise UsageError(f"mode is {mode!r}, expected one of {', '.join(self.modes)}")
 
     def _search_dense(self, queries: Sequence[str], k: int) -> list[Candidates]:
@@ -108,13 +108,13 @@ class FirstStage:
 
 
 class FirstStageSet(FirstStage):
-    """The first stages of several shards, each without its deleted passages, as one.
+    """The first stages of several segments, each without its deleted passages, as one.
 
     Lists of one kind are merged by score and then fused, so a passage's rank is that in the whole. Embeds a query once.
     """
 
     def __init__(self, parts: Sequence[tuple[FirstStage, NDArray[np.int64]]]) -> None:
-        """`parts`: shards of one embedder, each with the numbers (m,) int64 that are no longer in it.
+        """`parts`: segments of one embedder, each with the numbers (m,) int64 that are no longer in it.
 
         A mode is served if every part serves it. One part at least; numbers are distinct over all parts, excluded
         ones aside.

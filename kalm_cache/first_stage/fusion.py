@@ -12,27 +12,27 @@ from numpy.typing import NDArray
 from kalm_cache.first_stage.candidates import Candidates, best_first
 
 
-def standard_score_fusion(runs: Sequence[Candidates], k: int) -> Candidates:
-    """The `k` documents with the highest mean over runs of their standard score, (score − mean) / standard deviation.
+def z_score_fusion(runs: Sequence[Candidates], k: int) -> Candidates:
+    """The `k` documents with the highest mean over runs of their z-score, (score − mean) / standard deviation.
 
     A run counts a document that it does not hold as its last one. Empty runs do not count; equal means are ordered by
     smaller number. Source: Montague and Aslam, "Relevance Score Normalization for Metasearch", CIKM 2001 ("ZMUV"), with
     CombSUM. Unlike reciprocal ranks it keeps how far apart scores are, and unlike fixed weights it suits any embedder.
     """
     runs = [run for run in runs if len(run)]
-    scores = [standard_scores(run.scores) for run in runs]
+    scores = [z_scores(run.scores) for run in runs]
     terms: defaultdict[int, list[float]] = defaultdict(list)
     for run, standard in zip(runs, scores, strict=True):
-        for number, score in zip(run.numbers.tolist(), (standard - standard.min()).tolist(), strict=True):
-            terms[number].append(score)
+        for ordinal, score in zip(run.ordinals.tolist(), (standard - standard.min()).tolist(), strict=True):
+            terms[ordinal].append(score)
     lowest = math.fsum(float(standard.min()) for standard in scores)  # what all runs give a document that none holds
-    numbers = np.fromiter(terms, np.int64, len(terms))
+    ordinals = np.fromiter(terms, np.int64, len(terms))
     # fsum: plain sums depend on the order of the runs in the last bit, and would break exact ties
     sums = np.fromiter((math.fsum([lowest, *above]) for above in terms.values()), np.float64, len(terms))
-    return best_first(numbers, sums / max(1, len(runs)), k)
+    return best_first(ordinals, sums / max(1, len(runs)), k)
 
 
-def standard_scores(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+def z_scores(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """(score − mean) / standard deviation of one list; zeros where all are alike."""
     deviations: NDArray[np.float64] = scores.astype(np.float64) - float(scores.mean(dtype=np.float64))
     spread = math.sqrt(np.square(deviations).mean())

@@ -23,7 +23,7 @@ class Searchable(Protocol[Queries]):
     def search(self, queries: Queries, k: int, /) -> list[Candidates]:
         """One list for each query, of its `k` best."""
 
-    def excluding(self, numbers: NDArray[np.int64], /) -> Searchable[Queries]:
+    def excluding(self, ordinals: NDArray[np.int64], /) -> Searchable[Queries]:
         """The same index without some documents."""
 
 
@@ -38,14 +38,14 @@ class Merged(Generic[Queries]):
         found = [index.search(queries, k) for index in self._indexes]
         return [merge(runs, k) for runs in zip(*found, strict=True)]
 
-    def excluding(self, numbers: NDArray[np.int64], /) -> Merged[Queries]:
+    def excluding(self, ordinals: NDArray[np.int64], /) -> Merged[Queries]:
         """The same indexes without some documents."""
-        return Merged([index.excluding(numbers) for index in self._indexes])
+        return Merged([index.excluding(ordinals) for index in self._indexes])
 
 
 def merge(runs: Sequence[Candidates], k: int) -> Candidates:
     """The `k` highest scores of several lists over different documents, equal scores by smaller number."""
     if not runs:
         return no_candidates()
-    numbers = np.concatenate([run.numbers for run in runs])
-    return best_first(numbers, np.concatenate([run.scores for run in runs]), k)
+    ordinals = np.concatenate([run.ordinals for run in runs])
+    return best_first(ordinals, np.concatenate([run.scores for run in runs]), k)

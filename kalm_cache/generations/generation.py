@@ -10,13 +10,12 @@ INDEX/generations/000001/shards/00000/ states.lmdb, passages.lmdb, store.json, f
 INDEX/generations/000002.building/     an unfinished build
 INDEX/generations/000001.removing/     a generation that gc has not finished removing
 
-A published file never changes. A generation that adds or deletes a little has its parent's shards under their names
-(hard links), small shards of its own, and its own list of what is hidden.
+A published file never changes. A generation that adds or deletes a little has its parent's segments under their names
+(hard links), small segments of its own, and its own list of what is hidden.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +26,8 @@ from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.generations.current import current_name, write_current
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.journal import JOURNAL, Journal, read_journal
-from kalm_cache.generations.tombstones import HIDDEN_FILE, Hidden, read_hidden
+from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones, read_tombstones
+from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest, rename_durably, sync_tree, write_atomically
 from kalm_cache.storage.locks import SharedLock, share
 
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
-CHECKSUM = "checksum"
 BUILDING, REMOVING = ".building", ".removing"
-SHARD = "00000"
+BASE_SEGMENT = "00000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +73,16 @@ NO_COUNTS = Counts(0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class ShardReceipt:
-    """One shard: what is stored in it, hidden passages included, and the range [first, next) of its numbers.
+class SegmentReceipt:
+    """One segment: what is stored in it, hidden passages included, and the range [first, next) of its numbers.
 
-    Ranges of a generation's shards do not overlap, so that a number says where its passage is.
+    Ranges of a generation's segments do not overlap, so that a number says where its passage is.
     """
 
     name: str
     counts: Counts
-    first_number: int
-    next_number: int
+    first_ordinal: int
+    next_ordinal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class Manifest:
 
     `counts` are of what it shows, `files` maps paths relative to its folder. `operation` made it from `parent`, and
     `deleted` counts the passages of the parent that it does not show, in no version. No passage has had the number
-    `next_number` or a higher one. `passages_per_second` was measured when all of it was encoded last, if it ever was.
+    `next_ordinal` or a higher one. `passages_per_second` was measured when all of it was encoded last, if it ever was.
     """
 
     generation: str
@@ -106,8 +105,8 @@ class Manifest:
     counts: Counts
     files: dict[str, FileReceipt]
     parent: str | None
-    shards: list[ShardReceipt]
-    next_number: int
+    segments: list[SegmentReceipt]
+    next_ordinal: int
     operation: str = "index"
     deleted: int = 0
     dense_index: DenseChoice = "auto"
@@ -116,17 +115,16 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest file's content: every field, and a checksum over them."""
-        fields = asdict(self)
-        return (json.dumps(fields | {CHECKSUM: _checksum(fields)}, indent=2) + "\n").encode("utf-8")
+        return pack_checked(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A published generation: where it is, and its manifest; of several shards, `shard_name` is the one in view."""
+    """A published generation: where it is, and its manifest; of several segments, `segment_name` is the one in view."""
 
     folder: Path
     manifest: Manifest
-    shard_name: str = field(default=SHARD)
+    segment_name: str = field(default=BASE_SEGMENT)
 
     @property
     def name(self) -> str:
@@ -134,30 +132,30 @@ class Generation:
         return self.manifest.generation
 
     @property
-    def shard(self) -> Path:
-        """The folder of the shard in view."""
-        return shard_folder(self.folder, self.shard_name)
+    def segment(self) -> Path:
+        """The folder of the segment in view."""
+        return segment_folder(self.folder, self.segment_name)
 
     def parts(self) -> Iterator[Generation]:
-        """The generation as if it had one shard, for each of them: the counts are that shard's."""
-        for shard in self.manifest.shards:
-            own = replace(self.manifest, counts=shard.counts, shards=[shard])
-            yield Generation(self.folder, own, shard.name)
+        """The generation as if it had one segment, for each of them: the counts are that shard's."""
+        for segment in self.manifest.segments:
+            own = replace(self.manifest, counts=segment.counts, segments=[segment])
+            yield Generation(self.folder, own, segment.name)
 
     def part(self, name: str) -> Generation:
-        """The one of `parts` with that shard."""
-        return next(part for part in self.parts() if part.shard_name == name)
+        """The one of `parts` with that segment."""
+        return next(part for part in self.parts() if part.segment_name == name)
 
-    def hidden(self) -> Hidden:
-        """What is stored in its shards and not shown. Raises `StoreError`."""
-        hidden = read_hidden(self.folder)
-        if not len(hidden) and HIDDEN_FILE in self.manifest.files:
-            raise StoreError(f"{self.folder / HIDDEN_FILE} is missing or empty; run kalm-cache verify")
-        return hidden
+    def tombstones(self) -> Tombstones:
+        """What is stored in its segments and not shown. Raises `StoreError`."""
+        tombstones = read_tombstones(self.folder)
+        if not len(tombstones) and TOMBSTONES_FILE in self.manifest.files:
+            raise StoreError(f"{self.folder / TOMBSTONES_FILE} is missing or empty; run kalm-cache verify")
+        return tombstones
 
 
-def shard_folder(generation_folder: Path, name: str = SHARD) -> Path:
-    """Where a generation's shard of that name lives."""
+def segment_folder(generation_folder: Path, name: str = BASE_SEGMENT) -> Path:
+    """Where a generation's segment of that name lives."""
     return generation_folder / "shards" / name
 
 
@@ -205,12 +203,14 @@ def open_generation(folder: Path) -> Generation:
         raise StoreError(f"{path}: has no schema version, the file was changed after it was published")
     if version != SCHEMA_VERSION:
         raise IndexMismatchError(f"{path}: schema version {version}, this version reads {SCHEMA_VERSION}; re-index")
-    if raw.pop(CHECKSUM, None) != _checksum(raw):
+    fields = unpack_checked(raw)
+    if fields is None:
         raise StoreError(f"{path}: checksum mismatch, the file was changed after it was published")
-    return Generation(folder, _parse_manifest(raw, path), raw["shards"][0]["name"])
+    manifest = _parse_manifest(fields, path)
+    return Generation(folder, manifest, manifest.segments[0].name)
 
 
-def require_whole(generation: Generation) -> None:
+def require_valid(generation: Generation) -> None:
     """Raise `StoreError` when a file is missing or has another size: a map of a file that was cut kills the process."""
     for name, receipt in generation.manifest.files.items():
         path = generation.folder / name
@@ -226,17 +226,15 @@ def _parse_manifest(raw: dict[str, Any], path: Path) -> Manifest:
             "fingerprint": Fingerprint(**raw["fingerprint"]),
             "counts": Counts(**raw["counts"]),
             "files": {name: FileReceipt(**receipt) for name, receipt in raw["files"].items()},
-            "shards": [ShardReceipt(**(shard | {"counts": Counts(**shard["counts"])})) for shard in raw["shards"]],
+            "segments": [
+                SegmentReceipt(**(segment | {"counts": Counts(**segment["counts"])})) for segment in raw["segments"]
+            ],
         }
-        if not nested["shards"]:
-            raise KeyError("shards")
+        if not nested["segments"]:
+            raise KeyError("segments")
         return Manifest(**(raw | nested))
     except (KeyError, TypeError, AttributeError) as exc:
         raise StoreError(f"{path}: a field is missing or unknown: {exc}") from exc
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def published_names(index: Path) -> list[str]:
@@ -244,7 +242,7 @@ def published_names(index: Path) -> list[str]:
     return sorted(path.name for path in (index / "generations").glob("[0-9]*") if path.name.isdigit())
 
 
-def next_numbers(index: Path) -> Journal:
+def next_names(index: Path) -> Journal:
     """The generation and the passage number that were never given yet, whatever was removed since."""
     journal = read_journal(index)
     manifests = []
@@ -257,14 +255,14 @@ def next_numbers(index: Path) -> Journal:
     names = [int(name) for name in (*published_names(index), *building) if name.isdigit()]
     return Journal(
         max([journal.generation, *names]),
-        max([journal.next_number, *(manifest.next_number for manifest in manifests)]),
+        max([journal.next_ordinal, *(manifest.next_ordinal for manifest in manifests)]),
         journal.publishing,
     )
 
 
 def next_building_folder(index: Path) -> Path:
     """The folder of a new build: its name is one more than the highest ever used."""
-    return index / "generations" / f"{next_numbers(index).generation + 1:06d}{BUILDING}"
+    return index / "generations" / f"{next_names(index).generation + 1:06d}{BUILDING}"
 
 
 def unfinished_builds(index: Path) -> list[Path]:
@@ -287,7 +285,7 @@ def receipts(folder: Path, known: dict[str, FileReceipt] | None = None) -> dict[
 def name_for(index: Path, building: Path) -> str:
     """What a finished build will be called: as its folder, unless a later one was published meanwhile."""
     own, published = building.name.removesuffix(BUILDING), published_names(index)
-    return own if not published or int(published[-1]) < int(own) else f"{next_numbers(index).generation + 1:06d}"
+    return own if not published or int(published[-1]) < int(own) else f"{next_names(index).generation + 1:06d}"
 
 
 def publish(index: Path, building: Path, manifest: Manifest) -> Generation:
@@ -297,17 +295,17 @@ def publish(index: Path, building: Path, manifest: Manifest) -> Generation:
     """
     write_atomically(building / MANIFEST, manifest.to_json())
     sync_tree(building)
-    highest = next_numbers(index)
+    highest = next_names(index)
     journal = Journal(
         max(highest.generation, int(manifest.generation)),
-        max(highest.next_number, manifest.next_number),
+        max(highest.next_ordinal, manifest.next_ordinal),
         manifest.generation,
     )
     write_atomically(index / JOURNAL, journal.to_json())
     published = building.with_name(manifest.generation)
     rename_durably(building, published)
     write_current(index, manifest.generation)
-    return Generation(published, manifest, manifest.shards[0].name)
+    return Generation(published, manifest, manifest.segments[0].name)
 
 
 def finish_publishing(index: Path) -> str | None:
@@ -336,7 +334,7 @@ def finish_publishing(index: Path) -> str | None:
 
 def make_live(index: Path, generation: Generation) -> None:
     """Point `CURRENT` at a published generation. Needs the build lock. Raises `StoreError` when it is not whole."""
-    require_whole(generation)
-    highest = next_numbers(index)
+    require_valid(generation)
+    highest = next_names(index)
     write_atomically(index / JOURNAL, replace(highest, publishing=None).to_json())  # first: this is no half publication
     write_current(index, generation.name)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 
 JOURNAL = "JOURNAL"
-_CHECKSUM = "checksum"
 logger = logging.getLogger(__name__)
 
 
@@ -21,41 +22,36 @@ class Journal:
     """
 
     generation: int = 0
-    next_number: int = 0
+    next_ordinal: int = 0
     publishing: str | None = None
 
     def to_json(self) -> bytes:
         """The file's content: every field, and a checksum over them."""
-        fields = asdict(self)
-        return (json.dumps(fields | {_CHECKSUM: _digest(fields)}) + "\n").encode("utf-8")
+        return pack_checked(asdict(self), indent=None)
 
 
 def journal_problem(index: Path) -> str | None:
     """What is wrong with the file, if anything; a folder without one is as good."""
-    try:
-        raw = json.loads((index / JOURNAL).read_bytes())
-        if raw.pop(_CHECKSUM, None) != _digest(raw):
-            return "checksum mismatch"
-        Journal(**raw)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError, TypeError) as exc:
-        return f"cannot be read: {exc}"
-    return None
+    found = _read(index)
+    return found if isinstance(found, str) else None
 
 
 def read_journal(index: Path) -> Journal:
     """The journal; where it is not there or damaged, an empty one: the manifests that are there say the most of it."""
-    problem = journal_problem(index)
-    if problem is not None:
-        logger.warning("%s: %s; going by the manifests, the next publication writes it anew", index / JOURNAL, problem)
-        return Journal()
+    found = _read(index)
+    if isinstance(found, Journal):
+        return found
+    logger.warning("%s: %s; going by the manifests, the next publication writes it anew", index / JOURNAL, found)
+    return Journal()
+
+
+def _read(index: Path) -> Journal | str:
+    """The journal, or what is wrong with it."""
     try:
-        raw = json.loads((index / JOURNAL).read_bytes())
+        stored: dict[str, Any] = json.loads((index / JOURNAL).read_bytes())
+        fields = unpack_checked(stored)
+        return "checksum mismatch" if fields is None else Journal(**fields)
     except FileNotFoundError:
         return Journal()
-    return Journal(**{name: value for name, value in raw.items() if name != _CHECKSUM})
-
-
-def _digest(fields: object) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    except (OSError, ValueError, AttributeError, TypeError) as exc:
+        return f"cannot be read: {exc}"

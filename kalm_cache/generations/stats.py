@@ -41,9 +41,9 @@ class IndexStats:
     states_bytes_per_token: float
     passages_bytes: int
     first_stage_bytes: int
-    shards: int
-    hidden_passages: int
-    hidden_payload_bytes: int
+    segments: int
+    tombstones: int
+    tombstone_payload_bytes: int
     index_bytes: int
     files: dict[str, int]
 
@@ -63,7 +63,7 @@ def index_stats(folder: str | Path) -> IndexStats:
         if path.is_file()
     }
     file_bytes, states_bytes = sum(files.values()), _size_of(files, f"/{STATES_FILE}")
-    stored_bytes = sum(shard.counts.payload_bytes for shard in manifest.shards)
+    stored_bytes = sum(segment.counts.payload_bytes for segment in manifest.segments)
     return IndexStats(
         passages=counts.passages,
         tokens=counts.tokens,
@@ -87,9 +87,9 @@ def index_stats(folder: str | Path) -> IndexStats:
         states_bytes_per_token=_average(states_bytes, counts.tokens),
         passages_bytes=_size_of(files, f"/{PASSAGES_FILE}"),
         first_stage_bytes=_size_of(files, "/first_stage/"),
-        shards=len(manifest.shards),
-        hidden_passages=sum(shard.counts.passages for shard in manifest.shards) - counts.passages,
-        hidden_payload_bytes=stored_bytes - counts.payload_bytes,
+        segments=len(manifest.segments),
+        tombstones=sum(segment.counts.passages for segment in manifest.segments) - counts.passages,
+        tombstone_payload_bytes=stored_bytes - counts.payload_bytes,
         index_bytes=_on_disk(Path(folder)),
         files=files,
     )

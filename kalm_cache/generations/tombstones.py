@@ -1,6 +1,6 @@
 """Stored passages that a generation no longer shows: deleted ones, and older texts of replaced ones.
 
-Their bytes stay in the generation's shards, which never change, until a new base is written without them. One file:
+Their bytes stay in the generation's segments, which never change, until a new base is written without them. One file:
 
     magic 4 B · version u16 · crc32 u32 of all after it · n u32
     numbers i64 × n, rising · flags u8 × n (1: deleted, 0: replaced) · key lengths u16 × n · keys, end to end
@@ -18,46 +18,46 @@ from numpy.typing import NDArray
 
 from kalm_cache.errors import StoreError
 
-HIDDEN_FILE = "hidden.bin"
+TOMBSTONES_FILE = "hidden.bin"
 _MAGIC, _VERSION = b"KLMH", 1
 _HEADER = struct.Struct("<4sHI")
 _COUNT = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Hidden:
+class Tombstones:
     """Numbers (n,) int64, rising; the key of each; whether it was deleted (n,) bool, else replaced."""
 
-    numbers: NDArray[np.int64]
+    ordinals: NDArray[np.int64]
     keys: list[bytes]
     deleted: NDArray[np.bool_]
 
     @staticmethod
-    def nothing() -> Hidden:
+    def nothing() -> Tombstones:
         """Everything that is stored is shown."""
-        return Hidden(np.empty(0, np.int64), [], np.empty(0, np.bool_))
+        return Tombstones(np.empty(0, np.int64), [], np.empty(0, np.bool_))
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def adding(self, passages: list[tuple[int, bytes, bool]]) -> Hidden:
+    def adding(self, passages: list[tuple[int, bytes, bool]]) -> Tombstones:
         """With more of them: (number, key, deleted)."""
         flags = self.deleted.tolist()
-        every = sorted({*zip(self.numbers.tolist(), self.keys, flags, strict=True), *passages})
-        numbers = np.array([number for number, _, _ in every], np.int64)
-        return Hidden(numbers, [key for _, key, _ in every], np.array([flag for _, _, flag in every], np.bool_))
+        every = sorted({*zip(self.ordinals.tolist(), self.keys, flags, strict=True), *passages})
+        ordinals = np.array([ordinal for ordinal, _, _ in every], np.int64)
+        return Tombstones(ordinals, [key for _, key, _ in every], np.array([flag for _, _, flag in every], np.bool_))
 
-    def between(self, first: int, end: int) -> Hidden:
+    def between(self, first: int, end: int) -> Tombstones:
         """Those whose numbers are in [first, end)."""
-        start, stop = np.searchsorted(self.numbers, [first, end])
-        return Hidden(self.numbers[start:stop], self.keys[start:stop], self.deleted[start:stop])
+        start, stop = np.searchsorted(self.ordinals, [first, end])
+        return Tombstones(self.ordinals[start:stop], self.keys[start:stop], self.deleted[start:stop])
 
     def pack(self) -> bytes:
         """As a file."""
         content = b"".join(
             (
                 _COUNT.pack(len(self)),
-                self.numbers.astype("<i8").tobytes(),
+                self.ordinals.astype("<i8").tobytes(),
                 self.deleted.astype(np.uint8).tobytes(),
                 np.array([len(key) for key in self.keys], "<u2").tobytes(),
                 *self.keys,
@@ -66,8 +66,8 @@ class Hidden:
         return _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(content)) + content
 
 
-def unpack_hidden(file: bytes, name: str) -> Hidden:
-    """Inverse of `Hidden.pack`. Raises `StoreError` that begins with `name`."""
+def unpack_tombstones(file: bytes, name: str) -> Tombstones:
+    """Inverse of `Tombstones.pack`. Raises `StoreError` that begins with `name`."""
     if len(file) < _HEADER.size + _COUNT.size:
         raise StoreError(f"{name}: {len(file)} bytes are no list of hidden passages; run kalm-cache verify")
     magic, version, crc = _HEADER.unpack_from(file)
@@ -75,21 +75,21 @@ def unpack_hidden(file: bytes, name: str) -> Hidden:
     if (magic, version, crc) != (_MAGIC, _VERSION, zlib.crc32(content)):
         raise StoreError(f"{name}: checksum mismatch; run kalm-cache verify")
     (count,) = _COUNT.unpack_from(content)
-    numbers = np.frombuffer(content, "<i8", count, _COUNT.size)
+    ordinals = np.frombuffer(content, "<i8", count, _COUNT.size)
     flags = np.frombuffer(content, np.uint8, count, _COUNT.size + 8 * count)
     lengths = np.frombuffer(content, "<u2", count, _COUNT.size + 9 * count)
     ends = (_COUNT.size + 11 * count + np.cumsum(lengths, dtype=np.int64)).tolist()
     starts = [_COUNT.size + 11 * count, *ends[:-1]]
     keys = [content[start:end] for start, end in zip(starts, ends, strict=False)]
-    return Hidden(numbers.astype(np.int64), keys, flags.astype(np.bool_))
+    return Tombstones(ordinals.astype(np.int64), keys, flags.astype(np.bool_))
 
 
-def read_hidden(folder: Path) -> Hidden:
+def read_tombstones(folder: Path) -> Tombstones:
     """What the generation in `folder` hides. Raises `StoreError`."""
-    path = folder / HIDDEN_FILE
+    path = folder / TOMBSTONES_FILE
     try:
-        return unpack_hidden(path.read_bytes(), str(path))
+        return unpack_tombstones(path.read_bytes(), str(path))
     except FileNotFoundError:
-        return Hidden.nothing()
+        return Tombstones.nothing()
     except OSError as exc:
         raise StoreError(f"{path}: cannot be read: {exc.strerror}") from exc

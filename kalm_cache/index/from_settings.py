@@ -8,8 +8,8 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
 
 
-def open_index(folder: Path, settings: Settings, like: PassageIndex | None = None) -> PassageIndex:
-    """Open the live generation of `folder` as the settings say; `like` and errors as in `PassageIndex.open`."""
+def open_index(folder: Path, settings: Settings, reuse_from: PassageIndex | None = None) -> PassageIndex:
+    """Open the live generation of `folder` as the settings say; `reuse_from` and errors as in `PassageIndex.open`."""
     said = settings.model_fields_set
     return PassageIndex.open(
         folder,
@@ -21,5 +21,5 @@ def open_index(folder: Path, settings: Settings, like: PassageIndex | None = Non
         chunk_size=settings.chunk_size if "chunk_size" in said else None,
         prefix_cache_gib=settings.prefix_cache_gib,
         prefix_cache_dtype=settings.prefix_cache_dtype,
-        like=like,
+        reuse_from=reuse_from,
     )

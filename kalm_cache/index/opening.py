@@ -8,7 +8,7 @@ from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.first_stage import Embedder, FirstStage, FirstStageSet, load_embedder
 from kalm_cache.generations.generation import Generation
-from kalm_cache.generations.segments import ShardSet
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -42,9 +42,11 @@ def embedder_of(generation: Generation, folder: str | Path) -> Embedder:
     return embedder
 
 
-def open_first_stage(store: ShardSet, embedder: Embedder) -> FirstStage:
-    """The first stages of every shard as one, without what is hidden."""
-    parts = [(FirstStage.open(one.part.shard / "first_stage", embedder), one.hidden_numbers) for one in store.shards]
+def open_first_stage(store: SegmentSet, embedder: Embedder) -> FirstStage:
+    """The first stages of every segment as one, without what is hidden."""
+    parts = [
+        (FirstStage.open(one.part.segment / "first_stage", embedder), one.tombstone_ordinals) for one in store.segments
+    ]
     return FirstStageSet(parts) if len(parts) > 1 or len(parts[0][1]) else parts[0][0]
 
 

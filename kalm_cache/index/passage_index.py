@@ -19,14 +19,14 @@ from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode
 from kalm_cache.generations.file_digests import require_sound_first_stage
-from kalm_cache.generations.generation import Generation, open_and_share, require_whole
-from kalm_cache.generations.segments import ShardSet
+from kalm_cache.generations.generation import Generation, open_and_share, require_valid
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.index.opening import check_options, checkpoint_of, embedder_of, open_first_stage, same_embedder
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadPassages
 from kalm_cache.scoring.pooling import PooledPassage
-from kalm_cache.scoring.prefix_cache import KeptPassage, PrefixTier
+from kalm_cache.scoring.prefix_cache import CachedPrefix, PrefixCache
 from kalm_cache.scoring.query_side import DECODE_BATCH, QuerySide, load_query_side
 from kalm_cache.scoring.ranking import Answer, SearchResult
 from kalm_cache.scoring.results import Found, results_of
@@ -44,21 +44,21 @@ class PassageIndex:
     def __init__(
         self,
         generation: Generation,
-        store: ShardSet,
+        store: SegmentSet,
         first_stage: FirstStage,
         query_side: QuerySide,
         embedder: Embedder,
         chunk_size: int,
-        prefix_tier: PrefixTier | None = None,
+        prefix_cache: PrefixCache | None = None,
         lock: SharedLock | None = None,
     ) -> None:
         """What `open` has put together; `lock` is held until the index is closed."""
         self.generation, self.store, self.first_stage, self.embedder = generation, store, first_stage, embedder
-        self.query_side, self.chunk_size, self.prefix_tier = query_side, chunk_size, prefix_tier
+        self.query_side, self.chunk_size, self.prefix_cache = query_side, chunk_size, prefix_cache
         stored = generation.manifest.fingerprint
         self.damaged_reads = 0  # passages and texts that an answer had to do without, since the index was opened
         self._reader = StateReader(store, get_codec(stored.codec), stored.chunk_size)
-        self._cached = CachedPassages(generation.name, self._reader, query_side, prefix_tier)
+        self._cached = CachedPassages(generation.name, self._reader, query_side, prefix_cache)
         self._lock = lock
 
     @classmethod
@@ -75,7 +75,7 @@ class PassageIndex:
         prefix_cache_gib: float = 0.0,
         prefix_cache_dtype: str = "bfloat16",
         check_first_stage: bool = True,
-        like: PassageIndex | None = None,
+        reuse_from: PassageIndex | None = None,
     ) -> PassageIndex:
         """Open the live generation of an index folder.
 
@@ -90,8 +90,9 @@ class PassageIndex:
             prefix_cache_gib: GiB of memory for passages' keys and values under a prompt's prefix; 0 = none.
             prefix_cache_dtype: what these are held in: float32, bfloat16, int8.
             check_first_stage: read its files once, so that a flipped bit in them is an error and not another ranking.
-            like: an open index of an earlier generation: its decoder and embedder are used again where the new one was
-                built with the same, and its prefix tier goes on; `device`, `dtype` and the like are then its own.
+            reuse_from: an open index of an earlier generation: its decoder and embedder are used again where the new
+            one was
+                built with the same, and its prefix cache goes on; `device`, `dtype` and the like are then its own.
 
         Raises:
             IndexNotFoundError: nothing has been published there.
@@ -102,14 +103,14 @@ class PassageIndex:
         with ExitStack() as stack:
             stack.callback(lock.release)
             check_options(generation, codec, chunk_size)
-            tier = like.prefix_tier if like else None
-            if tier is None and prefix_cache_gib:
-                tier = PrefixTier(prefix_cache_gib, prefix_cache_dtype)
-            require_whole(generation)
+            prefix_cache = reuse_from.prefix_cache if reuse_from else None
+            if prefix_cache is None and prefix_cache_gib:
+                prefix_cache = PrefixCache(prefix_cache_gib, prefix_cache_dtype)
+            require_valid(generation)
             if check_first_stage:
                 require_sound_first_stage(generation)
-            if like and like.generation.manifest.fingerprint.model == generation.manifest.fingerprint.model:
-                query_side = like.query_side
+            if reuse_from and reuse_from.generation.manifest.fingerprint.model == generation.manifest.fingerprint.model:
+                query_side = reuse_from.query_side
             else:
                 on = resolve_device(device)
                 query_side = load_query_side(
@@ -118,13 +119,15 @@ class PassageIndex:
                     dtype=resolve_dtype(dtype, on),
                     query_max_length=query_max_length,
                 )
-            reused = like is not None and same_embedder(like.generation, generation)
-            embedder = like.embedder if like and reused else embedder_of(generation, folder)
-            store = stack.enter_context(ShardSet(generation))
+            reused = reuse_from is not None and same_embedder(reuse_from.generation, generation)
+            embedder = reuse_from.embedder if reuse_from and reused else embedder_of(generation, folder)
+            store = stack.enter_context(SegmentSet(generation))
             first_stage = open_first_stage(store, embedder)
             stack.pop_all()
         stored = generation.manifest.fingerprint
-        return cls(generation, store, first_stage, query_side, embedder, chunk_size or stored.chunk_size, tier, lock)
+        return cls(
+            generation, store, first_stage, query_side, embedder, chunk_size or stored.chunk_size, prefix_cache, lock
+        )
 
     def __enter__(self) -> PassageIndex:
         return self
@@ -170,7 +173,7 @@ class PassageIndex:
             instruction: what the query asks for.
             system_instruction: the prompt's first line.
             chunk_size: pooling ratio of this answer; `None` = the index's default.
-            first_stage_weight: what the first stage's standard scores add to margins in ordering, see `blended`.
+            first_stage_weight: what the first stage's z-scores add to margins in ordering, see `interpolated`.
             with_text: fill `SearchResult.text`, where the index keeps texts.
         """
         if k < 1 or (top_n is not None and top_n < 1):
@@ -244,10 +247,11 @@ class PassageIndex:
         system_instruction: str,
         *,
         chunk_size: int | None = None,
-    ) -> Sequence[PooledPassage | KeptPassage]:
+    ) -> Sequence[PooledPassage | CachedPrefix]:
         """Stored passages as `QuerySide.margins` takes them for prompts of one instruction, in the order of `ids`.
 
-        With a prefix tier, what it holds comes from memory, and what it does not is read, run under the prompts' prefix
+        With a prefix cache, what it holds comes from memory, and what it does not is read, run under the prompts'
+        prefix
         and put there.
 
         Raises:
@@ -261,12 +265,12 @@ class PassageIndex:
     def find(self, query: str, k: int, first_stage: Mode | None = None) -> Found:
         """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
         candidates = self.first_stage.search(query, k, first_stage or self.first_stage.modes[-1])
-        names = self.store.find_doc_ids(candidates.numbers.tolist())
+        names = self.store.find_doc_ids(candidates.ordinals.tolist())
         damaged = [str(one) for one in names if isinstance(one, DamagedRecordError)]
         self._count_damage(damaged)
         rows = [i for i, one in enumerate(names) if isinstance(one, str)]
-        nameless = [f"number {candidates.numbers[i]}" for i, one in enumerate(names) if not isinstance(one, str)]
-        kept = Candidates(candidates.numbers[rows], candidates.scores[rows])
+        nameless = [f"number {candidates.ordinals[i]}" for i, one in enumerate(names) if not isinstance(one, str)]
+        kept = Candidates(candidates.ordinals[rows], candidates.scores[rows])
         return Found([one for one in names if isinstance(one, str)], kept, nameless)
 
     def look_up(
@@ -286,13 +290,13 @@ class PassageIndex:
             UnknownIdError: ids that the index does not hold.
             UsageError: a chunk size that is no multiple of the stored one.
         """
-        ratio = self.chunk_size if chunk_size is None else chunk_size
-        found = self._cached.look_up(ids, prompts, instruction, system_instruction, ratio)
+        chunk_size = self.chunk_size if chunk_size is None else chunk_size
+        found = self._cached.look_up(ids, prompts, instruction, system_instruction, chunk_size)
         self._count_damage([one.problem for one in found.damaged])
         return found
 
     def prepare(self, found: LookUp) -> ReadPassages:
-        """What `look_up` found, as `QuerySide.margins` takes it: what the prefix tier lacks is computed."""
+        """What `look_up` found, as `QuerySide.margins` takes it: what the prefix cache lacks is computed."""
         return self._cached.prepare(found)
 
     def _count_damage(self, problems: Sequence[str]) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kalm_cache.codec.sensitivity import SENSITIVITY_FILE
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.config import ModelConfig, parse_model_config
 
+SENSITIVITY_FILE = "sensitivity.safetensors"  # what the codecs below 8 bits round by, see `codec.sensitivity`
 BUNDLED_TINY = Path(__file__).parent.parent / "bundled" / "tiny"
 ALIASES = {
     "nano": "KaLM-Embedding/KaLM-Reranker-V1-Nano",

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kalm_cache.model.kernels.prefix_kv import Kept, keep
+from kalm_cache.model.kernels.prefix_kv import PrefixKV, make_prefix_kv
 from kalm_cache.model.layers.attention import KeyBuffers
 from kalm_cache.model.layers.decoder_pass import DecoderPass, Prompts
-from kalm_cache.model.layers.past import KeptPast, Past, PooledPast
+from kalm_cache.model.layers.past import Past, PooledPast, PrefixPast
 from kalm_cache.model.layers.stack import Stack
 
 
@@ -43,17 +43,19 @@ class QueryDecoder:
         return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.places))
 
     @torch.inference_mode()
-    def margins_after(self, rests: Prompts, kept: Sequence[Kept]) -> Tensor:
+    def margins_after(self, rests: Prompts, cached: Sequence[PrefixKV]) -> Tensor:
         """`margins` of prompts that begin with the prefix that was kept with each pair's passage, the same for all.
 
         Args:
             rests: what comes after the prefix in each prompt, a token or more.
-            kept: one a pair, of `prefill`.
+            cached: one a pair, of `prefill`.
         """
-        return self._margins(rests, KeptPast(self.stack, kept, rests.places))
+        return self._margins(rests, PrefixPast(self.stack, cached, rests.places))
 
     @torch.inference_mode()
-    def prefill(self, prefix: tuple[int, ...], pooled: Tensor, counts: Sequence[int], dtype: torch.dtype) -> list[Kept]:
+    def prefill(
+        self, prefix: tuple[int, ...], pooled: Tensor, counts: Sequence[int], dtype: torch.dtype
+    ) -> list[PrefixKV]:
         """Keys and values of a prompt's first tokens over each passage, and of its pooled states.
 
         They depend on nothing that comes after: every prompt that begins with `prefix` can go on from them.
@@ -70,7 +72,7 @@ class QueryDecoder:
         layers = [_split(run.layer(index), own, counts) for index in range(len(self.stack.layers) - 1)]
         layers.append(_split(run.last_keys(), own, counts))
         passages = (torch.stack(states) for states in zip(*layers, strict=True))  # (layers, 2, K, L + P, E)
-        return [keep(prefix, count, states, dtype) for count, states in zip(counts, passages, strict=True)]
+        return [make_prefix_kv(prefix, count, states, dtype) for count, states in zip(counts, passages, strict=True)]
 
     def _margins(self, prompts: Prompts, past: Past) -> Tensor:
         run = DecoderPass(self.stack, prompts, past)

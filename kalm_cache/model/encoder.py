@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kalm_cache.model.layers.attention import key_buffers, query_buffer, rope_of
-from kalm_cache.model.layers.linear import Room
+from kalm_cache.model.layers.linear import ScratchBuffer
 from kalm_cache.model.layers.rows import bidirectional_spans, pack_rows
 from kalm_cache.model.layers.stack import Stack
 
@@ -47,10 +47,10 @@ class PassageEncoder:
             visible[kind] = kernels.visible(stack.move(spans), longest, group)
             ropes[kind] = rope_of(stack.move(rows.place), longest, config.head_dim, config.rope[kind])
         x = stack.embed(stack.move(ids))  # (R, D)
-        h, room = stack.start(x), Room()
+        h, scratch = stack.start(x), ScratchBuffer()
         for index, layer in enumerate(stack.layers):
             queries.write_all(layer.qkv(h), keys, slot, layer.norms, kernels, ropes[layer.kind])
             mixed = queries.attend(keys, visible[layer.kind], kernels)
-            h = stack.finish(index, x, mixed, room)
+            h = stack.finish(index, x, mixed, scratch)
         assert isinstance(h, Tensor)
         return h

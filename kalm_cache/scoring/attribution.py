@@ -80,7 +80,7 @@ def attribute(
     text: str,
     passage: PooledPassage,
     *,
-    ratio: int,
+    chunk_size: int,
     max_length: int,
     instruction: str,
     system_instruction: str,
@@ -91,8 +91,8 @@ def attribute(
         side: whose decoder runs.
         query: the question, as text.
         text: the passage's text, of which `passage` was encoded.
-        passage: its states, pooled at `ratio`.
-        ratio: tokens of a chunk.
+        passage: its states, pooled at `chunk_size`.
+        chunk_size: tokens of a chunk.
         max_length: tokens of a passage that count, as when it was encoded.
         instruction: what the query asks for.
         system_instruction: the prompt's first line.
@@ -100,9 +100,11 @@ def attribute(
     Raises:
         StoreError: text and states do not belong together.
     """
-    chunks = chunk_texts(side.tokenizer, text, ratio, max_length)
+    chunks = chunk_texts(side.tokenizer, text, chunk_size, max_length)
     if len(chunks) != len(passage.states):
-        raise StoreError(f"the text has {len(chunks)} chunks of {ratio} tokens, but {len(passage.states)} are stored")
+        raise StoreError(
+            f"the text has {len(chunks)} chunks of {chunk_size} tokens, but {len(passage.states)} are stored"
+        )
     prompt = side.prompt(query, instruction, system_instruction)
     asked = query_tokens(prompt.ids, side.prompt("", instruction, system_instruction).ids)
     attention = observe(side, prompt, passage.states)
@@ -156,7 +158,7 @@ def query_tokens(prompt: Sequence[int], without_query: Sequence[int]) -> range:
     return asked or range(len(prompt))
 
 
-def chunk_texts(tokenizer: PromptTokenizer, text: str, ratio: int, max_length: int) -> list[Chunk]:
+def chunk_texts(tokenizer: PromptTokenizer, text: str, chunk_size: int, max_length: int) -> list[Chunk]:
     """The piece of text behind each pooled state of a passage, in order, without overlap.
 
     A chunk of the template's prefix alone has none (start = end). A character whose tokens lie in two chunks belongs to
@@ -166,8 +168,8 @@ def chunk_texts(tokenizer: PromptTokenizer, text: str, ratio: int, max_length: i
     offsets = tokenizer.tokenizer.encode(document, add_special_tokens=False).offsets[:max_length]
     chunks: list[Chunk] = []
     reached = PREFIX_CHARACTERS
-    for number in range(pooled_length(len(offsets), ratio)):
-        own = offsets[number * ratio : (number + 1) * ratio]
+    for number in range(pooled_length(len(offsets), chunk_size)):
+        own = offsets[number * chunk_size : (number + 1) * chunk_size]
         inside = [(start, end) for start, end in own if end > reached]
         start = max(reached, min((start for start, _ in inside), default=reached))
         reached = max((end for _, end in inside), default=reached)

@@ -1,6 +1,6 @@
 """Matryoshka embedding pooling (MEP): means of consecutive groups of states. Pure tensor code.
 
-Legend: B batch, S passage tokens, D state width, r pooling ratio (`ratio`), P = ceil(S / r) pooled states.
+Legend: B batch, S passage tokens, D state width, r pooling ratio (`chunk_size`), P = ceil(S / r) pooled states.
 """
 
 from __future__ import annotations
@@ -24,40 +24,41 @@ class PooledPassage:
     states: Tensor
 
 
-def pooled_length(tokens: int, ratio: int) -> int:
+def pooled_length(tokens: int, chunk_size: int) -> int:
     """How many pooled states a passage of `tokens` tokens has: ceil(tokens / ratio)."""
-    return -(-tokens // ratio)
+    return -(-tokens // chunk_size)
 
 
-def mean_pool(states: Tensor, tokens: Sequence[int], ratio: int, *, stored_ratio: int = 1) -> list[Tensor]:
-    """Average every `ratio` consecutive tokens' states of each passage; a passage's last group may be shorter.
+def mean_pool(states: Tensor, tokens: Sequence[int], chunk_size: int, *, stored_chunk_size: int = 1) -> list[Tensor]:
+    """Average every `chunk_size` consecutive tokens' states of each passage; a passage's last group may be shorter.
 
     Works on states of single tokens, and on means stored at a smaller ratio: means of equal groups nest, so a group at
-    `ratio` is the mean of `ratio / stored_ratio` stored means, each weighted by its number of tokens (only a passage's
-    last one can have fewer than `stored_ratio`). Exact up to rounding.
+    `chunk_size` is the mean of `chunk_size / stored_chunk_size` stored means, each weighted by its number of tokens
+    (only a passage's
+    last one can have fewer than `stored_chunk_size`). Exact up to rounding.
 
     Args:
         states: (sum of P, D), the passages' states end to end, P = ceil(tokens / stored_ratio) each.
         tokens: tokens of each passage, 1 or more.
-        ratio: the ratio wanted.
-        stored_ratio: the ratio of `states`; 1 = one state a token.
+        chunk_size: the ratio wanted.
+        stored_chunk_size: the ratio of `states`; 1 = one state a token.
 
     Returns:
         For each passage (ceil(tokens / ratio), D) in the states' dtype; at an equal ratio, the states as they are.
 
     Raises:
-        UsageError: `ratio` is not a multiple of `stored_ratio`.
+        UsageError: `chunk_size` is not a multiple of `stored_chunk_size`.
     """
-    check_ratio(stored_ratio, ratio)
+    check_chunk_size(stored_chunk_size, chunk_size)
     lengths = torch.tensor(tokens)
-    stored, wanted = _ceil(lengths, stored_ratio), _ceil(lengths, ratio)  # pooled states of each passage
-    if ratio == stored_ratio:
+    stored, wanted = _ceil(lengths, stored_chunk_size), _ceil(lengths, chunk_size)  # pooled states of each passage
+    if chunk_size == stored_chunk_size:
         return list(states.split(stored.tolist()))
-    weights = torch.full((len(states),), float(stored_ratio))
-    weights[stored.cumsum(0) - 1] = (lengths - stored_ratio * (stored - 1)).float()
+    weights = torch.full((len(states),), float(stored_chunk_size))
+    weights[stored.cumsum(0) - 1] = (lengths - stored_chunk_size * (stored - 1)).float()
     group = torch.arange(int(wanted.sum())) - (wanted.cumsum(0) - wanted).repeat_interleave(wanted)
-    starts = (stored.cumsum(0) - stored).repeat_interleave(wanted) + group * (ratio // stored_ratio)
-    sizes = (lengths.repeat_interleave(wanted) - group * ratio).clamp(max=ratio)  # tokens of each group
+    starts = (stored.cumsum(0) - stored).repeat_interleave(wanted) + group * (chunk_size // stored_chunk_size)
+    sizes = (lengths.repeat_interleave(wanted) - group * chunk_size).clamp(max=chunk_size)  # tokens of each group
     # float32: half-precision sums lose digits that the mean needs
     rows, device = torch.arange(len(states)), states.device
     sums = F.embedding_bag(
@@ -66,15 +67,15 @@ def mean_pool(states: Tensor, tokens: Sequence[int], ratio: int, *, stored_ratio
     return list((sums / sizes.to(device).unsqueeze(1)).to(states.dtype).split(wanted.tolist()))
 
 
-def _ceil(tokens: Tensor, ratio: int) -> Tensor:
-    return (tokens + ratio - 1) // ratio
+def _ceil(tokens: Tensor, chunk_size: int) -> Tensor:
+    return (tokens + chunk_size - 1) // chunk_size
 
 
-def check_ratio(stored_ratio: int, ratio: int) -> None:
-    """Raise `UsageError` unless states stored at `stored_ratio` can serve `ratio`."""
-    if ratio < 1 or ratio % stored_ratio:
-        multiples = ", ".join(str(stored_ratio * step) for step in (1, 2, 4, 8))
+def check_chunk_size(stored_chunk_size: int, chunk_size: int) -> None:
+    """Raise `UsageError` unless states stored at `stored_chunk_size` can serve `chunk_size`."""
+    if chunk_size < 1 or chunk_size % stored_chunk_size:
+        multiples = ", ".join(str(stored_chunk_size * step) for step in (1, 2, 4, 8))
         raise UsageError(
-            f"chunk size {ratio} was asked for, but the states are stored at {stored_ratio}; "
+            f"chunk size {chunk_size} was asked for, but the states are stored at {stored_chunk_size}; "
             f"a multiple of it ({multiples}, …) works without re-indexing"
         )

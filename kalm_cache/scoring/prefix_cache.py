@@ -14,33 +14,33 @@ from threading import Lock
 import torch
 
 from kalm_cache.errors import UsageError
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
-TIER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+PREFIX_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class TierKey:
+class PrefixKey:
     """One passage as one generation holds it, at one pooling ratio, under one prompt prefix (token ids)."""
 
     generation: str
     doc_id: str
-    ratio: int
+    chunk_size: int
     prefix: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPassage:
+class CachedPrefix:
     """What is kept of one passage; `tokens` and `truncated` as `PooledPassage` has them."""
 
     tokens: int
     truncated: bool
-    states: Kept
+    states: PrefixKV
 
 
 @dataclass(frozen=True, slots=True)
-class TierStats:
+class PrefixCacheStats:
     """Counts since the start, and what is held now."""
 
     hits: int
@@ -51,7 +51,7 @@ class TierStats:
     capacity_bytes: int
 
 
-class PrefixTier:
+class PrefixCache:
     """Least recently used passages leave first when the bytes are used up. Safe to share between threads."""
 
     def __init__(self, capacity_gib: float, dtype: str = "bfloat16") -> None:
@@ -62,15 +62,15 @@ class PrefixTier:
         """
         if not capacity_gib > 0:
             raise UsageError(f"prefix_cache_gib is {capacity_gib}; it must be positive, or left at 0 for no tier")
-        if dtype not in TIER_DTYPES:
-            raise UsageError(f"prefix_cache_dtype {dtype!r} is not known: use {', '.join(TIER_DTYPES)}")
-        self.dtype = TIER_DTYPES[dtype]
+        if dtype not in PREFIX_DTYPES:
+            raise UsageError(f"prefix_cache_dtype {dtype!r} is not known: use {', '.join(PREFIX_DTYPES)}")
+        self.dtype = PREFIX_DTYPES[dtype]
         self._capacity = int(capacity_gib * GIB)
-        self._held: OrderedDict[TierKey, KeptPassage] = OrderedDict()
+        self._held: OrderedDict[PrefixKey, CachedPrefix] = OrderedDict()
         self._bytes = self._hits = self._misses = self._evicted = 0
         self._lock = Lock()
 
-    def get(self, keys: Sequence[TierKey]) -> list[KeptPassage | None]:
+    def get(self, keys: Sequence[PrefixKey]) -> list[CachedPrefix | None]:
         """What is held of each key, `None` where nothing is; counts hits and misses."""
         with self._lock:
             found = [self._held.get(key) for key in keys]
@@ -82,7 +82,7 @@ class PrefixTier:
                     self._held.move_to_end(key)
         return found
 
-    def put(self, key: TierKey, passage: KeptPassage) -> None:
+    def put(self, key: PrefixKey, passage: CachedPrefix) -> None:
         """Hold a passage, letting go of others as needed; one larger than the whole tier is not held."""
         size = passage.states.nbytes
         if size > self._capacity:
@@ -96,7 +96,9 @@ class PrefixTier:
                 self._bytes -= gone.states.nbytes
                 self._evicted += 1
 
-    def stats(self) -> TierStats:
+    def stats(self) -> PrefixCacheStats:
         """Counts and sizes as they stand now."""
         with self._lock:
-            return TierStats(self._hits, self._misses, self._evicted, len(self._held), self._bytes, self._capacity)
+            return PrefixCacheStats(
+                self._hits, self._misses, self._evicted, len(self._held), self._bytes, self._capacity
+            )

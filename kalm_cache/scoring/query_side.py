@@ -16,7 +16,7 @@ from torch import Tensor
 from kalm_cache.errors import NonFiniteLogitsError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.decoder import QueryDecoder
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.layers.decoder_pass import Prompts
 from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import (
@@ -50,7 +50,7 @@ class QuerySide:
         """Token ids that the prompts of an instruction begin with; `PromptTokenizer.prefix` says how far."""
         return _prefix(self.tokenizer, instruction, system_instruction)
 
-    def margins(self, prompts: Sequence[Tokens], passages: Sequence[Tensor | Kept], batch_size: int) -> list[float]:
+    def margins(self, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV], batch_size: int) -> list[float]:
         """The margin yes_logit − no_logit of each (prompt, passage) pair, in the order given.
 
         Pairs are sorted by size first, so that a batch holds little padding. A pair of the very same objects is
@@ -79,7 +79,7 @@ class QuerySide:
 
     def prefill(
         self, prefix: tuple[int, ...], pooled: Sequence[Tensor], batch_size: int, dtype: torch.dtype
-    ) -> list[Kept]:
+    ) -> list[PrefixKV]:
         """Run a prompt's first tokens over passages, and keep the keys and values: `margins` can go on from them.
 
         Args:
@@ -89,13 +89,13 @@ class QuerySide:
             dtype: what is kept: float32, bfloat16, or int8 with a scale for each vector.
         """
         sizes = {i: _PairSize((0, ""), len(prefix), len(states)) for i, states in enumerate(pooled)}
-        kept: dict[int, Kept] = {}
+        cached: dict[int, PrefixKV] = {}
         for batch in _batches(sizes, batch_size):
             states = [pooled[i] for i in batch]
-            kept.update(
+            cached.update(
                 zip(batch, self.decoder.prefill(prefix, self._pack(states), _counts(states), dtype), strict=True)
             )
-        return [kept[i] for i in range(len(pooled))]
+        return [cached[i] for i in range(len(pooled))]
 
     def warm_up(self) -> None:
         """Decode pairs of nothing once, of common sizes: what is made or read at the first use is, before a query."""
@@ -109,15 +109,15 @@ class QuerySide:
         states = torch.zeros(64, self.decoder.stack.config.hidden_size)
         return [prompt] * DECODE_BATCH, [states.clone() for _ in range(DECODE_BATCH)]
 
-    def _decode(self, prompts: list[Tokens], passages: list[Tensor | Kept]) -> Tensor:
+    def _decode(self, prompts: list[Tokens], passages: list[Tensor | PrefixKV]) -> Tensor:
         """One batch: passages all of one kind, and of one prefix."""
         distinct = {id(prompt): prompt.ids for prompt in prompts}
         places = {key: place for place, key in enumerate(distinct)}
         of_pair = [places[id(prompt)] for prompt in prompts]
-        kept = [passage for passage in passages if isinstance(passage, Kept)]
-        if kept:
-            rests = [ids[len(kept[0].prefix) :] for ids in distinct.values()]
-            return self.decoder.margins_after(Prompts(rests, of_pair), kept)
+        cached = [passage for passage in passages if isinstance(passage, PrefixKV)]
+        if cached:
+            rests = [ids[len(cached[0].prefix) :] for ids in distinct.values()]
+            return self.decoder.margins_after(Prompts(rests, of_pair), cached)
         states = [passage for passage in passages if isinstance(passage, Tensor)]
         return self.decoder.margins(Prompts(list(distinct.values()), of_pair), self._pack(states), _counts(states))
 
@@ -148,8 +148,8 @@ class _PairSize:
     pooled: int
 
 
-def _size(prompt: Tokens, passage: Tensor | Kept) -> _PairSize:
-    if isinstance(passage, Kept):
+def _size(prompt: Tokens, passage: Tensor | PrefixKV) -> _PairSize:
+    if isinstance(passage, PrefixKV):
         prefix = len(passage.prefix)
         return _PairSize((prefix, str(passage.states.dtype)), len(prompt.ids) - prefix, passage.pooled)
     return _PairSize((0, ""), len(prompt.ids), len(passage))

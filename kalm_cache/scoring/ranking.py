@@ -37,18 +37,18 @@ class Answer:
     damaged: list[str] = field(default_factory=list)
 
 
-def blended(margins: Sequence[float], standard_scores: Sequence[float], weight: float) -> list[float]:
-    """What candidates are ordered by where the first stage has a say: margin + weight · its standard score.
+def interpolated(margins: Sequence[float], z_scores: Sequence[float], weight: float) -> list[float]:
+    """What candidates are ordered by where the first stage has a say: margin + weight · its z-score.
 
     Args:
         margins: of the candidates that were scored.
-        standard_scores: the first stage's of the same candidates, over all of the query's.
+        z_scores: the first stage's of the same candidates, over all of the query's.
         weight: logits that a standard deviation of the first stage is worth; 0 = the margins alone.
 
     Source: interpolation of first-stage and reranking scores, as in Wang, Zhuang and Zuccon, "BERT-based Dense
     Retrievers Require Interpolation with BM25 for Effective Passage Retrieval", ICTIR 2021.
     """
-    return [margin + weight * score for margin, score in zip(margins, standard_scores, strict=True)]
+    return [margin + weight * score for margin, score in zip(margins, z_scores, strict=True)]
 
 
 def best_first(margins: Sequence[float], top_n: int | None) -> list[int]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kalm_cache.errors import DamagedRecordError
-from kalm_cache.first_stage import Candidates, standard_scores
+from kalm_cache.first_stage import Candidates, z_scores
 from kalm_cache.scoring.query_side import score_of
-from kalm_cache.scoring.ranking import SearchResult, best_first, blended
+from kalm_cache.scoring.ranking import SearchResult, best_first, interpolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +66,4 @@ def _ordering(
     """What the candidates at `positions` are ordered by."""
     if candidates is None or not weight:
         return margins
-    return blended(margins, standard_scores(candidates.scores)[list(positions)].tolist(), weight)
+    return interpolated(margins, z_scores(candidates.scores)[list(positions)].tolist(), weight)

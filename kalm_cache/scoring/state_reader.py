@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kalm_cache.codec import Codec
 from kalm_cache.errors import DamagedRecordError, UnknownIdError
-from kalm_cache.scoring.pooling import PooledPassage, check_ratio, mean_pool
+from kalm_cache.scoring.pooling import PooledPassage, check_chunk_size, mean_pool
 from kalm_cache.storage.record import Record
 
 
@@ -25,7 +25,7 @@ class Records(Protocol):
 
 
 class RecordStore(Protocol):
-    """One shard (`PassageStore`), or several (`ShardSet`)."""
+    """One segment (`PassageStore`), or several (`SegmentSet`)."""
 
     def snapshot(self) -> AbstractContextManager[Records]:
         """Records in place."""
@@ -39,7 +39,7 @@ class Damaged(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class WholeRead:
+class ValidRead:
     """What could be read. `positions[i]` is where in the ids asked for `passages[i]` belongs; the rest is `damaged`.
 
     `payload_bytes`: of the records that were read.
@@ -53,33 +53,34 @@ class WholeRead:
 
 @dataclass(frozen=True, slots=True)
 class StateReader:
-    """The stored states of an index. `codec` and `stored_ratio` are those of its manifest."""
+    """The stored states of an index. `codec` and `stored_chunk_size` are those of its manifest."""
 
     store: RecordStore
     codec: Codec
-    stored_ratio: int
+    stored_chunk_size: int
 
-    def read(self, ids: Sequence[str], ratio: int) -> list[PooledPassage]:
-        """The passages of `ids`, in this order, their states (P, D) float32 pooled at `ratio`: views of one tensor.
+    def read(self, ids: Sequence[str], chunk_size: int) -> list[PooledPassage]:
+        """The passages of `ids`, in this order, their states (P, D) float32 pooled at `chunk_size`: views of one
+        tensor.
 
         Raises:
             UnknownIdError: ids that the store does not hold.
             DamagedRecordError: a record fails its checksum, or does not decode.
-            UsageError: `ratio` is no multiple of the stored one.
+            UsageError: `chunk_size` is no multiple of the stored one.
         """
-        found = self.read_whole(ids, ratio)
+        found = self.read_valid(ids, chunk_size)
         if found.damaged:
             raise DamagedRecordError(found.damaged[0].problem)
         return found.passages
 
-    def read_whole(self, ids: Sequence[str], ratio: int, dtype: torch.dtype = torch.float32) -> WholeRead:
+    def read_valid(self, ids: Sequence[str], chunk_size: int, dtype: torch.dtype = torch.float32) -> ValidRead:
         """As `read`, in any floating `dtype`, and without the damaged ones, which are named beside it.
 
         Raises:
             UnknownIdError: ids that the store does not hold.
-            UsageError: `ratio` is no multiple of the stored one.
+            UsageError: `chunk_size` is no multiple of the stored one.
         """
-        check_ratio(self.stored_ratio, ratio)
+        check_chunk_size(self.stored_chunk_size, chunk_size)
         with self.store.snapshot() as snapshot:
             found = [self._fitting(doc_id, one) for doc_id, one in zip(ids, snapshot.records(ids), strict=True)]
             missing = [doc_id for doc_id, one in zip(ids, found, strict=True) if one is None]
@@ -90,12 +91,12 @@ class StateReader:
             payload_bytes = sum(len(record.payload) for record in records.values())
             states = self._decode(ids, records, damaged).to(dtype)
         tokens = [record.tokens for record in records.values()]
-        pooled = mean_pool(states, tokens, ratio, stored_ratio=self.stored_ratio) if records else []
+        pooled = mean_pool(states, tokens, chunk_size, stored_chunk_size=self.stored_chunk_size) if records else []
         passages = [
             PooledPassage(record.tokens, record.truncated, one)
             for record, one in zip(records.values(), pooled, strict=True)
         ]
-        return WholeRead(list(records), passages, damaged, payload_bytes)
+        return ValidRead(list(records), passages, damaged, payload_bytes)
 
     def _fitting(self, doc_id: str, record: Record | DamagedRecordError | None) -> Record | DamagedRecordError | None:
         if not isinstance(record, Record):
@@ -104,9 +105,9 @@ class StateReader:
             return DamagedRecordError(
                 f"record {doc_id!r}: codec {record.codec}, the manifest says {self.codec.name} ({self.codec.number})"
             )
-        if record.ratio != self.stored_ratio:
+        if record.chunk_size != self.stored_chunk_size:
             return DamagedRecordError(
-                f"record {doc_id!r}: pooling ratio {record.ratio}, the manifest says {self.stored_ratio}"
+                f"record {doc_id!r}: pooling ratio {record.chunk_size}, the manifest says {self.stored_chunk_size}"
             )
         return record
 

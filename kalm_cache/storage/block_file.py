@@ -88,7 +88,7 @@ class BlockReader:
             if block is not None:
                 block.check_directory()
             return None
-        return block.whole_entry(place)
+        return block.valid_entry(place)
 
     def values(self) -> Iterator[tuple[bytes, memoryview]]:
         """First key and bytes of every block, in order, unchecked."""

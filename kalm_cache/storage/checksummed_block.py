@@ -189,7 +189,7 @@ class Block:
         (crc,) = _CRC.unpack_from(self._value, self._crcs_at + 4 * i)
         return Entry(self.key(i), self.fields(i), payload, crc)
 
-    def whole_entry(self, i: int) -> Entry:
+    def valid_entry(self, i: int) -> Entry:
         """Entry `i`. Raises `DamagedRecordError` when its checksum does not fit key, fields and payload."""
         entry = self.entry(i)
         head = bytes(self._value[: _HEAD.size])

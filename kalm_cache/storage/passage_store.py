@@ -1,4 +1,4 @@
-"""One sealed shard: records for queries, and beside them numbers and texts. Knows bytes, not tensors.
+"""One sealed segment: records for queries, and beside them numbers and texts. Knows bytes, not tensors.
 
     states.lmdb    blocks    doc id -> record (see record.py)
     passages.lmdb  passages  doc id -> number i64, content hash 16 B; the text as a zstd frame, or nothing: none is kept
@@ -11,7 +11,6 @@ states.lmdb lacks is damage when passages.lmdb has it, never a passage that is n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import resource
 import struct
@@ -26,6 +25,7 @@ import zstandard
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.block_file import BlockFile, BlockReader
+from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.checksummed_block import COMMON_BYTES, Entry, Kind
 from kalm_cache.storage.record import STATES, Record, unpack_record
 
@@ -35,40 +35,38 @@ NO_COMMON = bytes(COMMON_BYTES)
 MAX_TEXT_BYTES = 1 << 30
 _IDENTITY = struct.Struct("<q16s")
 _NUMBER = struct.Struct(">q")
-_CHECKSUM = "checksum"
 _T = TypeVar("_T")
 _of_thread = threading.local()
 
 
-def _show_number(key: bytes) -> str:
+def _show_ordinal(key: bytes) -> str:
     return f"number {int.from_bytes(key, 'big')}"
 
 
 PASSAGES = Kind(b"KLMP", _IDENTITY.size, lambda key: f"passage {key.decode('utf-8', 'replace')!r}")
-NUMBERS = Kind(b"KLMN", 0, _show_number)
+NUMBERS = Kind(b"KLMN", 0, _show_ordinal)
 STATES_DATABASES = {"blocks": STATES}
 PASSAGES_DATABASES = {"passages": PASSAGES, "numbers": NUMBERS}
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What a finished shard says of itself. `trees`: file name -> `Tree.digest`."""
+    """What a finished segment says of itself. `trees`: file name -> `Tree.digest`."""
 
     passages: int
-    next_number: int
+    next_ordinal: int
     trees: dict[str, str]
     format: int = STORE_FORMAT
 
     def to_json(self) -> bytes:
         """The seal file's content: every field, and a checksum over them."""
-        fields = asdict(self)
-        return (json.dumps(fields | {_CHECKSUM: _digest(fields)}, indent=2) + "\n").encode()
+        return pack_checked(asdict(self))
 
 
-class Identity(NamedTuple):
+class PassageMeta(NamedTuple):
     """A passage beside its states: its int64 in the first stage, and 16 bytes that identify its text."""
 
-    number: int
+    ordinal: int
     content_hash: bytes
 
     def pack(self) -> bytes:
@@ -77,7 +75,7 @@ class Identity(NamedTuple):
 
 
 class PassageStore:
-    """A sealed shard, read-only; a context manager. Any number of them may read one folder at the same time."""
+    """A sealed segment, read-only; a context manager. Any number of them may read one folder at the same time."""
 
     def __init__(self, folder: Path) -> None:
         """Open a shard's folder. Raises `StoreError` when a file is missing, of another format, or damaged."""
@@ -108,9 +106,9 @@ class PassageStore:
     def __len__(self) -> int:
         return self.seal.passages
 
-    def next_number(self) -> int:
+    def next_ordinal(self) -> int:
         """The number that the next new passage gets."""
-        return self.seal.next_number
+        return self.seal.next_ordinal
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -118,11 +116,11 @@ class PassageStore:
         with self._states.reading("blocks") as states:
             yield Snapshot(self, states)
 
-    def identities(self, doc_ids: Sequence[str]) -> list[Identity | DamagedRecordError | None]:
+    def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | DamagedRecordError | None]:
         """Number and content hash of each id; `None` where the store has no such passage."""
         with self._passages.reading("passages") as passages:
             entries = [_found(passages, key_of(doc_id)) for doc_id in doc_ids]
-        return [identity_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
+        return [meta_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
 
     def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""
@@ -134,23 +132,25 @@ class PassageStore:
             entries = (_found(passages, key_of(doc_id)) for doc_id in doc_ids)
             return [_text_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
 
-    def doc_ids(self, numbers: Iterable[int]) -> list[str]:
+    def doc_ids(self, ordinals: Iterable[int]) -> list[str]:
         """The id behind each first-stage number. Raises `DamagedRecordError`, also when one is not there."""
-        return [_sound(doc_id) for doc_id in self.find_doc_ids(numbers)]
+        return [_sound(doc_id) for doc_id in self.find_doc_ids(ordinals)]
 
-    def find_doc_ids(self, numbers: Iterable[int]) -> list[str | DamagedRecordError]:
+    def find_doc_ids(self, ordinals: Iterable[int]) -> list[str | DamagedRecordError]:
         """As `doc_ids`, with the error in the place of a damaged or missing one."""
         with self._passages.reading("numbers") as reader:
-            return [self._doc_id(reader, number) for number in numbers]
+            return [self._doc_id(reader, ordinal) for ordinal in ordinals]
 
-    def _doc_id(self, reader: BlockReader, number: int) -> str | DamagedRecordError:
+    def _doc_id(self, reader: BlockReader, ordinal: int) -> str | DamagedRecordError:
         try:
-            entry = reader.find(number_key(number))
+            entry = reader.find(ordinal_key(ordinal))
             if entry is None:
-                return DamagedRecordError(f"{self._passages.path}: number {number} is not there; run kalm-cache verify")
+                return DamagedRecordError(
+                    f"{self._passages.path}: number {ordinal} is not there; run kalm-cache verify"
+                )
             return doc_id_of(bytes(entry.payload))
         except DamagedRecordError as exc:
-            return _about(f"number {number}", exc)
+            return _about(f"number {ordinal}", exc)
 
     def keys(self) -> Iterator[bytes]:
         """The key of every passage, in order, one snapshot. Raises `DamagedRecordError`."""
@@ -158,13 +158,13 @@ class PassageStore:
             for block in passages.blocks():
                 yield from map(block.key, range(len(block)))
 
-    def numbers(self) -> Iterator[tuple[int, str]]:
+    def ordinals(self) -> Iterator[tuple[int, str]]:
         """(number, doc id) of every passage, by rising number, one snapshot. Raises `DamagedRecordError`."""
-        with self._passages.reading("numbers", ahead=True) as numbers:
-            for block in numbers.blocks():
+        with self._passages.reading("numbers", ahead=True) as ordinals:
+            for block in ordinals.blocks():
                 for i in range(len(block)):
-                    entry = block.whole_entry(i)
-                    yield number_of(entry.key), doc_id_of(bytes(entry.payload))
+                    entry = block.valid_entry(i)
+                    yield ordinal_of(entry.key), doc_id_of(bytes(entry.payload))
 
     @contextmanager
     def reading(self) -> Iterator[tuple[BlockReader, BlockReader]]:
@@ -201,13 +201,13 @@ class Snapshot:
             block = self._states.block_of(key)
             place = None if block is None else block.find(key)
             if block is not None and place is not None:
-                entry = block.whole_entry(place)
+                entry = block.valid_entry(place)
                 return unpack_record(block.common, entry.fields, entry.payload)
             problem = DamagedRecordError("it is not there, and the passage is; run kalm-cache verify")
         except DamagedRecordError as exc:
             problem = exc
-        (identity,) = self._store.identities([doc_id])
-        return _about(f"record {doc_id!r}", problem) if isinstance(identity, Identity) else identity
+        (meta,) = self._store.metas([doc_id])
+        return _about(f"record {doc_id!r}", problem) if isinstance(meta, PassageMeta) else meta
 
 
 def _waits() -> int:
@@ -222,9 +222,10 @@ def read_seal(folder: Path) -> Seal:
         raw = json.loads(path.read_bytes())
         if raw.get("format") != STORE_FORMAT:
             raise StoreError(f"{path}: store format {raw.get('format')}, this version reads {STORE_FORMAT}; re-index")
-        if raw.pop(_CHECKSUM, None) != _digest(raw):
+        fields = unpack_checked(raw)
+        if fields is None:
             raise StoreError(f"{path}: checksum mismatch; run kalm-cache verify")
-        return Seal(**raw)
+        return Seal(**fields)
     except (OSError, ValueError, AttributeError, TypeError) as exc:
         raise StoreError(f"{path}: cannot be read; run kalm-cache verify: {exc}") from exc
 
@@ -242,21 +243,21 @@ def doc_id_of(key: bytes) -> str:
         raise DamagedRecordError(f"id {key!r} is not UTF-8; run kalm-cache verify") from exc
 
 
-def number_key(number: int) -> bytes:
+def ordinal_key(ordinal: int) -> bytes:
     """The key of a number: big-endian, so that keys sort as numbers do."""
-    return _NUMBER.pack(number)
+    return _NUMBER.pack(ordinal)
 
 
-def number_of(key: bytes) -> int:
-    """Inverse of `number_key`. Raises `DamagedRecordError`."""
+def ordinal_of(key: bytes) -> int:
+    """Inverse of `ordinal_key`. Raises `DamagedRecordError`."""
     if len(key) != _NUMBER.size:
         raise DamagedRecordError(f"number {key!r} has {len(key)} bytes, not 8; run kalm-cache verify")
     return int(_NUMBER.unpack(key)[0])
 
 
-def identity_of(entry: Entry) -> Identity:
+def meta_of(entry: Entry) -> PassageMeta:
     """Number and content hash of an entry of passages.lmdb."""
-    return Identity(*_IDENTITY.unpack(entry.fields))
+    return PassageMeta(*_IDENTITY.unpack(entry.fields))
 
 
 def pack_text(text: str) -> bytes:
@@ -306,7 +307,3 @@ def _sound(found: _T | DamagedRecordError) -> _T:
     if isinstance(found, DamagedRecordError):
         raise found
     return found
-
-
-def _digest(fields: object) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

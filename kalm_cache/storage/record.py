@@ -26,7 +26,7 @@ class Record(NamedTuple):
     """
 
     codec: int
-    ratio: int
+    chunk_size: int
     width: int
     tokens: int
     truncated: bool
@@ -35,12 +35,12 @@ class Record(NamedTuple):
     @property
     def rows(self) -> int:
         """P, how many pooled states there are."""
-        return -(-self.tokens // self.ratio)
+        return -(-self.tokens // self.chunk_size)
 
     @property
     def common(self) -> bytes:
         """What a block's records share, `COMMON_BYTES`."""
-        return _COMMON.pack(self.codec, self.ratio, self.width)
+        return _COMMON.pack(self.codec, self.chunk_size, self.width)
 
     @property
     def fields(self) -> bytes:
@@ -50,6 +50,6 @@ class Record(NamedTuple):
 
 def unpack_record(common: bytes, fields: bytes, payload: Buffer) -> Record:
     """Inverse of `Record.common` and `Record.fields`."""
-    codec, ratio, width = _COMMON.unpack(common)
+    codec, chunk_size, width = _COMMON.unpack(common)
     (tokens,) = _FIELDS.unpack(fields)
-    return Record(codec, ratio, width, tokens & MAX_TOKENS, bool(tokens & _TRUNCATED), payload)
+    return Record(codec, chunk_size, width, tokens & MAX_TOKENS, bool(tokens & _TRUNCATED), payload)

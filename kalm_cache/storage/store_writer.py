@@ -1,4 +1,4 @@
-"""Writes a sealed shard (see store.py): every database in key order, into fresh files. Knows bytes, not tensors.
+"""Writes a sealed segment (see store.py): every database in key order, into fresh files. Knows bytes, not tensors.
 
 `store.json` is written last, when all else is on the disk: a folder that has it is finished.
 """
@@ -21,9 +21,9 @@ from kalm_cache.storage.passage_store import (
     SEAL_FILE,
     STATES_DATABASES,
     STATES_FILE,
-    Identity,
+    PassageMeta,
     Seal,
-    number_key,
+    ordinal_key,
 )
 from kalm_cache.storage.record import STATES, Record
 
@@ -31,7 +31,7 @@ SUFFIX = ".sealing"
 
 
 class StoreWriter:
-    """The files of one shard while they are written. Use as a context manager; without `finish`, nothing is sealed."""
+    """A segment's files while they are written. Use as a context manager; without `finish`, nothing is sealed."""
 
     def __init__(self, folder: Path) -> None:
         """Begin; whatever an earlier attempt left in the folder is removed. Raises `StoreError`."""
@@ -40,8 +40,8 @@ class StoreWriter:
         self._states = _fresh(folder / STATES_FILE, list(STATES_DATABASES))
         self._passages = _fresh(folder / PASSAGES_FILE, list(PASSAGES_DATABASES))
         self._records = BlockWriter(self._states, "blocks", STATES)
-        self._identities = BlockWriter(self._passages, "passages", PASSAGES)
-        self._numbers = BlockWriter(self._passages, "numbers", NUMBERS)
+        self._metas = BlockWriter(self._passages, "passages", PASSAGES)
+        self._ordinals = BlockWriter(self._passages, "numbers", NUMBERS)
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -50,30 +50,30 @@ class StoreWriter:
         self._states.close()
         self._passages.close()
 
-    def add(self, key: bytes, record: Record, identity: Identity, text: Buffer) -> None:
+    def add(self, key: bytes, record: Record, meta: PassageMeta, text: Buffer) -> None:
         """Append a passage, in rising order of keys; `text` is a zstd frame, or empty where none is kept."""
         fields, common = record.fields, record.common
         crc = checksum(STATES, common, key, fields, record.payload)
         self._records.add(common, key, fields, record.payload, crc)
-        fields = identity.pack()
-        self._identities.add(NO_COMMON, key, fields, text, checksum(PASSAGES, NO_COMMON, key, fields, text))
+        fields = meta.pack()
+        self._metas.add(NO_COMMON, key, fields, text, checksum(PASSAGES, NO_COMMON, key, fields, text))
 
     def copy(self, common: bytes, state: Entry, passage: Entry) -> None:
-        """Append a passage of another sealed shard as it is stored there, in rising order of keys."""
+        """Append a passage of another sealed segment as it is stored there, in rising order of keys."""
         self._records.add(common, state.key, state.fields, state.payload, state.crc)
-        self._identities.add(NO_COMMON, passage.key, passage.fields, passage.payload, passage.crc)
+        self._metas.add(NO_COMMON, passage.key, passage.fields, passage.payload, passage.crc)
 
-    def finish(self, numbers: Iterable[tuple[int, bytes]], next_number: int) -> Seal:
-        """Write the numbers, rising, and seal the shard. Raises `StoreError` when they are not one for each passage."""
-        for number, key in numbers:
-            name = number_key(number)
-            self._numbers.add(NO_COMMON, name, b"", key, checksum(NUMBERS, NO_COMMON, name, b"", key))
-        for writer in (self._records, self._identities, self._numbers):
+    def finish(self, ordinals: Iterable[tuple[int, bytes]], next_ordinal: int) -> Seal:
+        """Write the ordinals, rising, and seal. Raises `StoreError` unless there is one for each passage."""
+        for ordinal, key in ordinals:
+            name = ordinal_key(ordinal)
+            self._ordinals.add(NO_COMMON, name, b"", key, checksum(NUMBERS, NO_COMMON, name, b"", key))
+        for writer in (self._records, self._metas, self._ordinals):
             writer.finish()
-        assert self._records.entries == self._identities.entries == self._numbers.entries
+        assert self._records.entries == self._metas.entries == self._ordinals.entries
         self.__exit__()
         trees = {name: _publish(self._folder / name) for name in (STATES_FILE, PASSAGES_FILE)}
-        seal = Seal(self._identities.entries, next_number, trees)
+        seal = Seal(self._metas.entries, next_ordinal, trees)
         write_atomically(self._folder / SEAL_FILE, seal.to_json())
         return seal
 

@@ -1,4 +1,4 @@
-"""Requests -> responses, one function an endpoint, awaited with the request's `Work`. Knows nothing of routes."""
+"""Requests -> responses, one function an endpoint, awaited with the request's context. Knows nothing of routes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.cached_passages import LookUp
-from kalm_cache.scoring.prefix_cache import KeptPassage
+from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.query_side import score_of
 from kalm_cache.scoring.results import results_of
 from query_service.api.errors import TooManyError
@@ -43,14 +43,14 @@ from query_service.api.responses import (
 from query_service.api.responses import Plan as PlanResponse
 from query_service.engine.budget import Plan, fit, reduced
 from query_service.engine.cost import state_weight
-from query_service.engine.request_context import Work
+from query_service.engine.request_context import RequestContext
 from query_service.engine.scoring import OnMissing, Options, Raw, Score, Scores, Stored, score_pairs
 
 COARSEST_RATIO = 32  # KaLM-Reranker-V1 was trained up to it
 AFTER_DECODING_MS = 3.0  # texts are read and the answer is written
 
 
-async def answer_search(request: SearchRequest, work: Work) -> SearchResponse:
+async def answer_search(request: SearchRequest, work: RequestContext) -> SearchResponse:
     """First stage and cached rerank of one query."""
     settings, index = work.settings, work.index
     instruction = settings.instruction if request.instruction is None else request.instruction
@@ -99,7 +99,7 @@ async def answer_search(request: SearchRequest, work: Work) -> SearchResponse:
     )
 
 
-async def answer_rerank(request: RerankRequest, work: Work) -> RerankResponse | list[TextResult]:
+async def answer_rerank(request: RerankRequest, work: RequestContext) -> RerankResponse | list[TextResult]:
     """Stored or raw passages by falling margin; equal margins keep their order. `texts` get a bare array.
 
     Damaged ones are left out, and named.
@@ -110,7 +110,7 @@ async def answer_rerank(request: RerankRequest, work: Work) -> RerankResponse | 
     options = _options(request, work, on_missing="error" if only_ids else "encode")
     scores = await score_pairs(work, [request.query] * len(passages), passages, options)
     if request.texts is not None:
-        scores.require_whole()  # their clients count the elements of the array
+        scores.require_valid()  # their clients count the elements of the array
     found = {i: score for i, score in enumerate(scores.scores) if score is not None}
     order = sorted(found, key=lambda i: -found[i].margin)[: request.limit]
     texts: list[str | None] = [None] * len(order)
@@ -129,7 +129,7 @@ async def answer_rerank(request: RerankRequest, work: Work) -> RerankResponse | 
     )
 
 
-async def answer_infinity_rerank(request: RerankRequest, work: Work) -> InfinityResponse:
+async def answer_infinity_rerank(request: RerankRequest, work: RequestContext) -> InfinityResponse:
     """As `answer_rerank`, with documents as plain strings, as Infinity has them."""
     answer = await answer_rerank(
         request.model_copy(update={"documents": request.texts or request.documents, "texts": None}), work
@@ -154,7 +154,7 @@ def _named_passages(request: RerankRequest) -> tuple[list[ItemId | None], list[S
     return list(request.ids), [Stored(doc_id, one.text) for doc_id, one in zip(request.ids, given, strict=True)]
 
 
-async def answer_score(request: ScoreRequest, work: Work) -> PairsResponse | ScoreResponse:
+async def answer_score(request: ScoreRequest, work: RequestContext) -> PairsResponse | ScoreResponse:
     """Pairs in the order given, in the dialect that they came in."""
     if request.pairs is not None:
         return await _answer_pairs(request, request.pairs, work)
@@ -166,7 +166,7 @@ async def answer_score(request: ScoreRequest, work: Work) -> PairsResponse | Sco
     scores = await score_pairs(work, queries, passages, _options(request, work, on_missing="encode"))
     data = [
         ScoreData(index=i, score=_score(score, request), margin=score.margin if request.return_margin else None)
-        for i, score in enumerate(scores.require_whole())
+        for i, score in enumerate(scores.require_valid())
     ]
     return ScoreResponse(
         id=f"score-{uuid4().hex}",
@@ -178,7 +178,7 @@ async def answer_score(request: ScoreRequest, work: Work) -> PairsResponse | Sco
     )
 
 
-async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], work: Work) -> PairsResponse:
+async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], work: RequestContext) -> PairsResponse:
     _check_count(len(pairs), "pairs", work)
     passages = [
         Stored(str(pair.doc_id)) if pair.document is None else _passage(_document(pair.document)) for pair in pairs
@@ -190,29 +190,29 @@ async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], work: Wor
         PairResult(
             index=i, id=pair.id, score=_score(score, request), margin=score.margin if request.return_margin else None
         )
-        for i, (pair, score) in enumerate(zip(pairs, scores.require_whole(), strict=True))
+        for i, (pair, score) in enumerate(zip(pairs, scores.require_valid(), strict=True))
     ]
     return PairsResponse(model=work.model, results=results, usage=_usage(scores), meta=_meta(scores, work))
 
 
-def _plan(budget_ms: float, found: LookUp, prompt: Tokens, work: Work) -> Plan:
+def _plan(budget_ms: float, found: LookUp, prompt: Tokens, work: RequestContext) -> Plan:
     """What the rest of a budget allows, behind what waits for the decoder already."""
-    ready = {**found.held, **found.fresh}
+    ready = {**found.hits, **found.to_prefill}
     tokens = [ready[doc_id].tokens for doc_id in found.ids if doc_id in ready]
-    under_prefix = any(isinstance(passage, KeptPassage) for passage in ready.values()) or bool(found.fresh)
+    under_prefix = any(isinstance(passage, CachedPrefix) for passage in ready.values()) or bool(found.to_prefill)
     own = len(prompt.ids) - (len(found.prefix) if under_prefix else 0)
     weight = 0.0 if under_prefix else state_weight(work.index.query_side)
     cost = work.engine.cost
     return fit(
         tokens,
-        found.ratio,
+        found.chunk_size,
         budget_ms - work.elapsed_ms - work.engine.backlog_ms - AFTER_DECODING_MS,
         lambda count, pooled: cost.ms(count * own + weight * pooled),
-        coarsest=found.ratio if under_prefix else COARSEST_RATIO,
+        coarsest=found.chunk_size if under_prefix else COARSEST_RATIO,
     )
 
 
-def _options(request: PairOptions, work: Work, *, on_missing: OnMissing) -> Options:
+def _options(request: PairOptions, work: RequestContext, *, on_missing: OnMissing) -> Options:
     return Options(
         instruction=work.settings.instruction if request.instruction is None else request.instruction,
         chunk_size=request.chunk_size,
@@ -222,7 +222,7 @@ def _options(request: PairOptions, work: Work, *, on_missing: OnMissing) -> Opti
     )
 
 
-def _check_count(count: int, what: str, work: Work) -> None:
+def _check_count(count: int, what: str, work: RequestContext) -> None:
     if count > work.settings.max_documents:
         raise TooManyError(what, count, work.settings.max_documents)
 
@@ -247,7 +247,7 @@ def _text_result(result: RerankResult) -> TextResult:
     return TextResult(index=result.index, score=result.score, id=result.id, margin=result.margin, text=text)
 
 
-def _texts(passages: Sequence[Stored | Raw], work: Work) -> list[str | None]:
+def _texts(passages: Sequence[Stored | Raw], work: RequestContext) -> list[str | None]:
     """The text of each passage; `None` where the index keeps none, or a damaged one."""
     doc_ids = [passage.doc_id for passage in passages if isinstance(passage, Stored)]
     kept = {
@@ -278,7 +278,7 @@ def _usage(scores: Scores) -> Usage:
     )
 
 
-def _meta(scores: Scores, work: Work) -> Meta:
+def _meta(scores: Scores, work: RequestContext) -> Meta:
     return Meta(
         index_version=work.served.version,
         query_truncated=scores.query_truncated,

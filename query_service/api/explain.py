@@ -66,14 +66,14 @@ def answer_explain(request: ExplainRequest, index: PassageIndex, settings: Setti
         DamagedRecordError: its states or its text are damaged.
         UsageError: the index keeps no texts, or the chunk size is no multiple of the stored one.
     """
-    ratio = request.chunk_size or index.chunk_size
-    [passage] = index.pooled([request.id], chunk_size=ratio)
+    chunk_size = request.chunk_size or index.chunk_size
+    [passage] = index.pooled([request.id], chunk_size=chunk_size)
     found = attribute(
         index.query_side,
         request.query,
         text := _text(request.id, index),
         passage,
-        ratio=ratio,
+        chunk_size=chunk_size,
         max_length=index.generation.manifest.fingerprint.max_length,
         instruction=settings.instruction if request.instruction is None else request.instruction,
         system_instruction=settings.system_instruction,
@@ -83,7 +83,7 @@ def answer_explain(request: ExplainRequest, index: PassageIndex, settings: Setti
         index_version=index.generation.name,
         margin=found.margin,
         score=score_of(found.margin),
-        chunk_size=ratio,
+        chunk_size=chunk_size,
         query_truncated=found.query_truncated,
         truncated=passage.truncated,
         text=text,

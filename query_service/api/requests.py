@@ -76,7 +76,7 @@ class SearchRequest(Request):
     chunk_size: ChunkSize | None = None
     first_stage: Mode | None = Field(None, description="null = the service's (the best that the index has)")
     first_stage_weight: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="order by margin + this · the first stage's standard score"
+        None, ge=0, allow_inf_nan=False, description="order by margin + this · the first stage's z-score"
     )
     return_documents: bool = True
     budget_ms: float | None = Field(

@@ -14,14 +14,14 @@ from query_service.engine.service import Service
 
 def answer_health(service: Service) -> Health:
     """Alive, and what is served."""
-    index, tier = service.live.served.index, service.live.served.index.prefix_tier
+    index, prefix_cache = service.live.served.index, service.live.served.index.prefix_cache
     return Health(
         index_version=service.live.served.version,
         model=service.model,
         passages=len(index),
         damaged_reads=index.damaged_reads,
         reload_failure=service.live.last_failure,
-        prefix_cache=None if tier is None else PrefixCache(**asdict(tier.stats())),
+        prefix_cache=None if prefix_cache is None else PrefixCache(**asdict(prefix_cache.stats())),
     )
 
 

@@ -7,7 +7,7 @@ from threading import Lock
 
 from torch import Tensor
 
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.query_side import QuerySide
 
@@ -24,11 +24,11 @@ class CostModel:
         self._lock = Lock()
 
     @staticmethod
-    def units(side: QuerySide, prompts: Sequence[Tokens], states: Sequence[Tensor | Kept]) -> list[float]:
+    def units(side: QuerySide, prompts: Sequence[Tokens], states: Sequence[Tensor | PrefixKV]) -> list[float]:
         """Units of each pair: its own prompt tokens, and its pooled states as far as they cost one."""
         weight = state_weight(side)
         return [
-            len(prompt.ids) - len(one.prefix) if isinstance(one, Kept) else len(prompt.ids) + weight * len(one)
+            len(prompt.ids) - len(one.prefix) if isinstance(one, PrefixKV) else len(prompt.ids) + weight * len(one)
             for prompt, one in zip(prompts, states, strict=True)
         ]
 

@@ -20,17 +20,19 @@ logger = logging.getLogger(__name__)
 class DocumentEncoder:
     """The encoder of the index's model. It loads on first use: until then the service is a decoder alone."""
 
-    def __init__(self, index: PassageIndex, model: str | None = None, *, like: DocumentEncoder | None = None) -> None:
+    def __init__(
+        self, index: PassageIndex, model: str | None = None, *, reuse_from: DocumentEncoder | None = None
+    ) -> None:
         """Treat documents as the index's job treated its passages.
 
         Args:
             index: whose model and settings hold.
             model: where the model lies; `None` = what the manifest names.
-            like: of an earlier generation: its weights are used again where the model is the same.
+            reuse_from: of an earlier generation: its weights are used again where the model is the same.
         """
         self._index = index
         self._model = model or index.generation.manifest.model
-        self._passage_side = like._for(index) if like else None
+        self._passage_side = reuse_from._for(index) if reuse_from else None
         self._lock = Lock()
 
     @property

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.query_side import BATCH_TOKENS, DECODE_BATCH, QuerySide
 from query_service.engine.cost import WEIGHT_OF_THE_LATEST, CostModel
@@ -55,7 +55,7 @@ class _Item:
     call: Callable[[], Any] | None = None
     side: QuerySide | None = None
     prompts: Sequence[Tokens] = ()
-    states: Sequence[Tensor | Kept] = ()
+    states: Sequence[Tensor | PrefixKV] = ()
     left: list[int] = field(default_factory=list)
     margins: dict[int, float] = field(default_factory=dict)
     sizes: list[float] = field(default_factory=list)  # predicted cost of each pair, in units
@@ -94,7 +94,9 @@ class Engine:
         self._put(_Item(time.monotonic(), future, time.monotonic(), call=function))
         return future
 
-    def decode(self, side: QuerySide, prompts: Sequence[Tokens], states: Sequence[Tensor | Kept]) -> Future[Decoded]:
+    def decode(
+        self, side: QuerySide, prompts: Sequence[Tokens], states: Sequence[Tensor | PrefixKV]
+    ) -> Future[Decoded]:
         """The margin of each (prompt, states) pair. Pairs of the very same objects are decoded once, and so tie."""
         future: Future[Decoded] = Future()
         now = time.monotonic()
@@ -226,8 +228,8 @@ class Engine:
             item.future.set_exception(why)
 
 
-def _tokens(prompt: Tokens, states: Tensor | Kept) -> int:
-    return len(prompt.ids) + (states.pooled if isinstance(states, Kept) else len(states))
+def _tokens(prompt: Tokens, states: Tensor | PrefixKV) -> int:
+    return len(prompt.ids) + (states.pooled if isinstance(states, PrefixKV) else len(states))
 
 
 def _finish(future: Future[Any], result: Any) -> None:

@@ -109,7 +109,7 @@ class LiveIndex:
         index.warm_up()
         if not self._with_encoder:
             return Served(index, None)
-        return Served(index, DocumentEncoder(index, self._model, like=before.documents if before else None))
+        return Served(index, DocumentEncoder(index, self._model, reuse_from=before.documents if before else None))
 
 
 class Watcher:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.cached_passages import LookUp, ReadPassages
 from kalm_cache.settings import Settings
@@ -66,13 +66,13 @@ class Counts:
 
     def add_read(self, found: LookUp) -> None:
         """Stored passages were looked up."""
-        self.hits += len(found.held) + len(found.fresh)
+        self.hits += len(found.hits) + len(found.to_prefill)
         self.damaged += len(found.damaged)
         self.read_bytes += found.payload_bytes
 
 
 @dataclass(slots=True)
-class Work:
+class RequestContext:
     """What the answer to one request is made with. `timings_ms`: `queue`, then a name a stage, `total` at the end."""
 
     served: Served
@@ -114,12 +114,12 @@ class Work:
         return await self._timed(stage, function, self.engine.call)
 
     async def prepared(self, found: LookUp) -> ReadPassages:
-        """What a look-up found, ready for the decoder: what the prefix tier lacks is computed first."""
-        if not found.fresh:
+        """What a look-up found, ready for the decoder: what the prefix cache lacks is computed first."""
+        if not found.to_prefill:
             return self.index.prepare(found)
         return await self.compute("decode", lambda: self.index.prepare(found))
 
-    async def margins(self, prompts: Sequence[Tokens], states: Sequence[Tensor | Kept]) -> list[float]:
+    async def margins(self, prompts: Sequence[Tokens], states: Sequence[Tensor | PrefixKV]) -> list[float]:
         """The margin of each pair, decoded in batches that are shared with other requests."""
         decoded = await asyncio.wrap_future(self.engine.decode(self.index.query_side, prompts, states))
         self._add("queue", decoded.queue_ms)

@@ -10,12 +10,12 @@ from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.passage import Passage
 from kalm_cache.scoring.pooling import PooledPassage
-from kalm_cache.scoring.prefix_cache import KeptPassage
+from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.state_reader import Damaged
-from kalm_cache.storage.passage_store import Identity
+from kalm_cache.storage.passage_store import PassageMeta
 from query_service.api.errors import EncoderOffError
 from query_service.engine.documents import ENCODE_BATCH
-from query_service.engine.request_context import Work
+from query_service.engine.request_context import RequestContext
 
 OnMissing = Literal["error", "skip", "encode"]
 Origin = Literal["hit", "encoded"]
@@ -64,7 +64,7 @@ class Scores:
         """Positions of passages that were cut."""
         return [i for i, score in enumerate(self.scores) if score is not None and score.truncated]
 
-    def require_whole(self) -> list[Score]:
+    def require_valid(self) -> list[Score]:
         """The scores, where every pair must have one. Raises `DamagedRecordError`."""
         if self.damaged:
             raise DamagedRecordError(self.damaged[0].problem)
@@ -86,13 +86,15 @@ class Options:
 class _Found:
     """Passages ready for the decoder, by what was asked for; what must be encoded; what cannot be had."""
 
-    ready: dict[Stored | Raw, PooledPassage | KeptPassage] = field(default_factory=dict)
+    ready: dict[Stored | Raw, PooledPassage | CachedPrefix] = field(default_factory=dict)
     raw: list[Stored | Raw] = field(default_factory=list)
     damaged: list[Damaged] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
-async def score_pairs(work: Work, queries: Sequence[str], passages: Sequence[Stored | Raw], options: Options) -> Scores:
+async def score_pairs(
+    work: RequestContext, queries: Sequence[str], passages: Sequence[Stored | Raw], options: Options
+) -> Scores:
     """The score of each (query, passage) pair. Equal queries are tokenised once, equal passages read once.
 
     Raises:
@@ -127,18 +129,20 @@ async def score_pairs(work: Work, queries: Sequence[str], passages: Sequence[Sto
     return scores
 
 
-def _prompts(work: Work, queries: Sequence[str], options: Options) -> dict[str, Tokens]:
+def _prompts(work: RequestContext, queries: Sequence[str], options: Options) -> dict[str, Tokens]:
     side, system = work.index.query_side, work.settings.system_instruction
     return {query: side.prompt(query, options.instruction, system) for query in dict.fromkeys(queries)}
 
 
-async def _look_up(work: Work, passages: Sequence[Stored | Raw], prompts: Sequence[Tokens], options: Options) -> _Found:
+async def _look_up(
+    work: RequestContext, passages: Sequence[Stored | Raw], prompts: Sequence[Tokens], options: Options
+) -> _Found:
     stored = [passage for passage in passages if isinstance(passage, Stored)]
     found = _Found(raw=[passage for passage in passages if isinstance(passage, Raw)])
     if not stored:  # a ratio that does not fit the stored states is no error where none are asked for
         return found
-    held = await work.read("read", lambda: _sort_out(work, stored, options, found))
-    ids = [passage.doc_id for passage in held]
+    hits = await work.read("read", lambda: _sort_out(work, stored, options, found))
+    ids = [passage.doc_id for passage in hits]
     system = work.settings.system_instruction
     lookup = await work.read(
         "read",
@@ -146,16 +150,16 @@ async def _look_up(work: Work, passages: Sequence[Stored | Raw], prompts: Sequen
     )
     work.counts.add_read(lookup)
     read = await work.prepared(lookup)
-    found.ready.update({held[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)})
+    found.ready.update({hits[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)})
     found.damaged += read.damaged
     return found
 
 
-def _sort_out(work: Work, stored: Sequence[Stored], options: Options, found: _Found) -> list[Stored]:
+def _sort_out(work: RequestContext, stored: Sequence[Stored], options: Options, found: _Found) -> list[Stored]:
     """Those that the index holds; the others go to `found` as `options.on_missing` says, or are an error."""
-    identities = work.index.store.identities([passage.doc_id for passage in stored])
-    held = [passage for passage, one in zip(stored, identities, strict=True) if _is_held(passage, one)]
-    absent = [passage for passage in stored if passage not in set(held)]
+    metas = work.index.store.metas([passage.doc_id for passage in stored])
+    hits = [passage for passage, one in zip(stored, metas, strict=True) if _is_held(passage, one)]
+    absent = [passage for passage in stored if passage not in set(hits)]
     if options.on_missing == "encode":
         found.raw += [passage for passage in absent if passage.text is not None]
         absent = [passage for passage in absent if passage.text is None]
@@ -163,20 +167,20 @@ def _sort_out(work: Work, stored: Sequence[Stored], options: Options, found: _Fo
         raise UnknownIdError([passage.doc_id for passage in absent])
     found.missing += [passage.doc_id for passage in absent]
     work.counts.missing += len(absent)
-    return held
+    return hits
 
 
-def _is_held(passage: Stored, identity: Identity | DamagedRecordError | None) -> bool:
+def _is_held(passage: Stored, meta: PassageMeta | DamagedRecordError | None) -> bool:
     """Whether the index has the id, with this text where one is given. A damaged entry is held: reading it says so."""
-    if identity is None:
+    if meta is None:
         return False
-    if passage.text is None or isinstance(identity, DamagedRecordError):
+    if passage.text is None or isinstance(meta, DamagedRecordError):
         return True
-    return Passage(passage.doc_id, passage.text).content_hash() == identity.content_hash
+    return Passage(passage.doc_id, passage.text).content_hash() == meta.content_hash
 
 
 async def _encode(
-    work: Work, passages: Sequence[Stored | Raw], options: Options
+    work: RequestContext, passages: Sequence[Stored | Raw], options: Options
 ) -> Mapping[Stored | Raw, PooledPassage]:
     documents = work.documents
     if documents is None:
@@ -194,7 +198,7 @@ async def _encode(
     return encoded
 
 
-def _count_cuts(work: Work, prompts: Mapping[str, Tokens], found: _Found, options: Options) -> None:
+def _count_cuts(work: RequestContext, prompts: Mapping[str, Tokens], found: _Found, options: Options) -> None:
     work.counts.queries_cut += sum(prompt.truncated for prompt in prompts.values())
     work.counts.documents_cut += sum(passage.truncated for passage in found.ready.values())
     if options.truncate:

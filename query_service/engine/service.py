@@ -16,7 +16,7 @@ from query_service.engine.admission import Admission, BusyError
 from query_service.engine.cost import CostModel
 from query_service.engine.engine import Engine
 from query_service.engine.live import LiveIndex, Watcher
-from query_service.engine.request_context import Places, Work
+from query_service.engine.request_context import Places, RequestContext
 from query_service.middleware.metrics import Metrics, Stage
 from query_service.middleware.tracing import start_tracing
 
@@ -27,7 +27,7 @@ STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
 
 
 class Service:
-    """Starts what computes, reads and watches; hands each request its `Work`. `start` it, `close` it."""
+    """Starts what computes, reads and watches; hands each request its `RequestContext`. `start` it, `close` it."""
 
     def __init__(self, live: LiveIndex, settings: Settings) -> None:
         """Serve `live`, which is closed with the service.
@@ -71,7 +71,7 @@ class Service:
             self.tracing.close()
 
     @asynccontextmanager
-    async def begin(self, timeout_ms: int | None) -> AsyncIterator[Work]:
+    async def begin(self, timeout_ms: int | None) -> AsyncIterator[RequestContext]:
         """Let a request in, for the length of the block; `timeout_ms` may only shorten the service's own.
 
         Raises:
@@ -84,7 +84,9 @@ class Service:
         limit_ms = min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms)
         try:
             with self.admission.enter(limit_ms), self.live.lease() as served:
-                work = Work(served, self.engine, self._readers, self._places, self.settings, self.model, self.tracing)
+                work = RequestContext(
+                    served, self.engine, self._readers, self._places, self.settings, self.model, self.tracing
+                )
                 async with asyncio.timeout(limit_ms / 1000):
                     yield work
                 self._count(work)
@@ -97,11 +99,11 @@ class Service:
 
     def measure(self) -> None:
         """Bring the gauges up to date."""
-        index, tier = self.live.served.index, self.live.served.index.prefix_tier
+        index, prefix_cache = self.live.served.index, self.live.served.index.prefix_cache
         self.metrics.queue_depth(self.engine.depth)
         self.metrics.serves(self.live.served.version, len(index))
-        if tier is not None:
-            self.metrics.prefix_tier(tier.stats().hits, tier.stats().misses)
+        if prefix_cache is not None:
+            self.metrics.prefix_cache(prefix_cache.stats().hits, prefix_cache.stats().misses)
 
     def _count_swap(self, succeeded: bool) -> None:
         if succeeded:
@@ -110,7 +112,7 @@ class Service:
         else:
             self.metrics.swap_failed()
 
-    def _count(self, work: Work) -> None:
+    def _count(self, work: RequestContext) -> None:
         for stage in STAGES:
             if stage in work.timings_ms:
                 self.metrics.observe_stage(stage, work.timings_ms[stage] / 1000)

@@ -64,7 +64,7 @@ class Metrics:
             "kalm_cache_passages", "Passages asked for: cached, encoded or missing.", ["cache"], registry=own
         )
         self._prefix = Counter(
-            "kalm_cache_prefix_lookups", "Passages looked up in the prefix tier.", ["outcome"], registry=own
+            "kalm_cache_prefix_lookups", "Passages looked up in the prefix cache.", ["outcome"], registry=own
         )
         self._prefix_seen = (0, 0)
         self._read_bytes = Counter("kalm_cache_read_bytes", "Bytes of states read from the store.", registry=own)
@@ -121,8 +121,8 @@ class Metrics:
         for cache, count in (("hit", hits), ("encoded", encoded), ("miss", missing)):
             self._passages.labels(cache).inc(count)
 
-    def prefix_tier(self, hits: int, misses: int) -> None:
-        """The prefix tier's counts since it was made; may start again at 0 with a new tier. Call from one thread."""
+    def prefix_cache(self, hits: int, misses: int) -> None:
+        """The prefix cache's counts since it was made; may start again at 0 with a new tier. Call from one thread."""
         before = self._prefix_seen if hits >= self._prefix_seen[0] and misses >= self._prefix_seen[1] else (0, 0)
         self._prefix.labels("hit").inc(hits - before[0])
         self._prefix.labels("miss").inc(misses - before[1])
@@ -172,7 +172,7 @@ class Metrics:
         """Let counters be seen before they first count, so that a rate over their first step is right."""
         self.passages()
         self.truncated()
-        self.prefix_tier(0, 0)
+        self.prefix_cache(0, 0)
         for outcome in ("ok", "failed"):
             self._swaps.labels(outcome)
         for stage in get_args(Stage):

@@ -23,7 +23,7 @@ def test_the_tables_hold_what_a_report_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def system(name: str, kind: str, value: float, weight: float = 0.0) -> dict[str, object]:
-        cost = {"codec": "fp16", "ratio": 4, "first_stage_weight": weight}
+        cost = {"codec": "fp16", "chunk_size": 4, "first_stage_weight": weight}
         return {"name": name, "kind": kind, "means": {"ndcg@10": value}, "cost": cost}
 
     def collection(name: str, bm25: float, alone: float, together: float) -> dict[str, object]:

@@ -30,7 +30,7 @@ def test_the_store_is_built_by_the_index_job_and_read_back(run_benchmark: Run, t
 
 
 def test_ids_are_distinct_and_in_no_order() -> None:
-    ids = [scale_store.doc_id_of(number) for number in range(5000)]
+    ids = [scale_store.doc_id_of(ordinal) for ordinal in range(5000)]
     assert len(set(ids)) == 5000
     assert ids != sorted(ids)
 

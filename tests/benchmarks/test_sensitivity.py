@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import sensitivity
 from benchmarks.reference import load_slow_reference
-from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, load_sensitivity
-from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.codec.sensitivity import load_sensitivity
+from kalm_cache.model.checkpoint import SENSITIVITY_FILE, open_checkpoint
 from tests.texts import TRAINING_SENTENCES
 
 
@@ -36,7 +36,7 @@ def test_the_file_holds_a_square_whose_diagonal_is_one_on_average(mini_folder: P
     out = tmp_path / SENSITIVITY_FILE
     case = ["--model", str(mini_folder), "--beir", str(toy), "--split", "test", "--pairs", "2", "--out", str(out)]
     assert sensitivity.main(case) == 0
-    found = load_sensitivity(tmp_path)
+    found = load_sensitivity(tmp_path / SENSITIVITY_FILE)
     assert found is not None
     np.testing.assert_allclose(found, found.T, rtol=1e-4, atol=1e-6)
     assert np.diag(found).mean() == pytest.approx(1)

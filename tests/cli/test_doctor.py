@@ -17,7 +17,7 @@ import torch
 from kalm_cache.doctor import disk, machine, speed
 from kalm_cache.doctor.check import verdict
 from kalm_cache.generations.generation import open_current
-from kalm_cache.generations.segments import ShardSet
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.model.kernels.compile import compiled_library
 from kalm_cache.storage.passage_store import STATES_FILE
 from kalm_cache.storage.record import Record
@@ -71,7 +71,7 @@ def test_a_folder_without_an_index_is_one_failure_that_says_what_to_run(run: Run
 def test_a_damaged_record_is_found_and_the_way_out_named(run: Run, index: Path) -> None:
     (file,) = index.rglob(STATES_FILE)
     content = bytearray(file.read_bytes())
-    with ShardSet(open_current(index)) as store, store.snapshot() as records:
+    with SegmentSet(open_current(index)) as store, store.snapshot() as records:
         (bees,) = records.records(["bees"])
         assert isinstance(bees, Record)
         content[content.index(bytes(bees.payload))] ^= 1

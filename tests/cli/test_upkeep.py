@@ -62,9 +62,9 @@ def test_rollback_and_gc_say_what_they_did(run: Run, index: Path) -> None:
 
 def test_stats_count_what_is_hidden_and_shared_files_once(run: Run, index: Path) -> None:
     before = json.loads(run("stats", "--index", index, "--json").stdout)
-    assert (before["shards"], before["hidden_passages"], before["hidden_payload_bytes"]) == (1, 0, 0)
+    assert (before["segments"], before["tombstones"], before["tombstone_payload_bytes"]) == (1, 0, 0)
     run("delete", "bees", "--index", index)
     after = json.loads(run("stats", "--index", index, "--json").stdout)
-    assert (after["passages"], after["hidden_passages"]) == (3, 1)
-    assert after["payload_bytes"] + after["hidden_payload_bytes"] == before["payload_bytes"]
+    assert (after["passages"], after["tombstones"]) == (3, 1)
+    assert after["payload_bytes"] + after["tombstone_payload_bytes"] == before["payload_bytes"]
     assert before["file_bytes"] < after["index_bytes"] < before["index_bytes"] + 20_000

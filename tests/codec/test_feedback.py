@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kalm_cache.codec import Codec, get_codec
-from kalm_cache.codec.feedback import carry_of, round_carrying
+from kalm_cache.codec.feedback import error_feedback, round_with_feedback
 from kalm_cache.errors import StoreError
 from tests.codec.states import random_states
 
@@ -34,25 +34,29 @@ def test_the_error_of_a_value_is_made_up_for_in_the_next():
         return np.rint(column), np.rint(column).astype(np.uint8)
 
     only_the_sum = np.ones((2, 2))
-    codes = round_carrying(np.array([[0.4, 0.4]]), carry_of(only_the_sum), nearest)
+    codes = round_with_feedback(np.array([[0.4, 0.4]]), error_feedback(only_the_sum), nearest)
     assert codes.tolist() == [[0, 1]]
-    assert round_carrying(np.array([[0.4, 0.4]]), carry_of(np.eye(2)), nearest).tolist() == [[0, 0]]
+    assert round_with_feedback(np.array([[0.4, 0.4]]), error_feedback(np.eye(2)), nearest).tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("name", ["int4", "int3", "int2"])
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_errors_that_matter_become_less_than_half_and_the_payload_stays_as_long(name: str, rows: int):
     sensitivity, states = few_directions(), random_states(rows, WIDTH)
-    minding = get_codec(name, sensitivity)
-    assert minding.payload_bytes(rows, WIDTH) == len(minding.encode(states)) == len(get_codec(name).encode(states))
+    with_sensitivity = get_codec(name, sensitivity)
+    assert (
+        with_sensitivity.payload_bytes(rows, WIDTH)
+        == len(with_sensitivity.encode(states))
+        == len(get_codec(name).encode(states))
+    )
     plain = cost(error_of(get_codec(name), states), sensitivity)
-    assert cost(error_of(minding, states), sensitivity) < plain / 4  # squared
+    assert cost(error_of(with_sensitivity, states), sensitivity) < plain / 4  # squared
 
 
 def test_what_matters_alike_everywhere_is_rounded_to_nearest():
     states = random_states(9, WIDTH)
-    minding, plain = (error_of(get_codec("int4", s), states) for s in (3 * np.eye(WIDTH), None))
-    assert np.linalg.norm(minding) == pytest.approx(np.linalg.norm(plain), rel=0.05)  # scales differ a little
+    with_sensitivity, plain = (error_of(get_codec("int4", s), states) for s in (3 * np.eye(WIDTH), None))
+    assert np.linalg.norm(with_sensitivity) == pytest.approx(np.linalg.norm(plain), rel=0.05)  # scales differ a little
 
 
 def test_states_beside_zeros_and_with_outliers_stay_finite():

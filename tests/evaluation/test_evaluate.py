@@ -23,7 +23,7 @@ def slow_mean(slow: Callable[..., float], task: BeirTask, run: dict[str, list[st
 def found_by_first_stage(index: PassageIndex, task: BeirTask, depth: int, mode: Mode) -> dict[str, list[str]]:
     many = index.first_stage.search_many(list(task.queries.values()), depth, mode)
     return {
-        query_id: index.store.doc_ids(found.numbers.tolist())
+        query_id: index.store.doc_ids(found.ordinals.tolist())
         for query_id, found in zip(task.queries, many, strict=True)
     }
 

@@ -113,12 +113,12 @@ def test_a_point_is_blended_with_the_first_stage_at_every_weight_as_a_search_is(
     again = finished_study(collection, weighed, RunFolder(tmp_path, key))
     assert again is not None
     half, three = again.of_kind("blended")
-    assert (half.name, three.cost.first_stage_weight, three.cost.ratio) == ("fp16 r=2 w=0.5", 3.0, 2)
+    assert (half.name, three.cost.first_stage_weight, three.cost.chunk_size) == ("fp16 r=2 w=0.5", 3.0, 2)
     for query_id, query in list(collection.task.queries.items())[:4]:
         expected = index.search(query, k=10, top_n=None, chunk_size=2, first_stage_weight=3.0).results
         assert [one.doc_id for one in three.run[query_id]] == [one.doc_id for one in expected]
     report = markdown_report([result_of(again)], "kalm-cache eval", "a machine")
-    assert "margin + 3 x the first stage's standard score" in report
+    assert "margin + 3 x the first stage's z-score" in report
     assert [one.first_stage_weight for one in reports_of(again)] == [0.0, 0.5, 3.0]
 
 

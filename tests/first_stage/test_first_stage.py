@@ -33,22 +33,22 @@ def test_each_mode_finds_what_its_index_finds(folder: Path, model: Embedder) -> 
     assert stage.modes == ("dense", "bm25", "fused")
     # cosines with (0.6, 0.8): cat 1, "cat dog" 0.9839, dog 0.8, fish -0.6
     dense = stage.search("cat", 4, "dense")
-    assert dense.numbers.tolist() == [11, 33, 22, 44]
+    assert dense.ordinals.tolist() == [11, 33, 22, 44]
     assert dense.scores.tolist() == pytest.approx([1, 0.983870, 0.8, -0.6], abs=1e-5)
-    assert stage.search("cat", 4, "bm25").numbers.tolist() == [11, 33]
+    assert stage.search("cat", 4, "bm25").ordinals.tolist() == [11, 33]
     fused = stage.search("cat", 3, "fused")
-    assert fused.numbers.tolist() == [11, 33, 22]
-    # standard scores of the four cosines: 0.6815, 0.6572, 0.3813, -1.7200; of two BM25 scores, whatever they are: 1, -1
+    assert fused.ordinals.tolist() == [11, 33, 22]
+    # z-scores of the four cosines: 0.6815, 0.6572, 0.3813, -1.7200; of two BM25 scores, whatever they are: 1, -1
     assert fused.scores.tolist() == pytest.approx([(0.6815 + 1) / 2, (0.6572 - 1) / 2, (0.3813 - 1) / 2], abs=1e-4)
 
 
 def test_fusion_looks_deeper_than_k(folder: Path, model: Embedder) -> None:
     stage = FirstStage.open(folder, model)
     # dense: dog, cat dog, ...; BM25: fish (the rarer term), dog, cat dog. Lists of one each could not tell them apart
-    assert stage.search("dog fish", 1, "dense").numbers.tolist() == [22]
-    assert stage.search("dog fish", 1, "bm25").numbers.tolist() == [44]
+    assert stage.search("dog fish", 1, "dense").ordinals.tolist() == [22]
+    assert stage.search("dog fish", 1, "bm25").ordinals.tolist() == [44]
     one, all_of_them = stage.search("dog fish", 1, "fused"), stage.search("dog fish", 4, "fused")
-    assert one.numbers.tolist() == all_of_them.numbers.tolist()[:1]
+    assert one.ordinals.tolist() == all_of_them.ordinals.tolist()[:1]
     assert one.scores.tolist() == all_of_them.scores.tolist()[:1]
 
 
@@ -56,8 +56,8 @@ def test_many_queries_give_the_lists_of_single_ones(folder: Path, model: Embedde
     stage = FirstStage.open(folder, model)
     for mode in stage.modes:
         queries = ["cat", "dog fish", "", "zebra"]
-        together = [c.numbers.tolist() for c in stage.search_many(queries, 3, mode)]
-        assert together == [stage.search(query, 3, mode).numbers.tolist() for query in queries]
+        together = [c.ordinals.tolist() for c in stage.search_many(queries, 3, mode)]
+        assert together == [stage.search(query, 3, mode).ordinals.tolist() for query in queries]
         assert together[2:] == [[], []]
         assert stage.search_many([], 3, mode) == []
 

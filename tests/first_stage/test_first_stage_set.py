@@ -15,7 +15,7 @@ from kalm_cache.first_stage import (
     FirstStage,
     FirstStageSet,
     load_embedder,
-    standard_score_fusion,
+    z_score_fusion,
 )
 
 BASE = {1: "cat", 2: "dog", 3: "cat dog", 4: "fish", 5: "cat fish dog fish"}
@@ -55,24 +55,24 @@ def test_dense_answers_are_those_of_one_index_over_what_is_left(tmp_path: Path, 
     for query in ("cat", "dog", "fish", "cat dog fish", ""):
         for k in (1, 3, 10):
             one, other = whole.search(query, k, "dense"), together.search(query, k, "dense")
-            assert other.numbers.tolist() == one.numbers.tolist()
+            assert other.ordinals.tolist() == one.ordinals.tolist()
             np.testing.assert_allclose(other.scores, one.scores, rtol=1e-6)
 
 
 def test_bm25_scores_compare_across_parts(model: Embedder, parts: list) -> None:
     found = FirstStageSet(parts).search("cat", 10, "bm25")
     # one occurrence each but for length: 6 has one word, 3 two, 8 three, 5 four
-    assert found.numbers.tolist() == [6, 3, 8, 5]
+    assert found.ordinals.tolist() == [6, 3, 8, 5]
     deleted = parts[0][0].search("cat", 10, "bm25")
-    assert found.scores[0] == deleted.scores[deleted.numbers == 1]  # the text that 6 replaced had the very same
+    assert found.scores[0] == deleted.scores[deleted.ordinals == 1]  # the text that 6 replaced had the very same
 
 
 def test_fused_scores_are_those_of_the_whole_lists(parts: list) -> None:
     together = FirstStageSet(parts)
     assert together.modes == ("dense", "bm25", "fused")
-    expected = standard_score_fusion([together.search("cat", 10, mode) for mode in ("dense", "bm25")], 10)
+    expected = z_score_fusion([together.search("cat", 10, mode) for mode in ("dense", "bm25")], 10)
     fused = together.search("cat", 10, "fused")
-    assert fused.numbers.tolist() == expected.numbers.tolist()
+    assert fused.ordinals.tolist() == expected.ordinals.tolist()
     assert fused.scores.tolist() == pytest.approx(expected.scores.tolist(), abs=1e-6)
 
 
@@ -80,16 +80,16 @@ def test_many_queries_give_the_lists_of_single_ones(parts: list) -> None:
     together = FirstStageSet(parts)
     for mode in together.modes:
         queries = ["cat", "dog fish", "", "zebra"]
-        lists = [one.numbers.tolist() for one in together.search_many(queries, 3, mode)]
-        assert lists == [together.search(query, 3, mode).numbers.tolist() for query in queries]
+        lists = [one.ordinals.tolist() for one in together.search_many(queries, 3, mode)]
+        assert lists == [together.search(query, 3, mode).ordinals.tolist() for query in queries]
     assert together.search_many([], 3, "fused") == []
 
 
 def test_a_set_can_lose_more_passages_and_be_part_of_a_set(parts: list) -> None:
     together = FirstStageSet([(FirstStageSet(parts[:2]), np.array([6])), parts[2]])
     for mode in together.modes:
-        assert not {1, 4, 6, 7} & set(together.search("cat dog fish", 10, mode).numbers.tolist())
-        assert 8 in together.search("cat dog fish", 10, mode).numbers
+        assert not {1, 4, 6, 7} & set(together.search("cat dog fish", 10, mode).ordinals.tolist())
+        assert 8 in together.search("cat dog fish", 10, mode).ordinals
 
 
 def test_a_mode_is_served_if_every_part_serves_it(tmp_path: Path, model: Embedder, parts: list) -> None:
@@ -104,4 +104,4 @@ def test_one_stage_loses_passages_in_every_mode(tmp_path: Path, model: Embedder)
     left = stage(tmp_path, model, BASE).excluding(np.array([1, 3]))
     for mode in left.modes:
         # vectors: (3 - 1 - 1 + 0, 4 + 2) / 4 has cosine 0.887 with cat's (3, 4), dog's (0, 2) has 0.8
-        assert left.search("cat", 1, mode).numbers.tolist() == [5]
+        assert left.search("cat", 1, mode).ordinals.tolist() == [5]

@@ -29,11 +29,11 @@ def test_the_line_has_the_name_and_its_checksum(index: Path):
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(index: Path):
-    whole = (index / "CURRENT").read_bytes()
+    valid = (index / "CURRENT").read_bytes()
     flipped = [
-        bytes([*whole[:at], whole[at] ^ 1 << bit, *whole[at + 1 :]]) for at in range(len(whole)) for bit in range(8)
+        bytes([*valid[:at], valid[at] ^ 1 << bit, *valid[at + 1 :]]) for at in range(len(valid)) for bit in range(8)
     ]
-    for damaged in [*flipped, *(whole[:length] for length in range(len(whole))), bytes(len(whole)), whole * 2]:
+    for damaged in [*flipped, *(valid[:length] for length in range(len(valid))), bytes(len(valid)), valid * 2]:
         (index / "CURRENT").write_bytes(damaged)
         with pytest.raises(StoreError, match="checksum mismatch"):
             current_name(index)

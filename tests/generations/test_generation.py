@@ -18,7 +18,7 @@ from kalm_cache.generations.generation import (
     FileReceipt,
     Generation,
     Manifest,
-    ShardReceipt,
+    SegmentReceipt,
     finish_publishing,
     make_live,
     name_for,
@@ -28,12 +28,13 @@ from kalm_cache.generations.generation import (
     open_generation,
     publish,
     receipts,
-    require_whole,
-    shard_folder,
+    require_valid,
+    segment_folder,
 )
 from kalm_cache.generations.journal import Journal, journal_problem, read_journal
-from kalm_cache.generations.tombstones import Hidden
+from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.storage import durable
+from kalm_cache.storage.checked_json import digest_of_fields
 
 COUNTS = Counts(1, 2, 3, 0, 4)
 FINGERPRINT = Fingerprint("m", "t", 1024, 4, "float32", "fp16", "e", True, True)
@@ -42,8 +43,8 @@ FINGERPRINT = Fingerprint("m", "t", 1024, 4, "float32", "fp16", "e", True, True)
 def build(index: Path, content: str = "data") -> tuple[Path, Manifest]:
     """A finished build of one file that is not published yet, and its manifest."""
     building = next_building_folder(index)
-    shard_folder(building).mkdir(parents=True)
-    (shard_folder(building) / "passages.lmdb").write_text(content)
+    segment_folder(building).mkdir(parents=True)
+    (segment_folder(building) / "passages.lmdb").write_text(content)
     manifest = Manifest(
         generation=building.name.removesuffix(".building"),
         created_at="2026-01-01T00:00:00+00:00",
@@ -56,8 +57,8 @@ def build(index: Path, content: str = "data") -> tuple[Path, Manifest]:
         counts=COUNTS,
         files=receipts(building),
         parent=live_name(index),
-        shards=[ShardReceipt("00000", COUNTS, 0, 5)],
-        next_number=5,
+        segments=[SegmentReceipt("00000", COUNTS, 0, 5)],
+        next_ordinal=5,
     )
     return building, manifest
 
@@ -78,7 +79,7 @@ def test_a_published_generation_is_the_live_one_with_its_manifest(tmp_path: Path
     published = publish_next(tmp_path)
     assert open_current(tmp_path) == published
     assert current_name(tmp_path) == "000001"
-    assert (published.shard / "passages.lmdb").read_text() == "data"
+    assert (published.segment / "passages.lmdb").read_text() == "data"
     assert published.manifest.files == {
         "shards/00000/passages.lmdb": FileReceipt(4, "3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7")
     }
@@ -128,7 +129,7 @@ def test_a_publication_that_dies_between_two_renames_leaves_the_old_one_live(
     monkeypatch.undo()
     assert steps == ["manifest.json", "JOURNAL", "000002", "CURRENT"][:step]
     assert open_current(tmp_path).manifest.generation == "000001"
-    require_whole(open_current(tmp_path))
+    require_valid(open_current(tmp_path))
     assert finish_publishing(tmp_path) == ("000002" if step == 4 else None)
     assert open_current(tmp_path).manifest.generation == ("000002" if step == 4 else "000001")
 
@@ -196,7 +197,7 @@ def test_a_manifest_with_other_fields_is_refused(tmp_path: Path, change: dict[st
     folder = publish_next(tmp_path).folder
     fields = json.loads((folder / "manifest.json").read_text()) | change
     del fields["checksum"]
-    rewrite(folder / "manifest.json", **fields, checksum=generation._checksum(fields))
+    rewrite(folder / "manifest.json", **fields, checksum=digest_of_fields(fields))
     with pytest.raises(StoreError, match="a field is missing or unknown"):
         open_generation(folder)
 
@@ -212,13 +213,13 @@ def test_the_manifest_file_reads_back_as_it_was_written(tmp_path: Path):
 
 def test_a_missing_or_cut_file_is_found_by_its_size(tmp_path: Path):
     published = publish_next(tmp_path)
-    require_whole(published)
-    (published.shard / "passages.lmdb").write_text("dat")
+    require_valid(published)
+    (published.segment / "passages.lmdb").write_text("dat")
     with pytest.raises(StoreError, match=r"passages\.lmdb has 3 bytes, its receipt says 4; run kalm-cache verify"):
-        require_whole(published)
-    (published.shard / "passages.lmdb").unlink()
+        require_valid(published)
+    (published.segment / "passages.lmdb").unlink()
     with pytest.raises(StoreError, match=r"passages\.lmdb is missing, its receipt says 4"):
-        require_whole(published)
+        require_valid(published)
 
 
 def test_a_new_build_is_one_above_the_highest_name_ever_used(tmp_path: Path):
@@ -244,7 +245,7 @@ def test_names_and_numbers_are_kept_when_generations_are_removed(tmp_path: Path)
     folder = publish_next(tmp_path).folder
     write_current(tmp_path, "000001")
     shutil.rmtree(folder)
-    assert generation.next_numbers(tmp_path) == Journal(2, 5, "000002")
+    assert generation.next_names(tmp_path) == Journal(2, 5, "000002")
     assert publish_next(tmp_path).name == "000003"
 
 
@@ -255,7 +256,7 @@ def test_a_damaged_journal_is_named_and_the_manifests_go(tmp_path: Path, content
     publish_next(tmp_path)
     (tmp_path / "JOURNAL").write_bytes(content)
     assert journal_problem(tmp_path) is not None
-    assert generation.next_numbers(tmp_path) == Journal(1, 5, None)
+    assert generation.next_names(tmp_path) == Journal(1, 5, None)
     publish_next(tmp_path)
     assert journal_problem(tmp_path) is None
     assert read_journal(tmp_path) == Journal(2, 5, "000002")
@@ -272,11 +273,11 @@ def test_going_back_is_not_taken_for_half_a_publication(tmp_path: Path):
 
 def test_the_parts_of_a_generation_are_its_shards_with_their_own_counts(tmp_path: Path):
     building, manifest = build(tmp_path)
-    more = ShardReceipt("00007", Counts(9, 9, 9, 9, 9), 5, 14)
-    published = publish(tmp_path, building, replace(manifest, shards=[*manifest.shards, more]))
+    more = SegmentReceipt("00007", Counts(9, 9, 9, 9, 9), 5, 14)
+    published = publish(tmp_path, building, replace(manifest, segments=[*manifest.segments, more]))
     parts = list(open_current(tmp_path).parts())
-    assert [(part.shard_name, part.manifest.counts.passages) for part in parts] == [("00000", 1), ("00007", 9)]
-    assert [part.shard for part in parts] == [shard_folder(published.folder, name) for name in ("00000", "00007")]
+    assert [(part.segment_name, part.manifest.counts.passages) for part in parts] == [("00000", 1), ("00007", 9)]
+    assert [part.segment for part in parts] == [segment_folder(published.folder, name) for name in ("00000", "00007")]
     assert open_current(tmp_path).part("00007") == parts[1]
 
 
@@ -287,12 +288,12 @@ def test_counts_add_up_and_come_off():
 
 def test_a_hidden_list_that_is_missing_is_an_error_and_hides_nothing_silently(tmp_path: Path):
     building, manifest = build(tmp_path)
-    (building / "hidden.bin").write_bytes(Hidden.nothing().adding([(3, b"d3", True)]).pack())
+    (building / "hidden.bin").write_bytes(Tombstones.nothing().adding([(3, b"d3", True)]).pack())
     publish(tmp_path, building, replace(manifest, files=receipts(building)))
-    assert open_current(tmp_path).hidden().keys == [b"d3"]
+    assert open_current(tmp_path).tombstones().keys == [b"d3"]
     (open_current(tmp_path).folder / "hidden.bin").unlink()
     with pytest.raises(StoreError, match=r"hidden\.bin is missing or empty"):
-        open_current(tmp_path).hidden()
+        open_current(tmp_path).tombstones()
 
 
 def test_receipts_name_every_file_but_the_manifest(tmp_path: Path):

@@ -94,7 +94,7 @@ def test_searching_reranks_the_candidates_of_the_first_stage(index: PassageIndex
     query = "gravity attracts bodies"
     answer = index.search(query, k=6, top_n=4, first_stage=mode)
     candidates = index.first_stage.search(query, 6, mode or "fused")
-    ids = index.store.doc_ids(candidates.numbers.tolist())
+    ids = index.store.doc_ids(candidates.ordinals.tolist())
     expected = index.rerank(query, ids, top_n=4)
     assert [result.doc_id for result in answer.results] == [result.doc_id for result in expected.results]
     for result in answer.results:
@@ -156,10 +156,10 @@ def test_unknown_ids_are_named(index: PassageIndex):
     assert raised.value.ids == ["nope", "", "d99"]
 
 
-@pytest.mark.parametrize("numbers", [{"k": 0}, {"top_n": 0}, {"k": -1}])
-def test_counts_below_one_are_refused(index: PassageIndex, numbers: dict[str, int]):
+@pytest.mark.parametrize("ordinals", [{"k": 0}, {"top_n": 0}, {"k": -1}])
+def test_counts_below_one_are_refused(index: PassageIndex, ordinals: dict[str, int]):
     with pytest.raises(UsageError, match="both must be 1 or more"):
-        index.search(QUERIES[0], **numbers)
+        index.search(QUERIES[0], **ordinals)
 
 
 def test_an_index_opens_twice_in_one_process_and_each_closes_alone(copied: Path):

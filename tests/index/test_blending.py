@@ -7,8 +7,8 @@ import pytest
 
 from kalm_cache import PassageIndex
 from kalm_cache.errors import UsageError
-from kalm_cache.first_stage import standard_scores
-from kalm_cache.scoring.ranking import SearchResult, blended
+from kalm_cache.first_stage import z_scores
+from kalm_cache.scoring.ranking import SearchResult, interpolated
 from tests.index.asked import QUERIES
 
 
@@ -18,8 +18,8 @@ def search(index: PassageIndex, weight: float) -> list[SearchResult]:
 
 def test_a_blend_is_the_margin_and_the_weight_times_the_standard_score() -> None:
     # scores 0, 0, 3 have mean 1 and standard deviation √2
-    scores = standard_scores(np.array([0.0, 0.0, 3.0], np.float32))
-    values = blended([1.0, 0.0, -1.0], scores.tolist(), 2.0)
+    scores = z_scores(np.array([0.0, 0.0, 3.0], np.float32))
+    values = interpolated([1.0, 0.0, -1.0], scores.tolist(), 2.0)
     assert values == pytest.approx([1 - 2**0.5, -(2**0.5), 2 * 2**0.5 - 1])
 
 
@@ -40,7 +40,7 @@ def test_a_weight_changes_the_order_and_no_score(index: PassageIndex) -> None:
         one.doc_id: (one.score, one.margin) for one in alone
     }
     found = sorted(together, key=lambda one: one.first_stage_rank or 0)
-    standard = standard_scores(np.array([one.first_stage_score for one in found], np.float32))
+    standard = z_scores(np.array([one.first_stage_score for one in found], np.float32))
     expected = {one.doc_id: one.margin + 3.0 * z for one, z in zip(found, standard, strict=True)}
     assert [one.doc_id for one in together] == sorted(expected, key=lambda doc_id: -expected[doc_id])
     assert [one.rank for one in together] == list(range(1, len(together) + 1))

@@ -12,7 +12,7 @@ from indexer.change.reindex import ReindexReport, run_reindex
 from indexer.integrity.verify import verify_index
 from kalm_cache import PassageIndex
 from kalm_cache.generations.generation import open_current
-from kalm_cache.generations.segments import ShardSet
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.settings import Settings
 from tests.indexes import lines_of
 
@@ -31,20 +31,20 @@ def reindex(index: Path, settings: Settings, encoders: Encoders, texts: Texts, *
 
 def texts_of(index: Path) -> dict[str, str | None]:
     """What the live generation shows."""
-    with ShardSet(open_current(index)) as shards:
-        ids = [key.decode() for key in shards.keys()]  # noqa: SIM118 (not a dict)
-        return dict(zip(ids, shards.texts(ids), strict=True))
+    with SegmentSet(open_current(index)) as segments:
+        ids = [key.decode() for key in segments.keys()]  # noqa: SIM118 (not a dict)
+        return dict(zip(ids, segments.texts(ids), strict=True))
 
 
 def numbers_of(index: Path) -> dict[str, int]:
-    with ShardSet(open_current(index)) as shards:
-        return {doc_id: number for number, doc_id in shards.numbers()}
+    with SegmentSet(open_current(index)) as segments:
+        return {doc_id: ordinal for ordinal, doc_id in segments.ordinals()}
 
 
 def payloads_of(index: Path) -> dict[str, bytes]:
     """The stored states of what the live generation shows."""
-    with ShardSet(open_current(index)) as shards, shards.snapshot() as snapshot:
-        ids = [key.decode() for key in shards.keys()]  # noqa: SIM118 (not a dict)
+    with SegmentSet(open_current(index)) as segments, segments.snapshot() as snapshot:
+        ids = [key.decode() for key in segments.keys()]  # noqa: SIM118 (not a dict)
         return {one: bytes(record.payload) for one, record in zip(ids, snapshot.records(ids), strict=True)}
 
 
@@ -53,7 +53,7 @@ def found(index: Path, query: str, k: int = 100) -> dict[str, list[str]]:
     with PassageIndex.open(index, device="cpu") as opened:
         modes = opened.first_stage.modes
         return {
-            mode: opened.store.doc_ids(opened.first_stage.search(query, k, mode).numbers.tolist()) for mode in modes
+            mode: opened.store.doc_ids(opened.first_stage.search(query, k, mode).ordinals.tolist()) for mode in modes
         }
 
 
@@ -61,7 +61,7 @@ def scores_of(index: Path, query: str) -> dict[str, float]:
     """The BM25 score of every passage that a query finds, best first."""
     with PassageIndex.open(index, device="cpu") as opened:
         found = opened.first_stage.search(query, 100, "bm25")
-        return dict(zip(opened.store.doc_ids(found.numbers.tolist()), found.scores.tolist(), strict=True))
+        return dict(zip(opened.store.doc_ids(found.ordinals.tolist()), found.scores.tolist(), strict=True))
 
 
 def bytes_of(index: Path) -> bytes:
@@ -69,7 +69,7 @@ def bytes_of(index: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(index.rglob("*")) if path.is_file())
 
 
-def whole(index: Path) -> bool:
+def valid(index: Path) -> bool:
     report = verify_index(index)
     assert report.damaged == []
     return report.ok

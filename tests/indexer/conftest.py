@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import indexer.build.intake
-import indexer.build.shard_pass
+import indexer.build.segment_pass
 from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.indexer.jobs import LONGER
@@ -35,7 +35,7 @@ def encoders(settings: Settings) -> Encoders:
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A corpus of 30 passages has several windows."""
     monkeypatch.setattr(indexer.build.intake, "WINDOW", WINDOW)
-    monkeypatch.setattr(indexer.build.shard_pass, "WINDOW", WINDOW)
+    monkeypatch.setattr(indexer.build.segment_pass, "WINDOW", WINDOW)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, settings: Settings, en
     folder = tmp_path_factory.mktemp("undisturbed") / "index"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(indexer.build.intake, "WINDOW", WINDOW)
-        patch.setattr(indexer.build.shard_pass, "WINDOW", WINDOW)
+        patch.setattr(indexer.build.segment_pass, "WINDOW", WINDOW)
         build(folder, settings, LONGER, encoders=encoders)
     return folder
 

@@ -9,11 +9,11 @@ import faiss
 import pytest
 
 import indexer.build.intake
-import indexer.build.shard
-import indexer.build.shard_pass
+import indexer.build.segment
+import indexer.build.segment_pass
 from indexer.build.index_job import Encoders, run_index_job
 from indexer.build.resume_log import WorkingFile
-from indexer.build.shard import WORKING_FILE
+from indexer.build.segment import WORKING_FILE
 from indexer.integrity.verify import verify_index
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
@@ -28,10 +28,10 @@ LONGER = {f"p{i}": long_text(5 + 7 * i % 40, seed=100 + i) for i in range(30)}  
 
 def content(index: Path) -> dict[str, object]:
     """Everything that a reader can find in the live generation, byte by byte where bytes are kept."""
-    shard = open_current(index).shard
-    dense = faiss.read_index(str(shard / "first_stage" / "dense.faiss"))
-    bm25 = {path.name: path.read_bytes() for path in (shard / "first_stage" / "bm25").iterdir()}
-    return asdict(read_contents(shard)) | {
+    segment = open_current(index).segment
+    dense = faiss.read_index(str(segment / "first_stage" / "dense.faiss"))
+    bm25 = {path.name: path.read_bytes() for path in (segment / "first_stage" / "bm25").iterdir()}
+    return asdict(read_contents(segment)) | {
         "dense numbers": faiss.vector_to_array(dense.id_map).tolist(),
         "dense vectors": dense.index.reconstruct_n(0, dense.ntotal).tolist(),
         "bm25": bm25,
@@ -39,16 +39,16 @@ def content(index: Path) -> dict[str, object]:
 
 
 def records_of(index: Path) -> dict[str, Record]:
-    return stores.records_of(open_current(index).shard)
+    return stores.records_of(open_current(index).segment)
 
 
 def stored_ids(index: Path) -> set[str]:
     """What the unfinished build of an index has encoded."""
     (building,) = (index / "generations").glob("*.building")
-    shard = building / "shards" / "00000"
-    if not (shard / WORKING_FILE).exists():  # sealed, and not published
-        return set(stores.records_of(shard))
-    with WorkingFile(shard / WORKING_FILE) as working:
+    segment = building / "shards" / "00000"
+    if not (segment / WORKING_FILE).exists():  # sealed, and not published
+        return set(stores.records_of(segment))
+    with WorkingFile(segment / WORKING_FILE) as working:
         return {key.decode() for key in working.keys()}  # noqa: SIM118 (not a dict)
 
 
@@ -61,7 +61,7 @@ def passing(index: Path) -> bool:
 def interrupt(index: Path, settings: Settings, encoders: Encoders, texts: dict[str, str], after: int) -> None:
     """Leave an unfinished build with the first `after` passages or a few more."""
 
-    def stop(progress: indexer.build.shard.Progress) -> None:
+    def stop(progress: indexer.build.segment.Progress) -> None:
         if progress.done >= after:
             raise KeyboardInterrupt
 

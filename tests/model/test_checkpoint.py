@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kalm_cache.codec.sensitivity import SENSITIVITY_FILE
 from kalm_cache.errors import CheckpointError
-from kalm_cache.model.checkpoint import ALIASES, BUNDLED_TINY, Checkpoint, open_checkpoint
+from kalm_cache.model.checkpoint import ALIASES, BUNDLED_TINY, SENSITIVITY_FILE, Checkpoint, open_checkpoint
 from tests.checkpoints import edit_config, make_checkpoint
 from tests.hub import COMMIT, loopback_hub
 
@@ -186,27 +185,27 @@ def test_a_pointer_in_place_of_the_weights_is_refused(folder: Path):
 
 
 def test_missing_shards_are_named(sharded: Path):
-    shards = sorted(sharded.glob("model-*.safetensors"))
-    for shard in shards[1:3]:
-        shard.unlink()
-    with pytest.raises(CheckpointError, match=f"files that are not there: {shards[1].name}, {shards[2].name}$"):
+    segments = sorted(sharded.glob("model-*.safetensors"))
+    for segment in segments[1:3]:
+        segment.unlink()
+    with pytest.raises(CheckpointError, match=f"files that are not there: {segments[1].name}, {segments[2].name}$"):
         open_checkpoint(str(sharded))
 
 
 def test_a_truncated_shard_is_refused_when_it_is_read(sharded: Path):
     checkpoint = open_checkpoint(str(sharded))
-    name, shard = next(iter(checkpoint.files.items()))
-    os.truncate(sharded / shard, 1000)
-    with pytest.raises(CheckpointError, match=f"{shard}: not a readable safetensors file"):
+    name, segment = next(iter(checkpoint.files.items()))
+    os.truncate(sharded / segment, 1000)
+    with pytest.raises(CheckpointError, match=f"{segment}: not a readable safetensors file"):
         checkpoint.tensor(name)
 
 
 def test_an_index_that_names_a_tensor_its_shard_does_not_hold_is_refused(sharded: Path):
     index = sharded / "model.safetensors.index.json"
     content = json.loads(index.read_text())
-    shards = sorted(set(content["weight_map"].values()))
-    moved = next(name for name, shard in content["weight_map"].items() if shard == shards[0])
-    content["weight_map"][moved] = shards[1]
+    segments = sorted(set(content["weight_map"].values()))
+    moved = next(name for name, segment in content["weight_map"].items() if segment == segments[0])
+    content["weight_map"][moved] = segments[1]
     index.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=moved):
         open_checkpoint(str(sharded)).tensor(moved)

@@ -60,14 +60,14 @@ def test_the_batch_size_changes_no_margin(mini: Checkpoint, batch_size: int):
     assert margins(side, states, batch_size) == pytest.approx(margins(side, states), abs=1e-4)
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.int8], ids=str)
-def test_margins_go_on_from_kept_prefixes(mini: Checkpoint, kept: torch.dtype):
+@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_margins_go_on_from_kept_prefixes(mini: Checkpoint, cached: torch.dtype):
     side, states = query_side(mini, CUDA, torch.float32), pooled(mini, CPU, torch.float32)
     prefix = side.prefix(DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
-    entries = side.prefill(prefix, states, 8, kept)
+    entries = side.prefill(prefix, states, 8, cached)
     prompt = side.prompt(QUERIES["plain"], DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
     whole = side.margins([prompt] * len(states), states, 8)
-    within = 1e-4 if kept == torch.float32 else 0.2
+    within = 1e-4 if cached == torch.float32 else 0.2
     assert side.margins([prompt] * len(states), entries, 8) == pytest.approx(whole, abs=within)
 
 

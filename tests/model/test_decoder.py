@@ -10,7 +10,7 @@ from benchmarks.reference import INSTRUCTION, SYSTEM, SlowReference, load_slow_r
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.kernels import Kernels
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.layers.decoder_pass import Prompts
 from kalm_cache.model.runtime import load_decoder
 from tests.checkpoints import FULL, MINI, SLIDING, make_checkpoint
@@ -44,13 +44,13 @@ def decode_after(
     """`decode`, but the first `cut` tokens of the prompts, all equal, are run and kept before."""
     prefix = tuple(pairs[0][0][:cut])
     assert all(tuple(ids[:cut]) == prefix for ids, _ in pairs)
-    kept = decoder.prefill(
+    cached = decoder.prefill(
         prefix,
         torch.cat([pooled for _, pooled in pairs]).to(decoder.stack.dtype),
         [len(pooled) for _, pooled in pairs],
         dtype,
     )
-    return decoder.margins_after(Prompts([ids[cut:] for ids, _ in pairs], list(range(len(pairs)))), kept).tolist()
+    return decoder.margins_after(Prompts([ids[cut:] for ids, _ in pairs], list(range(len(pairs)))), cached).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +221,10 @@ def test_what_is_kept_serves_any_prompt_that_goes_on_from_it_in_any_batch(
 ):
     prompts = [ids for ids, _ in pairs]
     states, counts = torch.cat([pooled for _, pooled in pairs]), [len(pooled) for _, pooled in pairs]
-    kept = decoder.prefill(tuple(prompts[0][:shared]), states, counts, torch.float32)
+    cached = decoder.prefill(tuple(prompts[0][:shared]), states, counts, torch.float32)
     for chosen in ([2], [4, 0], [1, 1, 3, 0, 2]):
         for ids in prompts:
-            margins = decoder.margins_after(Prompts([ids[shared:]], [0] * len(chosen)), [kept[i] for i in chosen])
+            margins = decoder.margins_after(Prompts([ids[shared:]], [0] * len(chosen)), [cached[i] for i in chosen])
             whole = decode(decoder, [(ids, pairs[i][1]) for i in chosen])
             assert margins.tolist() == pytest.approx(whole, abs=1e-5)
 
@@ -234,9 +234,9 @@ def test_different_prefixes_of_one_length_may_stand_in_one_batch(
 ):
     prompts = [mini_reference.prompt_ids(QUERIES["plain"], instruction) for instruction in ("Find it.", "Judge it.")]
     cut = next(i for i, (left, right) in enumerate(zip(*prompts, strict=False)) if left != right) + 3
-    kept = [decoder.prefill(tuple(ids[:cut]), pooled, [len(pooled)], torch.float32)[0] for ids in prompts]
-    assert kept[0].prefix != kept[1].prefix
-    margins = decoder.margins_after(Prompts([ids[cut:] for ids in prompts], [0, 1]), kept).tolist()
+    cached = [decoder.prefill(tuple(ids[:cut]), pooled, [len(pooled)], torch.float32)[0] for ids in prompts]
+    assert cached[0].prefix != cached[1].prefix
+    margins = decoder.margins_after(Prompts([ids[cut:] for ids in prompts], [0, 1]), cached).tolist()
     whole = [decode(decoder, [(ids, pooled)])[0] for ids in prompts]
     assert abs(whole[0] - whole[1]) > 0.05
     assert margins == pytest.approx(whole, abs=1e-5)
@@ -264,9 +264,9 @@ def test_what_is_kept_has_the_layers_keys_and_values_of_prefix_and_passage(
 ):
     _, first = pairs[0]
     _, second = pairs[2]
-    kept = decoder.prefill((2, 4, 8), torch.cat((first, second)), [len(first), len(second)], torch.bfloat16)
-    for entry, pooled in zip(kept, (first, second), strict=True):
-        assert isinstance(entry, Kept)
+    cached = decoder.prefill((2, 4, 8), torch.cat((first, second)), [len(first), len(second)], torch.bfloat16)
+    for entry, pooled in zip(cached, (first, second), strict=True):
+        assert isinstance(entry, PrefixKV)
         assert (entry.prefix, entry.pooled) == ((2, 4, 8), len(pooled))
         shape = (len(MINI.layer_types), 2, MINI.num_key_value_heads, 3 + len(pooled), MINI.head_dim)
         assert entry.states.shape == shape

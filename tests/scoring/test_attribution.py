@@ -36,9 +36,9 @@ def tokenizer(mini: Checkpoint) -> PromptTokenizer:
     return load_prompt_tokenizer(mini.folder)
 
 
-def pooled_of(reference: SlowReference, text: str, ratio: int) -> PooledPassage:
+def pooled_of(reference: SlowReference, text: str, chunk_size: int) -> PooledPassage:
     ids = reference.passage_ids(text)
-    return PooledPassage(len(ids), False, mean_of_groups(reference.states(ids), ratio))
+    return PooledPassage(len(ids), False, mean_of_groups(reference.states(ids), chunk_size))
 
 
 @torch.inference_mode()
@@ -54,22 +54,22 @@ def attentions(reference: SlowReference, pooled: Tensor) -> list[Tensor]:
     return [layer[0] for layer in output.cross_attentions]
 
 
-def explain(side: QuerySide, reference: SlowReference, text: str, ratio: int = 4, query: str = QUERY):
+def explain(side: QuerySide, reference: SlowReference, text: str, chunk_size: int = 4, query: str = QUERY):
     return attribute(
         side,
         query,
         text,
-        pooled_of(reference, text, ratio),
-        ratio=ratio,
+        pooled_of(reference, text, chunk_size),
+        chunk_size=chunk_size,
         max_length=1024,
         instruction=INSTRUCTION,
         system_instruction=SYSTEM,
     )
 
 
-@pytest.mark.parametrize("ratio", [1, 4, 16])
-def test_margin_and_probabilities_equal_transformers(side: QuerySide, eager: SlowReference, ratio: int):
-    pooled = pooled_of(eager, TEXT, ratio).states
+@pytest.mark.parametrize("chunk_size", [1, 4, 16])
+def test_margin_and_probabilities_equal_transformers(side: QuerySide, eager: SlowReference, chunk_size: int):
+    pooled = pooled_of(eager, TEXT, chunk_size).states
     observed = observe(side, side.prompt(QUERY, INSTRUCTION, SYSTEM), pooled)
     expected = attentions(eager, pooled)
     assert observed.margin == pytest.approx(eager.margin(eager.prompt_ids(QUERY), pooled), abs=2e-5)
@@ -90,9 +90,9 @@ def test_the_margin_is_that_of_the_fast_path(
     assert observe(side, prompt, pooled).margin == pytest.approx(side.margins([prompt], [pooled], 1)[0], abs=tolerance)
 
 
-@pytest.mark.parametrize("ratio", [1, 4, 32])
-def test_weights_sum_to_one_over_chunks_that_have_text(side: QuerySide, mini_reference: SlowReference, ratio: int):
-    found = explain(side, mini_reference, TEXT, ratio)
+@pytest.mark.parametrize("chunk_size", [1, 4, 32])
+def test_weights_sum_to_one_over_chunks_that_have_text(side: QuerySide, mini_reference: SlowReference, chunk_size: int):
+    found = explain(side, mini_reference, TEXT, chunk_size)
     assert sum(found.weights) == pytest.approx(1)
     assert min(found.weights) >= 0
     assert len(found.weights) == len(found.chunks)
@@ -100,14 +100,14 @@ def test_weights_sum_to_one_over_chunks_that_have_text(side: QuerySide, mini_ref
     assert found.margin == pytest.approx(
         mini_reference.margin(
             mini_reference.prompt_ids(QUERY),
-            mean_of_groups(mini_reference.states(mini_reference.passage_ids(TEXT)), ratio),
+            mean_of_groups(mini_reference.states(mini_reference.passage_ids(TEXT)), chunk_size),
         ),
         abs=1e-4,
     )
 
 
 def test_a_passage_without_text_has_no_chunks(side: QuerySide, mini_reference: SlowReference):
-    assert explain(side, mini_reference, "", ratio=32).weights == []
+    assert explain(side, mini_reference, "", chunk_size=32).weights == []
 
 
 def test_an_empty_query_is_answered(side: QuerySide, mini_reference: SlowReference):
@@ -121,7 +121,7 @@ def test_text_of_another_passage_is_refused(side: QuerySide, mini_reference: Slo
             QUERY,
             TEXT + " and more of it than before, by far",
             pooled_of(mini_reference, TEXT, 1),
-            ratio=1,
+            chunk_size=1,
             max_length=1024,
             instruction=INSTRUCTION,
             system_instruction=SYSTEM,
@@ -141,13 +141,15 @@ def test_query_tokens_are_what_an_empty_prompt_has_not():
     assert query_tokens([1, 2, 3, 4], [1, 2, 3, 4]) == range(4)
 
 
-@pytest.mark.parametrize("ratio", [1, 3, 4, 16])
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 16])
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "empty"])
-def test_chunks_cover_the_text_in_order_without_overlap(tokenizer: PromptTokenizer, name: str, ratio: int):
+def test_chunks_cover_the_text_in_order_without_overlap(tokenizer: PromptTokenizer, name: str, chunk_size: int):
     text = DOCUMENTS[name]
-    chunks = chunk_texts(tokenizer, text, ratio, 1024)
+    chunks = chunk_texts(tokenizer, text, chunk_size, 1024)
     tokens = tokenizer.passage(text, 1024).ids
-    assert [chunk.tokens for chunk in chunks] == [len(tokens[i : i + ratio]) for i in range(0, len(tokens), ratio)]
+    assert [chunk.tokens for chunk in chunks] == [
+        len(tokens[i : i + chunk_size]) for i in range(0, len(tokens), chunk_size)
+    ]
     ends = [0, *(chunk.end for chunk in chunks)]
     assert all(chunk.start >= end for chunk, end in zip(chunks, ends, strict=False))
     missed = text

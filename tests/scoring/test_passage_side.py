@@ -59,17 +59,17 @@ def test_states_of_an_int8_run_are_float32(mini: Checkpoint, dtype: torch.dtype,
     assert side.encode(side.tokenize(["text"]))[0].dtype == states
 
 
-@pytest.mark.parametrize(("stored_ratio", "ratio"), [(1, 4), (2, 8), (4, 4), (4, 32), (8, 16)])
+@pytest.mark.parametrize(("stored_chunk_size", "chunk_size"), [(1, 4), (2, 8), (4, 4), (4, 32), (8, 16)])
 def test_states_stored_at_a_ratio_serve_any_multiple_of_it(
-    mini: Checkpoint, mini_reference: SlowReference, stored_ratio: int, ratio: int
+    mini: Checkpoint, mini_reference: SlowReference, stored_chunk_size: int, chunk_size: int
 ):
-    stored, direct = load(mini, chunk_size=stored_ratio), load(mini, chunk_size=ratio)
+    stored, direct = load(mini, chunk_size=stored_chunk_size), load(mini, chunk_size=chunk_size)
     batch = stored.tokenize(DOCS)
     tokens = [len(one.ids) for one in batch]
-    served = mean_pool(torch.cat(stored.encode(batch)), tokens, ratio, stored_ratio=stored_ratio)
+    served = mean_pool(torch.cat(stored.encode(batch)), tokens, chunk_size, stored_chunk_size=stored_chunk_size)
     for document, ours, pooled in zip(DOCS, served, direct.encode(batch), strict=True):
         torch.testing.assert_close(ours, pooled, atol=1e-5, rtol=1e-5)
-        exact = mean_of_groups(mini_reference.states(mini_reference.passage_ids(document)), ratio)
+        exact = mean_of_groups(mini_reference.states(mini_reference.passage_ids(document)), chunk_size)
         torch.testing.assert_close(ours, exact, atol=2e-5, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The prefix tier: what it holds, what it lets go of, and that answers with it equal those without it."""
+"""The prefix cache: what it holds, what it lets go of, and that answers with it equal those without it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from kalm_cache import PassageIndex
 from kalm_cache.errors import UnknownIdError, UsageError
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
-from kalm_cache.scoring.prefix_cache import GIB, KeptPassage, PrefixTier, TierKey
+from kalm_cache.scoring.prefix_cache import GIB, CachedPrefix, PrefixCache, PrefixKey
 from tests.indexes import TEXTS, build, make_embedder, settings_for
 from tests.query_service.conftest import serving
 
@@ -22,13 +22,13 @@ IDS = list(TEXTS)
 QUERIES = ["What is the capital of China?", "when does the ferry leave", ""]
 
 
-def key(doc_id: str, generation: str = "000001") -> TierKey:
-    return TierKey(generation, doc_id, 4, (1, 2))
+def key(doc_id: str, generation: str = "000001") -> PrefixKey:
+    return PrefixKey(generation, doc_id, 4, (1, 2))
 
 
-def kept(numbers: int) -> KeptPassage:
+def kept(numbers: int) -> CachedPrefix:
     """A passage of 4 · numbers bytes."""
-    return KeptPassage(3, False, Kept((1, 2), 1, torch.zeros(numbers)))
+    return CachedPrefix(3, False, PrefixKV((1, 2), 1, torch.zeros(numbers)))
 
 
 @pytest.fixture(scope="module")
@@ -45,41 +45,41 @@ def plain(folder: Path) -> Iterator[PassageIndex]:
 
 
 def test_the_least_recently_used_passages_leave_when_the_bytes_are_used_up():
-    tier = PrefixTier(100 / GIB)
+    prefix_cache = PrefixCache(100 / GIB)
     for doc_id in ("a", "b"):
-        tier.put(key(doc_id), kept(10))
-    assert tier.get([key("a")]) != [None]  # now b is the one that was not used for longest
-    tier.put(key("c"), kept(10))
-    assert [passage is not None for passage in tier.get([key("a"), key("b"), key("c")])] == [True, False, True]
-    stats = tier.stats()
+        prefix_cache.put(key(doc_id), kept(10))
+    assert prefix_cache.get([key("a")]) != [None]  # now b is the one that was not used for longest
+    prefix_cache.put(key("c"), kept(10))
+    assert [passage is not None for passage in prefix_cache.get([key("a"), key("b"), key("c")])] == [True, False, True]
+    stats = prefix_cache.stats()
     assert (stats.hits, stats.misses, stats.evicted, stats.passages, stats.bytes) == (3, 1, 1, 2, 80)
 
 
 def test_a_passage_larger_than_the_tier_is_not_held():
-    tier = PrefixTier(100 / GIB)
-    tier.put(key("a"), kept(10))
-    tier.put(key("b"), kept(26))
-    assert [passage is not None for passage in tier.get([key("a"), key("b")])] == [True, False]
+    prefix_cache = PrefixCache(100 / GIB)
+    prefix_cache.put(key("a"), kept(10))
+    prefix_cache.put(key("b"), kept(26))
+    assert [passage is not None for passage in prefix_cache.get([key("a"), key("b")])] == [True, False]
 
 
 def test_a_passage_put_twice_counts_once():
-    tier = PrefixTier(100 / GIB)
-    tier.put(key("a"), kept(10))
-    tier.put(key("a"), kept(20))
-    assert (tier.stats().passages, tier.stats().bytes) == (1, 80)
+    prefix_cache = PrefixCache(100 / GIB)
+    prefix_cache.put(key("a"), kept(10))
+    prefix_cache.put(key("a"), kept(20))
+    assert (prefix_cache.stats().passages, prefix_cache.stats().bytes) == (1, 80)
 
 
 def test_generations_ratios_and_prefixes_do_not_share_what_is_held():
-    tier = PrefixTier(1)
-    tier.put(key("a"), kept(1))
-    others = [key("a", "000002"), TierKey("000001", "a", 8, (1, 2)), TierKey("000001", "a", 4, (1, 3))]
-    assert tier.get(others) == [None] * 3
+    prefix_cache = PrefixCache(1)
+    prefix_cache.put(key("a"), kept(1))
+    others = [key("a", "000002"), PrefixKey("000001", "a", 8, (1, 2)), PrefixKey("000001", "a", 4, (1, 3))]
+    assert prefix_cache.get(others) == [None] * 3
 
 
 @pytest.mark.parametrize(("capacity", "dtype"), [(-1, "int8"), (0, "int8"), (1, "int4")])
 def test_a_tier_that_cannot_be_is_refused(capacity: float, dtype: str):
     with pytest.raises(UsageError, match="prefix_cache"):
-        PrefixTier(capacity, dtype)
+        PrefixCache(capacity, dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1), ("int8", 0.3)])
@@ -91,7 +91,7 @@ def test_margins_with_the_tier_equal_those_without_it(
         for query in QUERIES * 2:
             expected = plain.margins(query, IDS, chunk_size=chunk_size)
             np.testing.assert_allclose(index.margins(query, IDS, chunk_size=chunk_size), expected, atol=tolerance)
-        stats = index.prefix_tier.stats()
+        stats = index.prefix_cache.stats()
         assert (stats.hits, stats.misses, stats.passages) == (5 * len(IDS), len(IDS), len(IDS))
         assert stats.bytes > 0
 
@@ -103,7 +103,7 @@ def test_another_instruction_is_kept_apart(folder: Path, plain: PassageIndex):
             expected = plain.margins(QUERIES[0], IDS, instruction=instruction)
             got = index.margins(QUERIES[0], IDS, instruction=instruction)
             np.testing.assert_allclose(got, expected, atol=1e-5)
-        assert index.prefix_tier.stats().hits == 0
+        assert index.prefix_cache.stats().hits == 0
 
 
 def test_a_prompt_that_does_not_begin_with_the_prefix_is_served_from_the_pooled_states(
@@ -114,7 +114,7 @@ def test_a_prompt_that_does_not_begin_with_the_prefix_is_served_from_the_pooled_
         odd = Tokens([*prefix[:-1], prefix[-1] + 1, 5], False)
         passages = index.passages(IDS, [odd], DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
         assert all(isinstance(passage.states, torch.Tensor) for passage in passages)
-        assert index.prefix_tier.stats().misses == 0
+        assert index.prefix_cache.stats().misses == 0
 
 
 @pytest.mark.parametrize("query", ["a", "?", " leading", "\n", "<Query>: x", "日本", "é", "<end_of_turn>"])
@@ -143,10 +143,10 @@ def test_search_ranks_alike_with_and_without_the_tier(folder: Path, plain: Passa
 def test_the_service_reports_the_tiers_hits_and_bytes(folder: Path):
     with serving(folder, prefix_cache_gib=1) as client:
         answers = [_rerank(client) for _ in range(2)]
-        held = client.get("/health").json()["prefix_cache"]
+        hits = client.get("/health").json()["prefix_cache"]
     assert answers[0] == pytest.approx(answers[1], abs=1e-6)
-    assert (held["hits"], held["misses"], held["passages"], held["evicted"]) == (3, 3, 3, 0)
-    assert 0 < held["bytes"] < held["capacity_bytes"] == GIB
+    assert (hits["hits"], hits["misses"], hits["passages"], hits["evicted"]) == (3, 3, 3, 0)
+    assert 0 < hits["bytes"] < hits["capacity_bytes"] == GIB
 
 
 def _rerank(client: httpx.Client) -> list[float]:

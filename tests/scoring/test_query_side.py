@@ -118,10 +118,10 @@ def test_pooled_states_that_are_not_finite_are_an_error(
 def test_kept_states_that_are_not_finite_are_an_error(side: QuerySide, passages: list[Tensor], kept_dtype: torch.dtype):
     damaged = passages[0].clone()
     damaged[0, 0] = math.nan
-    kept = side.prefill(side.prefix(INSTRUCTION, SYSTEM), [passages[1], damaged], 2, kept_dtype)
+    cached = side.prefill(side.prefix(INSTRUCTION, SYSTEM), [passages[1], damaged], 2, kept_dtype)
     with pytest.raises(NonFiniteLogitsError):
-        side.margins(prompts_of(side, "plain") * 2, kept, 2)
-    assert math.isfinite(side.margins(prompts_of(side, "plain"), kept[:1], 2)[0])
+        side.margins(prompts_of(side, "plain") * 2, cached, 2)
+    assert math.isfinite(side.margins(prompts_of(side, "plain"), cached[:1], 2)[0])
 
 
 def test_a_pair_given_twice_has_one_margin(side: QuerySide, passages: list[Tensor]):
@@ -195,51 +195,51 @@ def test_prompts_begin_with_the_prefix_of_their_instruction_whatever_the_query(s
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_margins_go_on_from_kept_prefixes(side: QuerySide, passages: list[Tensor], batch_size: int):
     prefix = side.prefix(INSTRUCTION, SYSTEM)
-    kept = side.prefill(prefix, passages, batch_size, torch.float32)
-    assert [(entry.prefix, entry.pooled) for entry in kept] == [(prefix, len(pooled)) for pooled in passages]
+    cached = side.prefill(prefix, passages, batch_size, torch.float32)
+    assert [(entry.prefix, entry.pooled) for entry in cached] == [(prefix, len(pooled)) for pooled in passages]
     for name in ("plain", "empty", "specials"):
         prompts = prompts_of(side, name) * len(passages)
         expected = side.margins(prompts, passages, batch_size)
-        assert side.margins(prompts, kept, batch_size) == pytest.approx(expected, abs=1e-5)
+        assert side.margins(prompts, cached, batch_size) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 0.1), (torch.int8, 0.2)])
 def test_prefixes_kept_in_fewer_bits_give_margins_nearby(
     side: QuerySide, passages: list[Tensor], dtype: torch.dtype, within: float
 ):
-    kept = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, dtype)
+    cached = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, dtype)
     prompts = prompts_of(side, "plain") * len(passages)
-    assert side.margins(prompts, kept, 32) == pytest.approx(side.margins(prompts, passages, 32), abs=within)
+    assert side.margins(prompts, cached, 32) == pytest.approx(side.margins(prompts, passages, 32), abs=within)
 
 
 def test_kept_and_pooled_passages_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
     prompts = prompts_of(side, *QUERIES)
     expected = side.margins(prompts, passages[: len(prompts)], 32)
-    kept = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, torch.float32)
-    mixed = [kept[i] if i % 3 else passages[i] for i in range(len(prompts))]
+    cached = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, torch.float32)
+    mixed = [cached[i] if i % 3 else passages[i] for i in range(len(prompts))]
     for batch_size in (1, 4, 32):
         assert side.margins(prompts, mixed, batch_size) == pytest.approx(expected, abs=1e-5)
 
 
 def test_passages_kept_in_different_dtypes_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
     prefix, [prompt] = side.prefix(INSTRUCTION, SYSTEM), prompts_of(side, "plain")
-    kept = [
+    cached = [
         side.prefill(prefix, [pooled], 1, dtype)[0]
         for pooled, dtype in zip(passages, (torch.float32, torch.bfloat16, torch.int8), strict=False)
     ]
-    alone = [side.margins([prompt], [entry], 1)[0] for entry in kept]
-    assert side.margins([prompt] * 3, kept, 32) == pytest.approx(alone, abs=1e-5)
+    alone = [side.margins([prompt], [entry], 1)[0] for entry in cached]
+    assert side.margins([prompt] * 3, cached, 32) == pytest.approx(alone, abs=1e-5)
 
 
 def test_passages_kept_under_different_instructions_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
     instructions = [INSTRUCTION, "Find it.", "Judge it.", ""]
     prompts = [side.prompt(QUERIES["plain"], instruction, SYSTEM) for instruction in instructions]
     expected = side.margins(prompts, passages[:4], 32)
-    kept = [
+    cached = [
         side.prefill(side.prefix(instruction, SYSTEM), [pooled], 1, torch.float32)[0]
         for instruction, pooled in zip(instructions, passages, strict=False)
     ]
-    assert side.margins(prompts, kept, 32) == pytest.approx(expected, abs=1e-5)
+    assert side.margins(prompts, cached, 32) == pytest.approx(expected, abs=1e-5)
 
 
 def test_nothing_to_keep_keeps_nothing(side: QuerySide):

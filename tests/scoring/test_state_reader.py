@@ -13,7 +13,7 @@ from kalm_cache.codec import CODECS, Codec, get_codec
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
 from kalm_cache.scoring.pooling import mean_pool
 from kalm_cache.scoring.state_reader import Damaged, StateReader
-from kalm_cache.storage.passage_store import Identity, PassageStore
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore
 from kalm_cache.storage.record import Record
 from tests.stores import Stored, change_contents, damage_record, write_store
 
@@ -30,7 +30,7 @@ def write(folder: Path, codec: Codec) -> None:
         payload = codec.encode(STATES[doc_id])
         truncated = doc_id == "c"
         return Stored(
-            Record(codec.number, RATIO, WIDTH, TOKENS[doc_id], truncated, payload), Identity(number, b"h" * 16)
+            Record(codec.number, RATIO, WIDTH, TOKENS[doc_id], truncated, payload), PassageMeta(number, b"h" * 16)
         )
 
     write_store(folder, {doc_id: stored(doc_id, number) for number, doc_id in enumerate(STATES)})
@@ -67,20 +67,20 @@ def test_all_states_are_views_of_one_tensor(reader: StateReader):
 
 
 def test_states_come_in_the_dtype_that_is_asked_for(reader: StateReader):
-    whole = reader.read_whole(list(STATES), RATIO, torch.bfloat16).passages
+    whole = reader.read_valid(list(STATES), RATIO, torch.bfloat16).passages
     for found, passage in zip(whole, reader.read(list(STATES), RATIO), strict=True):
         assert torch.equal(found.states, passage.states.bfloat16())
 
 
 def test_states_are_pooled_further(reader: StateReader):
     for doc_id, passage in zip(STATES, reader.read(list(STATES), 12), strict=True):
-        (expected,) = mean_pool(torch.from_numpy(STATES[doc_id]), [TOKENS[doc_id]], 12, stored_ratio=RATIO)
+        (expected,) = mean_pool(torch.from_numpy(STATES[doc_id]), [TOKENS[doc_id]], 12, stored_chunk_size=RATIO)
         assert torch.allclose(passage.states, expected, atol=1e-6)
 
 
 def test_nothing_asked_for_is_nothing_read(reader: StateReader):
     assert reader.read([], RATIO) == []
-    assert reader.read_whole([], 8).passages == []
+    assert reader.read_valid([], 8).passages == []
 
 
 def test_unknown_ids_are_named_all_of_them(reader: StateReader):
@@ -88,13 +88,13 @@ def test_unknown_ids_are_named_all_of_them(reader: StateReader):
         reader.read(["a", "x", "b", "y"], RATIO)
     assert raised.value.ids == ["x", "y"]
     with pytest.raises(UnknownIdError):
-        reader.read_whole(["x"], RATIO)
+        reader.read_valid(["x"], RATIO)
 
 
-@pytest.mark.parametrize("ratio", [0, 2, 6])
-def test_a_ratio_that_is_no_multiple_of_the_stored_one_is_refused(reader: StateReader, ratio: int):
-    with pytest.raises(UsageError, match=f"chunk size {ratio} was asked for"):
-        reader.read(["a"], ratio)
+@pytest.mark.parametrize("chunk_size", [0, 2, 6])
+def test_a_ratio_that_is_no_multiple_of_the_stored_one_is_refused(reader: StateReader, chunk_size: int):
+    with pytest.raises(UsageError, match=f"chunk size {chunk_size} was asked for"):
+        reader.read(["a"], chunk_size)
 
 
 def test_a_damaged_record_is_an_error_with_its_name(folder: Path):
@@ -110,7 +110,7 @@ def test_the_whole_ones_are_read_beside_damaged_ones(folder: Path):
     damage_record(folder, "b")
     damage_record(folder, "e")
     with PassageStore(folder) as store:
-        found = StateReader(store, get_codec("fp32"), RATIO).read_whole(["e", "a", "b", "c"], RATIO)
+        found = StateReader(store, get_codec("fp32"), RATIO).read_valid(["e", "a", "b", "c"], RATIO)
     assert found.positions == [1, 3]
     assert [passage.tokens for passage in found.passages] == [TOKENS["a"], TOKENS["c"]]
     assert torch.equal(found.passages[1].states, torch.from_numpy(STATES["c"]))
@@ -122,7 +122,7 @@ def test_the_whole_ones_are_read_beside_damaged_ones(folder: Path):
 def test_when_all_are_damaged_none_is_read(folder: Path):
     damage_record(folder, "b")
     with PassageStore(folder) as store:
-        found = StateReader(store, get_codec("fp32"), RATIO).read_whole(["b"], 8)
+        found = StateReader(store, get_codec("fp32"), RATIO).read_valid(["b"], 8)
     assert (found.positions, found.passages, len(found.damaged)) == ([], [], 1)
 
 
@@ -130,7 +130,7 @@ def test_when_all_are_damaged_none_is_read(folder: Path):
     ("fields", "problem"),
     [
         ({"codec": 5}, "codec 5, the manifest says fp32 (3)"),
-        ({"ratio": 8}, "pooling ratio 8, the manifest says 4"),
+        ({"chunk_size": 8}, "pooling ratio 8, the manifest says 4"),
         ({"payload": b"short"}, "its payload: holds 5 bytes, its header says 256"),
         ({"width": 32}, "its states have width 32, those of others 64"),
         ({"tokens": 40}, "its payload: holds 256 bytes, its header says 2560"),
@@ -142,7 +142,7 @@ def test_a_record_with_a_right_checksum_that_does_not_decode_is_named(
     change_contents(folder, lambda contents: contents.set_record("b", **fields))
     with PassageStore(folder) as store:
         reader = StateReader(store, get_codec("fp32"), RATIO)
-        found = reader.read_whole(["a", "b", "c"], RATIO)
+        found = reader.read_valid(["a", "b", "c"], RATIO)
         assert found.positions == [0, 2]
         assert torch.equal(found.passages[1].states, torch.from_numpy(STATES["c"]))
         assert found.damaged == [Damaged("b", f"record 'b': {problem}")]
@@ -155,6 +155,6 @@ def test_a_zstd_frame_that_does_not_decompress_is_named(tmp_path: Path):
     write(tmp_path, codec)
     change_contents(tmp_path, lambda contents: contents.set_record("b", payload=b"no zstd"))
     with PassageStore(tmp_path) as store:
-        found = StateReader(store, codec, RATIO).read_whole(["a", "b", "c"], RATIO)
+        found = StateReader(store, codec, RATIO).read_valid(["a", "b", "c"], RATIO)
     assert found.positions == [0, 2]
     assert found.damaged[0].problem.startswith("record 'b': its payload: it does")

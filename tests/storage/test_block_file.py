@@ -11,7 +11,7 @@ from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.block_file import BLOCK_BYTES, BlockFile, BlockWriter
 from kalm_cache.storage.checksummed_block import Block, Kind, checksum
 from kalm_cache.storage.lmdb_file import LmdbFile
-from kalm_cache.storage.passage_store import STATES_FILE, Identity
+from kalm_cache.storage.passage_store import STATES_FILE, PassageMeta
 from kalm_cache.storage.store_writer import StoreWriter
 from tests.stores import Stored, record, write_store
 
@@ -53,7 +53,7 @@ def overhead(folder: Path, sizes: list[int], chance: random.Random, kind: str) -
     passages = zip(names, sizes, strict=True)
     with StoreWriter(folder) as writer:
         for i, (name, size) in enumerate(passages):
-            writer.add(name.encode(), record(chance.randbytes(size)), Identity(i, bytes(16)), b"")
+            writer.add(name.encode(), record(chance.randbytes(size)), PassageMeta(i, bytes(16)), b"")
         writer.finish(((i, name.encode()) for i, name in enumerate(names)), len(names))
     return (folder / STATES_FILE).stat().st_size / sum(sizes)
 
@@ -138,7 +138,7 @@ def test_keys_that_do_not_rise_are_refused(tmp_path: Path):
 
 def test_a_store_is_read_with_a_bounded_resident_set(tmp_path: Path):
     """Larger than what may stay in memory: nothing is cached but what the kernel keeps and may drop at any time."""
-    passages = {f"d{i}": Stored(record(bytes(64_000)), Identity(i, bytes(16))) for i in range(500)}
+    passages = {f"d{i}": Stored(record(bytes(64_000)), PassageMeta(i, bytes(16))) for i in range(500)}
     write_store(tmp_path, passages)
     import resource
 

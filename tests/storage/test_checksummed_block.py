@@ -63,7 +63,7 @@ def outcome(value: bytes, key: bytes) -> object:
         if place is None:
             block.check_directory()
             return None
-        entry = block.whole_entry(place)
+        entry = block.valid_entry(place)
         return entry.fields, bytes(entry.payload), block.common
     except DamagedRecordError:
         return "damaged"
@@ -93,7 +93,7 @@ def test_a_block_of_states_has_the_bytes_that_it_always_had():
     assert pack(entries, STATES, records[0].common) == GOLDEN.read_bytes()
     block = Block(STATES, GOLDEN.read_bytes())
     block.check_directory()
-    read = [block.whole_entry(i) for i in range(2)]
+    read = [block.valid_entry(i) for i in range(2)]
     assert [unpack_record(block.common, entry.fields, bytes(entry.payload)) for entry in read] == records
 
 
@@ -113,23 +113,23 @@ def test_entries_are_found_in_blocks_of_any_size(count: int):
     block = Block(KIND, pack(entries))
     for place, (key, _, payload) in enumerate(entries):
         assert block.find(key) == place
-        assert bytes(block.whole_entry(place).payload) == payload
+        assert bytes(block.valid_entry(place).payload) == payload
     assert block.find(b"%d" % count) is None
 
 
 @pytest.mark.parametrize("view", [bytes, memoryview, lambda packed: memoryview(bytearray(packed))])
 def test_blocks_are_read_from_any_buffer_without_a_copy(view):
-    payload = Block(KIND, view(pack(ENTRIES))).whole_entry(0).payload
+    payload = Block(KIND, view(pack(ENTRIES))).valid_entry(0).payload
     assert isinstance(payload, memoryview)
     assert payload == b"payload one"
 
 
 def test_a_lookup_in_a_block_with_any_bit_flipped_finds_what_was_stored_or_damage():
     packed = pack(ENTRIES)
-    whole = {key: (fields, payload, COMMON) for key, fields, payload in ENTRIES}
+    valid = {key: (fields, payload, COMMON) for key, fields, payload in ENTRIES}
     for bit in range(8 * len(packed)):
         spoiled = flipped(packed, bit)
-        for key, right in whole.items():
+        for key, right in valid.items():
             assert outcome(spoiled, key) in (right, "damaged")
         assert outcome(spoiled, b"doc-5") in (None, "damaged")
 
@@ -140,7 +140,7 @@ def test_every_flipped_bit_of_a_block_is_seen_by_who_reads_all_of_it():
         with pytest.raises(DamagedRecordError):
             block = Block(KIND, flipped(packed, bit))
             block.check_directory()
-            list(map(block.whole_entry, range(len(block))))
+            list(map(block.valid_entry, range(len(block))))
 
 
 def test_every_truncation_is_detected_by_the_entries_that_it_touches():
@@ -174,5 +174,5 @@ def test_messages_name_the_entry_and_the_way_out():
     packed = pack(ENTRIES)
     spoiled = Block(KIND, packed[:-1] + b"!")
     with pytest.raises(DamagedRecordError, match=r"thing b'doc-7\\xff': checksum mismatch; run kalm-cache verify"):
-        spoiled.whole_entry(2)
-    assert bytes(spoiled.whole_entry(0).payload) == b"payload one"  # its neighbours are whole
+        spoiled.valid_entry(2)
+    assert bytes(spoiled.valid_entry(0).payload) == b"payload one"  # its neighbours are whole

@@ -15,7 +15,7 @@ from kalm_cache.storage.passage_store import (
     PASSAGES_FILE,
     SEAL_FILE,
     STATES_FILE,
-    Identity,
+    PassageMeta,
     PassageStore,
     key_of,
     pack_text,
@@ -44,7 +44,7 @@ def change(folder: Path, **entries: bytes | None) -> None:
         for name, value in entries.items():
             what, name = name.split("_")
             if what == "number":
-                contents.numbers[int(name).to_bytes(8, "big")] = (bytes(12), b"", value or b"")
+                contents.ordinals[int(name).to_bytes(8, "big")] = (bytes(12), b"", value or b"")
             else:
                 del contents.blocks[name.encode()]
 
@@ -86,7 +86,7 @@ def test_a_damaged_text_names_its_passage_and_leaves_the_others(folder: Path):
 
 
 def test_a_damaged_number_is_named(tmp_path: Path):
-    write_store(tmp_path, {"an-id": Stored(record(), Identity(7, bytes(16)))}, 8)
+    write_store(tmp_path, {"an-id": Stored(record(), PassageMeta(7, bytes(16)))}, 8)
     content = (tmp_path / PASSAGES_FILE).read_bytes()
     at = content.index(b"KLMN")
     at = content.index(b"an-id", at)
@@ -95,7 +95,7 @@ def test_a_damaged_number_is_named(tmp_path: Path):
         with pytest.raises(DamagedRecordError, match="number 7: checksum mismatch; run kalm-cache verify"):
             store.doc_ids([7])
         with pytest.raises(DamagedRecordError, match="number 7"):
-            list(store.numbers())
+            list(store.ordinals())
 
 
 def test_an_id_that_is_no_utf8_and_a_number_that_is_none_are_damage(folder: Path):
@@ -106,16 +106,16 @@ def test_an_id_that_is_no_utf8_and_a_number_that_is_none_are_damage(folder: Path
 
 def test_flipped_bits_of_a_store_are_refused_or_answered_with_what_was_stored_or_named_damage(tmp_path: Path):
     write_store(tmp_path, PASSAGES)
-    whole = {name: (tmp_path / name).read_bytes() for name in (STATES_FILE, PASSAGES_FILE, SEAL_FILE)}
+    valid = {name: (tmp_path / name).read_bytes() for name in (STATES_FILE, PASSAGES_FILE, SEAL_FILE)}
     chance, counted = random.Random(0), Counter[str]()
     for _ in range(1000):
-        name = chance.choice(list(whole))
-        at = chance.choice([i for i, byte in enumerate(whole[name]) if byte])  # zeros are mostly unused space
-        spoiled = bytearray(whole[name])
+        name = chance.choice(list(valid))
+        at = chance.choice([i for i, byte in enumerate(valid[name]) if byte])  # zeros are mostly unused space
+        spoiled = bytearray(valid[name])
         spoiled[at] ^= 1 << chance.randrange(8)
         (tmp_path / name).write_bytes(spoiled)
         counted[_read_everything(tmp_path)] += 1
-        (tmp_path / name).write_bytes(whole[name])
+        (tmp_path / name).write_bytes(valid[name])
     assert set(counted) == {"refused", "damaged", "harmless"}
     assert min(counted["refused"], counted["damaged"]) > 100
 
@@ -150,17 +150,17 @@ def test_a_missing_or_foreign_file_is_a_store_error_with_its_name(folder: Path, 
 
 def test_files_that_were_cut_are_refused(folder: Path):
     for name in (STATES_FILE, PASSAGES_FILE):
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole[:-4096])
+        valid = (folder / name).read_bytes()
+        (folder / name).write_bytes(valid[:-4096])
         with pytest.raises(
             StoreError, match=rf"{name}: not the store that was sealed; run kalm-cache verify: it was cut"
         ):
             PassageStore(folder)
-        (folder / name).write_bytes(whole)
+        (folder / name).write_bytes(valid)
 
 
 def test_a_file_of_another_store_is_refused(folder: Path, tmp_path: Path):
-    write_store(tmp_path / "other", PASSAGES | {"c": Stored(record(), Identity(3, HASHES["c"]))})
+    write_store(tmp_path / "other", PASSAGES | {"c": Stored(record(), PassageMeta(3, HASHES["c"]))})
     (folder / STATES_FILE).write_bytes((tmp_path / "other" / STATES_FILE).read_bytes())
     with pytest.raises(StoreError, match=r"states\.lmdb: not the store that was sealed"):
         PassageStore(folder)
@@ -191,7 +191,7 @@ def test_a_seal_that_was_changed_is_refused(folder: Path):
 
 def test_without_its_last_step_nothing_is_sealed_and_the_next_attempt_starts_over(tmp_path: Path):
     with StoreWriter(tmp_path) as writer:
-        writer.add(b"old", record(), Identity(0, bytes(16)), b"")
+        writer.add(b"old", record(), PassageMeta(0, bytes(16)), b"")
     with pytest.raises(StoreError, match=r"store\.json: cannot be read"):
         PassageStore(tmp_path)
     write_store(tmp_path, PASSAGES)
@@ -202,7 +202,7 @@ def test_without_its_last_step_nothing_is_sealed_and_the_next_attempt_starts_ove
 def test_keys_that_do_not_rise_are_refused(tmp_path: Path):
     with StoreWriter(tmp_path) as writer, pytest.raises(StoreError, match="is not behind the one before it"):
         for key in (b"b", b"b", b"a"):
-            writer.add(key, record(bytes(300_000)), Identity(0, bytes(16)), b"")
+            writer.add(key, record(bytes(300_000)), PassageMeta(0, bytes(16)), b"")
         writer.finish([], 0)
 
 
@@ -215,7 +215,9 @@ def test_a_full_disk_is_a_store_error_and_seals_nothing(tmp_path: Path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         try:
-            write_store(tmp_path, {f"d{i}": Stored(record(bytes(100_000)), Identity(i, bytes(16))) for i in range(50)})
+            write_store(
+                tmp_path, {f"d{i}": Stored(record(bytes(100_000)), PassageMeta(i, bytes(16))) for i in range(50)}
+            )
         except StoreError as exc:
             os._exit(0 if "cannot be written" in str(exc) and not (tmp_path / SEAL_FILE).exists() else 2)
         os._exit(1)

@@ -105,7 +105,7 @@ def test_every_flipped_bit_of_both_meta_pages_is_seen(path: Path):
 
 def test_whole_pages_of_noise_hide_what_is_below_them_and_nothing_else(path: Path):
     content, chance = path.read_bytes(), random.Random(1)
-    whole = {
+    valid = {
         key: value for name, values in read_tree(content).databases.items() for key, value in values_of(content, values)
     }
     seen = 0
@@ -114,8 +114,8 @@ def test_whole_pages_of_noise_hide_what_is_below_them_and_nothing_else(path: Pat
         noisy = content[:start] + chance.randbytes(PAGE) + content[start + PAGE :]
         tree = read_tree(noisy)
         found = [one for values in tree.databases.values() for one in values_of(noisy, values)]
-        assert all(whole[key] == value or b"\xaa" in value for key, value in found)
-        assert tree.problems or len(found) == len(whole)
+        assert all(valid[key] == value or b"\xaa" in value for key, value in found)
+        assert tree.problems or len(found) == len(valid)
         seen += bool(tree.problems)
     assert seen > 10
 

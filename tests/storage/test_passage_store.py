@@ -14,7 +14,7 @@ from kalm_cache.storage.passage_store import (
     PASSAGES_FILE,
     SEAL_FILE,
     STATES_FILE,
-    Identity,
+    PassageMeta,
     PassageStore,
 )
 from kalm_cache.storage.record import Record
@@ -31,12 +31,12 @@ def test_what_was_written_is_read_back_in_the_order_asked_for(folder: Path):
     with PassageStore(folder) as store:
         assert len(store) == 3
         assert records(store, "a", "ü", "a") == [PASSAGES["a"].record, PASSAGES["ü"].record, PASSAGES["a"].record]
-        assert store.identities(["ü", "a"]) == [Identity(1, bytes(16)), Identity(2, HASHES["a"])]
+        assert store.metas(["ü", "a"]) == [PassageMeta(1, bytes(16)), PassageMeta(2, HASHES["a"])]
         assert store.texts(["ü", "a"]) == ["", "text a"]
         assert store.doc_ids([2, 0, 2]) == ["a", "b", "a"]
-        assert list(store.numbers()) == [(0, "b"), (1, "ü"), (2, "a")]
+        assert list(store.ordinals()) == [(0, "b"), (1, "ü"), (2, "a")]
         assert list(store.keys()) == [b"a", b"b", "ü".encode()]
-        assert store.next_number() == 3
+        assert store.next_ordinal() == 3
 
 
 def test_payloads_are_views_of_the_map(folder: Path):
@@ -52,7 +52,7 @@ def test_ids_that_are_not_there_have_no_record_and_no_text(folder: Path):
     with PassageStore(folder) as store:
         assert records(store, *unknown) == [None] * len(unknown)
         assert store.texts(unknown) == [None] * len(unknown)
-        assert store.identities(unknown) == [None] * len(unknown)
+        assert store.metas(unknown) == [None] * len(unknown)
 
 
 def test_a_number_that_is_not_there_is_damage_and_does_not_hide_the_others(folder: Path):
@@ -66,29 +66,29 @@ def test_a_number_that_is_not_there_is_damage_and_does_not_hide_the_others(folde
 def test_an_empty_store_has_nothing(tmp_path: Path):
     write_store(tmp_path, {})
     with PassageStore(tmp_path) as store:
-        assert (len(store), store.next_number(), list(store.keys()), list(store.numbers())) == (0, 0, [], [])
+        assert (len(store), store.next_ordinal(), list(store.keys()), list(store.ordinals())) == (0, 0, [], [])
         assert records(store, "a") == [None]
         assert store.texts(["a"]) == [None]
 
 
 def test_without_texts_no_text_is_kept(tmp_path: Path):
-    write_store(tmp_path, {"a": Stored(record(), Identity(0, bytes(16)), None)})
+    write_store(tmp_path, {"a": Stored(record(), PassageMeta(0, bytes(16)), None)})
     with PassageStore(tmp_path) as store:
         assert store.texts(["a"]) == [None]
 
 
 def test_numbers_beyond_32_bits_sort_and_lead_back(tmp_path: Path):
-    numbers = [0, 255, 256, 2**31, 2**32, 2**62]
-    write_store(tmp_path, {f"d{n}": Stored(record(), Identity(n, bytes(16))) for n in numbers}, 2**62 + 1)
+    ordinals = [0, 255, 256, 2**31, 2**32, 2**62]
+    write_store(tmp_path, {f"d{n}": Stored(record(), PassageMeta(n, bytes(16))) for n in ordinals}, 2**62 + 1)
     with PassageStore(tmp_path) as store:
-        assert [number for number, _ in store.numbers()] == numbers
+        assert [ordinal for ordinal, _ in store.ordinals()] == ordinals
         assert store.doc_ids([2**32]) == [f"d{2**32}"]
-        assert store.next_number() == 2**62 + 1
+        assert store.next_ordinal() == 2**62 + 1
 
 
 def test_records_of_other_shapes_stand_in_blocks_of_their_own(tmp_path: Path):
     stored = {
-        f"d{i}": Stored(record(bytes([i]), width=8 + i % 2, codec=i % 3), Identity(i, b"h" * 16)) for i in range(9)
+        f"d{i}": Stored(record(bytes([i]), width=8 + i % 2, codec=i % 3), PassageMeta(i, b"h" * 16)) for i in range(9)
     }
     write_store(tmp_path, stored)
     with PassageStore(tmp_path) as store:
@@ -98,7 +98,7 @@ def test_records_of_other_shapes_stand_in_blocks_of_their_own(tmp_path: Path):
 def test_a_store_larger_than_its_first_map_and_many_blocks_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lmdb_file, "INITIAL_MAP_BYTES", 64 << 10)
     stored = {
-        f"d{n}": Stored(record(bytes([n % 256]) * 10_000), Identity(n, bytes(16)), f"text {n}") for n in range(300)
+        f"d{n}": Stored(record(bytes([n % 256]) * 10_000), PassageMeta(n, bytes(16)), f"text {n}") for n in range(300)
     }
     write_store(tmp_path, stored)
     with PassageStore(tmp_path) as store:
@@ -114,7 +114,7 @@ def test_reading_leaves_no_lock_file_and_does_not_change_the_files(folder: Path)
         path.chmod(0o444)
     with PassageStore(folder) as store:
         records(store, "a")
-        list(store.numbers())
+        list(store.ordinals())
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
 
 
@@ -151,7 +151,7 @@ def test_many_threads_open_read_and_close_one_store(folder: Path):
 def test_a_store_that_takes_the_place_of_an_open_one_is_not_taken_for_it(folder: Path, tmp_path: Path):
     with PassageStore(folder) as store:
         folder.rename(tmp_path / "moved")
-        write_store(folder, {"new": Stored(record(b"new"), Identity(0, bytes(16)))})
+        write_store(folder, {"new": Stored(record(b"new"), PassageMeta(0, bytes(16)))})
         assert records(store, "a", "new") == [PASSAGES["a"].record, None]
         with PassageStore(folder) as newer:
             assert records(newer, "new") == [record(b"new")]

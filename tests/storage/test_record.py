@@ -6,7 +6,7 @@ import pytest
 
 from kalm_cache.storage.record import MAX_TOKENS, Record, unpack_record
 
-RECORD = Record(codec=7, ratio=4, width=640, tokens=9, truncated=True, payload=b"payload")
+RECORD = Record(codec=7, chunk_size=4, width=640, tokens=9, truncated=True, payload=b"payload")
 
 
 def test_a_record_is_laid_out_as_documented():

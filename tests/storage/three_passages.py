@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from kalm_cache.errors import DamagedRecordError
-from kalm_cache.storage.passage_store import Identity, PassageStore
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore
 from kalm_cache.storage.record import Record
 from tests.stores import Stored, record
 
 HASHES = {doc_id: doc_id.encode() * 16 for doc_id in "abc"}
 PASSAGES = {
-    "b": Stored(record(b"states of b"), Identity(0, HASHES["b"]), "text b"),
-    "ü": Stored(record(b"states of u", tokens=4, truncated=True), Identity(1, bytes(16)), ""),
-    "a": Stored(record(b"states of a"), Identity(2, HASHES["a"]), "text a"),
+    "b": Stored(record(b"states of b"), PassageMeta(0, HASHES["b"]), "text b"),
+    "ü": Stored(record(b"states of u", tokens=4, truncated=True), PassageMeta(1, bytes(16)), ""),
+    "a": Stored(record(b"states of a"), PassageMeta(2, HASHES["a"]), "text a"),
 }
 
 

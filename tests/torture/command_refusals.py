@@ -29,7 +29,7 @@ def refuse_commands(pool: Pool, tally: Tally) -> None:
     )
     index = pool.folder / "commanded"
     _run(["index", corpus, *named], index, {})
-    whole = result_of(pool.workers[0].run(LOOK, index=index))
+    valid = result_of(pool.workers[0].run(LOOK, index=index))
     points = [
         (arguments, error, nth)
         for arguments in (["index", corpus, *named], ["add", more])
@@ -47,7 +47,7 @@ def refuse_commands(pool: Pool, tally: Tally) -> None:
         where = f"kalm-cache {arguments[0]}, {fault}"
         if said.returncode != 1 or f"error: {victim}" not in said.stderr:  # FAISS may have said something before
             tally.problems.append(f"{where}: exit code {said.returncode}: {said.stderr[-500:]}")
-        if result_of(worker.run(LOOK, index=victim))["content"] != whole["content"]:
+        if result_of(worker.run(LOOK, index=victim))["content"] != valid["content"]:
             tally.problems.append(f"{where}: the index is another one")
 
     pool.each(points, check)

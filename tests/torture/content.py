@@ -36,19 +36,19 @@ def content(index: Path) -> Content | None:
 def passages(opened: PassageIndex) -> dict[str, list[Any]]:
     """Doc id -> number, content hash, digest of the stored states, text."""
     store = opened.store
-    numbers = {doc_id: number for number, doc_id in store.numbers()}
+    ordinals = {doc_id: ordinal for ordinal, doc_id in store.ordinals()}
     doc_ids = sorted(key.decode() for key in store.keys())  # noqa: SIM118 (not a dict)
-    assert numbers.keys() == set(doc_ids)
+    assert ordinals.keys() == set(doc_ids)
     with store.snapshot() as snapshot:
         records = snapshot.records(doc_ids)
         states = [
             _digest(repr(one[:-1]).encode() + bytes(one.payload)) if isinstance(one, Record) else str(one)
             for one in records
         ]
-    identities, texts = store.identities(doc_ids), store.texts(doc_ids)
+    metas, texts = store.metas(doc_ids), store.texts(doc_ids)
     return {
-        doc_id: [numbers[doc_id], identity.content_hash.hex(), state, text]
-        for doc_id, identity, state, text in zip(doc_ids, identities, states, texts, strict=True)
+        doc_id: [ordinals[doc_id], meta.content_hash.hex(), state, text]
+        for doc_id, meta, state, text in zip(doc_ids, metas, states, texts, strict=True)
     }
 
 
@@ -56,7 +56,7 @@ def first_stage(opened: PassageIndex, query: str) -> dict[str, list[tuple[int, s
     """Mode -> numbers and scores, best first, to the last bit."""
     found = {mode: opened.first_stage.search(query, DEPTH, mode) for mode in opened.first_stage.modes}
     return {
-        mode: [(int(number), float(score).hex()) for number, score in zip(one.numbers, one.scores, strict=True)]
+        mode: [(int(ordinal), float(score).hex()) for ordinal, score in zip(one.ordinals, one.scores, strict=True)]
         for mode, one in found.items()
     }
 

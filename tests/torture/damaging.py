@@ -63,7 +63,7 @@ def batches(damages: Sequence[Damage], size: int = BATCH) -> Iterator[Sequence[D
 
 
 def damage(
-    worker: Worker, folder: Path, start: Path, whole: dict[str, Any], some: Sequence[Damage], tally: DamageTally
+    worker: Worker, folder: Path, start: Path, valid: dict[str, Any], some: Sequence[Damage], tally: DamageTally
 ) -> None:
     """Run some damages in children: a new one, on a new copy, behind each that ended one."""
     done = 0
@@ -73,7 +73,7 @@ def damage(
         results = folder / "results.jsonl"
         results.unlink(missing_ok=True)
         rest = [asdict(one) for one in some[done:]]
-        outcome = worker.run(CHECK, index=index, damages=rest, whole=whole, results=str(results))
+        outcome = worker.run(CHECK, index=index, damages=rest, valid=valid, results=str(results))
         lines = results.read_text().splitlines() if results.exists() else []
         for line in lines:
             _count(json.loads(line), tally)

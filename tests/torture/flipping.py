@@ -69,24 +69,24 @@ def expected(index: Path) -> dict[str, Any]:
     return {"answers": _ask(index, doc_ids), "doc_ids": doc_ids, "places": _places(index)}
 
 
-def check(index: Path, damages: list[dict[str, Any]], whole: dict[str, Any], results: str) -> None:
+def check(index: Path, damages: list[dict[str, Any]], valid: dict[str, Any], results: str) -> None:
     """Apply each damage, look, and undo it; a line of `results` for each, so that it is known which one ended this."""
     with Path(results).open("a") as lines:
         for fields in damages:
             damage = Damage(**fields)
             undo = damage.apply(index)
             try:
-                found = _look(index, damage, whole)
+                found = _look(index, damage, valid)
             finally:
                 undo()
             lines.write(json.dumps(found) + "\n")
             lines.flush()
 
 
-def _look(index: Path, damage: Damage, whole: dict[str, Any]) -> dict[str, Any]:
-    named, problems = _verified(index, damage, whole["places"])
-    answers = _ask(index, whole["doc_ids"])
-    verdicts = {name: _verdict(answers[name], whole["answers"][name]) for name in answers}
+def _look(index: Path, damage: Damage, valid: dict[str, Any]) -> dict[str, Any]:
+    named, problems = _verified(index, damage, valid["places"])
+    answers = _ask(index, valid["doc_ids"])
+    verdicts = {name: _verdict(answers[name], valid["answers"][name]) for name in answers}
     changed = [name for name, verdict in verdicts.items() if verdict == "changed"]
     problems += [f"{name} changed silently" for name in changed]
     problems += [f"an unclean error: {one}" for one in sorted(_unclean(answers))]
@@ -139,9 +139,9 @@ def _places(index: Path) -> dict[str, list[list[Any]]]:
     """File -> start, end and doc id of every payload in it."""
     places: dict[str, list[list[Any]]] = {}
     for part in open_current(index).parts():
-        with PassageStore(part.shard) as store, store.reading() as readers:
+        with PassageStore(part.segment) as store, store.reading() as readers:
             for name, reader in zip(("states.lmdb", "passages.lmdb"), readers, strict=True):
-                path = part.shard / name
+                path = part.segment / name
                 content = path.read_bytes()
                 places[str(path.relative_to(index))] = [
                     [at, at + len(entry.payload), entry.key.decode()]
@@ -176,9 +176,9 @@ def _search(opened: PassageIndex, query: str) -> dict[str, Any]:
     return {"results": results, "damaged": answer.damaged}
 
 
-def _is_partial(found: dict[str, Any], whole: dict[str, Any]) -> bool:
+def _is_partial(found: dict[str, Any], valid: dict[str, Any]) -> bool:
     """Whether an answer without some passages, or their texts, names them, and the others are what they were."""
-    for doc_id, (margin, text) in whole["results"].items():
+    for doc_id, (margin, text) in valid["results"].items():
         there = found["results"].get(doc_id)
         if there is None:
             continue
@@ -187,13 +187,13 @@ def _is_partial(found: dict[str, Any], whole: dict[str, Any]) -> bool:
             there[1] != text and not (there[1] is None and doc_id in found["damaged"])
         ):
             return False
-    missing = whole["results"].keys() - found["results"].keys()
-    return found["results"].keys() <= whole["results"].keys() and len(missing) <= len(found["damaged"])
+    missing = valid["results"].keys() - found["results"].keys()
+    return found["results"].keys() <= valid["results"].keys() and len(missing) <= len(found["damaged"])
 
 
 def _candidates(opened: PassageIndex, query: str, mode: Any) -> list[Any]:
     found = opened.first_stage.search(query, DEPTH, mode)
-    return [found.numbers.tolist(), [float(score).hex() for score in found.scores]]
+    return [found.ordinals.tolist(), [float(score).hex() for score in found.scores]]
 
 
 def _states(opened: PassageIndex, doc_id: str) -> list[Any]:
@@ -220,18 +220,18 @@ def _unclean(answer: Any) -> set[str]:
     return set().union(*map(_unclean, parts))
 
 
-def _verdict(found: Any, whole: Any) -> Verdict:
+def _verdict(found: Any, valid: Any) -> Verdict:
     """`same`, an `error`, `partial`: every part is the same or an error; else it `changed`."""
-    if found == whole:
+    if found == valid:
         return "same"
     if _is_error(found):
         return "error"
-    if isinstance(whole, dict) and "damaged" in whole:
-        return "partial" if found["damaged"] and _is_partial(found, whole) else "changed"
-    if isinstance(found, dict) and isinstance(whole, dict):
-        parts = [_verdict(found.get(name, ["error"] * 4), whole[name]) for name in whole]
-        return "changed" if "changed" in parts or found.keys() - whole.keys() else "partial"
-    if isinstance(found, list) and isinstance(whole, list) and len(found) == len(whole):
-        parts = [_verdict(one, other) for one, other in zip(found, whole, strict=True)]
+    if isinstance(valid, dict) and "damaged" in valid:
+        return "partial" if found["damaged"] and _is_partial(found, valid) else "changed"
+    if isinstance(found, dict) and isinstance(valid, dict):
+        parts = [_verdict(found.get(name, ["error"] * 4), valid[name]) for name in valid]
+        return "changed" if "changed" in parts or found.keys() - valid.keys() else "partial"
+    if isinstance(found, list) and isinstance(valid, list) and len(found) == len(valid):
+        parts = [_verdict(one, other) for one, other in zip(found, valid, strict=True)]
         return "changed" if "changed" in parts else "partial"
     return "changed"

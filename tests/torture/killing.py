@@ -95,27 +95,27 @@ def kill_points(calls: Sequence[Call]) -> Iterator[Fault]:
     yield Fault(Mode.KILL_AFTER, len(calls))
 
 
-def power_cuts(whole: Undisturbed) -> Iterator[Cut]:
+def power_cuts(valid: Undisturbed) -> Iterator[Cut]:
     """Every state that a power cut can leave on either disk."""
     for disk in get_args(Disk):
-        for nth, left in Replay(whole.start, whole.shadow).states(whole.calls, disk):
+        for nth, left in Replay(valid.start, valid.shadow).states(valid.calls, disk):
             yield Cut(nth, disk, left)
 
 
-def kill(worker: Worker, folder: Path, whole: Undisturbed, fault: Fault, tally: Tally) -> None:
+def kill(worker: Worker, folder: Path, valid: Undisturbed, fault: Fault, tally: Tally) -> None:
     """Kill a copy of the scenario at one point, and check what is found there and what becomes of it."""
-    index = copy_index(whole.start, folder / "index")
-    killed = worker.run(ACT, name=whole.name, index=index, fault=fault, watched=index)
-    call = whole.calls[fault.nth - 1]
+    index = copy_index(valid.start, folder / "index")
+    killed = worker.run(ACT, name=valid.name, index=index, fault=fault, watched=index)
+    call = valid.calls[fault.nth - 1]
     tally.points += 1
     tally.kinds[call.kind] += 1
-    where = f"{whole.name}, {fault}, {call.name} {call.path}"
+    where = f"{valid.name}, {fault}, {call.name} {call.path}"
     if killed.signal != signal.SIGKILL:
         tally.problems.append(f"{where}: was not killed there: {killed.problem}")
         return
-    recovered = worker.run(RECOVER, name=whole.name, index=index)
-    view = unnumbered if find(whole.name).renumbers else as_it_is
-    tally.problems += [f"{where}: {problem}" for problem in problems_of(whole, recovered, view)]
+    recovered = worker.run(RECOVER, name=valid.name, index=index)
+    view = unnumbered if find(valid.name).renumbers else as_it_is
+    tally.problems += [f"{where}: {problem}" for problem in problems_of(valid, recovered, view)]
     twice = encoded_twice(killed, recovered)
     tally.encoded_twice += sum(twice.values())
     last = Counter(killed.encoded[-1] if killed.encoded else [])
@@ -124,15 +124,15 @@ def kill(worker: Worker, folder: Path, whole: Undisturbed, fault: Fault, tally: 
         tally.problems.append(f"{where}: {spent} passages were encoded twice that were not in the last batch")
 
 
-def cut_power(worker: Worker, folder: Path, whole: Undisturbed, cut: Cut, tally: Tally) -> None:
+def cut_power(worker: Worker, folder: Path, valid: Undisturbed, cut: Cut, tally: Tally) -> None:
     """Put down what a power cut leaves of the scenario, and check what is found there and what becomes of it."""
     index = folder / "index"
     restore(cut.left, index)
     tally.points += 1
-    recovered = worker.run(RECOVER, name=whole.name, index=index)
-    call = whole.calls[cut.nth - 1]
-    where = f"{whole.name}, {cut.disk} disk cut after call {cut.nth}, {call.name} {call.path}"
-    tally.problems += [f"{where}: {problem}" for problem in problems_of(whole, recovered, unnumbered)]
+    recovered = worker.run(RECOVER, name=valid.name, index=index)
+    call = valid.calls[cut.nth - 1]
+    where = f"{valid.name}, {cut.disk} disk cut after call {cut.nth}, {call.name} {call.path}"
+    tally.problems += [f"{where}: {problem}" for problem in problems_of(valid, recovered, unnumbered)]
 
 
 def as_it_is(content: Any) -> Any:
@@ -140,7 +140,7 @@ def as_it_is(content: Any) -> Any:
     return content
 
 
-def problems_of(whole: Undisturbed, recovered: Outcome, view: Callable[[Any], Any] = as_it_is) -> Iterator[str]:
+def problems_of(valid: Undisturbed, recovered: Outcome, view: Callable[[Any], Any] = as_it_is) -> Iterator[str]:
     """Everything that is not as it should be when the operation was disturbed and has been run again.
 
     `view`: what of the contents is compared.
@@ -149,28 +149,28 @@ def problems_of(whole: Undisturbed, recovered: Outcome, view: Callable[[Any], An
         yield f"it does not recover: {recovered.problem}"
         return
     found, final = recovered.result["found"], recovered.result["final"]
-    expected = [view(one) for one in (whole.before["content"], whole.after["content"], *whole.allowed)]
+    expected = [view(one) for one in (valid.before["content"], valid.after["content"], *valid.allowed)]
     if view(found["content"]) not in expected:
         yield "what was found is neither the old generation nor the new one"
-    yield from (f"verify finds damage: {damage}" for damage in [*_new_damage(whole, found), *final["damage"]])
+    yield from (f"verify finds damage: {damage}" for damage in [*_new_damage(valid, found), *final["damage"]])
     if view(final["content"]) != expected[1]:
-        yield f"the result differs from the undisturbed one: {difference(final['content'], whole.after['content'])}"
-    yield from (f"{stray} is left behind" for stray in sorted(set(final["strays"]) - set(whole.after["strays"])))
+        yield f"the result differs from the undisturbed one: {difference(final['content'], valid.after['content'])}"
+    yield from (f"{stray} is left behind" for stray in sorted(set(final["strays"]) - set(valid.after["strays"])))
 
 
-def _new_damage(whole: Undisturbed, found: dict[str, Any]) -> list[str]:
+def _new_damage(valid: Undisturbed, found: dict[str, Any]) -> list[str]:
     if found["content"] is None:
         return []  # verify may miss `CURRENT` where the first generation is there and not live yet
-    return [damage for damage in found["damage"] if damage not in whole.before["damage"]]
+    return [damage for damage in found["damage"] if damage not in valid.before["damage"]]
 
 
 def unnumbered(content: Any) -> Any:
     """A content without the numbers of its passages: of those that a cut made the disk forget, none is given again."""
     if content is None:
         return None
-    doc_ids = {number: doc_id for doc_id, (number, *_) in content["passages"].items()}
+    doc_ids = {ordinal: doc_id for doc_id, (ordinal, *_) in content["passages"].items()}
     lists = [
-        {mode: [(doc_ids[number], score) for number, score in found] for mode, found in one.items()}
+        {mode: [(doc_ids[ordinal], score) for ordinal, score in found] for mode, found in one.items()}
         for one in content["first_stage"]
     ]
     passages = {doc_id: rest for doc_id, (_, *rest) in content["passages"].items()}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import indexer.build.intake
-import indexer.build.shard_pass
+import indexer.build.segment_pass
 import indexer.integrity.verify
 import kalm_cache.index.opening
 import kalm_cache.index.passage_index
@@ -36,7 +36,7 @@ def load_models(folder: Path) -> None:
     """Load what the steps need, and keep it: a child begins with all of it in memory."""
     _loaded[:] = [folder]
     logging.disable()  # queries name every damaged passage
-    indexer.build.intake.WINDOW = indexer.build.shard_pass.WINDOW = WINDOW
+    indexer.build.intake.WINDOW = indexer.build.segment_pass.WINDOW = WINDOW
     indexer.integrity.verify.subprocess = SimpleNamespace(run=run_forked)  # type: ignore[attr-defined]
     loaders = (
         (kalm_cache.index.opening, "open_checkpoint"),

@@ -102,12 +102,12 @@ def _write_in_place(path: Path, content: bytes) -> None:
 
 def damage(index: Path) -> Report:
     """Not a command: one byte of a stored passage's states is another one."""
-    shard = open_current(index).shard
-    with PassageStore(shard) as store, store.snapshot() as snapshot:
+    segment = open_current(index).segment
+    with PassageStore(segment) as store, store.snapshot() as snapshot:
         (record,) = snapshot.records(["p05"])
         assert isinstance(record, Record)
         payload = bytes(record.payload)
-    path = shard / STATES_FILE
+    path = segment / STATES_FILE
     at = path.read_bytes().index(payload)
     with path.open("r+b") as file:
         file.seek(at)

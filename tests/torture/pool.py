@@ -29,8 +29,8 @@ class Pool:
     def each(self, points: Iterable[T], check: Callable[[Worker, Path, T], None]) -> None:
         """Call `check` with a free worker and its folder, for every point."""
         free: SimpleQueue[tuple[Worker, Path]] = SimpleQueue()
-        for number, worker in enumerate(self.workers):
-            free.put((worker, self.folder / f"worker-{number}"))
+        for ordinal, worker in enumerate(self.workers):
+            free.put((worker, self.folder / f"worker-{ordinal}"))
 
         def run(point: T) -> None:
             worker, folder = free.get()
@@ -54,7 +54,7 @@ def open_pool(workers: int) -> Iterator[Pool]:
         folder = Path(name).resolve()
         save_models(folder / "models")
         with ThreadPoolExecutor(workers) as threads:
-            logs = [folder / f"worker-{number}.log" for number in range(workers)]
+            logs = [folder / f"worker-{ordinal}.log" for ordinal in range(workers)]
             started = list(threads.map(lambda log: Worker(folder / "models", log), logs))
         try:
             yield Pool(folder, started)

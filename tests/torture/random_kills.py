@@ -81,7 +81,7 @@ def kill_at_random(worker: Worker, folder: Path, models: Path, kills: int, seed:
     pick, index = random.Random(seed), folder / "index"
     index.mkdir()
     left = kills
-    for number, command in enumerate(commands(folder, models, seed)):
+    for ordinal, command in enumerate(commands(folder, models, seed)):
         if left <= 0:
             return
         before = result_of(worker.run(LOOK, index=index))["content"]
@@ -94,7 +94,7 @@ def kill_at_random(worker: Worker, folder: Path, models: Path, kills: int, seed:
             left -= 1
             tally.kills += 1
             tally.commands[command.name] += 1
-            where = f"seed {seed}, command {number}, {command.name}, kill {kills - left}"
+            where = f"seed {seed}, command {ordinal}, {command.name}, kill {kills - left}"
             found = worker.run(LOOK, index=index)
             if found.problem is not None:
                 tally.problems.append(f"{where}: it does not open: {found.problem}")
@@ -102,7 +102,7 @@ def kill_at_random(worker: Worker, folder: Path, models: Path, kills: int, seed:
             if found.result["content"] not in (before, after):
                 tally.problems.append(f"{where}: what was found is neither the old generation nor the new one")
             tally.problems += [f"{where}: verify finds damage: {damage}" for damage in found.result["damage"]]
-        _finish(worker, index, command, after, f"seed {seed}, command {number}, {command.name}", tally)
+        _finish(worker, index, command, after, f"seed {seed}, command {ordinal}, {command.name}", tally)
 
 
 def _whole_run(worker: Worker, folder: Path, index: Path, command: Command, tally: KillTally) -> tuple[Any, float]:

@@ -26,23 +26,23 @@ def refusals(calls: Sequence[Call]) -> Iterator[Fault]:
         yield Fault(Mode.FAIL_ONCE, nth, errno.EIO)
 
 
-def refuse(worker: Worker, folder: Path, whole: Undisturbed, fault: Fault, tally: Tally) -> None:
+def refuse(worker: Worker, folder: Path, valid: Undisturbed, fault: Fault, tally: Tally) -> None:
     """Refuse at one point: a clear error or none, and nothing is lost."""
-    index = copy_index(whole.start, folder / "index")
-    refused = worker.run(ACT, name=whole.name, index=index, fault=fault, watched=index)
+    index = copy_index(valid.start, folder / "index")
+    refused = worker.run(ACT, name=valid.name, index=index, fault=fault, watched=index)
     tally.points += 1
-    call = whole.calls[fault.nth - 1]
-    where = f"{whole.name}, {fault}, {call.name} {call.path}"
+    call = valid.calls[fault.nth - 1]
+    where = f"{valid.name}, {fault}, {call.name} {call.path}"
     if refused.problem is None:
         tally.kinds["finished all the same"] += 1
         found = result_of(worker.run(LOOK, index=index))
-        if found["content"] != whole.after["content"] or found["damage"]:
+        if found["content"] != valid.after["content"] or found["damage"]:
             tally.problems.append(f"{where}: it said that it finished, and found is something else: {found['damage']}")
     else:
         tally.kinds[errno.errorcode[fault.error]] += 1
         tally.problems += [f"{where}: {problem}" for problem in unclear(refused, index)]
-    recovered = worker.run(RECOVER, name=whole.name, index=index)
-    tally.problems += [f"{where}: {problem}" for problem in problems_of(whole, recovered, unnumbered)]
+    recovered = worker.run(RECOVER, name=valid.name, index=index)
+    tally.problems += [f"{where}: {problem}" for problem in problems_of(valid, recovered, unnumbered)]
 
 
 def unclear(refused: Outcome, index: Path) -> Iterator[str]:
@@ -60,42 +60,42 @@ def unclear(refused: Outcome, index: Path) -> Iterator[str]:
         yield f"its message names no file: {refused.error['type']}: {refused.error['message']}"
 
 
-def refuse_locks(worker: Worker, folder: Path, whole: Undisturbed, error: int, tally: Tally) -> None:
+def refuse_locks(worker: Worker, folder: Path, valid: Undisturbed, error: int, tally: Tally) -> None:
     """On a file system without locks the operation is refused, and nothing is changed."""
-    index = copy_index(whole.start, folder / "index")
-    refused = worker.run(ACT, name=whole.name, index=index, fault=Fault(locks=error), watched=index)
+    index = copy_index(valid.start, folder / "index")
+    refused = worker.run(ACT, name=valid.name, index=index, fault=Fault(locks=error), watched=index)
     tally.points += 1
-    where = f"{whole.name}, locks fail with {errno.errorcode[error]}"
+    where = f"{valid.name}, locks fail with {errno.errorcode[error]}"
     if refused.problem is None:
         tally.problems.append(f"{where}: it went on")
     else:
         tally.problems += [f"{where}: {problem}" for problem in unclear(refused, index)]
-    if result_of(worker.run(LOOK, index=index)) != whole.before:
+    if result_of(worker.run(LOOK, index=index)) != valid.before:
         tally.problems.append(f"{where}: and something was changed")
 
 
-def jump_clock(worker: Worker, folder: Path, whole: Undisturbed, seconds: int, tally: Tally) -> None:
+def jump_clock(worker: Worker, folder: Path, valid: Undisturbed, seconds: int, tally: Tally) -> None:
     """A wall clock that jumps changes nothing."""
-    index = copy_index(whole.start, folder / "index")
-    outcome = worker.run(ACT, name=whole.name, index=index, fault=Fault(clock=seconds), watched=index)
+    index = copy_index(valid.start, folder / "index")
+    outcome = worker.run(ACT, name=valid.name, index=index, fault=Fault(clock=seconds), watched=index)
     tally.points += 1
-    if outcome.problem is not None or result_of(worker.run(LOOK, index=index)) != whole.after:
-        tally.problems.append(f"{whole.name}, the clock jumps by {seconds} s: {outcome.problem or 'another result'}")
+    if outcome.problem is not None or result_of(worker.run(LOOK, index=index)) != valid.after:
+        tally.problems.append(f"{valid.name}, the clock jumps by {seconds} s: {outcome.problem or 'another result'}")
 
 
-def race(first: Worker, second: Worker, folder: Path, whole: Undisturbed, tally: Tally) -> None:
+def race(first: Worker, second: Worker, folder: Path, valid: Undisturbed, tally: Tally) -> None:
     """The same operation twice at the same moment: at least one does it, and one that does not is refused clearly."""
     from concurrent.futures import ThreadPoolExecutor
 
-    index = copy_index(whole.start, folder / "index")
+    index = copy_index(valid.start, folder / "index")
     with ThreadPoolExecutor(2) as threads:
-        both = list(threads.map(lambda worker: worker.run(ACT, name=whole.name, index=index), (first, second)))
+        both = list(threads.map(lambda worker: worker.run(ACT, name=valid.name, index=index), (first, second)))
     tally.points += 1
     refused = [outcome for outcome in both if outcome.problem is not None]
     tally.kinds["refused" if refused else "one after the other"] += 1
     odd = [one.problem for one in refused if one.error is None or one.error["type"] != "IndexLockedError"]
     if len(refused) == 2 or odd:
-        tally.problems.append(f"{whole.name}, two at once: {[outcome.problem for outcome in both]}")
+        tally.problems.append(f"{valid.name}, two at once: {[outcome.problem for outcome in both]}")
     found = result_of(first.run(LOOK, index=index))
-    if found["damage"] or (refused and found["content"] != whole.after["content"]):
-        tally.problems.append(f"{whole.name}, two at once: {found['damage'] or 'another result'}")
+    if found["damage"] or (refused and found["content"] != valid.after["content"]):
+        tally.problems.append(f"{valid.name}, two at once: {found['damage'] or 'another result'}")

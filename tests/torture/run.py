@@ -72,47 +72,47 @@ class Run:
         if "swaps" in self.options.part:
             self._swaps()
 
-    def _scenario(self, whole: Undisturbed) -> None:
-        every = self.options.every * (1 if whole.name in AT_EVERY_CALL else OTHERS_EVERY)
+    def _scenario(self, valid: Undisturbed) -> None:
+        every = self.options.every * (1 if valid.name in AT_EVERY_CALL else OTHERS_EVERY)
         if "kills" in self.options.part:
-            points = list(kill_points(whole.calls))[::every]
-            tally = self._sweep("kill_points", whole, points, kill)
+            points = list(kill_points(valid.calls))[::every]
+            tally = self._sweep("kill_points", valid, points, kill)
             self._add("passages_encoded_twice", tally.encoded_twice)
         if "cuts" in self.options.part:
-            self._sweep("power_cuts", whole, list(power_cuts(whole))[::every], cut_power)
+            self._sweep("power_cuts", valid, list(power_cuts(valid))[::every], cut_power)
         if "refusals" in self.options.part:
-            points = list(refusals(whole.calls))
-            self._sweep("refusals", whole, spread(points, REFUSALS_EACH // self.options.every), refuse)
-            self._sweep("lock_refusals", whole, NO_LOCKS, refuse_locks)
-            self._sweep("clock_jumps", whole, JUMPS, jump_clock)
-            self._races(whole)
+            points = list(refusals(valid.calls))
+            self._sweep("refusals", valid, spread(points, REFUSALS_EACH // self.options.every), refuse)
+            self._sweep("lock_refusals", valid, NO_LOCKS, refuse_locks)
+            self._sweep("clock_jumps", valid, JUMPS, jump_clock)
+            self._races(valid)
 
-    def _sweep(self, what: str, whole: Undisturbed, points: Iterable[Any], check: Any) -> Tally:
+    def _sweep(self, what: str, valid: Undisturbed, points: Iterable[Any], check: Any) -> Tally:
         tally, started, points = Tally(), time.monotonic(), list(points)
-        self.pool.each(points, lambda worker, folder, point: check(worker, folder, whole, point, tally))
-        self._report(what, whole.name, tally.points, tally.problems, time.monotonic() - started, dict(tally.kinds))
+        self.pool.each(points, lambda worker, folder, point: check(worker, folder, valid, point, tally))
+        self._report(what, valid.name, tally.points, tally.problems, time.monotonic() - started, dict(tally.kinds))
         return tally
 
-    def _races(self, whole: Undisturbed) -> None:
+    def _races(self, valid: Undisturbed) -> None:
         if len(self.pool.workers) < 2:
             return
         tally, started = Tally(), time.monotonic()
         for _ in range(RACES):
             folder = self.pool.folder / "race"
             folder.mkdir()
-            race(self.pool.workers[0], self.pool.workers[1], folder, whole, tally)
+            race(self.pool.workers[0], self.pool.workers[1], folder, valid, tally)
             shutil.rmtree(folder)
-        self._report("races", whole.name, tally.points, tally.problems, time.monotonic() - started, dict(tally.kinds))
+        self._report("races", valid.name, tally.points, tally.problems, time.monotonic() - started, dict(tally.kinds))
 
     def _damages(self, name: str, count: int) -> None:
         start = self.pool.folder / "damaged"
         start.mkdir()
         result_of(self.pool.workers[0].run(PREPARE, name=name, index=start))
-        whole = whole_index(self.pool.workers[0], start)
+        valid = whole_index(self.pool.workers[0], start)
         tally, started = DamageTally(), time.monotonic()
         drawn = draw(start, count, self.options.seed)
         self.pool.each(
-            list(batches(drawn)), lambda worker, folder, some: damage(worker, folder, start, whole, some, tally)
+            list(batches(drawn)), lambda worker, folder, some: damage(worker, folder, start, valid, some, tally)
         )
         shutil.rmtree(start)
         for what in ("detected", "harmless", "deaths"):

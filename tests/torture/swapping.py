@@ -104,7 +104,7 @@ class Swapped:
     def _note(self) -> str:
         """Remember what the live generation answers; its name."""
         like, name = self._opened, current_name(self.index)
-        opened = PassageIndex.open(self.index, device="cpu", dtype="float32", like=like)
+        opened = PassageIndex.open(self.index, device="cpu", dtype="float32", reuse_from=like)
         searched = {query: opened.search(query, k=len(TEXTS), top_n=None).results for query in QUERIES}
         ranked = {f"{query} of ids": opened.rerank(query, KEPT).results for query in QUERIES}
         self.expected[name] = {
@@ -146,9 +146,9 @@ def swap(folder: Path, model: Path, embedder: Path, swaps: int, *, clients: int 
 
 def _swap(index: Swapped, url: str, swaps: int, draw: random.Random, tally: SwapTally) -> None:
     with httpx.Client(base_url=url, timeout=SWAP_SECONDS) as client:
-        for number in range(1, swaps + 1):
-            if number % PUBLISH_EVERY == 0:
-                target = index.add(number)
+        for ordinal in range(1, swaps + 1):
+            if ordinal % PUBLISH_EVERY == 0:
+                target = index.add(ordinal)
                 tally.published += 1
             else:
                 target = draw.choice([one for one in index.names if one != current_name(index.index)])
@@ -169,15 +169,15 @@ def _is_served(client: httpx.Client, version: str) -> bool:
 
 
 def _ask(url: str, place: int, said: list[Said], tally: SwapTally, over: threading.Event) -> None:
-    number = place
+    ordinal = place
     with httpx.Client(base_url=url, timeout=SWAP_SECONDS) as client:
         while not over.is_set():
-            query = QUERIES[number % len(QUERIES)]
+            query = QUERIES[ordinal % len(QUERIES)]
             try:
-                said.append(_searched(client, query) if number % 2 else _reranked(client, query))
+                said.append(_searched(client, query) if ordinal % 2 else _reranked(client, query))
             except (httpx.HTTPError, KeyError, ValueError) as exc:
                 tally.problems.append(f"{type(exc).__name__}: {exc}")
-            number += 1
+            ordinal += 1
 
 
 def _searched(client: httpx.Client, query: str) -> Said:

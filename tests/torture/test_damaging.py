@@ -15,9 +15,9 @@ def test_random_damage_is_named_or_harmless_and_no_answer_changes_silently(pool:
     start = pool.folder / "damaged"
     start.mkdir()
     result_of(pool.workers[0].run(PREPARE, name="gc of deleted", index=start))
-    whole, tally = whole_index(pool.workers[0], start), DamageTally()
+    valid, tally = whole_index(pool.workers[0], start), DamageTally()
     some = list(batches(draw(start, DAMAGES, SEED)))
-    pool.each(some, lambda worker, folder, batch: damage(worker, folder, start, whole, batch, tally))
+    pool.each(some, lambda worker, folder, batch: damage(worker, folder, start, valid, batch, tally))
     shutil.rmtree(start)
     assert tally.problems == []
     assert tally.points == DAMAGES

@@ -23,13 +23,13 @@ ALIKE = {
 }
 
 
-def sweep(pool: Pool, whole: Undisturbed, kills: int, cuts: int) -> Tally:
+def sweep(pool: Pool, valid: Undisturbed, kills: int, cuts: int) -> Tally:
     tally = Tally()
-    points = spread(list(kill_points(whole.calls)), kills)
-    pool.each(points, lambda worker, folder, fault: kill(worker, folder, whole, fault, tally))
-    left = spread(list(power_cuts(whole)), cuts)
-    pool.each(left, lambda worker, folder, cut: cut_power(worker, folder, whole, cut, tally))
-    shutil.rmtree(pool.folder / whole.name)
+    points = spread(list(kill_points(valid.calls)), kills)
+    pool.each(points, lambda worker, folder, fault: kill(worker, folder, valid, fault, tally))
+    left = spread(list(power_cuts(valid)), cuts)
+    pool.each(left, lambda worker, folder, cut: cut_power(worker, folder, valid, cut, tally))
+    shutil.rmtree(pool.folder / valid.name)
     return tally
 
 
@@ -46,9 +46,9 @@ def test_a_build_that_does_not_sync_is_found_out_by_power_cuts(pool: Pool):
 
 
 def test_a_rebuild_that_writes_over_files_is_found_out_by_kills(pool: Pool):
-    whole = undisturbed(pool.workers[0], "rebuild in place", pool.folder)
-    torn = [point for point in kill_points(whole.calls) if whole.calls[point.nth - 1].path == "CURRENT"]
+    valid = undisturbed(pool.workers[0], "rebuild in place", pool.folder)
+    torn = [point for point in kill_points(valid.calls) if valid.calls[point.nth - 1].path == "CURRENT"]
     tally = Tally()
-    pool.each(torn, lambda worker, folder, fault: kill(worker, folder, whole, fault, tally))
-    shutil.rmtree(pool.folder / whole.name)
+    pool.each(torn, lambda worker, folder, fault: kill(worker, folder, valid, fault, tally))
+    shutil.rmtree(pool.folder / valid.name)
     assert tally.problems

@@ -17,26 +17,26 @@ CHOSEN = ("build", "reindex", "add", "gc of deleted")
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
-def whole(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Undisturbed]:
+def valid(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Undisturbed]:
     name = request.param
     yield undisturbed(pool.workers[0], name, pool.folder)
     shutil.rmtree(pool.folder / name)
 
 
-def test_a_refusing_disk_is_named_and_loses_nothing(pool: Pool, whole: Undisturbed):
+def test_a_refusing_disk_is_named_and_loses_nothing(pool: Pool, valid: Undisturbed):
     tally = Tally()
-    points = spread(list(refusals(whole.calls)), REFUSALS)
-    pool.each(points, lambda worker, folder, fault: refuse(worker, folder, whole, fault, tally))
+    points = spread(list(refusals(valid.calls)), REFUSALS)
+    pool.each(points, lambda worker, folder, fault: refuse(worker, folder, valid, fault, tally))
     assert tally.problems == []
 
 
-def test_a_file_system_without_locks_is_refused(pool: Pool, whole: Undisturbed):
+def test_a_file_system_without_locks_is_refused(pool: Pool, valid: Undisturbed):
     tally = Tally()
-    pool.each(NO_LOCKS, lambda worker, folder, error: refuse_locks(worker, folder, whole, error, tally))
+    pool.each(NO_LOCKS, lambda worker, folder, error: refuse_locks(worker, folder, valid, error, tally))
     assert tally.problems == []
 
 
-def test_a_clock_that_jumps_changes_nothing(pool: Pool, whole: Undisturbed):
+def test_a_clock_that_jumps_changes_nothing(pool: Pool, valid: Undisturbed):
     tally = Tally()
-    pool.each(JUMPS, lambda worker, folder, seconds: jump_clock(worker, folder, whole, seconds, tally))
+    pool.each(JUMPS, lambda worker, folder, seconds: jump_clock(worker, folder, valid, seconds, tally))
     assert tally.problems == []

@@ -49,7 +49,7 @@ def reindex(
     from kalm_cache.settings import load_settings
 
     with exit_codes(resumable=True):
-        from indexer.build.models import load_encoders, settings_like
+        from indexer.build.models import load_encoders, settings_from_manifest
         from indexer.change.reindex import plan_reindex, run_reindex
         from indexer.corpus import read_corpus
         from indexer.corpus.rejects import ErrorsFile
@@ -70,7 +70,7 @@ def reindex(
         )
         check_errors_file(errors, corpus)
         lines = read_corpus(corpus, stdin=sys.stdin.buffer)  # first: a wrong path should not cost a model's loading
-        settings = settings_like(open_current(index).manifest, said)
+        settings = settings_from_manifest(open_current(index).manifest, said)
         encoders = load_encoders(settings)
         with ErrorsFile(errors) as rejects:
             if dry_run:

@@ -78,7 +78,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--first-stage-weights",
-            help="Also order by margin + weight x the first stage's standard score, at each, as 1,2.",
+            help="Also order by margin + weight x the first stage's z-score, at each, as 1,2.",
         ),
     ] = None,
     instruction: opt.Instruction = None,
@@ -129,7 +129,7 @@ def evaluate(
         )
         if index is not None and len(request.sources) > 1:
             raise UsageError("--index is the folder of one index; give --index-root for several collections")
-        indexes = EvaluationIndexes(request.settings, request.ratios)
+        indexes = EvaluationIndexes(request.settings, request.chunk_sizes)
         reports: list[EvaluationReport] = []
         results: list[CollectionResult] = []
         for collection in request.collections():
@@ -154,6 +154,7 @@ def _study(
     from kalm_cache.codec.sensitivity import load_sensitivity
     from kalm_cache.evaluation.collections.trec import read_run
     from kalm_cache.evaluation.study import finished_study, study
+    from kalm_cache.model.checkpoint import SENSITIVITY_FILE
     from kalm_cache.storage.passage_store import key_of
 
     run = request.run_of(collection)
@@ -170,7 +171,7 @@ def _study(
             index,
             collection,
             request.plan,
-            sensitivity=load_sensitivity(indexes.encoders.checkpoint.folder),
+            sensitivity=load_sensitivity(indexes.encoders.checkpoint.folder / SENSITIVITY_FILE),
             kept=kept,
             workspace=out,
             on_progress=_log_progress(collection.task.name),
@@ -229,9 +230,9 @@ def _command(context: typer.Context) -> str:
 
 def _line(report: EvaluationReport) -> str:
     before, after = report.first_stage, report.reranked
-    blended = f", first stage's weight {report.first_stage_weight:g}" if report.first_stage_weight else ""
+    interpolated = f", first stage's weight {report.first_stage_weight:g}" if report.first_stage_weight else ""
     return (
         f"{report.dataset} {report.split}, {report.queries:,} queries, r = {report.chunk_size}, {report.codec}"
-        f"{blended}: nDCG@10 {before.ndcg_at_10:.4f} → {after.ndcg_at_10:.4f}, MRR@10 {after.mrr_at_10:.4f}, "
+        f"{interpolated}: nDCG@10 {before.ndcg_at_10:.4f} → {after.ndcg_at_10:.4f}, MRR@10 {after.mrr_at_10:.4f}, "
         f"recall@100 {before.recall_at_100:.4f}, {report.bytes_per_passage:,.0f} bytes a passage"
     )

@@ -41,9 +41,9 @@ def codecs_of(results: Sequence[CollectionResult]) -> list[str]:
     return list(dict.fromkeys(point.cost.codec or "" for result in results for point in result.of_kind("reranker")))
 
 
-def ratios_of(results: Sequence[CollectionResult]) -> list[int]:
+def chunk_sizes_of(results: Sequence[CollectionResult]) -> list[int]:
     """The pooling ratios of the reranker's points, rising."""
-    return sorted({point.cost.ratio or 0 for result in results for point in result.of_kind("reranker")})
+    return sorted({point.cost.chunk_size or 0 for result in results for point in result.of_kind("reranker")})
 
 
 def weights_of(results: Sequence[CollectionResult]) -> list[float]:
@@ -51,11 +51,11 @@ def weights_of(results: Sequence[CollectionResult]) -> list[float]:
     return sorted({0.0, *(one.cost.first_stage_weight for result in results for one in result.of_kind("blended"))})
 
 
-def point_of(result: CollectionResult, codec: str, ratio: int, weight: float = 0.0) -> SystemResult | None:
+def point_of(result: CollectionResult, codec: str, chunk_size: int, weight: float = 0.0) -> SystemResult | None:
     """The point of a codec and a ratio; with a weight, that point blended with the first stage."""
     points = result.of_kind("blended" if weight else "reranker")
-    wanted = (codec, ratio, weight)
-    return next((p for p in points if (p.cost.codec, p.cost.ratio, p.cost.first_stage_weight) == wanted), None)
+    wanted = (codec, chunk_size, weight)
+    return next((p for p in points if (p.cost.codec, p.cost.chunk_size, p.cost.first_stage_weight) == wanted), None)
 
 
 def others_of(results: Sequence[CollectionResult]) -> list[str]:
@@ -82,14 +82,14 @@ def _conditions(results: Sequence[CollectionResult]) -> str:
 
 
 def _quality_tables(results: Sequence[CollectionResult], measure: str) -> str:
-    others, ratios = others_of(results), ratios_of(results)
+    others, chunk_sizes = others_of(results), chunk_sizes_of(results)
     parts = []
     for codec, weight in itertools.product(codecs_of(results), weights_of(results)):
         columns: list[Callable[[CollectionResult], float | None]] = []
         columns += [lambda result, name=name: _mean(_named(result, name), measure) for name in others]  # type: ignore[misc]
         columns += [
             lambda result, point=(codec, r, weight): _mean(point_of(result, *point), measure)  # type: ignore[misc]
-            for r in ratios
+            for r in chunk_sizes
         ]
         rows = [
             [f"{result.name} {result.split}", f"{result.queries:,}", *(_number(column(result)) for column in columns)]
@@ -97,23 +97,23 @@ def _quality_tables(results: Sequence[CollectionResult], measure: str) -> str:
         ]
         if len(results) > 1:
             rows.append(["mean", "", *(_number(mean_over(results, column)) for column in columns)])
-        header = ["collection", "queries", *others, *(f"r = {ratio}" for ratio in ratios)]
-        blended = f", margin + {weight:g} x the first stage's standard score" if weight else ""
-        parts.append(f"States in {codec}{blended}:\n\n{table(header, rows)}")
+        header = ["collection", "queries", *others, *(f"r = {chunk_size}" for chunk_size in chunk_sizes)]
+        interpolated = f", margin + {weight:g} x the first stage's z-score" if weight else ""
+        parts.append(f"States in {codec}{interpolated}:\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
 
 def _cost_tables(results: Sequence[CollectionResult]) -> str:
     rows = []
     for codec in codecs_of(results):
-        for ratio in ratios_of(results):
-            points = [point for result in results if (point := point_of(result, codec, ratio))]
+        for chunk_size in chunk_sizes_of(results):
+            points = [point for result in results if (point := point_of(result, codec, chunk_size))]
             costs = [point.cost for point in points]
             if len(points) == len(results):
                 rows.append(
                     [
                         codec,
-                        str(ratio),
+                        str(chunk_size),
                         *(_number(_average([getattr(cost, name) for cost in costs]), 1) for name in _COSTS),
                         _number(_average([point.rerank_ms for point in points]), 1),
                     ]

@@ -10,11 +10,11 @@ from typing import Any
 from kalm_cache.errors import MissingExtraError
 from kalm_cache.evaluation.reports.markdown import (
     PLOTS,
+    chunk_sizes_of,
     codecs_of,
     mean_over,
     others_of,
     point_of,
-    ratios_of,
     weights_of,
 )
 from kalm_cache.evaluation.reports.results import CollectionResult, SystemResult
@@ -25,7 +25,7 @@ COLOURS = 10  # of matplotlib's cycle
 COMMAND_CHARS = 150
 Value = Callable[[SystemResult], float | None]
 _X: dict[str, tuple[str, Value]] = {  # file name -> label and value of the horizontal axis
-    "quality-ratio.png": ("pooling ratio r", lambda one: one.cost.ratio),
+    "quality-ratio.png": ("pooling ratio r", lambda one: one.cost.chunk_size),
     "quality-bytes.png": ("bytes a passage (states' file)", lambda one: one.cost.bytes_per_passage),
     "quality-ms.png": ("ms a query (read and decode, median)", lambda one: one.rerank_ms),
 }
@@ -76,14 +76,14 @@ def _line(
 ) -> tuple[list[float], list[float]]:
     """Means over the panel's collections, of the ratios that all of them have."""
 
-    def of_point(result: CollectionResult, ratio: int, get: Value) -> float | None:
-        point = point_of(result, codec, ratio, weight)
+    def of_point(result: CollectionResult, chunk_size: int, get: Value) -> float | None:
+        point = point_of(result, codec, chunk_size, weight)
         return None if point is None else get(point)
 
     xs, ys = [], []
-    for ratio in ratios_of(panel):
-        x = mean_over(panel, lambda result, r=ratio: of_point(result, r, value))  # type: ignore[misc]
-        y = mean_over(panel, lambda result, r=ratio: of_point(result, r, lambda one: one.means[MEASURE]))  # type: ignore[misc]
+    for chunk_size in chunk_sizes_of(panel):
+        x = mean_over(panel, lambda result, r=chunk_size: of_point(result, r, value))  # type: ignore[misc]
+        y = mean_over(panel, lambda result, r=chunk_size: of_point(result, r, lambda one: one.means[MEASURE]))  # type: ignore[misc]
         if x is not None and y is not None:
             xs.append(x)
             ys.append(y)
@@ -105,12 +105,12 @@ def _plot_reliability(results: Sequence[CollectionResult], path: Path, command: 
     codec = codecs_of(results)[0]
     figure, axes = _panels(len(results))
     for axis, result in zip(axes, results, strict=True):
-        for ratio in ratios_of([result]):
-            point = point_of(result, codec, ratio)
+        for chunk_size in chunk_sizes_of([result]):
+            point = point_of(result, codec, chunk_size)
             if point is not None and point.calibration is not None:
                 bins = point.calibration.bins
                 xs, ys = [one.mean_score for one in bins], [one.relevant for one in bins]
-                axis.plot(xs, ys, marker="o", markersize=3, label=f"r = {ratio}")
+                axis.plot(xs, ys, marker="o", markersize=3, label=f"r = {chunk_size}")
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.5)
         axis.set_title(f"{result.name} {result.split}, {codec}", fontsize=9)
         axis.set_xlabel("P(yes), mean of bin", fontsize=8)

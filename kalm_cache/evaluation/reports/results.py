@@ -112,7 +112,7 @@ def _compare(values: dict[str, PerQuery], systems: list[System], baseline: Syste
 def _shift(study: Study, system: System, points: list[System]) -> MarginShift | None:
     """Against the point of the same codec with the smallest ratio."""
     same = [point for point in points if point.cost.codec == system.cost.codec]
-    reference = min(same, key=lambda point: point.cost.ratio or 0)
+    reference = min(same, key=lambda point: point.cost.chunk_size or 0)
     if reference is system:
         return None
     return margin_shift(study.task.qrels, reference.name, reference.run, system.run)

@@ -36,7 +36,7 @@ class Counted:
 class BM25Files:
     """The numbers (n,) of its documents, and the postings of each term."""
 
-    numbers: NDArray[np.int64]
+    ordinals: NDArray[np.int64]
     vocabulary: Vocabulary
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
@@ -52,7 +52,7 @@ class BM25Files:
             term_ids: gets the terms that it does not have yet.
         """
         assert self.counted is not None
-        places = np.full(len(self.numbers), -1, np.int32)
+        places = np.full(len(self.ordinals), -1, np.int32)
         places[rows] = np.arange(len(rows), dtype=np.int32)
         for start in range(0, len(self.indices), TAKEN_POSTINGS):
             end = min(start + TAKEN_POSTINGS, len(self.indices))
@@ -109,8 +109,8 @@ def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
 
 
 def _check_sizes(files: BM25Files, documents: int) -> None:
-    if documents != len(files.numbers):
-        raise ValueError(f"it scores {documents} documents, {NUMBERS_NAME} holds {len(files.numbers)}")
+    if documents != len(files.ordinals):
+        raise ValueError(f"it scores {documents} documents, {NUMBERS_NAME} holds {len(files.ordinals)}")
     postings, counted = len(files.indices), files.counted
     fit = len(files.indptr) == len(files.vocabulary) + 1 and files.indptr[-1] == postings == len(files.data)
     if not fit or (counted and (len(counted.lengths), len(counted.times)) != (documents, postings)):

@@ -37,7 +37,7 @@ class Taken:
     """Documents of one index that go into another one as they are counted there: their numbers (m,), rising."""
 
     source: BM25Index
-    numbers: NDArray[np.int64]
+    ordinals: NDArray[np.int64]
 
 
 class BM25Index:
@@ -107,21 +107,21 @@ class BM25Index:
     @property
     def ntotal(self) -> int:
         """How many documents the index holds, those without terms and excluded ones included."""
-        return len(self._files.numbers)
+        return len(self._files.ordinals)
 
     @property
-    def numbers(self) -> NDArray[np.int64]:
+    def ordinals(self) -> NDArray[np.int64]:
         """The number (n,) of each document."""
-        return self._files.numbers
+        return self._files.ordinals
 
     @property
     def countable(self) -> bool:
         """Whether documents can be taken from it; not from what an earlier version built."""
         return self._files.counted is not None
 
-    def excluding(self, numbers: NDArray[np.int64]) -> BM25Index:
+    def excluding(self, ordinals: NDArray[np.int64]) -> BM25Index:
         """The same index without some documents: searches go on to the next best, so `k` are found if there are."""
-        rows = RowsOf(self._files.numbers).known(np.asarray(numbers, np.int64))
+        rows = RowsOf(self._files.ordinals).known(np.asarray(ordinals, np.int64))
         return BM25Index(self._files, rows if self._excluded is None else np.union1d(self._excluded, rows))
 
     def search(self, queries: Sequence[str], k: int) -> list[Candidates]:
@@ -157,7 +157,7 @@ class BM25Index:
         if self._excluded is not None:
             scores[self._excluded] = 0
         rows = _best_rows(scores, k)
-        return best_first(files.numbers[rows], scores[rows], k)
+        return best_first(files.ordinals[rows], scores[rows], k)
 
 
 def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -175,18 +175,18 @@ def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 def _write(
     documents: Iterable[tuple[int, str]], folder: Path, statistics_of: BM25Index | None, taken: Sequence[Taken]
 ) -> None:
-    numbers = array("q")
+    ordinals = array("q")
     vocabulary: dict[str, int] = {}
 
     def texts() -> Iterator[str]:
-        for number, text in documents:
-            numbers.append(number)
+        for ordinal, text in documents:
+            ordinals.append(ordinal)
             yield text
 
     with PostingsWriter(folder) as postings:
         for some in taken:
             _take(some, postings, vocabulary)
-            numbers.frombytes(np.ascontiguousarray(some.numbers, np.int64).tobytes())
+            ordinals.frombytes(np.ascontiguousarray(some.ordinals, np.int64).tobytes())
         for terms in terms_of(texts()):
             postings.add([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
         own = postings.statistics(len(vocabulary))
@@ -197,8 +197,8 @@ def _write(
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         postings.write(rank, K1, B, scored_by)
-    np.save(folder / NUMBERS_NAME, np.array(numbers, np.int64))
-    info = {"analysis": ANALYSIS, "documents": len(numbers), "mean_length": own.mean_length}
+    np.save(folder / NUMBERS_NAME, np.array(ordinals, np.int64))
+    info = {"analysis": ANALYSIS, "documents": len(ordinals), "mean_length": own.mean_length}
     (folder / INFO_NAME).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 
@@ -206,5 +206,5 @@ def _take(some: Taken, postings: PostingsWriter, vocabulary: dict[str, int]) -> 
     files = some.source._files
     if files.counted is None:
         raise ValueError("an index of an earlier version does not say what its scores were computed from")
-    rows = RowsOf(files.numbers).require(some.numbers)
+    rows = RowsOf(files.ordinals).require(some.ordinals)
     postings.add_counted(files.counted.lengths[rows], files.postings_of(rows, vocabulary))

@@ -87,9 +87,9 @@ class DenseIndex:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with VectorSpool(folder, dimension) as spool, faiss_threads(threads):
-                for numbers, vectors in batches:
-                    spool.append(numbers, vectors)
-                _check_distinct(spool.numbers)
+                for ordinals, vectors in batches:
+                    spool.append(ordinals, vectors)
+                _check_distinct(spool.ordinals)
                 kind = choose_type(dense_index, len(spool))
                 index = make_index(kind, spool)
                 _publish(index, _measure(index, kind, spool), folder)
@@ -134,9 +134,9 @@ class DenseIndex:
         """Whether `vectors` gives back the very numbers that were put in."""
         return self.info.type == "flat"
 
-    def excluding(self, numbers: NDArray[np.int64]) -> DenseIndex:
+    def excluding(self, ordinals: NDArray[np.int64]) -> DenseIndex:
         """The same index without some passages: searches go on to the next best, so `k` are found if there are."""
-        excluded = np.union1d(self._excluded, np.asarray(numbers, np.int64))
+        excluded = np.union1d(self._excluded, np.asarray(ordinals, np.int64))
         return DenseIndex(self._index, self._threads, self.info, excluded)
 
     def search(self, vectors: NDArray[np.float32], k: int) -> list[Candidates]:
@@ -158,13 +158,13 @@ class DenseIndex:
         wider = -(-k // DEPTH)  # the parameter was measured for lists of 100
         parameters = search_parameters(self.info.type, self.info.parameter * wider, self._selector)
         with faiss_threads(self._threads):
-            scores, numbers = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
+            scores, ordinals = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
         return [
             best_first(found[found >= 0], row[found >= 0], k) if vector.any() else no_candidates()  # -1: no more found
-            for vector, found, row in zip(vectors, numbers, scores, strict=True)
+            for vector, found, row in zip(vectors, ordinals, scores, strict=True)
         ]
 
-    def vectors(self, numbers: NDArray[np.int64] | Sequence[int]) -> NDArray[np.float32]:
+    def vectors(self, ordinals: NDArray[np.int64] | Sequence[int]) -> NDArray[np.float32]:
         """Stored vectors (n, E) by document number: those put in if `exact`, else what 8 bits a number kept of them.
 
         Excluded passages count as stored. Not for several threads at once.
@@ -178,7 +178,7 @@ class DenseIndex:
             self._rows = RowsOf(faiss.vector_to_array(self._index.id_map))
             if self.info.type == "ivf":
                 _inner(self._index).make_direct_map()
-        rows = self._rows.require(np.asarray(numbers, np.int64))
+        rows = self._rows.require(np.asarray(ordinals, np.int64))
         if not len(rows):
             return np.empty((0, self.dimension), np.float32)
         return np.asarray(self._index.index.reconstruct_batch(rows), np.float32)
@@ -187,9 +187,9 @@ class DenseIndex:
         """All numbers and vectors in the order they were put in, as `build` takes them, excluded ones too."""
         import faiss
 
-        numbers = faiss.vector_to_array(self._index.id_map)
-        for start in range(0, len(numbers), BATCH_ROWS):
-            some = numbers[start : start + BATCH_ROWS]
+        ordinals = faiss.vector_to_array(self._index.id_map)
+        for start in range(0, len(ordinals), BATCH_ROWS):
+            some = ordinals[start : start + BATCH_ROWS]
             yield some, self.vectors(some)
 
 
@@ -200,10 +200,10 @@ def _inner(index: Any) -> Any:
     return faiss.downcast_index(index.index)
 
 
-def _selector_without(numbers: NDArray[np.int64]) -> Any:
+def _selector_without(ordinals: NDArray[np.int64]) -> Any:
     import faiss
 
-    return faiss.IDSelectorNot(faiss.IDSelectorBatch(numbers))
+    return faiss.IDSelectorNot(faiss.IDSelectorBatch(ordinals))
 
 
 def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
@@ -257,13 +257,13 @@ def _check_lists(index: Any) -> None:
     import faiss
 
     lists = index.invlists
-    for number in range(index.nlist):
-        rows = faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number))
+    for ordinal in range(index.nlist):
+        rows = faiss.rev_swig_ptr(lists.get_ids(ordinal), lists.list_size(ordinal))
         if len(rows) and (rows.min() < 0 or rows.max() >= index.ntotal):
-            raise ValueError(f"cluster {number} names rows that are not there")
+            raise ValueError(f"cluster {ordinal} names rows that are not there")
 
 
-def _check_distinct(numbers: NDArray[np.int64]) -> None:
-    repeated = len(numbers) - len(np.unique(numbers))
+def _check_distinct(ordinals: NDArray[np.int64]) -> None:
+    repeated = len(ordinals) - len(np.unique(ordinals))
     if repeated:
-        raise StoreError(f"{repeated} of {len(numbers)} document numbers are not distinct; index the corpus again")
+        raise StoreError(f"{repeated} of {len(ordinals)} document numbers are not distinct; index the corpus again")

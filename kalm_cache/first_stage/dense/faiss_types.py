@@ -65,9 +65,9 @@ def make_index(kind: DenseType, spool: VectorSpool) -> Any:
 
     inner = _TRAINED[kind](spool) if kind != "flat" else faiss.IndexFlatIP(spool.dimension)
     index = faiss.IndexIDMap(inner)  # not IDMap2, whose second map takes 50 bytes a passage and is built at opening
-    numbers, start = spool.numbers, 0
+    ordinals, start = spool.ordinals, 0
     for vectors in spool.batches():
-        index.add_with_ids(vectors, numbers[start : start + len(vectors)])
+        index.add_with_ids(vectors, ordinals[start : start + len(vectors)])
         start += len(vectors)
     return index
 

@@ -19,7 +19,7 @@ class VectorSpool:
 
     def __init__(self, folder: Path, dimension: int) -> None:
         self.dimension = dimension
-        self._numbers = array("q")
+        self._ordinals = array("q")
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> VectorSpool:
@@ -29,18 +29,18 @@ class VectorSpool:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._ordinals)
 
     @property
-    def numbers(self) -> NDArray[np.int64]:
+    def ordinals(self) -> NDArray[np.int64]:
         """The document number of each row (n,)."""
-        return np.array(self._numbers, np.int64)
+        return np.array(self._ordinals, np.int64)
 
-    def append(self, numbers: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+    def append(self, ordinals: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Numbers (n,) and vectors (n, E). Raises: ValueError where these do not fit together; OSError."""
-        if vectors.shape != (len(numbers), self.dimension):
-            raise ValueError(f"{len(numbers)} numbers with vectors of shape {vectors.shape}, width {self.dimension}")
-        self._numbers.frombytes(np.ascontiguousarray(numbers, np.int64).tobytes())
+        if vectors.shape != (len(ordinals), self.dimension):
+            raise ValueError(f"{len(ordinals)} numbers with vectors of shape {vectors.shape}, width {self.dimension}")
+        self._ordinals.frombytes(np.ascontiguousarray(ordinals, np.int64).tobytes())
         self._file.write(np.ascontiguousarray(vectors, np.float32).tobytes())
 
     def batches(self) -> Iterator[NDArray[np.float32]]:

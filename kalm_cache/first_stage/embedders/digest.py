@@ -11,8 +11,8 @@ from pathlib import Path
 def model_digest(folder: Path, files: Iterable[Path], *, query_prompt: str, passage_prompt: str) -> str:
     """SHA-256 (hex) over the names (relative to `folder`) and contents of `files`, and over both prompts."""
     hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-    identity = {"files": hashes, "query_prompt": query_prompt, "passage_prompt": passage_prompt}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode("utf-8")).hexdigest()
+    meta = {"files": hashes, "query_prompt": query_prompt, "passage_prompt": passage_prompt}
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _sha256(path: Path) -> str:

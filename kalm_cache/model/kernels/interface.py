@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Activation, Product, Quantized
 from kalm_cache.model.kernels.heads import Heads, Rope
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
 
 class Kernels(Protocol):
@@ -51,7 +51,7 @@ class Kernels(Protocol):
         Heads with a weight are normalised and, with `rope`, rotated.
         """
 
-    def recall(self, kept: Sequence[Kept], index: int, out: Tensor) -> None:
+    def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
         """Write layer `index` of what was kept of each sequence to the first slots of `out` (2, N, K, S, E)."""
 
     def visible(self, spans: Tensor, keys: int, group: int) -> Tensor:

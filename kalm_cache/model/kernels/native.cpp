@@ -204,7 +204,7 @@ struct Kept {
 
 // out (2, sequences, heads, places, width): the kept vectors to its first places.
 template <class From, class Stream>
-void recall(
+void load_kv(
     const Kept* kept, Stream* out, int64_t sequences, int64_t heads, int64_t places, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
     for (int64_t kind = 0; kind < 2; ++kind) {
@@ -341,9 +341,9 @@ extern "C" void softmax_bf16(
 }
 
 #define RECALL(FROM, FROM_SUFFIX, STREAM, SUFFIX)                                                                      \
-    extern "C" void recall_##FROM_SUFFIX##_##SUFFIX(                                                                   \
+    extern "C" void load_kv_##FROM_SUFFIX##_##SUFFIX(                                                                   \
         const Kept* kept, STREAM* out, int64_t sequences, int64_t heads, int64_t places, int64_t width, int threads) { \
-        recall<FROM>(kept, out, sequences, heads, places, width, threads);                                             \
+        load_kv<FROM>(kept, out, sequences, heads, places, width, threads);                                             \
     }
 
 RECALL(float, f32, float, f32)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
 from kalm_cache.model.kernels.heads import Heads, Rope
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 KEPT_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
@@ -32,7 +32,7 @@ class _Part(ctypes.Structure):
     )
 
 
-class _Kept(ctypes.Structure):
+class _PrefixKV(ctypes.Structure):
     _fields_ = (("states", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("places", ctypes.c_int64))
 
 
@@ -101,11 +101,11 @@ class NativeKernels:
             *rotation,
         )
 
-    def recall(self, kept: Sequence[Kept], index: int, out: Tensor) -> None:
-        """As `Kernels.recall`."""
-        assert len({entry.states.dtype for entry in kept}) == 1
-        entries = (_Kept * len(kept))(*(_kept(entry, index) for entry in kept))
-        name = f"recall_{KEPT_SUFFIXES[kept[0].states.dtype]}_{SUFFIXES[out.dtype]}"
+    def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
+        """As `Kernels.load_kv`."""
+        assert len({entry.states.dtype for entry in cached}) == 1
+        entries = (_PrefixKV * len(cached))(*(_cached(entry, index) for entry in cached))
+        name = f"load_kv_{KEPT_SUFFIXES[cached[0].states.dtype]}_{SUFFIXES[out.dtype]}"
         _, sequences, heads, places, width = out.shape
         self._call(name, entries, out, sequences, heads, places, width)
 
@@ -170,6 +170,6 @@ def _part(heads: Heads) -> _Part:
     return _Part(heads.out.data_ptr(), heads.slot.data_ptr(), weight, count, group, places)
 
 
-def _kept(entry: Kept, index: int) -> _Kept:
+def _cached(entry: PrefixKV, index: int) -> _PrefixKV:
     scale = None if entry.scale is None else entry.scale[index].data_ptr()
-    return _Kept(entry.states[index].data_ptr(), scale, entry.states.shape[3])
+    return _PrefixKV(entry.states[index].data_ptr(), scale, entry.states.shape[3])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class PrefixKV:
     """Keys and values of one passage under one prompt prefix, all layers: enough to go on from, without its states.
 
     prefix: the L token ids that the prompt must begin with; pooled: P.
@@ -30,10 +30,10 @@ class Kept:
         return self.states.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
-def keep(prefix: tuple[int, ...], pooled: int, states: Tensor, dtype: torch.dtype) -> Kept:
+def make_prefix_kv(prefix: tuple[int, ...], pooled: int, states: Tensor, dtype: torch.dtype) -> PrefixKV:
     """Keep `states` in `dtype`; int8 has one scale for each vector."""
     if dtype is not torch.int8:
-        return Kept(prefix, pooled, states.to(dtype).contiguous())
+        return PrefixKV(prefix, pooled, states.to(dtype).contiguous())
     scale = states.abs().amax(-1).float() / 127
     inverse = 1 / scale.clamp(min=torch.finfo(torch.float32).tiny)
-    return Kept(prefix, pooled, (states * inverse.unsqueeze(-1)).round().to(torch.int8), scale)
+    return PrefixKV(prefix, pooled, (states * inverse.unsqueeze(-1)).round().to(torch.int8), scale)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Activation, Product, Quantized, to_float
 from kalm_cache.model.kernels.heads import Heads, Rope
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.kernels.rotation import rotate
 
 
@@ -72,9 +72,9 @@ class TorchKernels:
                 taken = taken if rope is None else rope.rotate(taken)
             part.out[part.slot // places, :, part.slot % places] = taken.to(part.out.dtype)
 
-    def recall(self, kept: Sequence[Kept], index: int, out: Tensor) -> None:
+    def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
         """As `Kernels.recall`."""
-        for n, entry in enumerate(kept):
+        for n, entry in enumerate(cached):
             states = entry.states[index]  # (2, K, L + P, E)
             to = out[:, n, :, : states.shape[2]]
             to.copy_(states if entry.scale is None else states * entry.scale[index].unsqueeze(-1))

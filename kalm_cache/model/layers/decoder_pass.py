@@ -14,9 +14,9 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Product, select_activation, select_product
 from kalm_cache.model.layers.attention import KeyBuffers, query_buffer, rope_of
-from kalm_cache.model.layers.linear import Linear, Room
+from kalm_cache.model.layers.linear import Linear, ScratchBuffer
 from kalm_cache.model.layers.past import Past
-from kalm_cache.model.layers.rows import causal_spans, pack_rows, rounded
+from kalm_cache.model.layers.rows import causal_spans, pack_rows, pad_to_bucket
 from kalm_cache.model.layers.stack import Stack
 
 
@@ -30,7 +30,7 @@ class Prompts:
     @property
     def places(self) -> int:
         """T: tokens of the longest one, and up to seven more, as few different shapes are computed fastest."""
-        return rounded(max(map(len, self.ids)), 8)
+        return pad_to_bucket(max(map(len, self.ids)), 8)
 
 
 class DecoderPass:
@@ -40,7 +40,7 @@ class DecoderPass:
         config = stack.config
         distinct, of_pair = pack_rows([len(ids) for ids in prompts.ids]).padded(), torch.tensor(prompts.of_pair)
         rows = pack_rows(distinct.lengths[of_pair].tolist()).padded()
-        self._stack, self._past, self._room = stack, past, Room()
+        self._stack, self._past, self._scratch = stack, past, ScratchBuffer()
         self._source = stack.move(
             distinct.first()[of_pair][rows.sequence] + rows.place
         )  # (R,) row of the pair's prompt
@@ -73,7 +73,7 @@ class DecoderPass:
             product, keys, self._key_slot, layer.norms, self._stack.kernels, self._ropes[layer.kind]
         )
         mixed = self._queries.attend(keys, self._visible[layer.kind], self._stack.kernels)
-        self._h = self._stack.finish(index, self._x, mixed, self._room)
+        self._h = self._stack.finish(index, self._x, mixed, self._scratch)
         return keys
 
     def last_keys(self) -> KeyBuffers:
@@ -100,7 +100,7 @@ class DecoderPass:
         place = self._queries.slot[self._last] - pair * self._queries.query.shape[2]
         spans = self._spans[layer.kind][pair, place].unsqueeze(1)  # (N, 1, 4)
         mixed = queries.attend(keys, self._see(spans), stack.kernels)
-        answer = stack.finish(index, self._x[self._last], mixed, self._room)
+        answer = stack.finish(index, self._x[self._last], mixed, self._scratch)
         assert isinstance(answer, Tensor)
         return answer
 

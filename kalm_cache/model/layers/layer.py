@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels import Kernels
 from kalm_cache.model.kernels.activations import Activation, Product, Quantized, select_activation
-from kalm_cache.model.layers.linear import Linear, Room
+from kalm_cache.model.layers.linear import Linear, ScratchBuffer
 
 MLP_BYTES = 16 << 20  # of one block's gates, in the product's dtype
 
@@ -63,7 +63,7 @@ class Layer:
         mixed: Tensor,
         next_norm: Tensor,
         kernels: Kernels,
-        room: Room,
+        scratch: ScratchBuffer,
         *,
         quantized: bool,
         quantize_next: bool,
@@ -75,7 +75,7 @@ class Layer:
             mixed: (R, H·E), the heads' mixed values.
             next_norm: (D,) float32, of the norm that comes after this layer.
             kernels: what computes between products.
-            room: of this run, for the gates.
+            scratch: of this run, for the gates.
             quantized: whether products take int8.
             quantize_next: whether the norm after this layer feeds another product.
 
@@ -85,7 +85,7 @@ class Layer:
         norms = self.norms
         attended = self.o(kernels.quantize(mixed) if quantized else mixed)
         h = kernels.add_norm(x, attended, norms.post_attention, norms.pre_mlp, norms.eps, quantized=quantized)
-        branch = self._mlp(h, x.dtype, kernels, room)
+        branch = self._mlp(h, x.dtype, kernels, scratch)
         return kernels.add_norm(x, branch, norms.post_mlp, next_norm, norms.eps, quantized=quantize_next)
 
     def tensors(self) -> list[Tensor]:
@@ -102,14 +102,14 @@ class Layer:
             norms.key,
         ]
 
-    def _mlp(self, x: Activation, dtype: torch.dtype, kernels: Kernels, room: Room) -> Product:
+    def _mlp(self, x: Activation, dtype: torch.dtype, kernels: Kernels, scratch: ScratchBuffer) -> Product:
         """down(gelu_tanh(gate(x)) · up(x)), (R, D) -> (R, D), a block of rows at a time."""
         quantized = isinstance(x, Quantized)
         rows = len(x.values if isinstance(x, Quantized) else x)
         out = self.down.empty(rows, x)
         item_bytes = 4 if quantized else dtype.itemsize  # int8 products come in int32
         for block in _blocks(rows, max(1, MLP_BYTES // (item_bytes * len(self.gate_up.weight)))):
-            gate_up = room.product(self.gate_up, select_activation(x, block))
+            gate_up = scratch.product(self.gate_up, select_activation(x, block))
             self.down.fill(out, block.start, kernels.gated_gelu(gate_up, dtype, quantized=quantized))
         return out
 

@@ -26,13 +26,13 @@ class Linear:
             return Accumulated(torch._int_mm(x.values, self.weight.t()), x.scale, self.scale)
         return F.linear(x, self.weight)
 
-    def empty(self, rows: int, like: Activation) -> Product:
-        """Room for the product of `rows` rows of what `like` is, for `fill`."""
-        if isinstance(like, Quantized):
+    def empty(self, rows: int, template: Activation) -> Product:
+        """Room for the product of `rows` rows of what `template` is, for `fill`."""
+        if isinstance(template, Quantized):
             assert self.scale is not None
-            values = like.values.new_empty(rows, len(self.weight), dtype=torch.int32)
-            return Accumulated(values, like.scale.new_empty(rows), self.scale)
-        return like.new_empty(rows, len(self.weight))
+            values = template.values.new_empty(rows, len(self.weight), dtype=torch.int32)
+            return Accumulated(values, template.scale.new_empty(rows), self.scale)
+        return template.new_empty(rows, len(self.weight))
 
     def fill(self, out: Product, start: int, x: Activation) -> None:
         """Write the product of some rows `x` to `out`, from row `start` on."""
@@ -55,20 +55,20 @@ class Linear:
 
 
 @dataclass(slots=True)
-class Room:
+class ScratchBuffer:
     """Memory for one product at a time, kept through a run: what is freed between layers is mapped anew, page by page.
 
     A product is valid until the next one.
     """
 
-    _kept: Product | None = field(default=None, init=False)
+    _cached: Product | None = field(default=None, init=False)
 
     def product(self, linear: Linear, x: Activation) -> Product:
         """`linear(x)`, in this memory."""
         rows = len(x.values if isinstance(x, Quantized) else x)
-        if self._kept is None or _rows(self._kept) < rows:
-            self._kept = linear.empty(rows, x)
-        out = select_product(self._kept, slice(rows))
+        if self._cached is None or _rows(self._cached) < rows:
+            self._cached = linear.empty(rows, x)
+        out = select_product(self._cached, slice(rows))
         if isinstance(out, Accumulated) and linear.scale is not None:
             out = Accumulated(out.values, out.row_scale, linear.scale)
         linear.fill(out, 0, x)

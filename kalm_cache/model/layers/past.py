@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kalm_cache.model.kernels.prefix_kv import Kept
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.layers.attention import KeyBuffers, key_buffers
 from kalm_cache.model.layers.layer import Layer
-from kalm_cache.model.layers.rows import pack_rows, rounded
+from kalm_cache.model.layers.rows import pack_rows, pad_to_bucket
 from kalm_cache.model.layers.stack import Stack
 
 
@@ -51,22 +51,22 @@ class PooledPast:
         return self._buffers
 
 
-class KeptPast:
+class PrefixPast:
     """Prefix and pooled states as they were kept, copied into the buffers layer by layer."""
 
-    def __init__(self, stack: Stack, kept: Sequence[Kept], own: int) -> None:
-        self.prefix = len(kept[0].prefix)
-        self.pooled = torch.tensor([entry.pooled for entry in kept])
+    def __init__(self, stack: Stack, cached: Sequence[PrefixKV], own: int) -> None:
+        self.prefix = len(cached[0].prefix)
+        self.pooled = torch.tensor([entry.pooled for entry in cached])
         self.slots = _slots(self.prefix + int(self.pooled.max()), own)
-        self._kept, self._kernels = kept, stack.kernels
-        self._buffers = key_buffers(len(kept), self.slots + own, stack.config, stack.dtype, stack.device)
+        self._cached, self._kernels = cached, stack.kernels
+        self._buffers = key_buffers(len(cached), self.slots + own, stack.config, stack.dtype, stack.device)
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
         """The same buffers every time."""
-        self._kernels.recall(self._kept, index, self._buffers.both.squeeze(-2))
+        self._kernels.load_kv(self._cached, index, self._buffers.both.squeeze(-2))
         return self._buffers
 
 
 def _slots(longest: int, own: int) -> int:
     """Room for the longest past, so that with the own places it is a common number."""
-    return rounded(longest + own) - own
+    return pad_to_bucket(longest + own) - own

@@ -37,8 +37,8 @@ class Rows:
         return self.sequence * slots + self.place + offset
 
     def padded(self) -> Rows:
-        """The same with the last row repeated, so that their number is a common one (`rounded`)."""
-        row = torch.arange(rounded(len(self.place))).clamp(max=len(self.place) - 1)
+        """The same with the last row repeated, so that their number is a common one (`pad_to_bucket`)."""
+        row = torch.arange(pad_to_bucket(len(self.place))).clamp(max=len(self.place) - 1)
         return Rows(self.lengths, self.sequence[row], self.place[row])
 
     def first(self) -> Tensor:
@@ -58,7 +58,7 @@ def pack_rows(lengths: Sequence[int]) -> Rows:
     return Rows(count, sequence, torch.arange(int(count.sum())) - starts[sequence])
 
 
-def rounded(count: int, step: int = 16) -> int:
+def pad_to_bucket(count: int, step: int = 16) -> int:
     """The next multiple of `step`, and of a 16th of the power of two below.
 
     Products of bfloat16 and int8 are compiled for the very shape, which takes milliseconds: there had better be few.

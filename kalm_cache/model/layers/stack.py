@@ -13,7 +13,7 @@ from kalm_cache.model.kernels import Kernels
 from kalm_cache.model.kernels.activations import Activation
 from kalm_cache.model.layers.embedding import TokenEmbedding
 from kalm_cache.model.layers.layer import Layer
-from kalm_cache.model.layers.linear import Room
+from kalm_cache.model.layers.linear import ScratchBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,16 @@ class Stack:
         first = self.layers[0].norms
         return self.kernels.norm(x, first.pre_attention, first.eps, quantized=self.quantized)
 
-    def finish(self, index: int, x: Tensor, mixed: Tensor, room: Room) -> Activation:
+    def finish(self, index: int, x: Tensor, mixed: Tensor, scratch: ScratchBuffer) -> Activation:
         """`Layer.finish` of layer `index`: the next layer's input or, after the last one, the stack's output.
 
-        The output is in the stream's dtype. `x` is changed in place. `room` is one for all layers of a run.
+        The output is in the stream's dtype. `x` is changed in place. `scratch` is one for all layers of a run.
         """
         last = index == len(self.layers) - 1
         next_norm = self.norm if last else self.layers[index + 1].norms.pre_attention
         quantize_next = self.quantized and not last
         return self.layers[index].finish(
-            x, mixed, next_norm, self.kernels, room, quantized=self.quantized, quantize_next=quantize_next
+            x, mixed, next_norm, self.kernels, scratch, quantized=self.quantized, quantize_next=quantize_next
         )
 
     def tensors(self) -> Iterator[Tensor]:

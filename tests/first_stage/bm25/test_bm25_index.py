@@ -31,13 +31,13 @@ def lucene(tf: int, df: int, length: int) -> float:
 def test_scores_follow_the_lucene_formula(tmp_path: Path, mmap: bool) -> None:
     BM25Index.build(DOCUMENTS, tmp_path)
     found = BM25Index.open(tmp_path, mmap=mmap).search(["cat", "mouse mice cats", "Dog"], k=10)
-    assert found[0].numbers.tolist() == [1000, 7]
+    assert found[0].ordinals.tolist() == [1000, 7]
     assert found[0].scores.tolist() == pytest.approx([lucene(2, 2, 3), lucene(1, 2, 3)], rel=1e-5)
-    assert found[1].numbers.tolist() == [7, 1000]
+    assert found[1].ordinals.tolist() == [7, 1000]
     assert found[1].scores.tolist() == pytest.approx([lucene(1, 1, 3) + lucene(1, 2, 3), lucene(2, 2, 3)], rel=1e-5)
-    assert found[2].numbers.tolist() == [2**40]
+    assert found[2].ordinals.tolist() == [2**40]
     assert found[2].scores.tolist() == pytest.approx([lucene(1, 1, 4)], rel=1e-5)
-    assert found[0].numbers.dtype == np.dtype(np.int64)
+    assert found[0].ordinals.dtype == np.dtype(np.int64)
     assert found[0].scores.dtype == np.dtype(np.float32)
 
 
@@ -59,13 +59,13 @@ def test_a_corpus_without_terms_is_an_index_that_finds_nothing(
 
 def test_documents_without_terms_keep_the_numbers_of_the_others_right(tmp_path: Path) -> None:
     index = BM25Index.build([(3, ""), (5, "cat"), (8, "the"), (13, "dog")], tmp_path)
-    assert [c.numbers.tolist() for c in index.search(["cat", "dog", ""], k=10)] == [[5], [13], []]
+    assert [c.ordinals.tolist() for c in index.search(["cat", "dog", ""], k=10)] == [[5], [13], []]
     assert index.ntotal == 4
 
 
 def test_equal_scores_are_cut_at_the_smaller_numbers(tmp_path: Path) -> None:
-    index = BM25Index.build([(number, "cat") for number in (50, 40, 30, 20)], tmp_path)
-    assert index.search(["cat"], k=2)[0].numbers.tolist() == [20, 30]
+    index = BM25Index.build([(ordinal, "cat") for ordinal in (50, 40, 30, 20)], tmp_path)
+    assert index.search(["cat"], k=2)[0].ordinals.tolist() == [20, 30]
 
 
 def test_texts_are_read_one_at_a_time(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_texts_are_read_one_at_a_time(tmp_path: Path) -> None:
             alive.pop()
 
     def documents() -> Iterator[tuple[int, str]]:
-        for number in range(100):
-            alive.append(number)
-            yield number, Text(f"word{number}")
+        for ordinal in range(100):
+            alive.append(ordinal)
+            yield ordinal, Text(f"word{ordinal}")
             assert len(alive) <= 2
 
     assert BM25Index.build(documents(), tmp_path).ntotal == 100
@@ -89,16 +89,16 @@ def test_a_second_build_replaces_the_first_and_what_a_killed_one_left(tmp_path: 
     (tmp_path / "bm25.building" / "indptr.npy").write_text("half a fi")
     BM25Index.build([(1, "cat")], tmp_path)
     BM25Index.build([(2, "cat")], tmp_path)
-    assert BM25Index.open(tmp_path).search(["cat"], k=1)[0].numbers.tolist() == [2]
+    assert BM25Index.open(tmp_path).search(["cat"], k=1)[0].ordinals.tolist() == [2]
     assert [path.name for path in tmp_path.iterdir()] == ["bm25"]
 
 
 def test_threads_get_the_answers_of_a_single_thread(tmp_path: Path) -> None:
     index = BM25Index.build(((n, f"word{n % 7} word{n % 5}") for n in range(500)), tmp_path)
     queries = [f"word{n % 7}" for n in range(40)]
-    expected = [c.numbers.tolist() for c in index.search(queries, 20)]
+    expected = [c.ordinals.tolist() for c in index.search(queries, 20)]
     with ThreadPoolExecutor(4) as pool:
-        assert [c[0].numbers.tolist() for c in pool.map(lambda q: index.search([q], 20), queries)] == expected
+        assert [c[0].ordinals.tolist() for c in pool.map(lambda q: index.search([q], 20), queries)] == expected
 
 
 def test_an_index_of_another_text_analysis_is_refused(tmp_path: Path) -> None:
@@ -164,33 +164,33 @@ def test_scores_are_those_of_bm25s_however_many_blocks_there_are(
     for query in ("w1", "w2 w3", "w1 w1 w7", "w4 nothing w5"):
         expected = reference.get_scores(query.split())
         found = index.search([query], k=200)[0]
-        assert sorted(found.numbers.tolist()) == (1000 + np.flatnonzero(expected)).tolist()
-        np.testing.assert_allclose(found.scores, expected[found.numbers - 1000], rtol=1e-5)
+        assert sorted(found.ordinals.tolist()) == (1000 + np.flatnonzero(expected)).tolist()
+        np.testing.assert_allclose(found.scores, expected[found.ordinals - 1000], rtol=1e-5)
 
 
 def test_the_k_best_are_the_first_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = BM25Index.build(((n, "cat " * (n % 5) + "dog " * (n % 7)) for n in range(200)), tmp_path)
-    everything = index.search(["cat dog"], k=1000)[0].numbers.tolist()
+    everything = index.search(["cat dog"], k=1000)[0].ordinals.tolist()
     assert len(everything) == 200 - len(range(0, 200, 35))
     monkeypatch.setattr("kalm_cache.first_stage.bm25.bm25_index.RUN_ROWS", 8)
     for k in (1, 7, 24, 25, 26, 100, len(everything), 200):
-        assert index.search(["cat dog"], k)[0].numbers.tolist() == everything[:k]
+        assert index.search(["cat dog"], k)[0].ordinals.tolist() == everything[:k]
 
 
 def test_excluded_documents_make_room_for_the_next_best(tmp_path: Path) -> None:
-    index = BM25Index.build([(number, "cat") for number in (50, 40, 30, 20)], tmp_path)
+    index = BM25Index.build([(ordinal, "cat") for ordinal in (50, 40, 30, 20)], tmp_path)
     left = index.excluding(np.array([20, 40, 12345]))
-    assert left.search(["cat"], k=2)[0].numbers.tolist() == [30, 50]
-    assert left.excluding(np.array([30])).search(["cat"], k=2)[0].numbers.tolist() == [50]
-    assert index.search(["cat"], k=2)[0].numbers.tolist() == [20, 30]
-    assert index.excluding(np.array([20, 30, 40, 50])).search(["cat"], k=2)[0].numbers.tolist() == []
+    assert left.search(["cat"], k=2)[0].ordinals.tolist() == [30, 50]
+    assert left.excluding(np.array([30])).search(["cat"], k=2)[0].ordinals.tolist() == [50]
+    assert index.search(["cat"], k=2)[0].ordinals.tolist() == [20, 30]
+    assert index.excluding(np.array([20, 30, 40, 50])).search(["cat"], k=2)[0].ordinals.tolist() == []
 
 
 def test_with_the_statistics_of_another_index_a_text_has_the_score_that_it_has_there(tmp_path: Path) -> None:
     base = BM25Index.build(DOCUMENTS, tmp_path / "base")
     delta = BM25Index.build([(5000, "cats chase mice"), (5001, "zebra cat")], tmp_path / "delta", base)
     there, here = base.search(["cat mouse mice"], 10)[0], delta.search(["cat mouse mice"], 10)[0]
-    assert there.scores[there.numbers == 7] == here.scores[here.numbers == 5000]
+    assert there.scores[there.ordinals == 7] == here.scores[here.ordinals == 5000]
     # zebra is in no document of the base and in one of the delta; lengths are compared with the base's mean
     idf = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
     expected = idf / (1 + 1.2 * (1 - 0.75 + 0.75 * 2 / MEAN_LENGTH))
@@ -206,8 +206,8 @@ def test_the_statistics_of_an_empty_index_are_the_own_ones(tmp_path: Path) -> No
 def test_terms_of_any_script_and_broken_surrogates_are_found(tmp_path: Path) -> None:
     texts = {1: "東京都", 2: "straße émigré", 3: "\ud800x broken", 4: "नमस्ते दुनिया"}
     index = BM25Index.build(texts.items(), tmp_path)
-    for number, query in {1: "東京", 2: "émigré", 3: "broken", 4: "दुनिया"}.items():
-        assert index.search([query], 5)[0].numbers.tolist() == [number]
+    for ordinal, query in {1: "東京", 2: "émigré", 3: "broken", 4: "दुनिया"}.items():
+        assert index.search([query], 5)[0].ordinals.tolist() == [ordinal]
 
 
 def test_the_same_texts_make_the_same_bytes(tmp_path: Path) -> None:
@@ -234,10 +234,10 @@ def test_documents_taken_from_other_indexes_make_the_bytes_that_their_texts_make
     delta = BM25Index.build(((n, texts[n]) for n in range(140, 163)), tmp_path / "delta", statistics_of=base)
     kept = [n for n in range(100, 163) if n % 3]
     added = {500: "new words and w1 w2", 501: texts[100]}
-    taken = [Taken(index, np.array([n for n in kept if n in index.numbers])) for index in (base, delta)]
+    taken = [Taken(index, np.array([n for n in kept if n in index.ordinals])) for index in (base, delta)]
     merged = BM25Index.build(added.items(), tmp_path / "merged", taken=taken)
     rebuilt = BM25Index.build([*((n, texts[n]) for n in kept), *added.items()], tmp_path / "rebuilt")
-    assert merged.numbers.tolist() == rebuilt.numbers.tolist()
+    assert merged.ordinals.tolist() == rebuilt.ordinals.tolist()
     for name in FILES:
         assert (tmp_path / "merged/bm25" / name).read_bytes() == (tmp_path / "rebuilt/bm25" / name).read_bytes(), name
 
@@ -246,7 +246,7 @@ def test_terms_of_documents_that_are_not_taken_are_gone(tmp_path: Path) -> None:
     index = BM25Index.build([(1, "cat dog"), (2, "cat")], tmp_path / "a")
     left = BM25Index.build([], tmp_path / "b", taken=[Taken(index, np.array([2]))])
     assert b"dog" not in (tmp_path / "b/bm25/terms.npy").read_bytes()
-    assert left.search(["dog", "cat"], 5)[1].numbers.tolist() == [2]
+    assert left.search(["dog", "cat"], 5)[1].ordinals.tolist() == [2]
     nothing = BM25Index.build([], tmp_path / "c", taken=[Taken(index, np.array([], np.int64))])
     assert nothing.ntotal == 0
 
@@ -263,7 +263,7 @@ def test_an_index_without_counts_is_searched_and_nothing_is_taken_from_it(tmp_pa
         (tmp_path / "bm25" / name).unlink()
     old = BM25Index.open(tmp_path)
     assert not old.countable
-    assert old.search(["cat"], 5)[0].numbers.tolist() == [1000, 7]
+    assert old.search(["cat"], 5)[0].ordinals.tolist() == [1000, 7]
     with pytest.raises(ValueError, match="earlier version"):
         BM25Index.build([], tmp_path / "b", taken=[Taken(old, np.array([7]))])
 

@@ -29,32 +29,32 @@ def test_search_finds_the_largest_inner_products_that_numpy_finds(index: DenseIn
     assert len(found) == 5
     for row, candidates in zip(products, found, strict=True):
         order = np.argsort(-row)[:10]
-        assert candidates.numbers.tolist() == NUMBERS[order].tolist()
+        assert candidates.ordinals.tolist() == NUMBERS[order].tolist()
         np.testing.assert_allclose(candidates.scores, row[order], rtol=1e-5)
 
 
 def test_large_batches_of_queries_find_what_single_queries_find(index: DenseIndex) -> None:
     many = RANDOM.standard_normal((50, 16)).astype(np.float32)  # above 20, FAISS takes its BLAS path
     for together, query in zip(index.search(many, 10), many, strict=True):
-        assert together.numbers.tolist() == index.search(query[None], 10)[0].numbers.tolist()
+        assert together.ordinals.tolist() == index.search(query[None], 10)[0].ordinals.tolist()
 
 
 def test_threads_get_the_answers_of_a_single_thread(index: DenseIndex) -> None:
-    expected = [c.numbers.tolist() for c in index.search(QUERIES, 10)]
+    expected = [c.ordinals.tolist() for c in index.search(QUERIES, 10)]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda i: index.search(QUERIES[i % 5][None], 10)[0].numbers.tolist(), range(40)))
+        answers = list(pool.map(lambda i: index.search(QUERIES[i % 5][None], 10)[0].ordinals.tolist(), range(40)))
     assert answers == [expected[i % 5] for i in range(40)]
 
 
 def test_k_above_the_number_of_passages_gives_all_of_them(index: DenseIndex) -> None:
-    assert sorted(index.search(QUERIES[:1], 1000)[0].numbers.tolist()) == NUMBERS.tolist()
+    assert sorted(index.search(QUERIES[:1], 1000)[0].ordinals.tolist()) == NUMBERS.tolist()
     assert index.ntotal == 300
 
 
 def test_equal_scores_are_ordered_by_smaller_number(tmp_path: Path) -> None:
-    numbers = np.array([30, 10, 20], np.int64)
-    index = DenseIndex.build([(numbers, np.ones((3, 2), np.float32))], 2, tmp_path)
-    assert index.search(np.ones((1, 2), np.float32), 3)[0].numbers.tolist() == [10, 20, 30]
+    ordinals = np.array([30, 10, 20], np.int64)
+    index = DenseIndex.build([(ordinals, np.ones((3, 2), np.float32))], 2, tmp_path)
+    assert index.search(np.ones((1, 2), np.float32), 3)[0].ordinals.tolist() == [10, 20, 30]
 
 
 def test_an_empty_index_finds_nothing(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ from kalm_cache.first_stage import DenseIndex
 x = np.eye(64, dtype=np.float32)
 index = DenseIndex.build([(np.arange(64), x)], 64, Path(tempfile.mkdtemp()))
 assert (torch.from_numpy(x) @ torch.ones(64, 64)).sum() == 64 * 64
-assert [c.numbers[0] for c in index.search(x, 1)] == list(range(64))
+assert [c.ordinals[0] for c in index.search(x, 1)] == list(range(64))
 assert (torch.ones(64, 64) @ torch.ones(64, 64)).max() == 64
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

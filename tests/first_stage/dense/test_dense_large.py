@@ -42,7 +42,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_the_recall_that_was_promised_is_the_recall_of_other_queries(index: DenseIndex) -> None:
     found = index.search(QUERIES, 100)
-    hits = [len(np.intersect1d(one.numbers, NUMBERS[best[:100]])) for one, best in zip(found, EXACT, strict=True)]
+    hits = [len(np.intersect1d(one.ordinals, NUMBERS[best[:100]])) for one, best in zip(found, EXACT, strict=True)]
     assert index.info.recall_at_100 >= 0.97
     assert np.mean(hits) / 100 >= 0.95
     for one in found:
@@ -51,7 +51,7 @@ def test_the_recall_that_was_promised_is_the_recall_of_other_queries(index: Dens
 
 def test_scores_are_inner_products_up_to_eight_bits(index: DenseIndex) -> None:
     for query, one in zip(QUERIES, index.search(QUERIES, 10), strict=True):
-        expected = VECTORS[(one.numbers - 2**40) // 7] @ query
+        expected = VECTORS[(one.ordinals - 2**40) // 7] @ query
         np.testing.assert_allclose(one.scores, expected, atol=1e-6 if index.exact else 0.01)
 
 
@@ -60,29 +60,29 @@ def test_without_excluded_passages_as_many_are_found(index: DenseIndex) -> None:
     left = index.excluding(gone)
     for one, best in zip(left.search(QUERIES, 20), EXACT, strict=True):
         assert len(one) == 20
-        assert not np.isin(one.numbers, gone).any()
-        expected = [number for number in NUMBERS[best].tolist() if number not in set(gone.tolist())][:20]
-        assert len(set(one.numbers.tolist()) & set(expected)) >= (20 if index.exact else 12)
-    assert index.search(QUERIES[:1], 1)[0].numbers.tolist()[0] in gone
+        assert not np.isin(one.ordinals, gone).any()
+        expected = [ordinal for ordinal in NUMBERS[best].tolist() if ordinal not in set(gone.tolist())][:20]
+        assert len(set(one.ordinals.tolist()) & set(expected)) >= (20 if index.exact else 12)
+    assert index.search(QUERIES[:1], 1)[0].ordinals.tolist()[0] in gone
 
 
 def test_exclusions_add_up_and_unknown_numbers_are_none(index: DenseIndex) -> None:
-    best = index.search(QUERIES[:1], 3)[0].numbers
+    best = index.search(QUERIES[:1], 3)[0].ordinals
     left = index.excluding(best[:1]).excluding(np.array([5, best[1]]))
-    assert left.search(QUERIES[:1], 1)[0].numbers.tolist() == [best[2]]
-    assert left.excluding(NUMBERS).search(QUERIES[:1], 5)[0].numbers.tolist() == []
+    assert left.search(QUERIES[:1], 1)[0].ordinals.tolist() == [best[2]]
+    assert left.excluding(NUMBERS).search(QUERIES[:1], 5)[0].ordinals.tolist() == []
 
 
 def test_threads_with_different_exclusions_do_not_disturb_each_other(index: DenseIndex) -> None:
     stages = [index, index.excluding(NUMBERS[::2]), index.excluding(NUMBERS[1::2])]
 
-    def numbers(i: int) -> list[int]:
-        found: list[int] = stages[i % 3].search(QUERIES[i % 30][None], 20)[0].numbers.tolist()
+    def ordinals(i: int) -> list[int]:
+        found: list[int] = stages[i % 3].search(QUERIES[i % 30][None], 20)[0].ordinals.tolist()
         return found
 
-    expected = [numbers(i) for i in range(90)]
+    expected = [ordinals(i) for i in range(90)]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(numbers, range(90))) == expected
+        assert list(pool.map(ordinals, range(90))) == expected
 
 
 def test_vectors_come_back_by_number_in_any_order(index: DenseIndex) -> None:
@@ -136,8 +136,8 @@ def test_very_small_collections_are_served_too(
 def test_zero_vectors_among_the_passages_do_no_harm(tmp_path: Path) -> None:
     vectors = np.where(np.arange(COUNT)[:, None] % 3 == 0, 0, VECTORS).astype(np.float32)
     index = DenseIndex.build([(NUMBERS, vectors)], 32, tmp_path, "ivf")
-    best = [number for number in NUMBERS[EXACT[0]].tolist() if (number - 2**40) // 7 % 3][:5]
-    assert len(set(index.search(QUERIES[:1], 10)[0].numbers.tolist()) & set(best)) >= 4
+    best = [ordinal for ordinal in NUMBERS[EXACT[0]].tolist() if (ordinal - 2**40) // 7 % 3][:5]
+    assert len(set(index.search(QUERIES[:1], 10)[0].ordinals.tolist()) & set(best)) >= 4
 
 
 def test_an_unknown_type_is_a_usage_error_before_any_vector_is_read(tmp_path: Path) -> None:

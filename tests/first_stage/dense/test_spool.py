@@ -16,7 +16,7 @@ def test_rows_and_batches_come_back_as_they_went_in(tmp_path: Path, monkeypatch:
         spool.append(np.arange(0), vectors[:0])
         spool.append(np.arange(100, 107), vectors[3:])
         assert len(spool) == 10
-        assert spool.numbers.tolist() == [7, 5, 2**40, *range(100, 107)]
+        assert spool.ordinals.tolist() == [7, 5, 2**40, *range(100, 107)]
         assert [len(batch) for batch in spool.batches()] == [4, 4, 2]
         assert np.array_equal(np.concatenate(list(spool.batches())), vectors)
         for rows in ([], [0], [9], [3, 4], [0, 3, 4, 7, 8, 9]):

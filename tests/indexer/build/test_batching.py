@@ -47,7 +47,7 @@ def test_nothing_makes_no_batches() -> None:
 
 def test_one_window_is_read_before_its_first_batch_and_no_more() -> None:
     source = itertools.count(1)
-    result = batch_by_tokens(source, length=lambda number: number, budget_tokens=8, window=4)
+    result = batch_by_tokens(source, length=lambda ordinal: ordinal, budget_tokens=8, window=4)
     assert next(result) == [4, 3]
     assert next(result) == [2, 1]
     assert next(source) == 5
@@ -55,7 +55,7 @@ def test_one_window_is_read_before_its_first_batch_and_no_more() -> None:
 
 def test_every_item_is_in_exactly_one_batch_within_the_budget() -> None:
     random.seed(0)
-    items = [(number, random.randint(1, 60)) for number in range(1000)]
+    items = [(ordinal, random.randint(1, 60)) for ordinal in range(1000)]
     result = list(batch_by_tokens(items, length=lambda item: item[1], budget_tokens=50, window=64))
     assert sorted(item for batch in result for item in batch) == items
     assert all(len(batch) == 1 or len(batch) * max(length for _, length in batch) <= 50 for batch in result)

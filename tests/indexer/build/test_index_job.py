@@ -38,11 +38,11 @@ def test_records_say_what_their_passages_are(tmp_path: Path, settings: Settings,
     build(tmp_path / "index", settings, TEXTS, encoders=encoders)
     tokens = dict(zip(TEXTS, encoders.passage_side.tokenize(list(TEXTS.values())), strict=True))
     for doc_id, record in records_of(tmp_path / "index").items():
-        assert (record.tokens, record.ratio, record.width) == (len(tokens[doc_id].ids), 4, 64)
+        assert (record.tokens, record.chunk_size, record.width) == (len(tokens[doc_id].ids), 4, 64)
         assert record.rows == -(-record.tokens // 4)
         assert not record.truncated
-        identity = read_contents(shard_of(tmp_path / "index")).identity(doc_id)
-        assert identity.content_hash == Passage(doc_id, TEXTS[doc_id]).content_hash()
+        meta = read_contents(shard_of(tmp_path / "index")).meta(doc_id)
+        assert meta.content_hash == Passage(doc_id, TEXTS[doc_id]).content_hash()
 
 
 def test_nothing_of_the_building_is_left_behind(tmp_path: Path, settings: Settings, encoders: Encoders):

@@ -40,7 +40,7 @@ def test_indexing_again_copies_unchanged_records_and_encodes_the_others(
     for database in ("blocks", "passages"):
         assert {key: after[database][key] for key in same} == {key: before[database][key] for key in same}
         assert b"p4" not in after[database]
-    new = {read_contents(open_current(index).shard).identity(doc_id).number for doc_id in ("p6", "new")}
+    new = {read_contents(open_current(index).segment).meta(doc_id).ordinal for doc_id in ("p6", "new")}
     assert new == {30, 31}  # numbers are not given again, not even for an edited text
     assert passing(index)
 

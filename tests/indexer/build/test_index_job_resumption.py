@@ -9,7 +9,7 @@ import lmdb
 import pytest
 
 from indexer.build.index_job import Encoders, run_index_job
-from indexer.build.shard import WORKING_FILE
+from indexer.build.segment import WORKING_FILE
 from kalm_cache.errors import CorpusError, IndexMismatchError, StoreError
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import PassageStore
@@ -28,7 +28,7 @@ KILLS = [
     ("kalm_cache.storage.store_writer:write_atomically", 1),
     ("kalm_cache.first_stage.dense.dense_index:DenseIndex.build", 1),
     ("kalm_cache.first_stage.bm25.bm25_index:publish_folder", 1),
-    ("indexer.build.shard:_drop_leftovers", 1),
+    ("indexer.build.segment:_drop_leftovers", 1),
     ("indexer.build.base:receipts", 1),  # staging is gone, the manifest is not there yet
     ("kalm_cache.storage.durable:publish_file", 2),  # the manifest is written beside its place
     (

@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from indexer.build.index_job import load_encoders
 from kalm_cache import PassageIndex
 from kalm_cache.codec import Codec, get_codec
-from kalm_cache.codec.sensitivity import SENSITIVITY_FILE, TENSOR, load_sensitivity
+from kalm_cache.codec.sensitivity import TENSOR, load_sensitivity
 from kalm_cache.errors import CheckpointError
+from kalm_cache.model.checkpoint import SENSITIVITY_FILE
 from kalm_cache.settings import Settings
 from tests.indexer.changes import add, payloads_of, reindex
 from tests.indexes import TEXTS, build, settings_for
@@ -53,7 +54,10 @@ def test_indexing_adding_and_recoding_round_by_the_sensitivity(
     exact: Path, minding_folder: Path, settings_by_codec: dict[str, Settings], tmp_path: Path
 ):
     settings = settings_by_codec["int4"]
-    encoders, expected = load_encoders(settings), encoded(exact, get_codec("int4", load_sensitivity(minding_folder)))
+    encoders, expected = (
+        load_encoders(settings),
+        encoded(exact, get_codec("int4", load_sensitivity(minding_folder / SENSITIVITY_FILE))),
+    )
     assert expected != encoded(exact, get_codec("int4"))
     build(tmp_path / "built", settings, TEXTS, encoders=encoders)
     assert payloads_of(tmp_path / "built") == expected

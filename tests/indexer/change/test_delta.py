@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import indexer.build.intake
-import indexer.build.shard
-import indexer.build.shard_pass
+import indexer.build.segment
+import indexer.build.segment_pass
 import indexer.change.delta
 from indexer.build.index_job import Encoders, load_encoders
 from indexer.change.delta import delete_passages
@@ -19,7 +19,7 @@ from kalm_cache import PassageIndex
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError, UnknownIdError
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
-from tests.indexer.changes import add, found, numbers_of, payloads_of, texts_of, whole
+from tests.indexer.changes import add, found, numbers_of, payloads_of, texts_of, valid
 from tests.indexes import TEXTS, build, settings_for
 
 EDITED = {"d1": "gravity attracts the ferry", "d7": "bees carry Beijing to the hive"}
@@ -42,7 +42,7 @@ def index(base: Path, tmp_path: Path) -> Path:
 def test_added_and_replaced_passages_are_there_at_once_and_nothing_else_changes(
     index: Path, settings: Settings, encoders: Encoders
 ):
-    before, numbers = payloads_of(index), numbers_of(index)
+    before, ordinals = payloads_of(index), numbers_of(index)
     report = add(index, settings, encoders, EDITED | NEW)
     assert (report.generation, report.passages) == ("000002", 14)
     assert (report.added, report.replaced, report.unchanged, report.encoded) == (2, 2, 0, 4)
@@ -53,10 +53,10 @@ def test_added_and_replaced_passages_are_there_at_once_and_nothing_else_changes(
     }
     now = numbers_of(index)
     assert {one: now[one] for one in TEXTS if one not in EDITED} == {
-        one: numbers[one] for one in TEXTS if one not in EDITED
+        one: ordinals[one] for one in TEXTS if one not in EDITED
     }
     assert {now[one] for one in EDITED | NEW} == {12, 13, 14, 15}
-    assert whole(index)
+    assert valid(index)
 
 
 def test_an_index_with_additions_answers_as_one_that_was_built_whole(
@@ -106,7 +106,7 @@ def test_where_there_are_no_hard_links_files_are_copied(
     assert not (index / "generations/000001/shards/00000/states.lmdb").samefile(
         index / "generations/000002/shards/00000/states.lmdb"
     )
-    assert whole(index)
+    assert valid(index)
 
 
 def test_what_is_in_the_index_already_is_left_as_it_is(index: Path, settings: Settings, encoders: Encoders):
@@ -118,11 +118,11 @@ def test_what_is_in_the_index_already_is_left_as_it_is(index: Path, settings: Se
 def test_additions_pile_up_and_the_newest_text_wins(index: Path, settings: Settings, encoders: Encoders):
     for text in ("first version", "second version", "third version of the ferry"):
         add(index, settings, encoders, {"d3": text, "x": text})
-    assert len(open_current(index).manifest.shards) == 4
+    assert len(open_current(index).manifest.segments) == 4
     assert texts_of(index) == TEXTS | {"d3": text, "x": text}
     assert found(index, "version ferry third")["bm25"][0] in ("d3", "x")
     assert "d3" in found(index, "version", k=100)["bm25"]
-    assert whole(index)
+    assert valid(index)
 
 
 def test_duplicates_within_the_file_are_rejected_also_of_unchanged_passages(
@@ -153,17 +153,17 @@ def test_deleted_passages_are_nowhere_at_once(index: Path, settings: Settings, e
             left
         )
     assert "n1" not in found(index, "rarewordx")["bm25"]
-    assert whole(index)
+    assert valid(index)
 
 
 def test_a_deleted_passage_can_be_added_again_under_a_new_number(index: Path, settings: Settings, encoders: Encoders):
-    number = numbers_of(index)["d3"]
+    ordinal = numbers_of(index)["d3"]
     delete_passages(["d3"], index)
     report = add(index, settings, encoders, {"d3": TEXTS["d3"]})
     assert (report.added, report.replaced) == (1, 0)
     assert texts_of(index) == TEXTS
-    assert numbers_of(index)["d3"] not in (number, *range(12))
-    assert whole(index)
+    assert numbers_of(index)["d3"] not in (ordinal, *range(12))
+    assert valid(index)
 
 
 def test_all_passages_can_be_deleted(index: Path, settings: Settings, encoders: Encoders):
@@ -172,10 +172,10 @@ def test_all_passages_can_be_deleted(index: Path, settings: Settings, encoders: 
     with PassageIndex.open(index, device="cpu") as opened:
         for mode in opened.first_stage.modes:
             assert opened.search("ferry", first_stage=mode).results == []
-    assert whole(index)
+    assert valid(index)
     add(index, settings, encoders, NEW)
     assert texts_of(index) == NEW
-    assert whole(index)
+    assert valid(index)
 
 
 def test_unknown_ids_are_reported_and_the_others_deleted(index: Path):
@@ -219,10 +219,10 @@ def test_an_interrupted_addition_goes_on_where_it_stopped(
     index: Path, settings: Settings, encoders: Encoders, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(indexer.build.intake, "WINDOW", 4)
-    monkeypatch.setattr(indexer.build.shard_pass, "WINDOW", 4)
+    monkeypatch.setattr(indexer.build.segment_pass, "WINDOW", 4)
     many = {f"n{i}": f"the new passage {i} of the ferry" for i in range(20)}
 
-    def stop(progress: indexer.build.shard.Progress) -> None:
+    def stop(progress: indexer.build.segment.Progress) -> None:
         if progress.done >= 8:
             raise KeyboardInterrupt
 
@@ -233,7 +233,7 @@ def test_an_interrupted_addition_goes_on_where_it_stopped(
     assert report.resumed >= 8
     assert report.resumed + report.encoded == report.added == 20
     assert texts_of(index) == TEXTS | many
-    assert whole(index)
+    assert valid(index)
 
 
 def test_a_deletion_goes_before_an_unfinished_addition_which_then_goes_on(
@@ -251,7 +251,7 @@ def test_a_deletion_goes_before_an_unfinished_addition_which_then_goes_on(
     assert (report.generation, report.resumed, report.encoded) == ("000004", 4, 0)
     assert texts_of(index) == {one: text for one, text in (TEXTS | NEW | EDITED).items() if one != "d2"}
     assert (report.added, report.replaced) == (3, 1)
-    assert whole(index)
+    assert valid(index)
 
 
 def test_another_job_is_refused_while_an_addition_is_unfinished_and_told_why(
@@ -293,7 +293,7 @@ def test_a_deletion_that_dies_is_done_or_not(index: Path, monkeypatch: pytest.Mo
         assert delete_passages(["d1"], index).deleted == 1
     assert texts_of(index) == {one: text for one, text in TEXTS.items() if one != "d1"}
     assert not list((index / "generations").glob("*.building"))
-    assert whole(index)
+    assert valid(index)
 
 
 def test_a_file_that_vanishes_while_it_is_linked_is_a_store_error(

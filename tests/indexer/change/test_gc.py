@@ -16,7 +16,7 @@ from kalm_cache.errors import IndexNotFoundError, StoreError, UsageError
 from kalm_cache.generations.generation import open_current
 from kalm_cache.generations.journal import read_journal
 from kalm_cache.settings import Settings
-from tests.indexer.changes import add, bytes_of, found, numbers_of, payloads_of, reindex, scores_of, texts_of, whole
+from tests.indexer.changes import add, bytes_of, found, numbers_of, payloads_of, reindex, scores_of, texts_of, valid
 from tests.indexes import TEXTS, build, settings_for, shard_of
 
 SECRET = {"secret": "The rarewordx password of the morning ferry is Xyzzy-Plugh-4711."}
@@ -50,9 +50,9 @@ def test_the_live_generation_and_the_one_before_it_are_kept(index: Path, setting
         ("000002", "it is older than those to keep"),
     ]
     assert (report.compacted, report.in_use) == (0, [])
-    assert whole(index)
+    assert valid(index)
     assert roll_back(index).generation == "000003"
-    assert whole(index)
+    assert valid(index)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 9])
@@ -70,7 +70,7 @@ def test_deleted_passages_leave_no_byte_behind(index: Path, settings: Settings, 
     assert payload in stored
     delete_passages(["secret"], index)
     assert payload in bytes_of(index)  # hidden, and not gone
-    kept, numbers, shown = payloads_of(index), numbers_of(index), texts_of(index)
+    kept, ordinals, shown = payloads_of(index), numbers_of(index), texts_of(index)
     report = collect_garbage(index)
     assert (report.generation, report.compacted) == ("000004", 1)
     assert {one.generation: one.why for one in report.removed} == dict.fromkeys(
@@ -81,9 +81,9 @@ def test_deleted_passages_leave_no_byte_behind(index: Path, settings: Settings, 
     for trace in (payload, payload[20:60], text.encode(), b"Xyzzy", b"xyzzi", b"plugh", b"secret"):
         assert trace not in left, trace
     assert report.freed_bytes > 0
-    assert (payloads_of(index), numbers_of(index), texts_of(index)) == (kept, numbers, shown)
+    assert (payloads_of(index), numbers_of(index), texts_of(index)) == (kept, ordinals, shown)
     assert "n2" in found(index, "morning ferry")["bm25"]
-    assert whole(index)
+    assert valid(index)
 
 
 def test_replaced_passages_leave_the_live_generation_and_the_one_before_stays(
@@ -92,11 +92,11 @@ def test_replaced_passages_leave_the_live_generation_and_the_one_before_stays(
     add(index, settings, encoders, {"d1": "edited"})
     report = collect_garbage(index)
     assert (report.generation, report.compacted, names(index)) == ("000003", 1, ["000002", "000003"])
-    assert len(open_current(index).manifest.shards) == 1
+    assert len(open_current(index).manifest.segments) == 1
     assert texts_of(index)["d1"] == "edited"
     collect_garbage(index, keep=0)
     assert names(index) == ["000003"]
-    assert whole(index)
+    assert valid(index)
 
 
 def test_what_a_reindex_dropped_is_gone_too(index: Path, settings: Settings, encoders: Encoders):
@@ -121,7 +121,7 @@ def test_generations_that_are_being_read_stay_until_they_are_not(index: Path, se
     report = collect_garbage(index)
     assert [one.generation for one in report.removed] == ["000001"]
     assert b"Xyzzy" not in bytes_of(index)
-    assert whole(index)
+    assert valid(index)
 
 
 def test_a_reader_of_another_process_counts_too(index: Path, settings: Settings, encoders: Encoders):
@@ -157,7 +157,7 @@ def test_names_and_numbers_are_never_given_again(index: Path, settings: Settings
     delete_passages(["n1", "n2"], index)
     collect_garbage(index)
     roll = read_journal(index)
-    assert (roll.generation, roll.next_number) == (4, 15)
+    assert (roll.generation, roll.next_ordinal) == (4, 15)
     assert add(index, settings, encoders, NEW).generation == "000005"
     assert {numbers_of(index)[one] for one in NEW} == {15, 16}
 
@@ -186,7 +186,7 @@ def test_a_removal_that_was_interrupted_is_finished(
         with pytest.raises(KeyboardInterrupt):
             collect_garbage(index, keep=0)
     assert names(index) == ["000001.removing", "000002"]
-    assert whole(index)
+    assert valid(index)
     collect_garbage(index, keep=0)
     assert names(index) == ["000002"]
 
@@ -206,7 +206,7 @@ def test_without_texts_the_new_base_finds_what_one_that_was_built_of_the_rest_fi
     for query in ("ferry", "honey bees", "another text"):
         assert scores_of(index, query) == scores_of(tmp_path / "fresh", query)
     assert payloads_of(index) == kept
-    assert whole(index)
+    assert valid(index)
 
 
 @pytest.mark.parametrize(("name", "missing"), [("bm25/times.npy", "postings"), ("dense.faiss", "vectors")])
@@ -218,7 +218,7 @@ def test_without_texts_a_damaged_first_stage_cannot_be_made_anew_and_nothing_is_
     delete_passages(["d1"], index)
     path = shard_of(index, "000002") / "first_stage" / name
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(UsageError, match=f"keeps no texts, and the {missing} of shard 00000 cannot be taken over"):
+    with pytest.raises(UsageError, match=f"keeps no texts, and the {missing} of segment 00000 cannot be taken over"):
         collect_garbage(index)
     assert open_current(index).name == "000002"
 
@@ -230,7 +230,7 @@ def test_without_texts_and_bm25_states_and_vectors_are_copied(tmp_path: Path, mi
     kept, nearest = payloads_of(index), found(index, "ferry")
     collect_garbage(index)
     assert (payloads_of(index), found(index, "ferry")) == (kept, nearest)
-    assert whole(index)
+    assert valid(index)
 
 
 def test_where_locks_are_refused_nothing_is_removed(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import indexer.build.intake
-import indexer.build.shard
-import indexer.build.shard_pass
+import indexer.build.segment
+import indexer.build.segment_pass
 from indexer.build.index_job import Encoders, load_encoders
 from indexer.change.delta import delete_passages
 from indexer.change.reindex import plan_reindex
@@ -24,7 +24,7 @@ from kalm_cache.first_stage.bm25.analysis import terms_of
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
 from tests.checkpoints import MINI, make_checkpoint
-from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, scores_of, texts_of, whole
+from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, scores_of, texts_of, valid
 from tests.indexes import TEXTS, build, lines_of, make_embedder, settings_for
 
 CHANGED = {one: text for one, text in TEXTS.items() if one not in ("d2", "d3")} | {"d4": "edited", "n": "a new one"}
@@ -45,7 +45,7 @@ def index(base: Path, tmp_path: Path) -> Path:
 def test_unchanged_passages_are_copied_changed_ones_encoded_missing_ones_dropped(
     index: Path, settings: Settings, encoders: Encoders
 ):
-    before, numbers = payloads_of(index), numbers_of(index)
+    before, ordinals = payloads_of(index), numbers_of(index)
     report = reindex(index, settings, encoders, CHANGED)
     assert (report.generation, report.passages, report.reused, report.encoded) == ("000002", 11, 9, 2)
     assert (report.recoded, report.deleted, report.kept, report.why_encoded) == (0, 2, 0, None)
@@ -53,29 +53,29 @@ def test_unchanged_passages_are_copied_changed_ones_encoded_missing_ones_dropped
     after, now = payloads_of(index), numbers_of(index)
     same = [one for one in CHANGED if CHANGED[one] == TEXTS.get(one)]
     assert {one: after[one] for one in same} == {one: before[one] for one in same}
-    assert {one: now[one] for one in same} == {one: numbers[one] for one in same}
+    assert {one: now[one] for one in same} == {one: ordinals[one] for one in same}
     assert {now["d4"], now["n"]} == {12, 13}
     assert open_current(index).manifest.deleted == 2
-    assert whole(index)
+    assert valid(index)
 
 
 def test_missing_passages_stay_when_asked_for(index: Path, settings: Settings, encoders: Encoders):
     report = reindex(index, settings, encoders, {"d4": "edited", "n": "a new one"}, keep_missing=True)
     assert (report.passages, report.reused, report.encoded, report.kept, report.deleted) == (13, 11, 2, 11, 0)
     assert texts_of(index) == TEXTS | {"d4": "edited", "n": "a new one"}
-    assert whole(index)
+    assert valid(index)
 
 
 def test_deltas_and_deletions_are_folded_into_one_base(index: Path, settings: Settings, encoders: Encoders):
     add(index, settings, encoders, {"n": "a new one", "d4": "edited"})
     delete_passages(["d2", "d3"], index)
-    numbers = numbers_of(index)
+    ordinals = numbers_of(index)
     report = reindex(index, settings, encoders, CHANGED)
     assert (report.passages, report.reused, report.encoded, report.deleted) == (11, 11, 0, 0)
     manifest = open_current(index).manifest
-    assert (len(manifest.shards), "hidden.bin" in manifest.files) == (1, False)
-    assert (texts_of(index), numbers_of(index)) == (CHANGED, numbers)
-    assert whole(index)
+    assert (len(manifest.segments), "hidden.bin" in manifest.files) == (1, False)
+    assert (texts_of(index), numbers_of(index)) == (CHANGED, ordinals)
+    assert valid(index)
 
 
 def test_a_deleted_passage_that_the_corpus_has_comes_back_and_one_that_it_has_not_does_not(
@@ -120,11 +120,11 @@ def test_a_coarser_form_is_recoded_and_is_what_encoding_would_have_given(
 ):
     index, settings = tmp_path / "index", settings_for(mini_folder, embedder_folder, **({"chunk_size": 4} | wanted))
     build(index, settings_for(mini_folder, embedder_folder, **({"chunk_size": 4} | stored)), TEXTS)
-    numbers = numbers_of(index)
+    ordinals = numbers_of(index)
     report = reindex(index, settings, load_encoders(settings), TEXTS | {"n": "a new one"})
     assert (report.recoded, report.encoded, report.reused, report.why_encoded) == (12, 1, 0, None)
-    assert numbers_of(index) == numbers | {"n": 12}
-    assert whole(index)
+    assert numbers_of(index) == ordinals | {"n": 12}
+    assert valid(index)
     build(tmp_path / "fresh", settings, TEXTS)
     np.testing.assert_allclose(states_of(index), states_of(tmp_path / "fresh"), atol=tolerance(settings.codec))
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_recoded_honestly_is_encoded_again_and_the_report_says_wh
     assert why in report.why_encoded
     build(tmp_path / "fresh", settings, TEXTS)
     assert payloads_of(index) == payloads_of(tmp_path / "fresh")
-    assert whole(index)
+    assert valid(index)
 
 
 def test_another_model_encodes_everything(index: Path, tmp_path: Path, embedder_folder: Path):
@@ -172,7 +172,7 @@ def test_another_model_encodes_everything(index: Path, tmp_path: Path, embedder_
     report = reindex(index, settings, load_encoders(settings), TEXTS)
     assert (report.encoded, report.reused) == (12, 0)
     assert "model" in (report.why_encoded or "")
-    assert whole(index)
+    assert valid(index)
 
 
 def test_another_embedder_makes_new_vectors_and_no_new_states(index: Path, tmp_path: Path, mini_folder: Path):
@@ -183,7 +183,7 @@ def test_another_embedder_makes_new_vectors_and_no_new_states(index: Path, tmp_p
     assert payloads_of(index) == before
     build(tmp_path / "fresh", settings, TEXTS)
     assert found(index, "ferry bees") == found(tmp_path / "fresh", "ferry bees")
-    assert whole(index)
+    assert valid(index)
 
 
 def test_texts_are_dropped_without_encoding_anything(index: Path, mini_folder: Path, embedder_folder: Path):
@@ -193,11 +193,11 @@ def test_texts_are_dropped_without_encoding_anything(index: Path, mini_folder: P
     assert (report.reused, report.recoded, report.encoded) == (12, 0, 0)
     assert payloads_of(index) == before
     assert set(texts_of(index).values()) == {None}
-    assert whole(index)
+    assert valid(index)
     back = settings_for(mini_folder, embedder_folder)
     assert reindex(index, back, load_encoders(back), TEXTS).reused == 12
     assert texts_of(index) == TEXTS
-    assert whole(index)
+    assert valid(index)
 
 
 def test_only_new_texts_are_analysed_and_scores_are_those_of_a_fresh_index(
@@ -233,7 +233,7 @@ def test_what_has_no_text_is_kept_with_its_postings_and_vectors(
     build(tmp_path / "fresh", settings, TEXTS | news)
     assert scores_of(index, "ferry bees") == scores_of(tmp_path / "fresh", "ferry bees") != {}
     assert found(index, "ferry bees")["dense"] == found(tmp_path / "fresh", "ferry bees")["dense"]
-    assert whole(index)
+    assert valid(index)
 
 
 @pytest.mark.parametrize("change", [{"store_text": True}, {"chunk_size": 6}, {"bm25": True}])
@@ -307,14 +307,14 @@ def test_an_interrupted_reindex_goes_on_and_ends_like_one_that_was_not_interrupt
     after: int,
 ):
     monkeypatch.setattr(indexer.build.intake, "WINDOW", 4)
-    monkeypatch.setattr(indexer.build.shard_pass, "WINDOW", 4)
+    monkeypatch.setattr(indexer.build.segment_pass, "WINDOW", 4)
     settings = settings_for(mini_folder, embedder_folder, **wanted)
     encoders = load_encoders(settings)
     corpus = CHANGED | {f"n{i}": f"the new passage {i}" for i in range(10)}
     undisturbed = Path(shutil.copytree(index, tmp_path / "undisturbed"))
     report = reindex(undisturbed, settings, encoders, corpus, keep_missing=True)
 
-    def stop(progress: indexer.build.shard.Progress) -> None:
+    def stop(progress: indexer.build.segment.Progress) -> None:
         if progress.done >= after:
             raise KeyboardInterrupt
 
@@ -325,7 +325,7 @@ def test_an_interrupted_reindex_goes_on_and_ends_like_one_that_was_not_interrupt
     assert (again.passages, again.reused + again.recoded + again.encoded) == (report.passages, report.passages)
     assert (texts_of(index), payloads_of(index)) == (texts_of(undisturbed), payloads_of(undisturbed))
     assert numbers_of(index) == numbers_of(undisturbed)
-    assert whole(index)
+    assert valid(index)
 
 
 def test_a_reindex_is_resumed_with_the_same_settings_only(

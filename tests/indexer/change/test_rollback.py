@@ -15,7 +15,7 @@ from kalm_cache import PassageIndex
 from kalm_cache.errors import IndexNotFoundError, StoreError, UsageError
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
-from tests.indexer.changes import add, numbers_of, texts_of, whole
+from tests.indexer.changes import add, numbers_of, texts_of, valid
 from tests.indexes import TEXTS, build
 
 
@@ -42,7 +42,7 @@ def test_a_rollback_goes_to_the_parent_and_then_to_its_parent(index: Path):
     assert texts_of(index) == TEXTS
     with pytest.raises(UsageError, match="000001 has no parent to go back to; published: 000001, 000002, 000003"):
         roll_back(index)
-    assert whole(index)
+    assert valid(index)
 
 
 @pytest.mark.parametrize("name", ["000001", "1", "3"])
@@ -81,7 +81,7 @@ def test_a_damaged_current_stops_everything_and_a_rollback_by_name_repairs_it(
             refused()
     report = roll_back(index, "000003")
     assert (report.before, report.generation) == ("", "000003")
-    assert whole(index)
+    assert valid(index)
 
 
 def test_names_and_numbers_go_on_above_what_was_rolled_back(index: Path, settings: Settings, encoders: Encoders):
@@ -90,7 +90,7 @@ def test_names_and_numbers_go_on_above_what_was_rolled_back(index: Path, setting
     assert report.generation == "000004"
     assert numbers_of(index)["other"] == 13  # 12 was "n"
     assert texts_of(index) == TEXTS | {"other": "another new one"}
-    assert whole(index)
+    assert valid(index)
 
 
 def test_a_rollback_is_not_taken_for_a_publication_that_was_cut_short(

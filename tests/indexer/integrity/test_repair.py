@@ -19,7 +19,7 @@ from kalm_cache import PassageIndex
 from kalm_cache.errors import StoreError, UsageError
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
-from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, scores_of, texts_of, whole
+from tests.indexer.changes import add, found, numbers_of, payloads_of, reindex, scores_of, texts_of, valid
 from tests.indexes import TEXTS, build, settings_for, shard_of
 from tests.stores import damage_record, damage_text
 
@@ -39,7 +39,7 @@ def index(base: Path, tmp_path: Path) -> Path:
 
 
 def test_damaged_records_are_encoded_again_from_their_texts_and_the_rest_is_copied(index: Path, settings: Settings):
-    before, numbers = payloads_of(index), numbers_of(index)
+    before, ordinals = payloads_of(index), numbers_of(index)
     for doc_id in ("d3", "p50"):
         damage_record(shard_of(index), doc_id)
     report = repair_index(index, settings)
@@ -51,10 +51,10 @@ def test_damaged_records_are_encoded_again_from_their_texts_and_the_rest_is_copi
     }
     assert texts_of(index) == MANY
     now = numbers_of(index)
-    assert {one for one in MANY if now[one] != numbers[one]} == {"d3", "p50"}
+    assert {one for one in MANY if now[one] != ordinals[one]} == {"d3", "p50"}
     with PassageIndex.open(index, device="cpu") as opened:
         assert opened.rerank("ferry", list(MANY)).damaged == []
-    assert whole(index)
+    assert valid(index)
 
 
 def test_what_has_lost_its_text_is_set_aside_listed_and_comes_back_with_the_corpus(
@@ -68,7 +68,7 @@ def test_what_has_lost_its_text_is_set_aside_listed_and_comes_back_with_the_corp
     assert texts_of(index) == {one: text for one, text in MANY.items() if one not in ("d3", "d4")}
     listed = json.loads((open_current(index).folder / "quarantine.json").read_text())
     assert listed == {"generation": "000001", "passages": ["d3", "d4"], "nameless": 0}
-    assert whole(index)
+    assert valid(index)
     assert roll_back(index).generation == "000001"  # nothing was removed
     roll_back(index, "2")
     assert reindex(index, settings, encoders, MANY).encoded == 2
@@ -103,7 +103,7 @@ def test_whatever_happens_to_a_file_all_that_is_whole_in_it_is_saved(
         assert len(after) == len(MANY)  # every text is at hand
     elif damage in ("pages", "noise"):
         assert len(after) > len(MANY) / 2
-    assert whole(index)
+    assert valid(index)
 
 
 def test_a_damaged_first_stage_is_built_anew_from_what_is_stored(index: Path, settings: Settings):
@@ -116,7 +116,7 @@ def test_a_damaged_first_stage_is_built_anew_from_what_is_stored(index: Path, se
     report = repair_index(index, settings)
     assert (report.copied, report.encoded) == (len(MANY), 0)
     assert found(index, "ferry bees") == expected
-    assert whole(index)
+    assert valid(index)
 
 
 def test_deltas_are_repaired_and_what_is_hidden_stays_hidden(index: Path, settings: Settings, encoders: Encoders):
@@ -128,8 +128,8 @@ def test_deltas_are_repaired_and_what_is_hidden_stays_hidden(index: Path, settin
     report = repair_index(index, settings)
     assert (report.encoded, report.quarantined) == (2, [])
     assert texts_of(index) == expected
-    assert len(open_current(index).manifest.shards) == 1
-    assert whole(index)
+    assert len(open_current(index).manifest.segments) == 1
+    assert valid(index)
 
 
 def test_the_damaged_generation_goes_with_gc_and_not_before(index: Path, settings: Settings):
@@ -155,7 +155,7 @@ def test_without_texts_states_are_saved_and_the_others_listed(tmp_path: Path, mi
     damage_record(shard_of(tmp_path / "index"), "d3")
     report = repair_index(tmp_path / "index", settings)
     assert (report.copied, report.encoded, report.quarantined) == (11, 0, ["d3"])
-    assert whole(tmp_path / "index")
+    assert valid(tmp_path / "index")
 
 
 def test_without_texts_the_postings_of_what_is_saved_are_taken_over(
@@ -167,7 +167,7 @@ def test_without_texts_the_postings_of_what_is_saved_are_taken_over(
     assert repair_index(index, settings).quarantined == ["d3"]
     build(tmp_path / "fresh", settings, {one: text for one, text in TEXTS.items() if one != "d3"})
     assert scores_of(index, "ferry bees") == scores_of(tmp_path / "fresh", "ferry bees") != {}
-    assert whole(index)
+    assert valid(index)
 
 
 @pytest.mark.parametrize(("name", "missing"), [("bm25/data.npy", "postings"), ("dense.faiss", "vectors")])
@@ -195,4 +195,4 @@ def test_a_killed_repair_leaves_nothing_behind_for_the_next(
     (index / "generations" / "000007.salvage").mkdir()
     repair_index(index, settings)
     assert sorted(path.name for path in (index / "generations").iterdir()) == ["000001", "000002"]
-    assert whole(index)
+    assert valid(index)

@@ -20,7 +20,7 @@ from tests.indexer.verified import BM25, DENSE, PASSAGES, SEAL, STATES, problems
 from tests.indexes import TEXTS, build, settings_for, shard_of
 from tests.stores import damage_record, damage_text, payload_of
 
-SHARD = "shards/00000"
+BASE_SEGMENT = "shards/00000"
 FILES = [STATES, PASSAGES, SEAL, DENSE, "build.json", "manifest.json"]  # and those of the first stage
 
 
@@ -60,7 +60,7 @@ def test_a_clean_index_is_ok_and_everything_in_it_was_checked(clean: Path):
     assert (report.ok, report.damaged) == (True, [])
     files = open_current(clean).manifest.files
     assert {*files, "manifest.json"} > {*FILES}
-    assert all(name in FILES or name.startswith(f"{SHARD}/first_stage/") for name in files)
+    assert all(name in FILES or name.startswith(f"{BASE_SEGMENT}/first_stage/") for name in files)
     assert report.checked == {
         "files": len(files),
         "bytes": sum(receipt.bytes for receipt in files.values()),
@@ -92,10 +92,10 @@ def test_every_file_of_the_first_stage_that_was_flipped_cut_or_deleted_is_named(
     folder = index / "generations" / "000001"
     names = [name for name in open_current(index).manifest.files if name.startswith(BM25)]
     for name in names:
-        whole = (folder / name).read_bytes()
+        valid = (folder / name).read_bytes()
         damage(folder / name)
         assert {file for file, _, _ in problems(index)} == {name}
-        (folder / name).write_bytes(whole)
+        (folder / name).write_bytes(valid)
     assert len(names) > 3
 
 

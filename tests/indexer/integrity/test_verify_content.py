@@ -15,7 +15,7 @@ from indexer.integrity.verify import Damage, verify_index
 from kalm_cache.errors import IndexNotFoundError
 from kalm_cache.generations.current import write_current
 from kalm_cache.generations.generation import SCHEMA_VERSION, Counts, open_current
-from kalm_cache.storage.passage_store import NO_COMMON, number_key, pack_text
+from kalm_cache.storage.passage_store import NO_COMMON, ordinal_key, pack_text
 from tests.indexer.verified import BM25, DENSE, PASSAGES, SEAL, STATES, problems
 from tests.indexes import TEXTS, build, seal_again, settings_for, shard_of
 from tests.stores import Contents, change_contents, read_contents
@@ -27,8 +27,8 @@ def change(index: Path, apply: Callable[[Contents], object]) -> None:
     seal_again(index)
 
 
-def number_of(index: Path, doc_id: str) -> int:
-    return read_contents(shard_of(index)).identity(doc_id).number
+def ordinal_of(index: Path, doc_id: str) -> int:
+    return read_contents(shard_of(index)).meta(doc_id).ordinal
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def number_of(index: Path, doc_id: str) -> int:
         ({"codec": 6}, "its codec has number 6, the manifest says fp16"),
         ({"codec": 5 | 0x80}, "its codec has number 133, the manifest says fp16"),
         ({"codec": 77}, "its codec has number 77, the manifest says fp16"),
-        ({"ratio": 8}, "its pooling ratio is 8, the manifest says 4"),
-        ({"ratio": 0}, "its pooling ratio is 0, the manifest says 4"),
+        ({"chunk_size": 8}, "its pooling ratio is 8, the manifest says 4"),
+        ({"chunk_size": 0}, "its pooling ratio is 0, the manifest says 4"),
         ({"width": 32}, "its states are 32 wide, the manifest says 64"),
         ({"tokens": 5000}, "it has 5000 tokens, the manifest says 1 to 1024"),
         ({"tokens": 0}, "it has 0 tokens, the manifest says 1 to 1024"),
@@ -71,31 +71,31 @@ def test_states_that_are_not_finite_are_named(index: Path):
 
 def test_a_text_that_is_another_ones_is_named(index: Path):
     def spoil(contents: Contents) -> None:
-        contents.set_identity("d3", contents.identity("d3")._replace(content_hash=bytes(16)))
+        contents.set_identity("d3", contents.meta("d3")._replace(content_hash=bytes(16)))
 
     change(index, spoil)
     assert problems(index) == [(PASSAGES, "d3", "its text is not the one that its states were made from")]
 
 
 def test_a_number_that_leads_to_another_passage_is_named(index: Path):
-    number, other = number_of(index, "d3"), number_of(index, "d4")
-    change(index, lambda contents: contents.numbers.update({number_key(number): (NO_COMMON, b"", b"d4")}))
-    assert problems(index) == [(PASSAGES, "d4", f"number {number} leads to it, its own is {other}")]
+    ordinal, other = ordinal_of(index, "d3"), ordinal_of(index, "d4")
+    change(index, lambda contents: contents.ordinals.update({ordinal_key(ordinal): (NO_COMMON, b"", b"d4")}))
+    assert problems(index) == [(PASSAGES, "d4", f"number {ordinal} leads to it, its own is {other}")]
 
 
 def test_a_number_of_its_own_that_is_not_there_is_named(index: Path):
-    number = number_of(index, "d3")
+    ordinal = ordinal_of(index, "d3")
 
     def spoil(contents: Contents) -> None:
-        del contents.numbers[number_key(number)]
+        del contents.ordinals[ordinal_key(ordinal)]
 
     change(index, spoil)
-    assert (PASSAGES, "d3", f"its number {number} is not there") in problems(index)
+    assert (PASSAGES, "d3", f"its number {ordinal} is not there") in problems(index)
 
 
 def test_a_second_number_of_a_passage_is_named(index: Path):
-    change(index, lambda contents: contents.numbers.update({number_key(50): (NO_COMMON, b"", b"d3")}))
-    own = number_of(index, "d3")
+    change(index, lambda contents: contents.ordinals.update({ordinal_key(50): (NO_COMMON, b"", b"d3")}))
+    own = ordinal_of(index, "d3")
     assert (PASSAGES, "d3", f"number 50 leads to it, its own is {own}") in problems(index)
     assert (SEAL, None, "number 50 was given, but the next one to give is 12") in problems(index)
 
@@ -112,13 +112,13 @@ def test_a_record_or_passage_that_is_gone_is_missed_by_its_counterpart(index: Pa
 
 def number_of_lost(index: Path) -> int:
     contents = read_contents(shard_of(index))
-    (key,) = [key for key, (_, _, doc_id) in contents.numbers.items() if doc_id == b"d3"]
+    (key,) = [key for key, (_, _, doc_id) in contents.ordinals.items() if doc_id == b"d3"]
     return int.from_bytes(key, "big")
 
 
 def test_a_passage_that_is_gone_from_everywhere_is_missed_by_the_counts(index: Path):
     def spoil(contents: Contents) -> None:
-        del contents.numbers[number_key(contents.identity("d3").number)]
+        del contents.ordinals[ordinal_key(contents.meta("d3").ordinal)]
         del contents.blocks[b"d3"], contents.passages[b"d3"]
 
     change(index, spoil)
@@ -150,8 +150,8 @@ def test_a_text_in_an_index_that_keeps_none_is_named(tmp_path: Path, mini_folder
 
 def test_numbers_and_ids_that_are_none_are_named(index: Path):
     def spoil(contents: Contents) -> None:
-        contents.numbers[b"short"] = (NO_COMMON, b"", b"d3")
-        contents.numbers[number_key(50)] = (NO_COMMON, b"", b"\xff\xfe")
+        contents.ordinals[b"short"] = (NO_COMMON, b"", b"d3")
+        contents.ordinals[ordinal_key(50)] = (NO_COMMON, b"", b"\xff\xfe")
 
     change(index, spoil)
     found = [problem for _, _, problem in problems(index)]
@@ -164,8 +164,8 @@ def test_counts_that_the_manifest_has_wrong_are_named(index: Path):
     seal_again(index, counts=replace(counts, tokens=counts.tokens + 1))
     said = str(replace(counts, tokens=counts.tokens + 1))
     assert any(str(counts) in problem and said in problem for _, _, problem in problems(index))
-    (shard,) = open_current(index).manifest.shards
-    seal_again(index, shards=[replace(shard, counts=Counts(13, 0, 0, 0, 0))])
+    (segment,) = open_current(index).manifest.segments
+    seal_again(index, segments=[replace(segment, counts=Counts(13, 0, 0, 0, 0))])
     assert {(DENSE, None, "holds 12 passages, expected 13"), (BM25, None, "holds 12 passages, expected 13")} < {
         *problems(index)
     }
@@ -176,10 +176,10 @@ def test_a_manifest_of_another_generation_is_named(index: Path):
     assert problems(index) == [("manifest.json", None, "is that of generation 000007")]
 
 
-def rewrite_dense(index: Path, numbers: list[int]) -> None:
+def rewrite_dense(index: Path, ordinals: list[int]) -> None:
     path = shard_of(index) / "first_stage" / "dense.faiss"
     dense = faiss.IndexIDMap2(faiss.IndexFlatIP(8))
-    dense.add_with_ids(np.ones((len(numbers), 8), np.float32), np.array(numbers, np.int64))
+    dense.add_with_ids(np.ones((len(ordinals), 8), np.float32), np.array(ordinals, np.int64))
     faiss.write_index(dense, str(path))
     seal_again(index)
 

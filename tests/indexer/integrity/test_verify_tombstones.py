@@ -1,4 +1,4 @@
-"""What verification says of generations with several shards, and of what these hide."""
+"""What verification says of generations with several segments, and of what these hide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from indexer.build.index_job import Encoders
 from indexer.change.delta import delete_passages
 from indexer.integrity.verify import verify_index
 from kalm_cache.generations.generation import Counts, Manifest, open_current, receipts
-from kalm_cache.generations.tombstones import Hidden
+from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.settings import Settings
 from tests.indexer.changes import add
 from tests.indexes import TEXTS, build
@@ -42,8 +42,8 @@ def seal(index: Path, change: Callable[[Manifest], Manifest] = lambda manifest: 
     (live.folder / "manifest.json").write_bytes(manifest.to_json())
 
 
-def hide(index: Path, hidden: Hidden) -> None:
-    (open_current(index).folder / "hidden.bin").write_bytes(hidden.pack())
+def hide(index: Path, tombstones: Tombstones) -> None:
+    (open_current(index).folder / "hidden.bin").write_bytes(tombstones.pack())
     seal(index)
 
 
@@ -60,28 +60,28 @@ def test_all_that_is_stored_is_checked_and_what_is_hidden_counted(clean: Path):
 
 
 def test_damage_is_named_with_its_shard(index: Path):
-    delta = open_current(index).manifest.shards[1].name
+    delta = open_current(index).manifest.segments[1].name
     damage_record(open_current(index).folder / "shards" / delta, "n")
     assert set(problems(index)) == {(f"shards/{delta}/states.lmdb", None), (f"shards/{delta}/states.lmdb", "n")}
 
 
 def test_a_passage_that_two_shards_show_is_named(index: Path):
-    hidden = open_current(index).hidden()
-    keep = [i for i, key in enumerate(hidden.keys) if key != b"d1"]
-    hide(index, Hidden(hidden.numbers[keep], [hidden.keys[i] for i in keep], hidden.deleted[keep]))
+    tombstones = open_current(index).tombstones()
+    keep = [i for i, key in enumerate(tombstones.keys) if key != b"d1"]
+    hide(index, Tombstones(tombstones.ordinals[keep], [tombstones.keys[i] for i in keep], tombstones.deleted[keep]))
     assert ("hidden.bin", "d1") in problems(index)
 
 
 def test_what_is_hidden_must_be_there_under_that_name(index: Path):
-    hide(index, open_current(index).hidden().adding([(5, b"d4", True)]))
+    hide(index, open_current(index).tombstones().adding([(5, b"d4", True)]))
     assert any(
-        "number 5 as 'd4', and the shard does not have that" in one.problem for one in verify_index(index).damaged
+        "number 5 as 'd4', and the segment does not have that" in one.problem for one in verify_index(index).damaged
     )
 
 
 def test_numbers_that_no_shard_has_are_named(index: Path):
-    hide(index, open_current(index).hidden().adding([(999, b"d4", True)]))
-    assert any("numbers that no shard has" in damage.problem for damage in verify_index(index).damaged)
+    hide(index, open_current(index).tombstones().adding([(999, b"d4", True)]))
+    assert any("numbers that no segment has" in damage.problem for damage in verify_index(index).damaged)
 
 
 def test_counts_must_be_those_of_what_is_shown(index: Path):
@@ -91,8 +91,8 @@ def test_counts_must_be_those_of_what_is_shown(index: Path):
 
 def test_numbers_must_be_in_the_range_of_their_shard(index: Path):
     def narrow(manifest: Manifest) -> Manifest:
-        base, delta = manifest.shards
-        return replace(manifest, shards=[replace(base, next_number=10), delta])
+        base, delta = manifest.segments
+        return replace(manifest, segments=[replace(base, next_ordinal=10), delta])
 
     seal(index, narrow)
     assert any("has numbers 0 to 11, not 0 to 9" in damage.problem for damage in verify_index(index).damaged)

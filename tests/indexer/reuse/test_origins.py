@@ -1,4 +1,4 @@
-"""Sealed shards as sources: what they vouch for, and entries in rising order."""
+"""Sealed segments as sources: what they vouch for, and entries in rising order."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from indexer.reuse.origins import RisingReader, SealedShard
+from indexer.reuse.origins import RisingReader, SealedSegment
 from kalm_cache.errors import StoreError
 from kalm_cache.storage import store_writer
 from kalm_cache.storage.block_file import BlockWriter
-from kalm_cache.storage.passage_store import Identity, PassageStore
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore
 from tests.stores import Stored, damage_record, damage_text, record, write_store
 
-PASSAGES = {f"d{i:03d}": Stored(record(b"states of %d" % i), Identity(i, bytes(16)), f"text {i}") for i in range(100)}
+PASSAGES = {
+    f"d{i:03d}": Stored(record(b"states of %d" % i), PassageMeta(i, bytes(16)), f"text {i}") for i in range(100)
+}
 
 
 @pytest.fixture
@@ -28,8 +30,8 @@ def test_a_passage_with_a_damaged_record_or_text_counts_as_not_there(folder: Pat
     damage_record(folder, "d003")
     damage_text(folder, "d004")
     with PassageStore(folder) as store:
-        found = SealedShard(store, None).identities(["d002", "d003", "d004", "d005", "none"])
-    assert found == [Identity(2, bytes(16)), None, None, Identity(5, bytes(16)), None]
+        found = SealedSegment(store, None).metas(["d002", "d003", "d004", "d005", "none"])
+    assert found == [PassageMeta(2, bytes(16)), None, None, PassageMeta(5, bytes(16)), None]
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 99])
@@ -40,7 +42,7 @@ def test_entries_are_read_in_rising_order_with_or_without_gaps(folder: Path, ste
             common, entry = reader.entry(doc_id.encode())
             stored = PASSAGES[doc_id].record
             assert (common, entry.fields, bytes(entry.payload)) == (stored.common, stored.fields, stored.payload)
-            assert beside.entry(doc_id.encode())[1].fields == PASSAGES[doc_id].identity.pack()
+            assert beside.entry(doc_id.encode())[1].fields == PASSAGES[doc_id].meta.pack()
 
 
 @pytest.mark.parametrize("key", [b"a", b"d0005", b"d099x", b"z"])

@@ -11,7 +11,7 @@ from kalm_cache.model.kernels import native as native_module
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
 from kalm_cache.model.kernels.heads import Heads, Rope
 from kalm_cache.model.kernels.native import NativeKernels
-from kalm_cache.model.kernels.prefix_kv import keep
+from kalm_cache.model.kernels.prefix_kv import make_prefix_kv
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 
 SLOW = TorchKernels()
@@ -156,11 +156,13 @@ def test_recalling_equals_torchs(
     native: NativeKernels, dtype: torch.dtype, stream: torch.dtype, kv_heads: int, width: int
 ):
     draw = draws("float32")
-    kept = [keep((1, 2), pooled, draw.states(3, 2, kv_heads, 2 + pooled, width), dtype) for pooled in (1, 4, 3)]
+    cached = [
+        make_prefix_kv((1, 2), pooled, draw.states(3, 2, kv_heads, 2 + pooled, width), dtype) for pooled in (1, 4, 3)
+    ]
     ours, theirs = (torch.full((2, 3, kv_heads, 9, width), 7.0, dtype=stream) for _ in range(2))
     for index in range(3):
-        native.recall(kept, index, ours)
-        SLOW.recall(kept, index, theirs)
+        native.load_kv(cached, index, ours)
+        SLOW.load_kv(cached, index, theirs)
         assert torch.equal(ours, theirs)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kalm_cache.model.kernels.activations import Accumulated, Quantized, to_float
-from kalm_cache.model.layers.linear import Linear, Room, quantize_weight
+from kalm_cache.model.layers.linear import Linear, ScratchBuffer, quantize_weight
 
 WEIGHT = torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.0, 0.0], [-4.0, 4.0, 0.01]])
 
@@ -87,7 +87,7 @@ def test_what_is_kept_in_memory_is_the_weight_and_its_scales():
 
 
 def test_a_room_gives_each_products_own_numbers_from_the_same_memory():
-    room, generator = Room(), torch.Generator().manual_seed(0)
+    room, generator = ScratchBuffer(), torch.Generator().manual_seed(0)
     first, second = (Linear(torch.randn(6, 4, generator=generator)) for _ in range(2))
     x = torch.randn(5, 4, generator=generator)
     product = room.product(first, x)
@@ -99,7 +99,7 @@ def test_a_room_gives_each_products_own_numbers_from_the_same_memory():
 
 
 def test_a_room_keeps_no_scale_of_an_earlier_product():
-    room, generator = Room(), torch.Generator().manual_seed(0)
+    room, generator = ScratchBuffer(), torch.Generator().manual_seed(0)
     first, second = (quantize_weight(torch.randn(6, 4, generator=generator)) for _ in range(2))
     values = torch.randint(-127, 128, (20, 4), dtype=torch.int8, generator=generator)
     x = Quantized(values, torch.rand(20, generator=generator))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kalm_cache.model.layers.rows import bidirectional_spans, causal_spans, pack_rows, rounded
+from kalm_cache.model.layers.rows import bidirectional_spans, causal_spans, pack_rows, pad_to_bucket
 
 
 def seen(spans: torch.Tensor, slots: int) -> list[list[list[int]]]:
@@ -45,10 +45,10 @@ def test_padding_of_rows_that_are_a_common_number_changes_nothing():
 
 
 def test_rounded_numbers_are_few_and_close():
-    numbers = {count: rounded(count) for count in range(1, 5000)}
+    numbers = {count: pad_to_bucket(count) for count in range(1, 5000)}
     assert all(count <= number <= max(count + 15, 17 / 16 * count + 1) for count, number in numbers.items())
     assert len(set(numbers.values())) < 100
-    assert [rounded(count, 8) for count in (1, 8, 9, 100)] == [8, 8, 16, 104]
+    assert [pad_to_bucket(count, 8) for count in (1, 8, 9, 100)] == [8, 8, 16, 104]
 
 
 def test_an_even_window_sees_one_token_more_to_the_right_than_to_the_left():

@@ -139,7 +139,7 @@ def spare_folder(build: Callable[..., Path]) -> Path:
 
 
 def shard_of(folder: Path) -> Path:
-    return open_current(folder).shard
+    return open_current(folder).segment
 
 
 def test_a_mode_that_was_not_built_is_a_422_and_texts_that_are_not_kept_are_left_out(spare_folder: Path) -> None:

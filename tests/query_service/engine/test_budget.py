@@ -46,13 +46,13 @@ def test_nothing_found_costs_nothing() -> None:
 
 def test_a_plan_keeps_the_first_candidates_and_averages_their_states() -> None:
     states = torch.arange(6.0).reshape(6, 1)
-    held = {"a": PooledPassage(8, False, states[:2]), "c": PooledPassage(14, False, states[2:])}
-    found = LookUp(["a", "damaged", "c", "d"], 4, (), held | {"d": held["a"]}, {}, [])
+    hits = {"a": PooledPassage(8, False, states[:2]), "c": PooledPassage(14, False, states[2:])}
+    found = LookUp(["a", "damaged", "c", "d"], 4, (), hits | {"d": hits["a"]}, {}, [])
     left = reduced(found, Plan(2, 8, 0.0, True))
-    assert (list(left.ids), left.ratio, list(left.held)) == (["a", "damaged", "c"], 8, ["a", "c"])
-    assert left.held["a"].states.tolist() == [[0.5]]
+    assert (list(left.ids), left.chunk_size, list(left.hits)) == (["a", "damaged", "c"], 8, ["a", "c"])
+    assert left.hits["a"].states.tolist() == [[0.5]]
     # tokens 0-7 and 8-13: the last stored state is of two tokens
-    assert left.held["c"].states.tolist() == [[2.5], [pytest.approx((4 * 4 + 2 * 5) / 6)]]
+    assert left.hits["c"].states.tolist() == [[2.5], [pytest.approx((4 * 4 + 2 * 5) / 6)]]
 
 
 def test_a_search_with_a_budget_says_what_it_allowed(service: httpx.Client) -> None:

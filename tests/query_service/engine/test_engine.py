@@ -98,12 +98,12 @@ def test_a_request_that_was_given_up_is_never_decoded(
     engine: Engine, gate: Event, side: QuerySide, batches: Batches
 ) -> None:
     given_up = engine.decode(side, [prompt(side)] * 5, passages(side, 5))
-    kept = engine.decode(side, [prompt(side)] * 2, passages(side, 2))
+    cached = engine.decode(side, [prompt(side)] * 2, passages(side, 2))
     assert engine.depth == 2
     assert given_up.cancel()
     assert engine.depth == 1
     gate.set()
-    assert len(kept.result().margins) == 2
+    assert len(cached.result().margins) == 2
     assert batches.pairs == [2]
     with pytest.raises(CancelledError):
         given_up.result()

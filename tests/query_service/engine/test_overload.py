@@ -46,7 +46,7 @@ class Held:
 
 
 @pytest.fixture
-def held(index_folder: Path) -> Iterator[Held]:
+def hits(index_folder: Path) -> Iterator[Held]:
     service = open_service(index_folder, load_settings(device="cpu", dtype="float32", queue_limit=2))
     with running(create_app(service)) as client:
         assert client.get("/ready").status_code == 200  # held before that, it would not start
@@ -63,81 +63,81 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen within a minute")
 
 
-def test_more_requests_than_may_be_under_way_get_429_and_a_time_to_come_again(held: Held) -> None:
+def test_more_requests_than_may_be_under_way_get_429_and_a_time_to_come_again(hits: Held) -> None:
     with ThreadPoolExecutor() as threads:
-        let_in = [threads.submit(held.ask) for _ in range(2)]
-        wait_for(lambda: held.service.admission.under_way == 2)
-        refused = held.ask()
+        let_in = [threads.submit(hits.ask) for _ in range(2)]
+        wait_for(lambda: hits.service.admission.under_way == 2)
+        refused = hits.ask()
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "BusyError")
         assert int(refused.headers["retry-after"]) >= 1
-        held.gate.set()
+        hits.gate.set()
         assert [future.result().status_code for future in let_in] == [200, 200]
-    assert held.ask().status_code == 200
-    assert held.number('kalm_cache_rejected_total{reason="queue_full"}') == 1
+    assert hits.ask().status_code == 200
+    assert hits.number('kalm_cache_rejected_total{reason="queue_full"}') == 1
 
 
-def test_a_request_that_could_not_be_answered_in_its_time_is_refused_at_once(held: Held) -> None:
-    held.service.engine.cost = CostModel(ms_per_unit=1e6)  # as if a token took minutes
+def test_a_request_that_could_not_be_answered_in_its_time_is_refused_at_once(hits: Held) -> None:
+    hits.service.engine.cost = CostModel(ms_per_unit=1e6)  # as if a token took minutes
     with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(held.ask)
-        wait_for(lambda: held.service.engine.depth == 1)
-        refused = held.ask(timeout_ms=1000)
+        waiting = threads.submit(hits.ask)
+        wait_for(lambda: hits.service.engine.depth == 1)
+        refused = hits.ask(timeout_ms=1000)
         assert refused.status_code == 429
-        held.gate.set()
+        hits.gate.set()
         assert waiting.result().status_code == 200
 
 
-def test_a_request_whose_time_is_up_gets_504_and_is_never_decoded(held: Held) -> None:
-    before = held.decoded_pairs()
-    late = held.ask(timeout_ms=50)
+def test_a_request_whose_time_is_up_gets_504_and_is_never_decoded(hits: Held) -> None:
+    before = hits.decoded_pairs()
+    late = hits.ask(timeout_ms=50)
     assert (late.status_code, late.json()["error"]["type"]) == (504, "DeadlineError")
     assert "50 ms" in late.json()["detail"]
-    assert held.number('kalm_cache_rejected_total{reason="deadline"}') == 1
-    held.gate.set()
-    assert held.ask().status_code == 200
-    assert held.decoded_pairs() - before == len(BODY["ids"])
+    assert hits.number('kalm_cache_rejected_total{reason="deadline"}') == 1
+    hits.gate.set()
+    assert hits.ask().status_code == 200
+    assert hits.decoded_pairs() - before == len(BODY["ids"])
 
 
-def test_a_client_that_leaves_is_not_decoded_for(held: Held) -> None:
-    before = held.decoded_pairs()
+def test_a_client_that_leaves_is_not_decoded_for(hits: Held) -> None:
+    before = hits.decoded_pairs()
     body = json.dumps(BODY).encode()
     head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    url = held.client.base_url
+    url = hits.client.base_url
     with socket.create_connection((url.host, url.port), 60) as connection:
         connection.sendall(head.encode() + body)
-        wait_for(lambda: held.service.engine.depth == 1)
-    wait_for(lambda: held.service.engine.depth == 0)
-    wait_for(lambda: held.service.admission.under_way == 0)
-    assert held.number('kalm_cache_rejected_total{reason="disconnected"}') == 1
-    held.gate.set()
-    assert held.ask().status_code == 200
-    assert held.decoded_pairs() - before == len(BODY["ids"])
+        wait_for(lambda: hits.service.engine.depth == 1)
+    wait_for(lambda: hits.service.engine.depth == 0)
+    wait_for(lambda: hits.service.admission.under_way == 0)
+    assert hits.number('kalm_cache_rejected_total{reason="disconnected"}') == 1
+    hits.gate.set()
+    assert hits.ask().status_code == 200
+    assert hits.decoded_pairs() - before == len(BODY["ids"])
 
 
-def test_a_body_that_comes_in_pieces_is_read_to_its_end(held: Held) -> None:
-    held.gate.set()
+def test_a_body_that_comes_in_pieces_is_read_to_its_end(hits: Held) -> None:
+    hits.gate.set()
     pieces = iter([b'{"query": "bees", ', b'"ids": ["s1"', b', "s2"]}'])
-    answer = held.client.post("/rerank", content=pieces, headers={"Content-Type": "application/json"})
+    answer = hits.client.post("/rerank", content=pieces, headers={"Content-Type": "application/json"})
     assert (answer.status_code, len(answer.json()["results"])) == (200, 2)
 
 
-def test_while_it_starts_or_stops_the_service_is_alive_but_not_ready(held: Held) -> None:
-    assert held.client.get("/ready").status_code == 200
-    held.service.ready = False
-    assert (held.client.get("/health").status_code, held.client.get("/ready").status_code) == (200, 503)
-    assert held.ask().status_code == 503
-    held.service.ready = True
+def test_while_it_starts_or_stops_the_service_is_alive_but_not_ready(hits: Held) -> None:
+    assert hits.client.get("/ready").status_code == 200
+    hits.service.ready = False
+    assert (hits.client.get("/health").status_code, hits.client.get("/ready").status_code) == (200, 503)
+    assert hits.ask().status_code == 503
+    hits.service.ready = True
 
 
 def test_however_many_wait_only_some_hold_states_in_memory(index_folder: Path) -> None:
     service = open_service(index_folder, load_settings(device="cpu", dtype="float32", reader_threads=4))
     with running(create_app(service)) as client, ThreadPoolExecutor(HOLD_STATES + 8) as threads:
         assert client.get("/ready").status_code == 200
-        held = Held(service, client)
-        asked = [threads.submit(held.ask) for _ in range(HOLD_STATES + 8)]
+        hits = Held(service, client)
+        asked = [threads.submit(hits.ask) for _ in range(HOLD_STATES + 8)]
         wait_for(lambda: service.admission.under_way == HOLD_STATES + 8)
         wait_for(lambda: service.engine.depth == HOLD_STATES)
         assert service._places.waiting == 8
-        held.gate.set()
+        hits.gate.set()
         assert {future.result().status_code for future in asked} == {200}
         assert service._places.waiting == service.admission.under_way == 0

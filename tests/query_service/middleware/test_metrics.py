@@ -117,7 +117,7 @@ def test_what_is_read_cut_or_damaged(metrics: Metrics) -> None:
 
 def test_the_prefix_tiers_running_counts_become_counters_also_when_a_new_tier_starts_at_0(metrics: Metrics) -> None:
     for hits, misses in ((3, 4), (10, 4), (1, 2)):
-        metrics.prefix_tier(hits, misses)
+        metrics.prefix_cache(hits, misses)
     rendered = metrics.render()
     assert [value(rendered, "prefix_lookups_total", outcome=outcome) for outcome in ("hit", "miss")] == [11, 6]
 

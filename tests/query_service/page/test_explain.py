@@ -13,9 +13,9 @@ from tests.query_service.conftest import serving
 from tests.query_service.page.conftest import QUERY, TEXTS
 
 
-@pytest.mark.parametrize("ratio", [None, 2, 16])
-def test_the_margin_is_that_of_the_search_and_the_weights_cover_the_text(api: httpx.Client, ratio: int | None):
-    asked = {"query": QUERY, "chunk_size": ratio}
+@pytest.mark.parametrize("chunk_size", [None, 2, 16])
+def test_the_margin_is_that_of_the_search_and_the_weights_cover_the_text(api: httpx.Client, chunk_size: int | None):
+    asked = {"query": QUERY, "chunk_size": chunk_size}
     hits = api.post("/search", json=asked | {"top_n": 0}).json()["results"]
     found = {hit["doc_id"]: hit for hit in hits}
     for doc_id in ("emoji", "hive", "hostile"):
@@ -23,7 +23,7 @@ def test_the_margin_is_that_of_the_search_and_the_weights_cover_the_text(api: ht
         assert told["margin"] == pytest.approx(found[doc_id]["margin"], abs=1e-4)
         assert told["score"] == pytest.approx(found[doc_id]["score"], abs=1e-4)
         assert told["text"] == TEXTS[doc_id]
-        assert told["chunk_size"] == ratio or 2
+        assert told["chunk_size"] == chunk_size or 2
         assert sum(chunk["weight"] for chunk in told["chunks"]) == pytest.approx(1)
         assert told["truncated"] is (doc_id == "hive")
         assert (told["chunks"][-1]["end"] < len(TEXTS[doc_id])) is (doc_id == "hive")

@@ -179,13 +179,15 @@ def test_the_skip_link_is_first_and_leads_to_the_results(visit: Visit):
     assert page.evaluate("document.activeElement.id") == "results"
 
 
-@pytest.mark.parametrize(("doc_id", "ratio"), [("emoji", "2"), ("emoji", "8"), ("hostile", "4"), ("hive", "2")])
-def test_why_marks_the_very_characters_that_were_attended_to(visit: Visit, api: httpx.Client, doc_id: str, ratio: str):
-    page = searched(visit(q=QUERY, r=ratio, n=100))
+@pytest.mark.parametrize(("doc_id", "chunk_size"), [("emoji", "2"), ("emoji", "8"), ("hostile", "4"), ("hive", "2")])
+def test_why_marks_the_very_characters_that_were_attended_to(
+    visit: Visit, api: httpx.Client, doc_id: str, chunk_size: str
+):
+    page = searched(visit(q=QUERY, r=chunk_size, n=100))
     row(page, doc_id).get_by_role("button").click()
     marks = row(page, doc_id).locator("mark")
     marks.first.wait_for()
-    told = api.post("/explain", json={"query": QUERY, "id": doc_id, "chunk_size": int(ratio)}).json()
+    told = api.post("/explain", json={"query": QUERY, "id": doc_id, "chunk_size": int(chunk_size)}).json()
     assert marks.all_text_contents() == [TEXTS[doc_id][one["start"] : one["end"]] for one in told["chunks"]]
     assert row(page, doc_id).locator(".text").text_content() == TEXTS[doc_id]
     densities = [one["weight"] / one["tokens"] for one in told["chunks"]]

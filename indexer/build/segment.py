@@ -1,8 +1,8 @@
-"""Build one shard: a plain function of passages, configuration and folder. Resumable after any kind of death.
+"""Build one segment: a plain function of passages, configuration and folder. Resumable after any kind of death.
 
 Two phases. While it is built, what is encoded goes into `working.lmdb`, in the order of its arrival: progress lives
 there, and a passage that is there, whole and of the same text, is not encoded again. When the corpus has been read, the
-shard is sealed: everything is merged, in order of keys, into the files that are published.
+segment is sealed: everything is merged, in order of keys, into the files that are published.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from indexer.build.accepted_ids import Staging
 from indexer.build.intake import Reject
 from indexer.build.progress import Progress
 from indexer.build.resume_log import WorkingFile
-from indexer.build.shard_pass import ShardPass
+from indexer.build.segment_pass import SegmentPass
 from indexer.corpus import CorpusLine, RejectedLine
-from indexer.reuse.origins import SealedShard
-from indexer.reuse.recode import RecodedShard
+from indexer.reuse.origins import SealedSegment
+from indexer.reuse.recode import RecodedSegment
 from kalm_cache.codec import Codec
 from kalm_cache.errors import StoreError
 from kalm_cache.first_stage import BM25Index, DenseChoice, Embedder
@@ -30,26 +30,26 @@ from kalm_cache.storage.durable import rename_durably
 from kalm_cache.storage.passage_store import SEAL_FILE, PassageStore
 from kalm_cache.storage.store_writer import unseal
 
-__all__ = ["Progress", "ShardBuilder", "refuse_to_lose"]
+__all__ = ["Progress", "SegmentBuilder", "refuse_to_lose"]
 WORKING_FILE, STAGING_FILE = "working.lmdb", "staging.lmdb"
-EARLIER = ".earlier"  # suffix of the folder of a shard that was finished and not published
+EARLIER = ".earlier"  # suffix of the folder of a segment that was finished and not published
 
 
 def refuse_to_lose(doc_id: str) -> None:
-    """What `ShardBuilder` does of itself with a passage that it cannot keep."""
+    """What `SegmentBuilder` does of itself with a passage that it cannot keep."""
     raise StoreError(f"passage {doc_id!r} is damaged, and the corpus does not have it: run kalm-cache verify --repair")
 
 
 @dataclass(frozen=True, slots=True)
-class ShardBuilder:
-    """What a shard is built with.
+class SegmentBuilder:
+    """What a segment is built with.
 
     passage_side: `None` where nothing may have to be encoded.
-    sources: sealed shards whose passages are copied as bytes where the text is the same.
-    recoded: sealed shards whose states are stored in another form; these are recoded where the text is the same.
-    kept: sealed shards whose passages go in even if the corpus has none of that id.
+    sources: sealed segments whose passages are copied as bytes where the text is the same.
+    recoded: sealed segments whose states are stored in another form; these are recoded where the text is the same.
+    kept: sealed segments whose passages go in even if the corpus has none of that id.
     on_lost: called for every id of `kept` that is damaged, and of which no text is at hand.
-    first_number: no passage gets a lower number, unless it is copied with it.
+    first_ordinal: no passage gets a lower number, unless it is copied with it.
     statistics_of: what BM25 scores with, see `BM25Index.build`.
     """
 
@@ -59,11 +59,11 @@ class ShardBuilder:
     batch_tokens: int
     store_text: bool
     bm25: bool
-    sources: Sequence[SealedShard] = ()
-    recoded: Sequence[RecodedShard] = ()
-    kept: Sequence[SealedShard] = ()
+    sources: Sequence[SealedSegment] = ()
+    recoded: Sequence[RecodedSegment] = ()
+    kept: Sequence[SealedSegment] = ()
     on_lost: Callable[[str], None] = refuse_to_lose
-    first_number: int = 0
+    first_ordinal: int = 0
     statistics_of: BM25Index | None = None
     dense_index: DenseChoice = "auto"
 
@@ -75,7 +75,7 @@ class ShardBuilder:
         on_reject: Reject,
         on_progress: Callable[[Progress], None],
     ) -> tuple[Progress, Counts]:
-        """Fill `folder` with a sealed shard and `first_stage/`; run again after an interruption, it goes on.
+        """Fill `folder` with a sealed segment and `first_stage/`; run again after an interruption, it goes on.
 
         Args:
             lines: the corpus from its beginning, read once.
@@ -91,16 +91,16 @@ class ShardBuilder:
             working = stack.enter_context(WorkingFile(folder / WORKING_FILE))
             staging = stack.enter_context(Staging(folder / STAGING_FILE))
             own = stack.enter_context(PassageStore(earlier)) if earlier else None
-            build = ShardPass(self, folder, working, staging, own, on_progress)
+            build = SegmentPass(self, folder, working, staging, own, on_progress)
             counts = build.run(lines, on_reject)
         _drop_leftovers(folder)
         return build.progress, counts
 
 
 def _set_aside(folder: Path) -> Path | None:
-    """Make the folder ready for a pass, and return that of a shard which an earlier one finished, if any.
+    """Make the folder ready for a pass, and return that of a segment which an earlier one finished, if any.
 
-    Its working file is dropped when a shard is finished; if it was not published then, it is taken for a source.
+    Its working file is dropped when a segment is finished; if it was not published then, it is taken for a source.
     """
     earlier = folder.with_name(folder.name + EARLIER)
     if (folder / SEAL_FILE).exists() and not (folder / WORKING_FILE).exists():
