@@ -178,7 +178,7 @@ def test_without_texts_a_damaged_first_stage_cannot_be_made_anew(
     build(tmp_path / "index", settings, TEXTS)
     path = shard_of(tmp_path / "index") / "first_stage" / name
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(UsageError, match=f"keeps no texts, and the {missing} of shard"):
+    with pytest.raises(UsageError, match=f"keeps no texts, and the {missing} of segment"):
         repair_index(tmp_path / "index", settings)
 
 
