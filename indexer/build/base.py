@@ -19,18 +19,9 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.sources import Sources, require_keepable
 from kalm_cache.codec import Codec
 from kalm_cache.first_stage import Embedder
-from kalm_cache.generations.generation import (
-    BASE_SEGMENT,
-    NO_COUNTS,
-    Generation,
-    Manifest,
-    SegmentReceipt,
-    name_for,
-    next_names,
-    publish,
-    receipts,
-    segment_folder,
-)
+from kalm_cache.generations.generation import BASE_SEGMENT, Generation, names_given, segment_folder
+from kalm_cache.generations.manifest import NO_COUNTS, Manifest, SegmentReceipt
+from kalm_cache.generations.publish import name_for, publish, receipts
 from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import read_seal
@@ -102,7 +93,7 @@ class BaseBuild:
             recoded=self.sources.recoded,
             kept=self.sources.every if self.keep else (),
             on_lost=self.on_lost,
-            first_ordinal=next_names(self.index).next_ordinal,
+            first_ordinal=names_given(self.index).next_ordinal,
             dense_index=self.template.dense_index,
         )
         folder = segment_folder(building, BASE_SEGMENT)

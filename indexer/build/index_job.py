@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.build.base import BaseBuild, Outcome, new_manifest
-from indexer.build.build_folders import recover, resume_or_begin
 from indexer.build.intake import Reject
 from indexer.build.models import Encoders, load_encoders
 from indexer.build.segment import Progress
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.sources import open_sources
 from kalm_cache.errors import KalmCacheError
+from kalm_cache.generations.build_folders import recover, resume_or_begin
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current, open_generation, published_names

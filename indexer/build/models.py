@@ -13,7 +13,7 @@ from kalm_cache.codec.sensitivity import load_sensitivity
 from kalm_cache.errors import CheckpointError, IndexMismatchError
 from kalm_cache.first_stage import Embedder, load_embedder
 from kalm_cache.generations.fingerprint import Fingerprint
-from kalm_cache.generations.generation import Manifest
+from kalm_cache.generations.manifest import Manifest
 from kalm_cache.model.checkpoint import SENSITIVITY_FILE, Checkpoint, open_checkpoint
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE

@@ -11,7 +11,7 @@ from indexer.build.accepted_ids import Staging
 from indexer.build.intake import batched
 from indexer.build.resume_log import WorkingFile
 from indexer.reuse.origins import RisingReader, SealedSegment
-from kalm_cache.generations.generation import Counts
+from kalm_cache.generations.manifest import Counts
 from kalm_cache.storage.record import Record, unpack_record
 from kalm_cache.storage.store_writer import StoreWriter
 

@@ -24,7 +24,7 @@ from indexer.reuse.recode import RecodedSegment
 from kalm_cache.codec import Codec
 from kalm_cache.errors import StoreError
 from kalm_cache.first_stage import BM25Index, DenseChoice, Embedder
-from kalm_cache.generations.generation import Counts
+from kalm_cache.generations.manifest import Counts
 from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.storage.durable import rename_durably
 from kalm_cache.storage.passage_store import SEAL_FILE, PassageStore

@@ -21,7 +21,7 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.recode import RecodedSegment
 from kalm_cache.errors import DamagedRecordError
-from kalm_cache.generations.generation import Counts
+from kalm_cache.generations.manifest import Counts
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.passage import Passage
 from kalm_cache.scoring.passage_side import PassageSide

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.build.build_folders import begin, drop, recover, resume_or_begin
 from indexer.build.intake import WINDOW, Reject, batched, duplicate
 from indexer.build.models import Encoders
 from indexer.build.segment import Progress, SegmentBuilder
@@ -19,19 +18,18 @@ from indexer.change.publication import drop_segments_but, publish_beside
 from indexer.corpus import CorpusLine, RejectedLine
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.first_stage import BM25Index
-from kalm_cache.generations.file_digests import require_sound_first_stage
+from kalm_cache.generations.build_folders import begin, drop, recover, resume_or_begin
+from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.fingerprint import require_equal
 from kalm_cache.generations.generation import (
     BUILDING,
-    NO_COUNTS,
-    Counts,
     Generation,
-    SegmentReceipt,
-    next_names,
+    names_given,
     open_current,
     require_valid,
     segment_folder,
 )
+from kalm_cache.generations.manifest import NO_COUNTS, Counts, SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.settings import Settings
 from kalm_cache.storage.durable import disk_errors
@@ -98,7 +96,7 @@ def add_passages(
         recover(index)
         live = open_current(index)
         require_valid(live)
-        require_sound_first_stage(live)  # its statistics go into the scores of what is added
+        require_valid_first_stage(live)  # its statistics go into the scores of what is added
         way_out = "Run: kalm-cache reindex CORPUS, to change them."
         require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
         building = resume_or_begin(index, "add", encoders.fingerprint)
@@ -114,7 +112,7 @@ def add_passages(
             batch_tokens=settings.batch_tokens,
             store_text=encoders.fingerprint.store_text,
             bm25=encoders.fingerprint.bm25,
-            first_ordinal=next_names(index).next_ordinal,
+            first_ordinal=names_given(index).next_ordinal,
             statistics_of=BM25Index.open(live.segment / "first_stage") if encoders.fingerprint.bm25 else None,
         )
         progress, counts = builder.build(news.of(lines), folder, on_reject=news.reject, on_progress=on_progress)

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexer.build.base import BaseBuild
-from indexer.build.build_folders import begin, recover
 from indexer.reuse.sources import open_sources
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
+from kalm_cache.generations.build_folders import begin, recover
 from kalm_cache.generations.generation import (
-    MANIFEST,
     REMOVING,
     Generation,
     open_current,
@@ -27,6 +26,7 @@ from kalm_cache.generations.generation import (
     published_names,
     require_valid,
 )
+from kalm_cache.generations.manifest import MANIFEST
 from kalm_cache.storage.durable import disk_errors, rename_durably
 from kalm_cache.storage.locks import build_lock, exclude
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kalm_cache.generations.generation import Counts, Generation, SegmentReceipt, name_for, publish, receipts
+from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.manifest import Counts, SegmentReceipt
+from kalm_cache.generations.publish import name_for, publish, receipts
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones
 from kalm_cache.storage.durable import link_or_copy
 

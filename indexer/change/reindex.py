@@ -15,7 +15,6 @@ from pathlib import Path
 
 from indexer.build.accepted_ids import Staging
 from indexer.build.base import BaseBuild, Outcome, new_manifest
-from indexer.build.build_folders import recover, resume_or_begin
 from indexer.build.intake import Reject, accepted_windows, batched
 from indexer.build.models import Encoders
 from indexer.build.seal import SCAN
@@ -23,6 +22,7 @@ from indexer.build.segment import Progress
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.sources import Sources, open_sources, require_keepable
 from kalm_cache.errors import UsageError
+from kalm_cache.generations.build_folders import recover, resume_or_begin
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current
 from kalm_cache.passage import Passage

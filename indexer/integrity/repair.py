@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexer.build.base import BaseBuild
-from indexer.build.build_folders import SALVAGE, begin, recover
 from indexer.build.models import load_encoders_of
 from indexer.corpus import CorpusLine
 from indexer.integrity.salvage import salvage
@@ -26,6 +25,7 @@ from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import Embedder
+from kalm_cache.generations.build_folders import SALVAGE, begin, recover
 from kalm_cache.generations.generation import BUILDING, Generation, open_current
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.passage import Passage

@@ -24,8 +24,9 @@ from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME as BM25_FOLDER
 from kalm_cache.first_stage.dense.dense_index import FILE_NAME as DENSE_FILE
 from kalm_cache.generations.current import CURRENT, current_name
-from kalm_cache.generations.generation import MANIFEST, FileReceipt, Generation, open_current, open_generation
+from kalm_cache.generations.generation import Generation, open_current, open_generation
 from kalm_cache.generations.journal import JOURNAL, journal_problem
+from kalm_cache.generations.manifest import MANIFEST, FileReceipt
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE
 from kalm_cache.storage.durable import file_digest
 

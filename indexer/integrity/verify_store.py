@@ -19,7 +19,8 @@ import numpy as np
 
 from kalm_cache.codec import codec_by_number, get_codec
 from kalm_cache.errors import DamagedRecordError, KalmCacheError, StoreError
-from kalm_cache.generations.generation import Counts, Generation, Manifest, open_generation
+from kalm_cache.generations.generation import Generation, open_generation
+from kalm_cache.generations.manifest import Counts, Manifest
 from kalm_cache.passage import Passage
 from kalm_cache.storage.block_file import BlockFile
 from kalm_cache.storage.checksummed_block import Block, Entry

@@ -11,7 +11,8 @@ import numpy as np
 from indexer.build.intake import batched
 from indexer.integrity.damage import Damage
 from kalm_cache.errors import DamagedRecordError, KalmCacheError
-from kalm_cache.generations.generation import MANIFEST, NO_COUNTS, Counts, Generation
+from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.manifest import MANIFEST, NO_COUNTS, Counts
 from kalm_cache.generations.segments import LiveSegment, SegmentSet
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE
 from kalm_cache.storage.passage_store import PassageMeta, doc_id_of

@@ -124,7 +124,7 @@ class PassageStore:
 
     def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""
-        return [_sound(text) for text in self.find_texts(doc_ids)]
+        return [require_undamaged(text) for text in self.find_texts(doc_ids)]
 
     def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
         """As `texts`, with the error in the place of a damaged one."""
@@ -134,7 +134,7 @@ class PassageStore:
 
     def doc_ids(self, ordinals: Iterable[int]) -> list[str]:
         """The id behind each first-stage number. Raises `DamagedRecordError`, also when one is not there."""
-        return [_sound(doc_id) for doc_id in self.find_doc_ids(ordinals)]
+        return [require_undamaged(doc_id) for doc_id in self.find_doc_ids(ordinals)]
 
     def find_doc_ids(self, ordinals: Iterable[int]) -> list[str | DamagedRecordError]:
         """As `doc_ids`, with the error in the place of a damaged or missing one."""
@@ -303,7 +303,8 @@ def _text_of(entry: Entry) -> str | DamagedRecordError | None:
         return _about(PASSAGES.show(entry.key), exc)
 
 
-def _sound(found: _T | DamagedRecordError) -> _T:
+def require_undamaged(found: _T | DamagedRecordError) -> _T:
+    """What was found, or the error that stands in its place, raised."""
     if isinstance(found, DamagedRecordError):
         raise found
     return found

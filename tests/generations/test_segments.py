@@ -8,7 +8,9 @@ import pytest
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.generations.fingerprint import Fingerprint
-from kalm_cache.generations.generation import Counts, Generation, Manifest, SegmentReceipt, receipts
+from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.manifest import Counts, Manifest, SegmentReceipt
+from kalm_cache.generations.publish import receipts
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones
 from kalm_cache.storage.passage_store import PassageMeta

@@ -32,7 +32,7 @@ KILLS = [
     ("indexer.build.base:receipts", 1),  # staging is gone, the manifest is not there yet
     ("kalm_cache.storage.durable:publish_file", 2),  # the manifest is written beside its place
     (
-        "kalm_cache.generations.generation:rename_durably",
+        "kalm_cache.generations.publish:rename_durably",
         1,
     ),  # the manifest is there, the folder still has its building name
 ]
@@ -133,7 +133,7 @@ def test_settings_are_still_compared_when_only_the_publication_is_missing(
     tmp_path: Path, settings: Settings, mini_folder: Path, embedder_folder: Path
 ):
     run_until_killed(
-        tmp_path / "index", settings, TEXTS, "kalm_cache.generations.generation:rename_durably", 1, signal.SIGKILL
+        tmp_path / "index", settings, TEXTS, "kalm_cache.generations.publish:rename_durably", 1, signal.SIGKILL
     )
     with pytest.raises(IndexMismatchError, match="chunk_size 4 there, 8 here"):
         build(tmp_path / "index", settings_for(mini_folder, embedder_folder, chunk_size=8), TEXTS)

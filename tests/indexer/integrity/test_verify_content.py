@@ -14,7 +14,8 @@ import pytest
 from indexer.integrity.verify import Damage, verify_index
 from kalm_cache.errors import IndexNotFoundError
 from kalm_cache.generations.current import write_current
-from kalm_cache.generations.generation import SCHEMA_VERSION, Counts, open_current
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.manifest import SCHEMA_VERSION, Counts
 from kalm_cache.storage.passage_store import NO_COMMON, ordinal_key, pack_text
 from tests.indexer.verified import BM25, DENSE, PASSAGES, SEAL, STATES, problems
 from tests.indexes import TEXTS, build, seal_again, settings_for, shard_of

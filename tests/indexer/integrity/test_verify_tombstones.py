@@ -12,7 +12,9 @@ import pytest
 from indexer.build.index_job import Encoders
 from indexer.change.delta import delete_passages
 from indexer.integrity.verify import verify_index
-from kalm_cache.generations.generation import Counts, Manifest, open_current, receipts
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.manifest import Counts, Manifest
+from kalm_cache.generations.publish import receipts
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.settings import Settings
 from tests.indexer.changes import add
