@@ -65,7 +65,7 @@ def test_numbers_lead_to_ids_by_the_range_that_they_are_in(generation: Generatio
     with SegmentSet(generation) as segments:
         assert segments.doc_ids([22, 2, 10, 20]) == ["f", "c", "b", "a"]
         assert [type(one) for one in segments.find_doc_ids([22, 5, 99, -1])] == [str, *[DamagedRecordError] * 3]
-        with pytest.raises(DamagedRecordError, match="number 5 is not there"):
+        with pytest.raises(DamagedRecordError, match="ordinal 5 is not there"):
             segments.doc_ids([5])
 
 
