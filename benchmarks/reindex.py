@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from indexer.build.counts import BuildCounts
 from indexer.build.index_job import load_encoders, run_index_job
-from indexer.build.segment import Progress
 from indexer.change.delta import add_passages, delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.reindex import run_reindex
@@ -142,7 +142,7 @@ def _ignore(line: RejectedLine) -> None:
     """A line that cannot be used is not part of what is measured."""
 
 
-def _show(progress: Progress) -> None:
+def _show(progress: BuildCounts) -> None:
     print(f"\r{progress.done} passages", end="", file=sys.stderr)
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from benchmarks.scale_first_stage import BATCH, texts
 from benchmarks.scale_steps import Column, Part, Step, latencies_ms, memory
 from indexer.build.index_job import run_index_job
-from indexer.build.models import Encoders
 from indexer.corpus import CorpusLine
+from indexer.models import Encoders
 from kalm_cache.codec import get_codec
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import open_current, require_valid

@@ -11,7 +11,8 @@ import numpy as np
 
 from indexer.build.index_job import Encoders, IndexReport, load_encoders, run_index_job
 from indexer.corpus import CorpusLine, RejectedLine
-from kalm_cache.generations.generation import open_current, receipts
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.publish import receipts
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings, load_settings
 from tests.texts import TRAINING_SENTENCES, long_text

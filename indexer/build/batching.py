@@ -1,20 +1,28 @@
-"""Items of differing lengths → batches that fit a token budget when padded. Knows nothing of what the items are."""
+"""Items → batches: so many at a time, or as many as fit a token budget; or a sample. Knows nothing of the items."""
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from kalm_cache.errors import UsageError
 
 T = TypeVar("T")
 
 
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter (itertools.batched needs Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
 def batch_by_tokens(
     items: Iterable[T], *, length: Callable[[T], int], budget_tokens: int, window: int
 ) -> Iterator[list[T]]:
-    """Batches whose padded size, count × longest, is at most `budget_tokens`; a longer single item is one of its own.
+    """Batches whose padded size, count × longest, is at most `budget_tokens`; a longer item makes a batch by itself.
 
     Takes `window` items at a time and sorts them longest first, so that the first batch already shows the peak memory;
     equal lengths keep their order. No batch spans two windows.
@@ -29,7 +37,7 @@ def batch_by_tokens(
 
 
 def _batches(items: Iterator[T], length: Callable[[T], int], budget_tokens: int, window: int) -> Iterator[list[T]]:
-    while taken := list(itertools.islice(items, window)):
+    for taken in batched(items, window):
         taken.sort(key=length, reverse=True)  # stable, in reverse too
         yield from _cut(taken, length, budget_tokens)
 
@@ -43,3 +51,19 @@ def _cut(longest_first: Sequence[T], length: Callable[[T], int], budget_tokens: 
         batch.append(item)
     if batch:
         yield batch
+
+
+class Sample(Generic[T]):
+    """Reservoir sampling, seeded: of the items added so far, each is in the sample with the same probability."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.items: list[T] = []
+        self._size, self._seen, self._chance = size, 0, random.Random(seed)
+
+    def add(self, item: T) -> None:
+        """Perhaps take an item in, for another one."""
+        self._seen += 1
+        if len(self.items) < self._size:
+            self.items.append(item)
+        elif (slot := self._chance.randrange(self._seen)) < self._size:
+            self.items[slot] = item

@@ -1,31 +1,41 @@
-"""The index job: settings and a corpus -> the next published generation. Resumable; one job an index at a time."""
+"""The index job: settings and a corpus -> the next published generation, resumable; and its dry run."""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.build.base import BaseBuild, Outcome, new_manifest
-from indexer.build.build_folders import recover, resume_or_begin
-from indexer.build.intake import Reject
-from indexer.build.models import Encoders, load_encoders
-from indexer.build.segment import Progress
+from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
+from indexer.build.batching import Sample, batch_by_tokens
+from indexer.build.build import build_base
+from indexer.build.counts import BuildCounts
+from indexer.build.plan import WINDOW, Reject, accepted_windows
+from indexer.build.spec import BuildSpec, new_manifest
 from indexer.corpus import CorpusLine, RejectedLine
+from indexer.models import Encoders, load_encoders
 from indexer.reuse.sources import open_sources
 from kalm_cache.errors import KalmCacheError
+from kalm_cache.generations.build_folders import recover, resume_or_begin
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current, open_generation, published_names
+from kalm_cache.model.prompts import Tokens
+from kalm_cache.scoring.pooling import pooled_length
 from kalm_cache.settings import Settings
+from kalm_cache.storage.checksummed_block import ENTRY_BYTES
 from kalm_cache.storage.durable import disk_errors
 from kalm_cache.storage.locks import build_lock
+from kalm_cache.storage.passage_store import key_of
+from kalm_cache.storage.record import STATES
 
-__all__ = ["Encoders", "IndexReport", "is_built", "load_encoders", "run_index_job"]
+__all__ = ["Encoders", "IndexReport", "Projection", "is_built", "load_encoders", "project", "run_index_job"]
 logger = logging.getLogger(__name__)
+SAMPLE, SEED = 64, 0  # passages that a dry run encodes, to learn bytes and seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ def run_index_job(
     encoders: Encoders,
     *,
     on_reject: Reject,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[BuildCounts], None],
 ) -> IndexReport:
     """Build and publish the next generation of `index` from a corpus, read once from its beginning.
 
@@ -78,24 +88,21 @@ def run_index_job(
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
         building = resume_or_begin(index, "index", encoders.fingerprint)
-        build = BaseBuild(
+        source = _newest_alike(index, encoders.fingerprint)
+        spec = BuildSpec(
             index=index,
             operation="index",
             template=new_manifest(settings, encoders),
-            parent=live_or_none(index),
-            sources=open_sources(
-                _newest_alike(index, encoders.fingerprint), encoders.fingerprint, encoders.codec, stack
-            ),
-            embedder=encoders.embedder,
-            passage_side=encoders.passage_side,
-            codec=encoders.codec,
+            parent=_live_or_none(index),
+            models=encoders.build_models,
             batch_tokens=settings.batch_tokens,
+            sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
         )
-        outcome = build.run(lines, building, on_reject=on_reject, on_progress=on_progress)
-    return _report(index, outcome, time.perf_counter() - started)
+        generation, counts = build_base(spec, lines, building, on_reject=on_reject, on_progress=on_progress)
+    return _report(index, generation, counts, time.perf_counter() - started)
 
 
-def live_or_none(index: Path) -> Generation | None:
+def _live_or_none(index: Path) -> Generation | None:
     """The live generation, if there is one that one could go back to."""
     try:
         return open_current(index)
@@ -107,7 +114,7 @@ def live_or_none(index: Path) -> Generation | None:
 
 def _newest_alike(index: Path, fingerprint: Fingerprint) -> Generation | None:
     """The live generation if it has this fingerprint, else the newest that has."""
-    live = live_or_none(index)
+    live = _live_or_none(index)
     if live is not None and live.manifest.fingerprint == fingerprint:
         return live
     for name in reversed(published_names(index)):
@@ -121,20 +128,86 @@ def _newest_alike(index: Path, fingerprint: Fingerprint) -> Generation | None:
     return None
 
 
-def _report(index: Path, outcome: Outcome, seconds: float) -> IndexReport:
-    manifest, progress = outcome.generation.manifest, outcome.progress
+def _report(index: Path, generation: Generation, counts: BuildCounts, seconds: float) -> IndexReport:
+    manifest = generation.manifest
     return IndexReport(
         index=str(index),
         generation=manifest.generation,
         passages=manifest.counts.passages,
         tokens=manifest.counts.tokens,
         truncated=manifest.counts.truncated,
-        encoded=progress.encoded,
-        resumed=progress.resumed,
-        copied=progress.copied,
-        deleted=progress.deleted,
-        rejected=progress.rejected,
+        encoded=counts.encoded,
+        resumed=counts.resumed,
+        copied=counts.copied,
+        deleted=counts.deleted,
+        rejected=counts.rejected,
         payload_bytes=manifest.counts.payload_bytes,
         file_bytes=sum(receipt.bytes for receipt in manifest.files.values()),
         seconds=round(seconds, 3),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Counts are exact; the `projected_` fields extrapolate from `sampled` encoded passages (records only, no text)."""
+
+    passages: int
+    rejected: int
+    tokens: int
+    truncated: int
+    pooled_states: int
+    sampled: int
+    projected_bytes: int
+    projected_seconds: float
+
+
+def project(
+    lines: Iterable[CorpusLine | RejectedLine], encoders: Encoders, batch_tokens: int, *, on_reject: Reject
+) -> Projection:
+    """A dry run: read and tokenise the whole corpus, encode a random sample of it, store nothing."""
+    side = encoders.passage_side
+    passages = tokens = truncated = rows = rejected = id_bytes = 0
+    sample: Sample[Tokens] = Sample(SAMPLE, SEED)
+
+    def reject(line: RejectedLine) -> None:
+        nonlocal rejected
+        rejected += 1
+        on_reject(line)
+
+    with tempfile.TemporaryDirectory() as folder, AcceptedPassages(Path(folder) / ACCEPTED_FILE) as accepted:
+        for window in accepted_windows(lines, accepted, reject):
+            passages += len(window)
+            id_bytes += sum(len(key_of(passage.doc_id)) for passage in window)
+            for passage_tokens in side.tokenize([passage.text for passage in window]):
+                tokens += len(passage_tokens.ids)
+                truncated += passage_tokens.truncated
+                rows += pooled_length(len(passage_tokens.ids), side.chunk_size)
+                sample.add(passage_tokens)
+    seconds_per_token, bytes_per_row = _measure(sample.items, encoders, batch_tokens)
+    return Projection(
+        passages=passages,
+        rejected=rejected,
+        tokens=tokens,
+        truncated=truncated,
+        pooled_states=rows,
+        sampled=len(sample.items),
+        projected_bytes=round(rows * bytes_per_row) + passages * (ENTRY_BYTES + STATES.field_bytes) + id_bytes,
+        projected_seconds=round(tokens * seconds_per_token, 1),
+    )
+
+
+def _measure(sample: list[Tokens], encoders: Encoders, batch_tokens: int) -> tuple[float, float]:
+    """(seconds a token, payload bytes a pooled state) of the sample; zeros for an empty one."""
+    if not sample:
+        return 0.0, 0.0
+    side, codec = encoders.passage_side, encoders.codec
+    side.encode(sample[:1])  # the first call pays for allocations that a long job pays once
+    started = time.perf_counter()
+    pooled = []
+    for batch in batch_by_tokens(
+        sample, length=lambda tokens: len(tokens.ids), budget_tokens=batch_tokens, window=WINDOW
+    ):
+        pooled += side.encode(batch)
+    seconds = time.perf_counter() - started
+    stored = sum(len(codec.encode(states.float().cpu().numpy())) for states in pooled)
+    return seconds / sum(len(tokens.ids) for tokens in sample), stored / sum(len(states) for states in pooled)

@@ -1,10 +1,12 @@
-"""What a build has encoded so far: records and vectors in the order of their arrival, resumable after any death.
+"""The resume log: what a build has encoded so far, durable after every batch. All that a resumed build knows.
 
-A batch and the progress made with it are one transaction. Databases:
+A build that was killed is run again with the same corpus; a passage that is in here, undamaged and of the same text, is
+not encoded again. Written in order of arrival, one transaction a batch; dropped when the segment is sealed. The file is
+called working.lmdb. Databases:
 
-    records   doc id -> crc32 u32 of key and rest · number i64 · content hash 16 B · common 12 B · fields 4 B · payload
+    records   doc id -> crc32 u32 of key and rest · ordinal i64 · content hash 16 B · common 12 B · fields 4 B · payload
     vectors   doc id -> crc32 u32 of key and rest · the first stage's vector, float32
-    meta      "next_number" -> int64, big-endian: numbers are given once and never again
+    meta      "next_number" -> int64, big-endian: the next ordinal; none is given twice
 """
 
 from __future__ import annotations
@@ -26,17 +28,18 @@ from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.passage_store import PassageMeta, key_of, ordinal_key, ordinal_of
 from kalm_cache.storage.record import STATES, Record, unpack_record
 
+RESUME_LOG_FILE = "working.lmdb"
 DATABASES = ("records", "vectors", "meta")
-NEXT_NUMBER = b"next_number"
+NEXT_ORDINAL = b"next_number"
 _CRC = struct.Struct("<I")
-_IDENTITY = struct.Struct("<q16s")
-_FIELDS_AT = _IDENTITY.size + COMMON_BYTES
+_META = struct.Struct("<q16s")
+_FIELDS_AT = _META.size + COMMON_BYTES
 _PAYLOAD_AT = _FIELDS_AT + STATES.field_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """What is written for one passage."""
+class EncodedPassage:
+    """What is written for one passage; `vector` (E,)."""
 
     doc_id: str
     meta: PassageMeta
@@ -44,15 +47,15 @@ class Encoded:
     vector: NDArray[np.float32]
 
 
-class WorkingFile:
-    """An LMDB file of the building folder, dropped once the segment is sealed. A context manager."""
+class ResumeLog:
+    """An LMDB file of the building folder. A context manager."""
 
     def __init__(self, path: Path) -> None:
         if path.exists() and path.stat().st_size < 2 * mmap.PAGESIZE:
             path.unlink()  # a full disk or a death cut it short when it was made: nothing was ever stored in it
         self._file = LmdbFile(path, DATABASES, writable=True)
 
-    def __enter__(self) -> WorkingFile:
+    def __enter__(self) -> ResumeLog:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,20 +66,20 @@ class WorkingFile:
             return int(txn.stat(self._file["records"])["entries"])
 
     def next_ordinal(self) -> int:
-        """The number that the next new passage gets."""
+        """The ordinal that the next new passage gets, by this file alone."""
         with self._file.reading("meta") as txn:
-            value = txn.get(NEXT_NUMBER)
+            value = txn.get(NEXT_ORDINAL)
         return 0 if value is None else ordinal_of(value)
 
-    def write(self, batch: Sequence[Encoded], next_ordinal: int) -> None:
-        """Store a batch and the progress made with it, in one transaction: all of it or nothing."""
+    def write(self, batch: Sequence[EncodedPassage], next_ordinal: int) -> None:
+        """Store a batch and the ordinals given with it, in one transaction: all of it or nothing."""
 
         def put_all(txn: lmdb.Transaction[bytes]) -> None:
-            for one in batch:
-                key = key_of(one.doc_id)
-                txn.put(key, _pack(key, one), db=self._file["records"])
-                txn.put(key, checked(key, one.vector.astype("<f4").tobytes()), db=self._file["vectors"])
-            txn.put(NEXT_NUMBER, ordinal_key(next_ordinal), db=self._file["meta"])
+            for passage in batch:
+                key = key_of(passage.doc_id)
+                txn.put(key, _pack(key, passage), db=self._file["records"])
+                txn.put(key, checked(key, passage.vector.astype("<f4").tobytes()), db=self._file["vectors"])
+            txn.put(NEXT_ORDINAL, ordinal_key(next_ordinal), db=self._file["meta"])
 
         self._file.write(put_all)
 
@@ -85,7 +88,7 @@ class WorkingFile:
         return (key for key, _ in self._file.scan("records"))
 
     def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
-        """Of each id; `None` where it is not stored, or its record or vector is not whole."""
+        """Of each id; `None` where it is not stored, or its record or vector is damaged."""
         with self._file.reading("records") as txn:
             return [self._meta(txn, key_of(doc_id)) for doc_id in doc_ids]
 
@@ -123,15 +126,15 @@ def unchecked(key: bytes, value: bytes) -> bytes:
     return content
 
 
-def _pack(key: bytes, one: Encoded) -> bytes:
-    record = one.record
-    return checked(key, b"".join((_IDENTITY.pack(*one.meta), record.common, record.fields, record.payload)))
+def _pack(key: bytes, passage: EncodedPassage) -> bytes:
+    record = passage.record
+    return checked(key, b"".join((_META.pack(*passage.meta), record.common, record.fields, record.payload)))
 
 
 def _unpack(key: bytes, value: bytes) -> tuple[PassageMeta, Record]:
     content = unchecked(key, value)
     if len(content) < _PAYLOAD_AT:
         raise StoreError(f"{key!r} of an unfinished build: {len(content)} bytes are no record")
-    common, fields = content[_IDENTITY.size : _FIELDS_AT], content[_FIELDS_AT:_PAYLOAD_AT]
-    meta = PassageMeta(*_IDENTITY.unpack_from(content))
+    common, fields = content[_META.size : _FIELDS_AT], content[_FIELDS_AT:_PAYLOAD_AT]
+    meta = PassageMeta(*_META.unpack_from(content))
     return meta, unpack_record(common, fields, memoryview(content)[_PAYLOAD_AT:])

@@ -1,4 +1,4 @@
-"""`add` and `delete`: the live generation with a small segment more, or with some passages hidden. Costs what changes.
+"""`add` and `delete`: the live generation with one small segment or some tombstones more. Costs what changes.
 
 What is stored is linked, not copied; the next reindex folds everything into one base.
 """
@@ -8,35 +8,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from indexer.build.build_folders import begin, drop, recover, resume_or_begin
-from indexer.build.intake import WINDOW, Reject, batched, duplicate
-from indexer.build.models import Encoders
-from indexer.build.segment import Progress, SegmentBuilder
+from indexer.build.batching import batched
+from indexer.build.build import BuiltSegment, build_segment
+from indexer.build.counts import BuildCounts
+from indexer.build.plan import WINDOW, Reject, duplicate
+from indexer.build.spec import BuildSpec
 from indexer.change.publication import drop_segments_but, publish_beside
 from indexer.corpus import CorpusLine, RejectedLine
+from indexer.models import Encoders
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.first_stage import BM25Index
-from kalm_cache.generations.file_digests import require_sound_first_stage
+from kalm_cache.generations.build_folders import begin, drop, recover, resume_or_begin
+from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.fingerprint import require_equal
 from kalm_cache.generations.generation import (
     BUILDING,
-    NO_COUNTS,
-    Counts,
     Generation,
-    SegmentReceipt,
-    next_names,
     open_current,
     require_valid,
     segment_folder,
 )
+from kalm_cache.generations.manifest import Counts, RecordTally, SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
+from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.settings import Settings
 from kalm_cache.storage.durable import disk_errors
 from kalm_cache.storage.locks import build_lock
-from kalm_cache.storage.passage_store import PassageMeta, PassageStore, doc_id_of, key_of
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore, doc_id_of, key_of, require_undamaged
 from kalm_cache.storage.record import Record
 
 
@@ -79,7 +80,7 @@ def add_passages(
     encoders: Encoders,
     *,
     on_reject: Reject,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[BuildCounts], None],
 ) -> AddReport:
     """Add passages to the live generation, or replace them where their texts changed; all of them at once or none.
 
@@ -93,53 +94,64 @@ def add_passages(
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    live = open_current(index)  # first: a wrong folder should not be made
+    open_current(index)  # first: a wrong folder should not be made
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
         live = open_current(index)
-        require_valid(live)
-        require_sound_first_stage(live)  # its statistics go into the scores of what is added
-        way_out = "Run: kalm-cache reindex CORPUS, to change them."
-        require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
+        _require_addable(index, live, encoders)
         building = resume_or_begin(index, "add", encoders.fingerprint)
-        own = int(building.name.removesuffix(BUILDING))  # a name that no segment linked beside it has
+        name = f"{int(building.name.removesuffix(BUILDING)):05d}"  # no segment that is linked beside it is called so
+        drop_segments_but(building, name)
         segments = stack.enter_context(SegmentSet(live))
-        news = _News(segments, on_reject)
-        drop_segments_but(building, f"{own:05d}")
-        folder = segment_folder(building, f"{own:05d}")
-        builder = SegmentBuilder(
-            passage_side=encoders.passage_side,
-            embedder=encoders.embedder,
-            codec=encoders.codec,
-            batch_tokens=settings.batch_tokens,
-            store_text=encoders.fingerprint.store_text,
-            bm25=encoders.fingerprint.bm25,
-            first_ordinal=next_names(index).next_ordinal,
-            statistics_of=BM25Index.open(live.segment / "first_stage") if encoders.fingerprint.bm25 else None,
+        changes = _Changes(segments, on_reject)
+        segment = build_segment(
+            _spec(index, live, settings, encoders),
+            changes.of(lines),
+            segment_folder(building, name),
+            on_reject=changes.reject,
+            on_progress=on_progress,
         )
-        progress, counts = builder.build(news.of(lines), folder, on_reject=news.reject, on_progress=on_progress)
         replaced = 0
-        if counts.passages:
-            live, replaced = _publish_added(index, building, live, segments, folder, counts)
+        if segment.stored.passages:
+            live, replaced = _publish_added(index, building, live, segments, segment)
         else:
             drop(building)
     return AddReport(
         index=str(index),
         generation=live.name,
         passages=live.manifest.counts.passages,
-        added=counts.passages - replaced,
+        added=segment.stored.passages - replaced,
         replaced=replaced,
-        unchanged=news.unchanged,
-        rejected=news.rejected,
-        encoded=progress.encoded,
-        resumed=progress.resumed,
-        new_bytes=_bytes_below(segment_folder(live.folder, f"{own:05d}")),
+        unchanged=changes.unchanged,
+        rejected=changes.rejected,
+        encoded=segment.counts.encoded,
+        resumed=segment.counts.resumed,
+        new_bytes=_bytes_below(segment_folder(live.folder, name)),
         seconds=round(time.perf_counter() - started, 3),
     )
 
 
+def _require_addable(index: Path, live: Generation, encoders: Encoders) -> None:
+    require_valid(live)
+    require_valid_first_stage(live)  # its statistics go into the scores of what is added
+    way_out = "Run: kalm-cache reindex CORPUS, to change them."
+    require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
+
+
+def _spec(index: Path, live: Generation, settings: Settings, encoders: Encoders) -> BuildSpec:
+    return BuildSpec(
+        index=index,
+        operation="add",
+        template=replace(live.manifest, dense_index="auto"),  # what suits the base may not suit so few
+        parent=live,
+        models=encoders.build_models,
+        batch_tokens=settings.batch_tokens,
+        statistics_of=BM25Index.open(live.segment / "first_stage") if encoders.fingerprint.bm25 else None,
+    )
+
+
 def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
-    """Hide passages from the next moment on; `gc` removes their bytes. All of the known ones at once, or none.
+    """Show passages no more from the next moment on; `gc` removes their bytes. All of the known ones at once, or none.
 
     Raises:
         IndexNotFoundError: nothing has been published here.
@@ -159,7 +171,7 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
             unknown = [doc_id for doc_id in distinct if doc_id not in gone.ordinals]
             if not gone.ordinals:
                 raise UnknownIdError(unknown)
-        tombstones = live.tombstones().adding([(ordinal, key_of(one), True) for one, ordinal in gone.ordinals.items()])
+        tombstones = gone.added_to(live.tombstones(), deleted=True)
         counts = live.manifest.counts - gone.counts
         building = begin(index, "delete")
         live = publish_beside(index, building, "delete", live, tombstones, counts, deleted=len(gone.ordinals))
@@ -173,7 +185,7 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
     )
 
 
-class _News:
+class _Changes:
     """The lines of a file that change something, each id once; counts the others."""
 
     def __init__(self, segments: SegmentSet, on_reject: Reject) -> None:
@@ -187,7 +199,7 @@ class _News:
         self._on_reject(line)
 
     def of(self, lines: Iterable[CorpusLine | RejectedLine]) -> Iterator[CorpusLine | RejectedLine]:
-        """Lines for `SegmentBuilder.build`."""
+        """Lines for `build_segment`."""
         for window in batched(lines, WINDOW):
             doc_ids = [line.passage.doc_id for line in window if isinstance(line, CorpusLine)]
             stored = dict(zip(doc_ids, _valid_metas(self._segments, doc_ids), strict=True))
@@ -208,55 +220,51 @@ class _News:
 
 
 def _valid_metas(segments: SegmentSet, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
-    """Of what is stored whole; what is damaged is as good as not there, so that adding it again repairs it."""
+    """Of what is stored undamaged; what is damaged counts as not there, so that adding it again repairs it."""
     with segments.snapshot() as snapshot:
         valid = [isinstance(record, Record) for record in snapshot.records(doc_ids)]
-    found = zip(segments.metas(doc_ids), valid, strict=True)
-    return [one if here and isinstance(one, PassageMeta) else None for one, here in found]
+    metas = zip(segments.metas(doc_ids), valid, strict=True)
+    return [meta if is_valid and isinstance(meta, PassageMeta) else None for meta, is_valid in metas]
 
 
 @dataclass(frozen=True, slots=True)
 class _Gone:
-    """Passages that a new generation does not show: their numbers by id, and what they count."""
+    """Passages that a new generation does not show: their ordinals by id, and what they count."""
 
     ordinals: dict[str, int]
     counts: Counts
 
     @staticmethod
     def of(doc_ids: Sequence[str], segments: SegmentSet) -> _Gone:
-        """Those of `doc_ids` that are shown now. Raises `StoreError` for one whose number cannot be read."""
+        """Those of `doc_ids` that are shown now. Raises `StoreError` for one whose ordinal cannot be read."""
         ordinals: dict[str, int] = {}
-        counts = NO_COUNTS
+        tally = RecordTally()
         for some in batched(doc_ids, WINDOW):
             with segments.snapshot() as snapshot:
                 for doc_id, meta, record in zip(some, segments.metas(some), snapshot.records(some), strict=True):
-                    if meta is None:
-                        continue
-                    if not isinstance(meta, PassageMeta):
-                        raise meta
-                    ordinals[doc_id] = meta.ordinal
-                    counts += _counts_of(record)
-        return _Gone(ordinals, counts)
+                    if meta is not None:
+                        ordinals[doc_id] = require_undamaged(meta).ordinal
+                        tally.add(record)
+        return _Gone(ordinals, tally.counts())
 
-
-def _counts_of(record: object) -> Counts:
-    """A damaged record counts as a passage, and as nothing else: what it held cannot be told."""
-    if not isinstance(record, Record):
-        return Counts(1, 0, 0, 0, 0)
-    return Counts(1, record.tokens, record.rows, int(record.truncated), len(record.payload))
+    def added_to(self, tombstones: Tombstones, *, deleted: bool) -> Tombstones:
+        """The tombstones with these: of passages that were deleted, or else replaced."""
+        return tombstones.adding([(ordinal, key_of(doc_id), deleted) for doc_id, ordinal in self.ordinals.items()])
 
 
 def _publish_added(
-    index: Path, building: Path, live: Generation, segments: SegmentSet, folder: Path, counts: Counts
+    index: Path, building: Path, live: Generation, segments: SegmentSet, segment: BuiltSegment
 ) -> tuple[Generation, int]:
-    with PassageStore(folder) as store:
+    """The new generation, and how many passages of the old one it replaces."""
+    with PassageStore(segment.folder) as store:
         doc_ids = [doc_id_of(key) for key in store.keys()]  # noqa: SIM118 (not a dict)
         first, _ = next(store.ordinals())
-        receipt = SegmentReceipt(folder.name, counts, first, store.next_ordinal())
-    gone = _Gone.of(doc_ids, segments)
-    tombstones = live.tombstones().adding([(ordinal, key_of(one), False) for one, ordinal in gone.ordinals.items()])
-    shown = live.manifest.counts + counts - gone.counts
-    return publish_beside(index, building, "add", live, tombstones, shown, added=receipt), len(gone.ordinals)
+    receipt = SegmentReceipt(segment.folder.name, segment.stored, first, segment.next_ordinal)
+    replaced = _Gone.of(doc_ids, segments)
+    tombstones = replaced.added_to(live.tombstones(), deleted=False)
+    shown = live.manifest.counts + segment.stored - replaced.counts
+    live = publish_beside(index, building, "add", live, tombstones, shown, added=receipt)
+    return live, len(replaced.ordinals)
 
 
 def _bytes_below(folder: Path) -> int:

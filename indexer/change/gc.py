@@ -1,7 +1,7 @@
 """Old generations -> free space, and deleted passages -> no bytes of them left. Never touches what is being read.
 
-Kept are the live generation and so many before it as one may want to go back to, unless these hold passages that were
-deleted since. What the live one holds and does not show is left out of a new base first, copied as bytes.
+The live generation stays, and some before it for a rollback, unless these hold passages that were deleted since. If the
+live one has tombstones, a new base is written first, without the passages that these name.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.build.base import BaseBuild
-from indexer.build.build_folders import begin, recover
+from indexer.build.build import build_base
+from indexer.build.spec import BuildSpec
+from indexer.models import BuildModels
 from indexer.reuse.sources import open_sources
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
+from kalm_cache.generations.build_folders import begin, recover
 from kalm_cache.generations.generation import (
-    MANIFEST,
     REMOVING,
     Generation,
     open_current,
@@ -27,6 +28,7 @@ from kalm_cache.generations.generation import (
     published_names,
     require_valid,
 )
+from kalm_cache.generations.manifest import MANIFEST
 from kalm_cache.storage.durable import disk_errors, rename_durably
 from kalm_cache.storage.locks import build_lock, exclude
 
@@ -58,7 +60,7 @@ class GcReport:
 
 
 def collect_garbage(index: Path, keep: int = 1, *, dry_run: bool = False) -> GcReport:
-    """Write a new base without hidden passages if there are any, and remove generations that nobody needs.
+    """Write a new base without tombstoned passages if there are any, and remove generations that nobody needs.
 
     Args:
         index: the index folder.
@@ -97,20 +99,18 @@ def compact(index: Path, live: Generation) -> Generation:
     require_valid(live)
     building, codec = begin(index, "gc"), get_codec(live.manifest.fingerprint.codec)  # nothing is encoded
     with ExitStack() as stack:
-        build = BaseBuild(
+        spec = BuildSpec(
             index=index,
             operation="gc",
             template=live.manifest,
             parent=live,
-            sources=open_sources(live, live.manifest.fingerprint, codec, stack, inexact_vectors=True),
-            embedder=StoredEmbedder(live),
-            passage_side=None,
-            codec=codec,
+            models=BuildModels(None, StoredEmbedder(live), codec),
             batch_tokens=1,
-            keep=True,
+            sources=open_sources(live, live.manifest.fingerprint, codec, stack, inexact_vectors=True),
+            keep_missing=True,
         )
-        outcome = build.run((), building, on_reject=lambda line: None, on_progress=lambda progress: None)
-    return outcome.generation
+        compacted, _ = build_base(spec, (), building, on_reject=lambda line: None, on_progress=lambda counts: None)
+    return compacted
 
 
 def _kept(index: Path, live: Generation, keep: int, report: GcReport) -> set[str]:
@@ -171,5 +171,5 @@ def _why(index: Path, name: str, live: Generation) -> str:
 
 def _files_of(index: Path) -> dict[tuple[int, int], int]:
     """Size of every file by what it is, not by its names."""
-    found = (path.stat() for path in (index / "generations").rglob("*") if path.is_file())
-    return {(one.st_dev, one.st_ino): one.st_size for one in found}
+    stats = (path.stat() for path in (index / "generations").rglob("*") if path.is_file())
+    return {(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}

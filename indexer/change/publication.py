@@ -1,13 +1,14 @@
-"""A generation that has its parent's segments and a little more, or hides a little more. Under the build lock only."""
+"""A generation of its parent's segments and a new one, or more tombstones, published. Under the build lock only."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from kalm_cache.generations.generation import Counts, Generation, SegmentReceipt, name_for, publish, receipts
+from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.manifest import Counts, SegmentReceipt
+from kalm_cache.generations.publish import name_for, now, publish, receipts
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones
 from kalm_cache.storage.durable import link_or_copy
 
@@ -23,13 +24,13 @@ def publish_beside(
     deleted: int = 0,
     added: SegmentReceipt | None = None,
 ) -> Generation:
-    """Publish a build with its parent's segments, one of its own at most, and this list of what is hidden.
+    """Publish a build of its parent's segments, at most one new segment, and these tombstones.
 
     The parent's files are linked, and their receipts taken over, so that the cost is that of what is new.
     """
     segments = [*parent.manifest.segments, *([added] if added is not None else [])]
     drop_segments_but(building, None if added is None else added.name)
-    linked = {name: one for name, one in parent.manifest.files.items() if name.startswith("shards/")}
+    linked = {name: receipt for name, receipt in parent.manifest.files.items() if name.startswith("shards/")}
     for name in linked:
         link_or_copy(parent.folder / name, building / name)
     (building / TOMBSTONES_FILE).unlink(missing_ok=True)
@@ -55,8 +56,3 @@ def drop_segments_but(building: Path, name: str | None) -> None:
     for folder in (building / "shards").glob("*"):
         if name is None or folder.name.split(".")[0] != name:
             shutil.rmtree(folder)
-
-
-def now() -> str:
-    """For `created_at`, and nothing else: no decision hangs on a clock."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

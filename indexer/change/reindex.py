@@ -1,7 +1,7 @@
 """Reindex: a corpus against the live generation -> what can stay, what must be encoded, what goes; then the next one.
 
-What stays is copied as bytes. What is stored in another form than is wanted now is recoded where that is honest (see
-recode.py), and encoded again where it is not. All deltas end up in one base.
+What stays is copied as bytes. What is stored in another form than is wanted now is recoded where that is exact (see
+recode.py), and encoded again where it is not. All segments end up in one base.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.build.accepted_ids import Staging
-from indexer.build.base import BaseBuild, Outcome, new_manifest
-from indexer.build.build_folders import recover, resume_or_begin
-from indexer.build.intake import Reject, accepted_windows, batched
-from indexer.build.models import Encoders
-from indexer.build.seal import SCAN
-from indexer.build.segment import Progress
+from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
+from indexer.build.batching import batched
+from indexer.build.build import build_base
+from indexer.build.counts import BuildCounts
+from indexer.build.first_stage import SCAN
+from indexer.build.plan import Reject, Wanted, accepted_windows, plan_window
+from indexer.build.spec import BuildSpec, new_manifest
 from indexer.corpus import CorpusLine, RejectedLine
+from indexer.models import Encoders
 from indexer.reuse.sources import Sources, open_sources, require_keepable
 from kalm_cache.errors import UsageError
+from kalm_cache.generations.build_folders import recover, resume_or_begin
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current
 from kalm_cache.passage import Passage
@@ -68,7 +70,7 @@ def run_reindex(
     *,
     keep_missing: bool = False,
     on_reject: Reject,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[BuildCounts], None],
 ) -> ReindexReport:
     """Bring an index to a corpus, read once from its beginning, and to these settings; publish the next generation.
 
@@ -91,20 +93,18 @@ def run_reindex(
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
         building = resume_or_begin(index, "reindex", encoders.fingerprint)
-        build = BaseBuild(
+        spec = BuildSpec(
             index=index,
             operation="reindex",
             template=new_manifest(settings, encoders),
             parent=live,
-            sources=sources,
-            embedder=encoders.embedder,
-            passage_side=encoders.passage_side,
-            codec=encoders.codec,
+            models=encoders.build_models,
             batch_tokens=settings.batch_tokens,
-            keep=keep_missing,
+            sources=sources,
+            keep_missing=keep_missing,
         )
-        outcome = build.run(lines, building, on_reject=on_reject, on_progress=on_progress)
-    return _report(index, outcome, sources, time.perf_counter() - started)
+        generation, counts = build_base(spec, lines, building, on_reject=on_reject, on_progress=on_progress)
+    return _report(index, generation, counts, sources, time.perf_counter() - started)
 
 
 def plan_reindex(
@@ -129,50 +129,47 @@ def plan_reindex(
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        staging = stack.enter_context(Staging(Path(folder) / "staging.lmdb"))
-        plan = _Plan(sources)
-        for window in accepted_windows(lines, staging, reject):
-            plan.take(window)
-        plan.missing(staging)
-    return plan.report(index, live, rejected, keep_missing, time.perf_counter() - started)
+        accepted = stack.enter_context(AcceptedPassages(Path(folder) / ACCEPTED_FILE))
+        dry_run = _DryRun(sources)
+        for window in accepted_windows(lines, accepted, reject):
+            dry_run.count(window)
+        dry_run.count_missing(accepted)
+    return dry_run.report(index, live, rejected, keep_missing, time.perf_counter() - started)
 
 
-class _Plan:
-    """Counts what would become of each passage."""
+class _DryRun:
+    """Counts what would become of each passage; `missing`: what the corpus does not have."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self.reused = self.recoded = self.encoded = self.others = 0
+        self.reused = self.recoded = self.encoded = self.missing = 0
 
-    def take(self, passages: list[Passage]) -> None:
-        rest = passages
-        for segment in self._sources.copied:
-            before = len(rest)
-            rest = _unlike(rest, segment.metas([passage.doc_id for passage in rest]))
-            self.reused += before - len(rest)
-        for recoded in self._sources.recoded:
-            before = len(rest)
-            rest = _unlike(rest, recoded.metas([passage.doc_id for passage in rest]))
-            if recoded.changes_states:
-                self.recoded += before - len(rest)
+    def count(self, passages: list[Passage]) -> None:
+        """Count a window of the corpus."""
+        wanted = [Wanted(passage, passage.content_hash()) for passage in passages]
+        window = plan_window(wanted, enumerate(self._sources.copied, start=1), self._sources.recoded)
+        self.reused += sum(len(stored) for _, stored in window.reused)
+        for place, stored in window.recoded:
+            if self._sources.recoded[place].recoding.changes_states:
+                self.recoded += len(stored)
             else:
-                self.reused += before - len(rest)
-        self.encoded += len(rest)
+                self.reused += len(stored)
+        self.encoded += len(window.to_encode)
 
-    def missing(self, staging: Staging) -> None:
+    def count_missing(self, accepted: AcceptedPassages) -> None:
         """Count what the corpus does not have."""
         for segment in self._sources.every:
             for keys in batched(segment.keys(), SCAN):
-                self.others += len(staging.unseen(keys))
+                self.missing += len(accepted.unseen(keys))
 
     def report(self, index: Path, live: Generation, rejected: int, keep: bool, seconds: float) -> ReindexReport:
         reused, recoded, encoded = self.reused, self.recoded, self.encoded
         if keep and self._sources.copied:
-            reused += self.others
+            reused += self.missing
         elif keep and self._sources.recoded:
-            recoded += self.others
+            recoded += self.missing
         elif keep:
-            encoded += self.others
+            encoded += self.missing
         passages, rate = reused + recoded + encoded, live.manifest.passages_per_second
         return ReindexReport(
             index=str(index),
@@ -183,8 +180,8 @@ class _Plan:
             recoded=recoded,
             encoded=encoded,
             resumed=0,
-            deleted=0 if keep else self.others,
-            kept=self.others if keep else 0,
+            deleted=0 if keep else self.missing,
+            kept=self.missing if keep else 0,
             rejected=rejected,
             why_encoded=self._sources.problem,
             bytes=0,
@@ -193,14 +190,6 @@ class _Plan:
             full_build_seconds=None if rate is None else round(passages / rate, 1),
             speedup=None,
         )
-
-
-def _unlike(passages: list[Passage], metas: Iterable[object]) -> list[Passage]:
-    return [
-        passage
-        for passage, meta in zip(passages, metas, strict=True)
-        if getattr(meta, "content_hash", None) != passage.content_hash()
-    ]
 
 
 def _check_texts(live: Generation, sources: Sources, wanted: Fingerprint) -> None:
@@ -218,23 +207,25 @@ def _check_texts(live: Generation, sources: Sources, wanted: Fingerprint) -> Non
     require_keepable(live, sources, wanted)
 
 
-def _report(index: Path, outcome: Outcome, sources: Sources, seconds: float) -> ReindexReport:
-    manifest, progress = outcome.generation.manifest, outcome.progress
+def _report(
+    index: Path, generation: Generation, counts: BuildCounts, sources: Sources, seconds: float
+) -> ReindexReport:
+    manifest = generation.manifest
     passages = manifest.counts.passages
-    rate = manifest.passages_per_second or _rate_of(progress)
+    rate = manifest.passages_per_second or _rate_of(counts)
     full = None if not rate else passages / rate
     return ReindexReport(
         index=str(index),
         generation=manifest.generation,
         dry_run=False,
         passages=passages,
-        reused=progress.copied,
-        recoded=progress.recoded,
-        encoded=progress.encoded + progress.resumed,
-        resumed=progress.resumed,
+        reused=counts.copied,
+        recoded=counts.recoded,
+        encoded=counts.encoded + counts.resumed,
+        resumed=counts.resumed,
         deleted=manifest.deleted,
-        kept=progress.kept,
-        rejected=progress.rejected,
+        kept=counts.kept,
+        rejected=counts.rejected,
         why_encoded=sources.problem,
         bytes=sum(receipt.bytes for receipt in manifest.files.values()),
         seconds=round(seconds, 3),
@@ -244,6 +235,6 @@ def _report(index: Path, outcome: Outcome, sources: Sources, seconds: float) -> 
     )
 
 
-def _rate_of(progress: Progress) -> float | None:
-    """Passages a second of encoding alone; a full build does more, so that it flatters nobody but the full build."""
-    return progress.encoded / progress.encoding_seconds if progress.encoded else None
+def _rate_of(counts: BuildCounts) -> float | None:
+    """Passages a second of encoding alone; a full build does more, so that the speedup is rather understated."""
+    return counts.encoded / counts.encoding_seconds if counts.encoded else None

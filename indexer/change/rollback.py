@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.build.build_folders import recover
 from kalm_cache.errors import KalmCacheError, StoreError, UsageError
+from kalm_cache.generations.build_folders import recover
 from kalm_cache.generations.current import current_name
-from kalm_cache.generations.generation import (
-    Generation,
-    make_live,
-    open_current,
-    open_generation,
-    published_names,
-)
+from kalm_cache.generations.generation import Generation, open_current, open_generation, published_names
+from kalm_cache.generations.publish import make_live
 from kalm_cache.storage.durable import disk_errors
 from kalm_cache.storage.locks import build_lock
 

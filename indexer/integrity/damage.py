@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is wrong: in which file (relative to the generation), and for which passage, if it is one's."""
+    """One thing that is wrong: in which file (relative to the generation), and for which passage, if one alone."""
 
     file: str
     doc_id: str | None

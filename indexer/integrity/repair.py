@@ -1,4 +1,4 @@
-"""A damaged generation -> the next one, of all that is whole, and of what can be encoded again from stored texts.
+"""A damaged generation -> the next one, of all that is valid, and of what can be encoded again from stored texts.
 
 What is neither is set aside: the new generation does not have it, `quarantine.json` in it lists it, and the damaged
 generation is left as it is, with whatever bytes are in it, until gc.
@@ -10,28 +10,27 @@ import json
 import logging
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.build.base import BaseBuild
-from indexer.build.build_folders import SALVAGE, begin, recover
-from indexer.build.models import load_encoders_of
+from indexer.build.build import build_segment, publish_base
+from indexer.build.spec import BuildSpec
 from indexer.corpus import CorpusLine
 from indexer.integrity.salvage import salvage
+from indexer.models import BuildModels, load_encoders_of
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from indexer.reuse.sources import Sources
 from indexer.reuse.stored_embedder import StoredEmbedder
-from kalm_cache.codec import Codec, get_codec
+from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.first_stage import Embedder
-from kalm_cache.generations.generation import BUILDING, Generation, open_current
+from kalm_cache.generations.build_folders import SALVAGE, begin, recover
+from kalm_cache.generations.generation import BUILDING, Generation, open_current, segment_folder
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.passage import Passage
-from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.settings import Settings
-from kalm_cache.storage.durable import disk_errors, file_digest
+from kalm_cache.storage.durable import disk_errors
 from kalm_cache.storage.locks import build_lock
 from kalm_cache.storage.passage_store import PASSAGES_FILE, SEAL_FILE, STATES_FILE, PassageStore
 
@@ -64,13 +63,13 @@ class _Saved:
     nameless: int = 0
 
 
-def repair_index(index: Path, said: Settings) -> RepairReport:
+def repair_index(index: Path, overrides: Settings) -> RepairReport:
     """Publish a generation of all that can be saved of the live one.
 
     Raises:
         IndexNotFoundError: nothing has been published here.
         IndexLockedError: another job is changing the index.
-        StoreError: the manifest or the list of hidden passages is damaged (go back, or reindex the corpus), or the disk
+        StoreError: the manifest or the list of tombstones is damaged (go back, or reindex the corpus), or the disk
             is full or cannot be written.
         UsageError: the index keeps no texts, and its first stage is damaged, or an earlier version's.
     """
@@ -86,48 +85,51 @@ def repair_index(index: Path, said: Settings) -> RepairReport:
         stack.callback(shutil.rmtree, workspace, ignore_errors=True)
         saved = _save(live, tombstones, workspace, stack)
         report.quarantined, report.nameless = saved.lost, saved.nameless
-        embedder, side, codec, batch_tokens = _encoders(live, saved, said)
-        build = BaseBuild(
+        models, batch_tokens = _models(live, saved, overrides)
+        spec = BuildSpec(
             index=index,
             operation="repair",
             template=live.manifest,
             parent=live,
-            sources=Sources(copied=saved.segments, every=saved.segments),
-            embedder=embedder,
-            passage_side=side,
-            codec=codec,
+            models=models,
             batch_tokens=batch_tokens,
-            keep=True,
+            sources=Sources(copied=saved.segments, every=saved.segments),
+            keep_missing=True,
             on_lost=report.quarantined.append,
-            before_publishing=lambda: _list(building, report),
         )
-        lines = (CorpusLine(Passage(*one), f"{live.name}:{one[0]}") for one in saved.texts.items())
-        outcome = build.run(lines, building, on_reject=lambda line: None, on_progress=lambda progress: None)
-    report.generation = outcome.generation.name
-    report.passages = outcome.generation.manifest.counts.passages
-    report.copied, report.encoded = outcome.progress.copied, outcome.progress.encoded
+        _rebuild(spec, building, saved, report)
     report.seconds = round(time.perf_counter() - started, 3)
     return report
+
+
+def _rebuild(spec: BuildSpec, building: Path, saved: _Saved, report: RepairReport) -> None:
+    lines = (CorpusLine(Passage(*item), f"{report.damaged_generation}:{item[0]}") for item in saved.texts.items())
+    folder = segment_folder(building)
+    segment = build_segment(spec, lines, folder, on_reject=lambda line: None, on_progress=lambda counts: None)
+    _write_quarantine(building, report)
+    repaired = publish_base(spec, building, segment)
+    report.generation, report.passages = repaired.name, repaired.manifest.counts.passages
+    report.copied, report.encoded = segment.counts.copied, segment.counts.encoded
 
 
 def _save(live: Generation, tombstones: Tombstones, workspace: Path, stack: ExitStack) -> _Saved:
     saved = _Saved()
     for part in live.parts():
         (receipt,) = part.manifest.segments
-        own = frozenset(tombstones.between(receipt.first_ordinal, receipt.next_ordinal).keys)
+        gone = frozenset(tombstones.between(receipt.first_ordinal, receipt.next_ordinal).keys)
         vectors = source_vectors(part, inexact=not live.manifest.fingerprint.store_text)
         postings = source_postings(part)
         if _is_valid(part):
             store = stack.enter_context(PassageStore(part.segment))
-            saved.segments.append(SealedSegment(store, vectors, own, postings))
+            saved.segments.append(SealedSegment(store, vectors, gone, postings))
             continue
-        logger.warning("%s is damaged: searching it for what is whole", part.segment)
-        found = salvage(part, own, workspace / part.segment_name)
+        logger.warning("%s is damaged: searching it for what is valid", part.segment)
+        salvaged = salvage(part, gone, workspace / part.segment_name)
         store = stack.enter_context(PassageStore(workspace / part.segment_name))
         saved.segments.append(SealedSegment(store, vectors, postings=postings))
-        saved.texts |= found.texts
-        saved.lost += found.lost
-        saved.nameless += found.nameless
+        saved.texts |= salvaged.texts
+        saved.lost += salvaged.lost
+        saved.nameless += salvaged.nameless
     return saved
 
 
@@ -137,26 +139,24 @@ def _is_valid(part: Generation) -> bool:
         path = part.segment / name
         receipt = part.manifest.files.get(path.relative_to(part.folder).as_posix())
         try:
-            if receipt is None or file_digest(path) != receipt.sha256:
+            if receipt is None or not receipt.has_digest_of(path):
                 return False
         except OSError:
             return False
     return True
 
 
-def _encoders(live: Generation, saved: _Saved, said: Settings) -> tuple[Embedder, PassageSide | None, Codec, int]:
-    """The models, if anything has to be encoded or embedded."""
-    if saved.texts or any(segment.vectors is None for segment in saved.segments):
-        settings, encoders = load_encoders_of(live.manifest, said)
-        return encoders.embedder, encoders.passage_side, encoders.codec, settings.batch_tokens
-    try:
-        return StoredEmbedder(live), None, get_codec(live.manifest.fingerprint.codec), said.batch_tokens
-    except KalmCacheError:
-        settings, encoders = load_encoders_of(live.manifest, said)
-        return encoders.embedder, encoders.passage_side, encoders.codec, settings.batch_tokens
+def _models(live: Generation, saved: _Saved, overrides: Settings) -> tuple[BuildModels, int]:
+    """What to compute with, and the tokens of a batch: the encoder is loaded only if something must be encoded."""
+    if not saved.texts and all(segment.vectors is not None for segment in saved.segments):
+        with suppress(KalmCacheError):  # the dense index may be damaged
+            models = BuildModels(None, StoredEmbedder(live), get_codec(live.manifest.fingerprint.codec))
+            return models, overrides.batch_tokens
+    settings, encoders = load_encoders_of(live.manifest, overrides)
+    return encoders.build_models, settings.batch_tokens
 
 
-def _list(building: Path, report: RepairReport) -> None:
+def _write_quarantine(building: Path, report: RepairReport) -> None:
     if report.quarantined or report.nameless:
         listed = {
             "generation": report.damaged_generation,

@@ -1,4 +1,4 @@
-"""What is whole in a damaged segment, found without the pages that lead to it, as a new sealed segment.
+"""What is valid in a damaged segment, found without the pages that lead to it, as a new sealed segment.
 
 Blocks say themselves what they are, and each entry is under its own checksum, so that a file is searched for their
 magic and nothing in it is trusted: no damage can end the process, and a page that leads nowhere costs nothing.
@@ -19,7 +19,7 @@ from kalm_cache.errors import DamagedRecordError
 from kalm_cache.generations.generation import Generation
 from kalm_cache.storage.checksummed_block import Block, Entry, Kind
 from kalm_cache.storage.passage_store import (
-    NUMBERS,
+    ORDINALS,
     PASSAGES,
     PASSAGES_FILE,
     STATES_FILE,
@@ -33,7 +33,7 @@ from kalm_cache.storage.store_writer import StoreWriter
 
 @dataclass(slots=True)
 class Salvaged:
-    """What became of a shard's passages; `texts` are of those that are to be encoded again."""
+    """What became of a segment's passages; `texts` are of those that are to be encoded again."""
 
     valid: int = 0
     texts: dict[str, str] = field(default_factory=dict)
@@ -47,12 +47,12 @@ class _Valid(NamedTuple):
 
 
 def salvage(part: Generation, tombstones: frozenset[bytes], folder: Path) -> Salvaged:
-    """Write a sealed segment into `folder` of every passage of `part` that is whole and not hidden.
+    """Write a sealed segment into `folder` of every passage of `part` that is valid and has no tombstone.
 
     Raises:
         StoreError: the disk is full or cannot be written.
     """
-    found = Salvaged()
+    salvaged = Salvaged()
     ordinals: list[tuple[int, bytes]] = []
     folder.mkdir(parents=True, exist_ok=True)
     (receipt,) = part.manifest.segments
@@ -63,27 +63,27 @@ def salvage(part: Generation, tombstones: frozenset[bytes], folder: Path) -> Sal
             if state is not None and passage is not None:
                 writer.copy(state.common, state.entry, passage.entry)
                 ordinals.append((meta_of(passage.entry).ordinal, key))
-                found.valid += 1
+                salvaged.valid += 1
             elif passage is not None and (text := _text(passage.entry)) is not None:
-                found.texts[doc_id_of(key)] = text
+                salvaged.texts[doc_id_of(key)] = text
             else:
-                found.lost.append(doc_id_of(key))
+                salvaged.lost.append(doc_id_of(key))
         writer.finish(sorted(ordinals), receipt.next_ordinal)
-    named = found.valid + len(found.texts) + len(found.lost)
-    found.nameless = max(receipt.counts.passages - len(tombstones) - named, 0)
-    return found
+    named = salvaged.valid + len(salvaged.texts) + len(salvaged.lost)
+    salvaged.nameless = max(receipt.counts.passages - len(tombstones) - named, 0)
+    return salvaged
 
 
 def _joined(segment: Path) -> Iterator[tuple[bytes, _Valid | None, _Valid | None]]:
-    """Every key that is found anywhere, rising: its record and its passage, where these are whole."""
-    states = ((key, 0, one) for key, one in valid_entries(segment / STATES_FILE, STATES))
-    passages = ((key, 1, one) for key, one in valid_entries(segment / PASSAGES_FILE, PASSAGES))
-    by_ordinal = (bytes(one.entry.payload) for _, one in valid_entries(segment / PASSAGES_FILE, NUMBERS))
-    names = ((key, 2, None) for key in sorted(by_ordinal))
-    merged = heapq.merge(states, passages, names, key=lambda one: one[0])
-    for key, group in groupby(merged, key=lambda one: one[0]):
-        found = {kind: one for _, kind, one in group}
-        yield key, found.get(0), found.get(1)
+    """Every key that is met anywhere, rising: its record and its passage, where these are valid."""
+    states = ((key, "state", valid) for key, valid in valid_entries(segment / STATES_FILE, STATES))
+    passages = ((key, "passage", valid) for key, valid in valid_entries(segment / PASSAGES_FILE, PASSAGES))
+    by_ordinal = (bytes(valid.entry.payload) for _, valid in valid_entries(segment / PASSAGES_FILE, ORDINALS))
+    names = ((key, "name", None) for key in sorted(by_ordinal))
+    merged = heapq.merge(states, passages, names, key=lambda item: item[0])
+    for key, group in groupby(merged, key=lambda item: item[0]):
+        by_kind = {kind: valid for _, kind, valid in group}
+        yield key, by_kind.get("state"), by_kind.get("passage")
 
 
 def valid_entries(path: Path, kind: Kind) -> Iterator[tuple[bytes, _Valid]]:
@@ -100,7 +100,7 @@ def valid_entries(path: Path, kind: Kind) -> Iterator[tuple[bytes, _Valid]]:
 
 
 def _blocks(content: mmap.mmap, view: memoryview, kind: Kind) -> Iterator[tuple[bytes, int]]:
-    """First whole key and offset of everything that may be a block."""
+    """First valid key and offset of everything that may be a block."""
     at = content.find(kind.magic)
     while at >= 0:
         first = next(_entries(view[at:], kind), None)
@@ -112,10 +112,10 @@ def _blocks(content: mmap.mmap, view: memoryview, kind: Kind) -> Iterator[tuple[
 def _entries_at(view: memoryview, blocks: list[tuple[bytes, int]], kind: Kind) -> Iterator[tuple[bytes, _Valid]]:
     last: bytes | None = None
     for _, at in blocks:
-        for key, one in _entries(view[at:], kind):
+        for key, valid in _entries(view[at:], kind):
             if last is None or key > last:
                 last = key
-                yield key, one
+                yield key, valid
 
 
 def _entries(view: memoryview, kind: Kind) -> Iterator[tuple[bytes, _Valid]]:

@@ -17,22 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.integrity.damage import Damage
-from indexer.integrity.verify_store import STORE_FILES, Tally, check_store
+from indexer.integrity.verify_store import STORE_FILES, StoreTally, check_store
 from indexer.integrity.verify_tombstones import check_tombstones
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME as BM25_FOLDER
 from kalm_cache.first_stage.dense.dense_index import FILE_NAME as DENSE_FILE
 from kalm_cache.generations.current import CURRENT, current_name
-from kalm_cache.generations.generation import MANIFEST, FileReceipt, Generation, open_current, open_generation
+from kalm_cache.generations.generation import Generation, open_current, open_generation
 from kalm_cache.generations.journal import JOURNAL, journal_problem
+from kalm_cache.generations.manifest import MANIFEST, FileReceipt
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE
-from kalm_cache.storage.durable import file_digest
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """`checked` counts what was found whole: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`.
+    """`checked` counts what was found valid: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`.
 
     These are of all that is stored; `tombstones` of the records are not shown.
     """
@@ -68,7 +68,7 @@ def verify_index(index: Path) -> VerifyReport:
 
 
 def verify_generation(generation: Generation) -> VerifyReport:
-    """Check every file, record and text of every segment, what is hidden, and that stores and first stages agree."""
+    """Check every file, record, text and tombstone, and that the stores and first stages of segments agree."""
     checked: Counter[str] = Counter()
     damaged = [*_check_manifest(generation), *_check_files(generation, checked)]
     broken = {damage.file for damage in damaged}
@@ -81,32 +81,28 @@ def verify_generation(generation: Generation) -> VerifyReport:
 
 def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
     """One segment, by itself."""
-    tally = Tally()
+    tally = StoreTally()
     store_files = {_in_segment(part, name) for name in STORE_FILES}
     is_valid = broken.isdisjoint(store_files)
     if is_valid:
         for file, doc_id, problem in check_store(part, tally):
             yield Damage(_in_segment(part, file), doc_id, problem)
-        checked.update(records=tally.valid, texts=tally.texts)
+        checked.update(records=tally.passages, texts=tally.texts)
     else:
         yield from _check_store_apart(part, broken, checked)
     ordinals = np.frombuffer(tally.ordinals, np.int64) if is_valid else None
-    (receipt,) = part.manifest.segments
-    if (
-        ordinals is not None
-        and len(ordinals)
-        and not receipt.first_ordinal <= ordinals[0] <= ordinals[-1] < receipt.next_ordinal
-    ):
-        said = f"{receipt.first_ordinal} to {receipt.next_ordinal - 1}"
-        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {ordinals[0]} to {ordinals[-1]}, not {said}")
+    if ordinals is not None and len(ordinals):
+        yield from _check_range(part, ordinals[0], ordinals[-1])
     yield from _check_first_stage(part, ordinals, broken, checked)
 
 
 def _check_range(part: Generation, lowest: int, highest: int) -> Iterator[Damage]:
+    """Ordinals of a segment against the range that the manifest gives it."""
     (receipt,) = part.manifest.segments
-    if lowest < receipt.first_ordinal or highest >= receipt.next_ordinal:
-        said = f"{receipt.first_ordinal} to {receipt.next_ordinal - 1}"
-        yield Damage(MANIFEST, None, f"shard {receipt.name} has numbers {lowest} to {highest}, not {said}")
+    first, last = receipt.first_ordinal, receipt.next_ordinal - 1
+    if not first <= lowest <= highest <= last:
+        problem = f"segment {receipt.name} has ordinals {lowest} to {highest}, not {first} to {last}"
+        yield Damage(MANIFEST, None, problem)
 
 
 def _report(checked: dict[str, int], damaged: list[Damage]) -> VerifyReport:
@@ -143,7 +139,7 @@ def _file_problem(path: Path, receipt: FileReceipt) -> str | None:
         size = path.stat().st_size
         if size != receipt.bytes:
             return f"has {size} bytes, its receipt says {receipt.bytes}"
-        return None if file_digest(path) == receipt.sha256 else "its SHA-256 is not that of its receipt"
+        return None if receipt.has_digest_of(path) else "its SHA-256 is not that of its receipt"
     except OSError as exc:
         return f"cannot be read: {exc.strerror}"
 
@@ -157,11 +153,11 @@ def _check_store_apart(generation: Generation, broken: set[str], checked: Counte
         check=False,
     )
     for line in walk.stdout.splitlines():
-        said: dict[str, Any] = json.loads(line)
-        if "problem" in said:
-            yield Damage(_in_segment(generation, said["file"]), said["doc_id"], said["problem"])
+        message: dict[str, Any] = json.loads(line)
+        if "problem" in message:
+            yield Damage(_in_segment(generation, message["file"]), message["doc_id"], message["problem"])
         else:
-            checked.update(said)
+            checked.update(message)
     names = [name for name in STORE_FILES[:2] if _in_segment(generation, name) in broken]
     for name in names if walk.returncode else ():
         how = walk.stderr.decode(errors="replace").strip()[-200:]
@@ -178,21 +174,21 @@ def _check_first_stage(
     dense, bm25 = _relative(generation, folder / DENSE_FILE), _relative(generation, folder / BM25_FOLDER)
     readers = {dense: ("vectors", _dense_ordinals)}
     if generation.manifest.fingerprint.bm25:
-        readers[bm25] = ("bm25_documents", _bm25_numbers)
+        readers[bm25] = ("bm25_documents", _bm25_ordinals)
     for file, (what, read) in readers.items():
         if any(name.startswith(file) for name in broken):
-            continue  # said already, and there are no records in it to name
+            continue  # reported already, and there are no records in it to name
         try:
-            found = np.sort(read(folder))
+            indexed = np.sort(read(folder))
         except Exception as exc:  # readers raise many kinds for a file that is not what it should be
             yield Damage(file, None, f"cannot be read: {exc}")
             continue
-        checked[what] += len(found)
-        if len(found) != generation.manifest.counts.passages:
-            yield Damage(file, None, f"holds {len(found)} passages, expected {generation.manifest.counts.passages}")
-        elif ordinals is not None and not np.array_equal(found, ordinals):
-            odd = np.setxor1d(found, ordinals)[:5].tolist()
-            yield Damage(file, None, f"its numbers are not those of the store, the first to differ: {odd}")
+        checked[what] += len(indexed)
+        if len(indexed) != generation.manifest.counts.passages:
+            yield Damage(file, None, f"holds {len(indexed)} passages, expected {generation.manifest.counts.passages}")
+        elif ordinals is not None and not np.array_equal(indexed, ordinals):
+            odd = np.setxor1d(indexed, ordinals)[:5].tolist()
+            yield Damage(file, None, f"its ordinals are not those of the store, the first to differ: {odd}")
 
 
 def _dense_ordinals(folder: Path) -> NDArray[np.int64]:
@@ -201,15 +197,15 @@ def _dense_ordinals(folder: Path) -> NDArray[np.int64]:
     index: Any = faiss.read_index(str(folder / DENSE_FILE))
     ordinals = np.asarray(faiss.vector_to_array(index.id_map), np.int64)
     if index.ntotal != len(ordinals):
-        raise ValueError(f"it says that it holds {index.ntotal} vectors, and it has {len(ordinals)} numbers")
+        raise ValueError(f"it says that it holds {index.ntotal} vectors, and it has {len(ordinals)} ordinals")
     return ordinals
 
 
-def _bm25_numbers(folder: Path) -> NDArray[np.int64]:
+def _bm25_ordinals(folder: Path) -> NDArray[np.int64]:
     documents = BM25Index.open(folder).ntotal
     ordinals = np.load(folder / BM25_FOLDER / "numbers.npy")
     if documents != len(ordinals):
-        raise ValueError(f"it says that it holds {documents} documents, and it has {len(ordinals)} numbers")
+        raise ValueError(f"it says that it holds {documents} documents, and it has {len(ordinals)} ordinals")
     return np.asarray(ordinals, np.int64)
 
 

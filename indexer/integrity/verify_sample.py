@@ -1,9 +1,8 @@
-"""Stored states against new ones: a few passages are encoded again, and what the difference does to margins is told."""
+"""Stored states against new ones: a few passages are encoded again, and the drift of their margins is reported."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from indexer.build.batching import batch_by_tokens
-from indexer.build.intake import WINDOW
-from indexer.build.models import Encoders, load_encoders_of
+from indexer.build.batching import Sample, batch_by_tokens
+from indexer.build.plan import WINDOW
+from indexer.models import Encoders, load_encoders_of
 from kalm_cache.errors import UsageError
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
@@ -43,27 +42,27 @@ class SampleReport:
     state_error: float
 
 
-def verify_sample(index: Path, passages: int, said: Settings) -> SampleReport:
+def verify_sample(index: Path, passages: int, overrides: Settings) -> SampleReport:
     """Encode `passages` of the live generation again, the same ones every time, with the model of its manifest.
 
     Raises:
         UsageError: the index keeps no texts, or holds no passages.
         IndexMismatchError: the model is not the one that built it any more.
     """
-    with PassageIndex.open(index, device=said.device, dtype=None) as opened:
-        settings, encoders = load_encoders_of(opened.generation.manifest, said)
-        doc_ids = _sample((doc_id_of(key) for key in opened.store.keys()), passages)  # noqa: SIM118 (not a dict)
+    with PassageIndex.open(index, device=overrides.device, dtype=None) as opened:
+        settings, encoders = load_encoders_of(opened.generation.manifest, overrides)
+        doc_ids = _sample(opened.store.keys(), passages)
         texts = [text for text in opened.store.texts(doc_ids) if text is not None]
         if not doc_ids or len(texts) < len(doc_ids):
             raise UsageError(f"{index}: --sample needs passages with their texts, and this index keeps none")
-        stored = [one.states for one in opened.pooled(doc_ids, chunk_size=settings.chunk_size)]
+        stored = [pooled.states for pooled in opened.pooled(doc_ids, chunk_size=settings.chunk_size)]
         fresh = _encode(texts, encoders, settings.batch_tokens)
         queries = [" ".join(text.split()[:QUERY_WORDS]) for text in texts[:QUERIES]]
         then, now = _margins(opened, queries, stored), _margins(opened, queries, fresh)
     drift = np.abs(then - now)
     errors = [
-        float((kept - new).norm(dim=1).mean() / max(float(new.norm(dim=1).mean()), 1e-12))
-        for kept, new in zip(stored, fresh, strict=True)
+        float((old - new).norm(dim=1).mean() / max(float(new.norm(dim=1).mean()), 1e-12))
+        for old, new in zip(stored, fresh, strict=True)
     ]
     return SampleReport(
         passages=len(doc_ids),
@@ -78,33 +77,28 @@ def verify_sample(index: Path, passages: int, said: Settings) -> SampleReport:
 def kendall(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     """Kendall's tau-b of two lists of scores (n,); 1 where either has no order at all. M. G. Kendall, 1945."""
     upper = np.triu_indices(len(left), 1)
-    a, b = (np.sign(one[:, None] - one[None, :])[upper] for one in (left, right))
+    a, b = (np.sign(scores[:, None] - scores[None, :])[upper] for scores in (left, right))
     pairs = math.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
     return float((a * b).sum() / pairs) if pairs else 1.0
 
 
-def _sample(doc_ids: Iterable[str], wanted: int) -> list[str]:
-    """Reservoir sampling, seeded: each id with the same probability."""
-    sample: list[str] = []
-    chance = random.Random(SEED)
-    for seen, doc_id in enumerate(doc_ids, start=1):
-        if len(sample) < wanted:
-            sample.append(doc_id)
-        elif (slot := chance.randrange(seen)) < wanted:
-            sample[slot] = doc_id
-    return sample
+def _sample(keys: Iterable[bytes], size: int) -> list[str]:
+    sample: Sample[str] = Sample(size, SEED)
+    for key in keys:
+        sample.add(doc_id_of(key))
+    return sample.items
 
 
 def _encode(texts: list[str], encoders: Encoders, batch_tokens: int) -> list[Tensor]:
     """Pooled states (P, D) float32 of each text, on the CPU."""
     side = encoders.passage_side
-    tokens = list(enumerate(side.tokenize(texts)))
+    tokenized = list(enumerate(side.tokenize(texts)))
     states: dict[int, Tensor] = {}
     for batch in batch_by_tokens(
-        tokens, length=lambda pair: len(pair[1].ids), budget_tokens=batch_tokens, window=WINDOW
+        tokenized, length=lambda pair: len(pair[1].ids), budget_tokens=batch_tokens, window=WINDOW
     ):
-        encoded = side.encode([one for _, one in batch])
-        states.update((i, one.float().cpu()) for (i, _), one in zip(batch, encoded, strict=True))
+        encoded = side.encode([tokens for _, tokens in batch])
+        states.update((i, pooled.float().cpu()) for (i, _), pooled in zip(batch, encoded, strict=True))
     return [states[i] for i in range(len(texts))]
 
 

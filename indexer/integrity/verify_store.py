@@ -19,12 +19,13 @@ import numpy as np
 
 from kalm_cache.codec import codec_by_number, get_codec
 from kalm_cache.errors import DamagedRecordError, KalmCacheError, StoreError
-from kalm_cache.generations.generation import Counts, Generation, Manifest, open_generation
+from kalm_cache.generations.generation import Generation, open_generation
+from kalm_cache.generations.manifest import Manifest, RecordTally
 from kalm_cache.passage import Passage
 from kalm_cache.storage.block_file import BlockFile
 from kalm_cache.storage.checksummed_block import Block, Entry
 from kalm_cache.storage.passage_store import (
-    NUMBERS,
+    ORDINALS,
     PASSAGES,
     PASSAGES_DATABASES,
     PASSAGES_FILE,
@@ -39,7 +40,7 @@ from kalm_cache.storage.passage_store import (
     read_seal,
     unpack_text,
 )
-from kalm_cache.storage.record import STATES, Record, unpack_record
+from kalm_cache.storage.record import STATES, unpack_record
 
 STORE_FILES = (STATES_FILE, PASSAGES_FILE, SEAL_FILE)
 
@@ -53,39 +54,22 @@ class Problem(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
-    """What a walk has found whole so far."""
+class StoreTally(RecordTally):
+    """The valid records, texts and ordinals that a walk has met so far."""
 
-    valid: int = 0
-    tokens: int = 0
-    pooled_states: int = 0
-    truncated: int = 0
-    payload_bytes: int = 0
     texts: int = 0
     ordinals: array[int] = field(default_factory=lambda: array("q"))
 
-    def add(self, record: Record) -> None:
-        """Count a record."""
-        self.valid += 1
-        self.tokens += record.tokens
-        self.pooled_states += record.rows
-        self.truncated += record.truncated
-        self.payload_bytes += len(record.payload)
 
-    def counts(self) -> Counts:
-        """As the manifest keeps them."""
-        return Counts(self.valid, self.tokens, self.pooled_states, self.truncated, self.payload_bytes)
-
-
-class Found(NamedTuple):
-    """An entry that a walk met; `entry` is `None` where it is damaged, which has been said then."""
+class WalkedEntry(NamedTuple):
+    """An entry that a walk met; `entry` is `None` where it is damaged, which has been reported then."""
 
     key: bytes
     common: bytes
     entry: Entry | None
 
 
-def check_store(generation: Generation, tally: Tally) -> Iterator[Problem]:
+def check_store(generation: Generation, tally: StoreTally) -> Iterator[Problem]:
     """Walk the whole store; problems come as they are met, and `tally` is filled meanwhile. Raises nothing."""
     seal: Seal | None = None
     try:
@@ -104,7 +88,7 @@ def check_store(generation: Generation, tally: Tally) -> Iterator[Problem]:
             problems = files[name].problems
             if not problems and seal is not None and files[name].digest != seal.trees.get(name):
                 problems = ["its pages are not those that were sealed"]
-            for problem in problems:  # said, and read on as far as it goes
+            for problem in problems:  # reported, and read on as far as it goes
                 yield Problem(name, None, problem)
         walks = _Walks(files, generation.manifest, seal, tally)
         for check in (walks.check_passages, walks.check_ordinals):
@@ -115,7 +99,7 @@ def check_store(generation: Generation, tally: Tally) -> Iterator[Problem]:
 
 
 class _Walks:
-    def __init__(self, files: dict[str, BlockFile], manifest: Manifest, seal: Seal | None, tally: Tally) -> None:
+    def __init__(self, files: dict[str, BlockFile], manifest: Manifest, seal: Seal | None, tally: StoreTally) -> None:
         self._manifest, self._seal, self._tally = manifest, seal, tally
         self._states = _Database(files.get(STATES_FILE), STATES_FILE, "blocks")
         self._passages = _Database(files.get(PASSAGES_FILE), PASSAGES_FILE, "passages")
@@ -132,27 +116,27 @@ class _Walks:
         for problem in (*states.take_problems(), *passages.take_problems()):
             problems_met += 1
             yield problem
-        counted, said = self._tally.counts(), self._manifest.counts
-        if not problems_met and counted != said:
-            yield Problem(STATES_FILE, None, f"the records add up to {counted}, the manifest says {said}")
+        counted, stated = self._tally.counts(), self._manifest.counts
+        if not problems_met and counted != stated:
+            yield Problem(STATES_FILE, None, f"the records add up to {counted}, the manifest says {stated}")
         if self._seal is not None and not problems_met and self._seal.passages != counted.passages:
             difference = f"it says {self._seal.passages} passages, there are {counted.passages}"
             yield Problem(SEAL_FILE, None, difference)
 
-    def _check_pair(self, met_state: Found | None, met_passage: Found | None) -> Iterator[Problem]:
+    def _check_pair(self, met_state: WalkedEntry | None, met_passage: WalkedEntry | None) -> Iterator[Problem]:
         key = (met_state or met_passage or _NOTHING).key
         doc_id = key.decode("utf-8", "replace")
         state = met_state or self._states.seek(key)  # it may be in a block with a damaged directory
         passage = met_passage or self._passages.seek(key)
-        if isinstance(state, Found) and state.entry is not None:
+        if isinstance(state, WalkedEntry) and state.entry is not None:
             for problem in self._record_problems(state.common, state.entry):
                 yield Problem(STATES_FILE, doc_id, problem)
-        elif not isinstance(state, Found) and self._states.file is not None:
+        elif not isinstance(state, WalkedEntry) and self._states.file is not None:
             yield Problem(STATES_FILE, doc_id, state or "its record is not there, and the passage is")
-        if isinstance(passage, Found) and passage.entry is not None:
+        if isinstance(passage, WalkedEntry) and passage.entry is not None:
             for problem in self._text_problems(doc_id, passage.entry):
                 yield Problem(PASSAGES_FILE, doc_id, problem)
-        elif not isinstance(passage, Found) and self._passages.file is not None:
+        elif not isinstance(passage, WalkedEntry) and self._passages.file is not None:
             yield Problem(PASSAGES_FILE, doc_id, passage or "it is not there, and its record is")
 
     def _record_problems(self, common: bytes, entry: Entry) -> Iterator[str]:
@@ -161,7 +145,7 @@ class _Walks:
         if codec is None or codec.number != get_codec(built.codec).number:  # a zstd level is in no number
             yield f"its codec has number {record.codec}, the manifest says {built.codec}"
         if record.chunk_size != built.chunk_size:
-            yield f"its pooling ratio is {record.chunk_size}, the manifest says {built.chunk_size}"
+            yield f"its chunk size is {record.chunk_size}, the manifest says {built.chunk_size}"
             return  # its rows follow from it
         self._tally.add(record)
         if record.width != self._manifest.width:
@@ -189,18 +173,18 @@ class _Walks:
             yield "its text is not the one that its states were made from"
 
     def check_ordinals(self) -> Iterator[Problem]:
-        """Every number leads to a passage that has it; as many as passages, so that each passage has one."""
+        """Every ordinal leads to a passage that has it; as many as passages, so that each passage has one."""
         walk = _Walk(self._ordinals)
-        for found in walk:
+        for walked in walk:
             yield from walk.take_problems()
-            if found.entry is not None:
-                yield from self._check_ordinal(found.entry)
+            if walked.entry is not None:
+                yield from self._check_ordinal(walked.entry)
         yield from walk.take_problems()
-        if len(self._tally.ordinals) != self._tally.valid:
+        if len(self._tally.ordinals) != self._tally.passages:
             yield from self._check_reverse()
         last = self._tally.ordinals[-1] if self._tally.ordinals else -1
         if self._seal is not None and last >= self._seal.next_ordinal:
-            problem = f"number {last} was given, but the next one to give is {self._seal.next_ordinal}"
+            problem = f"ordinal {last} was given, but the next one to give is {self._seal.next_ordinal}"
             yield Problem(SEAL_FILE, None, problem)
 
     def _check_ordinal(self, entry: Entry) -> Iterator[Problem]:
@@ -212,21 +196,21 @@ class _Walks:
         self._tally.ordinals.append(ordinal)
         passage = self._passages.seek(bytes(entry.payload))
         if passage is None:
-            yield Problem(PASSAGES_FILE, doc_id, f"number {ordinal} leads to it, and it is not there")
-        elif isinstance(passage, Found) and passage.entry and meta_of(passage.entry).ordinal != ordinal:
-            own = meta_of(passage.entry).ordinal
-            yield Problem(PASSAGES_FILE, doc_id, f"number {ordinal} leads to it, its own is {own}")
+            yield Problem(PASSAGES_FILE, doc_id, f"ordinal {ordinal} leads to it, and it is not there")
+        elif isinstance(passage, WalkedEntry) and passage.entry and meta_of(passage.entry).ordinal != ordinal:
+            stored = meta_of(passage.entry).ordinal
+            yield Problem(PASSAGES_FILE, doc_id, f"ordinal {ordinal} leads to it, its own is {stored}")
 
     def _check_reverse(self) -> Iterator[Problem]:
-        for found in _Walk(self._passages):
-            if found.entry is not None:
-                ordinal = meta_of(found.entry).ordinal
+        for walked in _Walk(self._passages):
+            if walked.entry is not None:
+                ordinal = meta_of(walked.entry).ordinal
                 if self._ordinals.seek(ordinal_key(ordinal)) is None:
-                    doc_id = found.key.decode("utf-8", "replace")
-                    yield Problem(PASSAGES_FILE, doc_id, f"its number {ordinal} is not there")
+                    doc_id = walked.key.decode("utf-8", "replace")
+                    yield Problem(PASSAGES_FILE, doc_id, f"its ordinal {ordinal} is not there")
 
 
-_NOTHING = Found(b"", b"", None)
+_NOTHING = WalkedEntry(b"", b"", None)
 
 
 class _Database:
@@ -234,9 +218,9 @@ class _Database:
 
     def __init__(self, file: BlockFile | None, file_name: str, name: str) -> None:
         self.file, self.file_name, self.name = file, file_name, name
-        self.kind = {"blocks": STATES, "passages": PASSAGES, "numbers": NUMBERS}[name]
+        self.kind = {"blocks": STATES, "passages": PASSAGES, "numbers": ORDINALS}[name]
 
-    def seek(self, key: bytes) -> Found | str | None:
+    def seek(self, key: bytes) -> WalkedEntry | str | None:
         """One entry; a problem where it is damaged."""
         if self.file is None:
             return None
@@ -246,7 +230,7 @@ class _Database:
                 place = None if block is None else block.find(key)
                 if block is None or place is None:
                     return None
-                return Found(key, block.common, block.valid_entry(place))
+                return WalkedEntry(key, block.common, block.valid_entry(place))
         except StoreError as exc:
             return str(exc)
 
@@ -263,49 +247,49 @@ class _Walk:
         taken, self._problems = self._problems, []
         return taken
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[WalkedEntry]:
         if self._database.file is not None:
             with self._database.file.reading(self._database.name, ahead=True) as reader:
                 for first, value in reader.values():
                     yield from self._entries(first, value)
 
-    def _entries(self, first: bytes, value: memoryview) -> Iterator[Found]:
+    def _entries(self, first: bytes, value: memoryview) -> Iterator[WalkedEntry]:
         show = self._database.kind.show
         try:
             block = Block(self._database.kind, value)
         except DamagedRecordError as exc:
-            self._say(None, f"the block that begins with {show(first)}: {exc}")
+            self._report(None, f"the block that begins with {show(first)}: {exc}")
             return
         try:
             block.check_directory()
             if block.key(0) != first:
                 raise DamagedRecordError(f"it begins with {show(block.key(0))}")
         except DamagedRecordError as exc:
-            self._say(None, f"the block that begins with {show(first)}: {exc}")
-            yield from self._block_entries(block, sound=False)
+            self._report(None, f"the block that begins with {show(first)}: {exc}")
+            yield from self._block_entries(block, is_valid=False)
         else:
-            yield from self._block_entries(block, sound=True)
+            yield from self._block_entries(block, is_valid=True)
 
-    def _block_entries(self, block: Block, *, sound: bool) -> Iterator[Found]:
+    def _block_entries(self, block: Block, *, is_valid: bool) -> Iterator[WalkedEntry]:
         for i in range(len(block)):
             key, entry = block.key(i), None
             try:
                 entry = block.valid_entry(i)
             except DamagedRecordError as exc:
-                if not sound:
+                if not is_valid:
                     continue  # nor is its key to be trusted: whose it was, its counterpart tells
-                self._say(key.decode("utf-8", "replace"), str(exc))
+                self._report(key.decode("utf-8", "replace"), str(exc))
             if key <= self._last:
-                self._say(None, f"{self._database.kind.show(key)} is out of order")
+                self._report(None, f"{self._database.kind.show(key)} is out of order")
                 continue
             self._last = key
-            yield Found(key, block.common, entry)
+            yield WalkedEntry(key, block.common, entry)
 
-    def _say(self, doc_id: str | None, problem: str) -> None:
+    def _report(self, doc_id: str | None, problem: str) -> None:
         self._problems.append(Problem(self._database.file_name, doc_id, problem))
 
 
-def _joined(left: _Walk, right: _Walk) -> Iterator[tuple[Found | None, Found | None]]:
+def _joined(left: _Walk, right: _Walk) -> Iterator[tuple[WalkedEntry | None, WalkedEntry | None]]:
     """Both walks at once, entries of equal keys together."""
     lefts, rights = iter(left), iter(right)
     a, b = next(lefts, None), next(rights, None)
@@ -323,10 +307,10 @@ def _joined(left: _Walk, right: _Walk) -> Iterator[tuple[Found | None, Found | N
 
 def main() -> None:
     """One JSON line for every problem, flushed at once, and a last one with what was checked."""
-    tally = Tally()
+    tally = StoreTally()
     for problem in check_store(open_generation(Path(sys.argv[1])).part(sys.argv[2]), tally):
         print(json.dumps(problem._asdict()), flush=True)
-    print(json.dumps({"records": tally.valid, "texts": tally.texts}))
+    print(json.dumps({"records": tally.passages, "texts": tally.texts}))
 
 
 if __name__ == "__main__":

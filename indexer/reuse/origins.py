@@ -18,18 +18,18 @@ from kalm_cache.storage.record import Record
 
 
 class Vectors(Protocol):
-    """Vectors of a first stage, by number."""
+    """Vectors of a first stage, by ordinal."""
 
     def __call__(self, ordinals: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Numbers (n,) -> the very vectors (n, E) that the embedder made."""
+        """Ordinals (n,) -> the very vectors (n, E) that the embedder made."""
 
 
 @dataclass(frozen=True, slots=True)
 class SealedSegment:
-    """A sealed segment, what its first stage has of its passages, as far as that is at hand, and keys that do not
-    count.
+    """A sealed segment that passages are taken from, and what its first stage has of them.
 
-    `vectors` are as they were made; `postings` are a BM25 index that documents can be taken from.
+    `vectors`: as they were made, `None` where none are at hand. `tombstones`: keys that do not count. `postings`: a
+    BM25 index that documents can be taken from.
     """
 
     store: PassageStore
@@ -38,7 +38,7 @@ class SealedSegment:
     postings: BM25Index | None = None
 
     def keys(self) -> Iterator[bytes]:
-        """The key of every passage that is not hidden, in order."""
+        """The key of every passage without a tombstone, in order."""
         return (key for key in self.store.keys() if key not in self.tombstones)  # noqa: SIM118 (not a dict)
 
     def has_all_postings(self) -> bool:
@@ -49,13 +49,13 @@ class SealedSegment:
         return bool(np.isin(stored, self.postings.ordinals).all())
 
     def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
-        """Of each id; `None` where the segment does not hold it, or not whole, or it is hidden."""
+        """Of each id; `None` where the segment has no such passage, or it is damaged, or has a tombstone."""
         with self.store.snapshot() as snapshot:
             valid = [isinstance(record, Record) for record in snapshot.records(doc_ids)]
         metas = self.store.metas(doc_ids)
         return [
-            one if here and isinstance(one, PassageMeta) and key_of(doc_id) not in self.tombstones else None
-            for doc_id, one, here in zip(doc_ids, metas, valid, strict=True)
+            meta if is_valid and isinstance(meta, PassageMeta) and key_of(doc_id) not in self.tombstones else None
+            for doc_id, meta, is_valid in zip(doc_ids, metas, valid, strict=True)
         ]
 
 
@@ -72,7 +72,7 @@ class RisingReader:
         try:
             return self._entry(key)
         except DamagedRecordError as exc:
-            raise StoreError(f"what was whole a moment ago is damaged now; run the job again: {exc}") from exc
+            raise StoreError(f"what was valid a moment ago is damaged now; run the job again: {exc}") from exc
 
     def _entry(self, key: bytes) -> tuple[bytes, Entry]:
         block, place = self._block, self._next
@@ -82,9 +82,9 @@ class RisingReader:
                 raise DamagedRecordError(f"{key!r} is not there")
             self._last, place = block.key(len(block) - 1), 0
         if place >= len(block) or block.key(place) != key:
-            found = block.find(key)
-            if found is None:
+            in_block = block.find(key)
+            if in_block is None:
                 raise DamagedRecordError(f"{key!r} is not there")
-            place = found
+            place = in_block
         self._next = place + 1
         return block.common, block.valid_entry(place)

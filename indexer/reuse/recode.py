@@ -1,8 +1,8 @@
-"""Stored states in another form: a codec with fewer bits, a larger pooling ratio. Says also where that is not honest.
+"""Stored states in another form: a codec with fewer bits, a larger chunk size. Says also where that is not exact.
 
-Honest is what a new encoding would give, up to the rounding of the form that is wanted: from states kept as floats to a
-form no finer than that. States of few bits carry an error of their own already, which recoding would hide in a form
-that promises less, and averaging would not take out: these are encoded again.
+Exact is what a new encoding would give, up to the rounding of the form that is wanted: from states kept as floats to a
+form no finer than that. States of few bits carry a rounding error already, which recoding would hide in a form that
+promises less, and averaging would not take out: these are encoded again.
 """
 
 from __future__ import annotations
@@ -26,14 +26,45 @@ FLOATS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
-class RecodedSegment:
-    """Records of a sealed segment, stored in `stored` at `stored_chunk_size`, come out in `codec` at `chunk_size`."""
+class Recoding:
+    """Records stored in `stored` at `stored_chunk_size` -> records in `codec` at `chunk_size`. A pure function."""
 
-    source: SealedSegment
     stored: Codec
     stored_chunk_size: int
     codec: Codec
     chunk_size: int
+
+    @property
+    def changes_states(self) -> bool:
+        """Whether payloads are made anew; if not, only what is beside them is."""
+        return (self.stored.name, self.stored_chunk_size) != (self.codec.name, self.chunk_size)
+
+    def recode(self, records: list[Record]) -> list[Record]:
+        """The records in their new form. Raises `StoreError` when one does not decode."""
+        if not self.changes_states or not records:
+            return records
+        rows, width = [record.rows for record in records], records[0].width
+        states = np.empty((sum(rows), width), np.float32)  # (sum of P, D)
+        try:
+            self.stored.decode_many([record.payload for record in records], rows, width, states)
+        except DamagedRecordError as exc:
+            raise StoreError(f"stored states do not decode, of {len(records)} that were to be recoded: {exc}") from exc
+        tokens = [record.tokens for record in records]
+        pooled = mean_pool(torch.from_numpy(states), tokens, self.chunk_size, stored_chunk_size=self.stored_chunk_size)
+        return [
+            record._replace(
+                codec=self.codec.number, chunk_size=self.chunk_size, payload=self.codec.encode(states.numpy())
+            )
+            for record, states in zip(records, pooled, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class RecodedSegment:
+    """A sealed segment, and what becomes of its records."""
+
+    source: SealedSegment
+    recoding: Recoding
 
     @property
     def store(self) -> PassageStore:
@@ -45,38 +76,21 @@ class RecodedSegment:
         """As `SealedSegment.vectors`."""
         return self.source.vectors
 
-    @property
-    def changes_states(self) -> bool:
-        """Whether payloads are made anew; if not, only what is beside them is."""
-        return (self.stored.name, self.stored_chunk_size) != (self.codec.name, self.chunk_size)
-
     def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
-        """As `SealedSegment.identities`."""
+        """As `SealedSegment.metas`."""
         return self.source.metas(doc_ids)
 
     def records(self, doc_ids: Sequence[str]) -> list[Record]:
-        """The records of passages that `metas` found. Raises `StoreError` when one is damaged meanwhile."""
+        """The stored records of passages that `metas` has, copied. Raises `StoreError` when one is damaged by now."""
         with self.store.snapshot() as snapshot:
-            records = [self._valid(record) for record in snapshot.records(doc_ids)]
-            if not self.changes_states:
-                return [record._replace(payload=bytes(record.payload)) for record in records]
-            rows, width = [record.rows for record in records], records[0].width
-            states = np.empty((sum(rows), width), np.float32)
-            try:
-                self.stored.decode_many([record.payload for record in records], rows, width, states)
-            except DamagedRecordError as exc:
-                raise StoreError(f"states of {doc_ids[0]!r} and others do not decode: {exc}") from exc
-        tokens = [record.tokens for record in records]
-        pooled = mean_pool(torch.from_numpy(states), tokens, self.chunk_size, stored_chunk_size=self.stored_chunk_size)
-        return [
-            record._replace(codec=self.codec.number, chunk_size=self.chunk_size, payload=self.codec.encode(one.numpy()))
-            for record, one in zip(records, pooled, strict=True)
-        ]
+            records = [_require_record(record) for record in snapshot.records(doc_ids)]
+            return [record._replace(payload=bytes(record.payload)) for record in records]
 
-    def _valid(self, record: Record | DamagedRecordError | None) -> Record:
-        if not isinstance(record, Record):
-            raise StoreError(f"what was whole a moment ago is damaged now; run the job again: {record}")
-        return record
+
+def _require_record(record: Record | DamagedRecordError | None) -> Record:
+    if not isinstance(record, Record):
+        raise StoreError(f"what was valid a moment ago is damaged now; run the job again: {record}")
+    return record
 
 
 def has_same_states(stored: Fingerprint, wanted: Fingerprint) -> bool:
@@ -85,11 +99,10 @@ def has_same_states(stored: Fingerprint, wanted: Fingerprint) -> bool:
 
 
 def recoding_problem(stored: Fingerprint, wanted: Fingerprint) -> str | None:
-    """Why what is stored cannot honestly become what is wanted; `None` where it can, or is that already."""
+    """Why what is stored cannot become what is wanted exactly; `None` where it can, or is that already."""
     if not has_same_states(stored, wanted):
-        return "; ".join(
-            one for one in stored.differences(wanted) if one.split()[0] in ("model", "passage_template", *_LENGTH)
-        )
+        decisive = ("model", "passage_template", "max_length", "dtype", "format_version")
+        return "; ".join(phrase for phrase in stored.differences(wanted) if phrase.split()[0] in decisive)
     if (stored.codec, stored.chunk_size) == (wanted.codec, wanted.chunk_size):
         return None
     if wanted.chunk_size % stored.chunk_size:
@@ -100,9 +113,6 @@ def recoding_problem(stored: Fingerprint, wanted: Fingerprint) -> str | None:
     if FINENESS.index(target) < FINENESS.index(source):
         return f"states stored as {stored.codec} are not as fine as {wanted.codec} promises"
     return None
-
-
-_LENGTH = ("max_length", "dtype", "format_version")
 
 
 def _encoding(built: Fingerprint) -> tuple[object, ...]:

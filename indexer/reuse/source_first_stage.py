@@ -14,15 +14,14 @@ from kalm_cache.first_stage import BM25Index, DenseIndex
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME
 from kalm_cache.first_stage.dense.dense_index import FILE_NAME
 from kalm_cache.generations.generation import Generation
-from kalm_cache.storage.durable import file_digest
 
 logger = logging.getLogger(__name__)
 
 
 def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors | None:
-    """The vectors of a published generation, if its dense index keeps them as they were made and its file is whole.
+    """The vectors of a published generation, if its dense index keeps them as they were made and its file is valid.
 
-    `inexact`: what 8 bits a number keep of them will do, since there is no text to embed again.
+    `inexact`: 8 bits a dimension will do, since there is no text to embed again.
     """
     path = generation.segment / "first_stage" / FILE_NAME
     try:
@@ -35,7 +34,7 @@ def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors 
 
 
 def source_postings(generation: Generation) -> BM25Index | None:
-    """The BM25 index of a published generation, if documents can be taken from it and its files are whole."""
+    """The BM25 index of a published generation, if documents can be taken from it and its files are valid."""
     folder = generation.segment / "first_stage"
     if not generation.manifest.fingerprint.bm25:
         return None
@@ -51,5 +50,5 @@ def source_postings(generation: Generation) -> BM25Index | None:
 
 def _require_valid(generation: Generation, path: Path) -> None:
     receipt = generation.manifest.files.get(path.relative_to(generation.folder).as_posix())
-    if receipt is None or file_digest(path) != receipt.sha256:
+    if receipt is None or not receipt.has_digest_of(path):
         raise StoreError(f"{path}: its SHA-256 is not that of its receipt")

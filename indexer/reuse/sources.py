@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from indexer.reuse.origins import SealedSegment
-from indexer.reuse.recode import RecodedSegment, has_same_states, recoding_problem
+from indexer.reuse.recode import RecodedSegment, Recoding, has_same_states, recoding_problem
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, require_valid
+from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.storage.passage_store import PassageStore
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Sources:
-    """For `SegmentBuilder`: segments to copy from, segments to recode, and all segments that can be read.
+    """For a `BuildSpec`: segments to copy from, segments to recode, and all segments that can be read.
 
     `problem` says why nothing can be copied or recoded, where that is so.
     """
@@ -42,13 +43,11 @@ def open_sources(
     """The segments of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
 
     A segment that cannot be read is left out with a warning: what would have been taken from it is encoded.
-    `inexact_vectors`: rather what a first stage keeps in 8 bits a number than to embed the texts again.
+    `inexact_vectors`: rather take vectors of 8 bits a dimension than embed the texts again.
     """
     sources = Sources()
     if generation is None:
         return sources
-    built = generation.manifest.fingerprint
-    inexact = inexact_vectors or not built.store_text
     try:
         require_valid(generation)
         tombstones = generation.tombstones()
@@ -56,23 +55,33 @@ def open_sources(
         logger.warning("nothing is taken from generation %s: %s", generation.name, exc)
         sources.problem = str(exc)
         return sources
+    built = generation.manifest.fingerprint
     sources.problem = recoding_problem(built, wanted)
+    inexact = inexact_vectors or not built.store_text
     for part in generation.parts():
-        (receipt,) = part.manifest.segments
         try:
-            store = stack.enter_context(PassageStore(part.segment))
+            segment = _open_segment(part, tombstones, wanted, stack, inexact=inexact)
         except KalmCacheError as exc:
             logger.warning("nothing is taken from %s: %s", part.segment, exc)
             continue
-        same_embedder = built.embedder == wanted.embedder
-        vectors = source_vectors(part, inexact=inexact) if same_embedder else None
-        own = tombstones.between(receipt.first_ordinal, receipt.next_ordinal)
-        postings = source_postings(part) if wanted.bm25 else None
-        segment = SealedSegment(store, vectors, frozenset(own.keys), postings)
         sources.every.append(segment)
         if sources.problem is None:
             _sort_in(segment, built, wanted, codec, sources)
     return sources
+
+
+def _open_segment(
+    part: Generation, tombstones: Tombstones, wanted: Fingerprint, stack: ExitStack, *, inexact: bool
+) -> SealedSegment:
+    (receipt,) = part.manifest.segments
+    store = stack.enter_context(PassageStore(part.segment))
+    same_embedder = part.manifest.fingerprint.embedder == wanted.embedder
+    return SealedSegment(
+        store,
+        source_vectors(part, inexact=inexact) if same_embedder else None,
+        frozenset(tombstones.between(receipt.first_ordinal, receipt.next_ordinal).keys),
+        source_postings(part) if wanted.bm25 else None,
+    )
 
 
 def require_keepable(parent: Generation | None, sources: Sources, wanted: Fingerprint) -> None:
@@ -100,4 +109,5 @@ def _sort_in(segment: SealedSegment, built: Fingerprint, wanted: Fingerprint, co
     if form == (wanted.codec, wanted.chunk_size, wanted.store_text):
         sources.copied.append(segment)
         return
-    sources.recoded.append(RecodedSegment(segment, get_codec(built.codec), built.chunk_size, codec, wanted.chunk_size))
+    recoding = Recoding(get_codec(built.codec), built.chunk_size, codec, wanted.chunk_size)
+    sources.recoded.append(RecodedSegment(segment, recoding))

@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 if TYPE_CHECKING:
-    from indexer.build.segment import Progress
+    from indexer.build.counts import BuildCounts
 
 LOG_EVERY_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def show_progress(total: int | None) -> Iterator[Callable[[Progress], None]]:
+def show_progress(total: int | None) -> Iterator[Callable[[BuildCounts], None]]:
     """Yield what the job calls with its counts. `total`: lines of the corpus, `None` when it cannot be known."""
     rates = _Rates(total)
     if not sys.stderr.isatty():
@@ -39,7 +39,7 @@ def show_progress(total: int | None) -> Iterator[Callable[[Progress], None]]:
     with Bar(*columns, console=Console(stderr=True), transient=False) as bar:
         task = bar.add_task("encoding", total=total, rates="")
 
-        def update(progress: Progress) -> None:
+        def update(progress: BuildCounts) -> None:
             rates.take(progress)
             bar.update(task, completed=rates.handled, rates=rates.speed())
 
@@ -54,12 +54,12 @@ class _Rates:
         self.handled = self.encoded = self.tokens = self.skipped = 0
         self._started = self._logged = time.monotonic()
 
-    def take(self, progress: Progress) -> None:
+    def take(self, progress: BuildCounts) -> None:
         self.handled = progress.done + progress.rejected
         self.encoded, self.tokens = progress.encoded, progress.tokens
         self.skipped = progress.resumed + progress.copied
 
-    def log(self, progress: Progress) -> None:
+    def log(self, progress: BuildCounts) -> None:
         self.take(progress)
         if time.monotonic() - self._logged >= LOG_EVERY_SECONDS:
             self._logged = time.monotonic()

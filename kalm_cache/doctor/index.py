@@ -7,10 +7,11 @@ from pathlib import Path
 
 from kalm_cache.doctor.check import Check, verdict
 from kalm_cache.errors import DamagedRecordError, StoreError
-from kalm_cache.generations.file_digests import require_sound_first_stage
-from kalm_cache.generations.generation import Generation, SegmentReceipt, open_current, published_names, require_valid
-from kalm_cache.generations.generation import unfinished_builds as builds_in
+from kalm_cache.generations.build_folders import unfinished_builds as builds_in
+from kalm_cache.generations.file_digests import require_valid_first_stage
+from kalm_cache.generations.generation import Generation, open_current, published_names, require_valid
 from kalm_cache.generations.journal import journal_problem
+from kalm_cache.generations.manifest import SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.storage.locks import LOCK, exclude
 
@@ -23,7 +24,7 @@ def check_index(index: Path) -> Check:
     """Opens the live generation, reads its first stage, and looks for work that was left."""
     generation = open_current(index)
     require_valid(generation)
-    require_sound_first_stage(generation)
+    require_valid_first_stage(generation)
     manifest, counts, earlier = generation.manifest, generation.manifest.counts, len(published_names(index)) - 1
     found = (
         f"generation {generation.name}: {counts.passages:,} passages, {counts.tokens:,} tokens, r = "

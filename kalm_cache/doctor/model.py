@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kalm_cache.doctor.check import Check, verdict
 from kalm_cache.errors import CheckpointError, KalmCacheError
-from kalm_cache.generations.generation import Manifest, open_current
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.manifest import Manifest
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import load_prompt_tokenizer

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 
 from kalm_cache.errors import IndexMismatchError
+from kalm_cache.storage.checked_json import digest_of_fields
 
 FORMAT_VERSION = 2
 
@@ -28,7 +27,7 @@ class Fingerprint:
 
     def digest(self) -> str:
         """SHA-256 over all fields, hex; JSON keeps neighbouring fields apart."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return digest_of_fields(asdict(self))
 
     def differences(self, other: Fingerprint) -> list[str]:
         """One phrase for every field that differs: `chunk_size 8 there, 4 here`."""

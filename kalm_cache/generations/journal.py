@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The highest generation ever named, the lowest number never given, and the generation published last, if any.
+    """The highest generation ever named, the lowest ordinal never given, and the generation published last, if any.
 
-    Names and numbers are never given twice, so that nothing that was kept under one can be taken for another.
+    Names and ordinals are never given twice, so that nothing that was kept under one can be taken for another.
     """
 
     generation: int = 0
@@ -31,17 +31,17 @@ class Journal:
 
 
 def journal_problem(index: Path) -> str | None:
-    """What is wrong with the file, if anything; a folder without one is as good."""
-    found = _read(index)
-    return found if isinstance(found, str) else None
+    """What is wrong with the file, if anything; a folder without one is valid, too."""
+    journal = _read(index)
+    return journal if isinstance(journal, str) else None
 
 
 def read_journal(index: Path) -> Journal:
-    """The journal; where it is not there or damaged, an empty one: the manifests that are there say the most of it."""
-    found = _read(index)
-    if isinstance(found, Journal):
-        return found
-    logger.warning("%s: %s; going by the manifests, the next publication writes it anew", index / JOURNAL, found)
+    """The journal; where it is not there or damaged, an empty one: the manifests that are there hold most of it."""
+    journal = _read(index)
+    if isinstance(journal, Journal):
+        return journal
+    logger.warning("%s: %s; going by the manifests, the next publication writes it anew", index / JOURNAL, journal)
     return Journal()
 
 

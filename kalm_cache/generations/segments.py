@@ -1,8 +1,7 @@
-"""Several sealed segments as one store: what is hidden in them is in no answer. Knows bytes, not tensors.
+"""Several sealed segments as one store: what has a tombstone is in no answer. Knows bytes, not tensors.
 
 A passage is shown by at most one segment, so that the order in which segments are asked decides nothing but speed: ids
-are
-looked up in the base first, which holds most of them, and numbers by the ranges in the manifest.
+are looked up in the base first, which holds most of them, and ordinals by the ranges in the manifest.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.generations.generation import Generation
-from kalm_cache.storage.passage_store import PassageMeta, PassageStore, key_of
+from kalm_cache.storage.passage_store import PassageMeta, PassageStore, key_of, require_undamaged
 from kalm_cache.storage.record import Record
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class LiveSegment:
-    """One segment of a generation, and what of it is hidden: keys, and their numbers (m,) int64, rising."""
+    """One segment of a generation, and its tombstones: keys, and their ordinals (m,) int64, rising."""
 
     part: Generation
     store: PassageStore
@@ -42,7 +41,7 @@ class LiveSegment:
         return (key for key in self.store.keys() if key not in self.tombstones)  # noqa: SIM118 (not a dict)
 
     def ordinals(self) -> Iterator[tuple[int, str]]:
-        """(number, doc id) of every passage that is shown, by rising number. Raises `DamagedRecordError`."""
+        """(ordinal, doc id) of every passage that is shown, by rising ordinal. Raises `DamagedRecordError`."""
         gone = frozenset(self.tombstone_ordinals.tolist())
         return ((ordinal, doc_id) for ordinal, doc_id in self.store.ordinals() if ordinal not in gone)
 
@@ -61,9 +60,9 @@ class SegmentSet:
         with ExitStack() as stack:
             for part in generation.parts():
                 (segment,) = part.manifest.segments
-                own = tombstones.between(segment.first_ordinal, segment.next_ordinal)
+                gone = tombstones.between(segment.first_ordinal, segment.next_ordinal)
                 store = stack.enter_context(PassageStore(part.segment))
-                self.segments.append(LiveSegment(part, store, frozenset(own.keys), own.ordinals))
+                self.segments.append(LiveSegment(part, store, frozenset(gone.keys), gone.ordinals))
             self._open = stack.pop_all()
 
     def __enter__(self) -> SegmentSet:
@@ -80,7 +79,7 @@ class SegmentSet:
         return sum(len(segment.store) - len(segment.tombstones) for segment in self.segments)
 
     def next_ordinal(self) -> int:
-        """The number that the next new passage gets, by this generation."""
+        """The ordinal that the next new passage gets, by this generation."""
         return self.generation.manifest.next_ordinal
 
     @contextmanager
@@ -90,55 +89,54 @@ class SegmentSet:
             yield _Snapshot(self, [stack.enter_context(segment.store.snapshot()) for segment in self.segments])
 
     def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | DamagedRecordError | None]:
-        """Number and content hash of each id; `None` where no such passage is shown."""
+        """Ordinal and content hash of each id; `None` where no such passage is shown."""
         return self.ask(doc_ids, lambda segment, some: self.segments[segment].store.metas(some))
 
     def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""
-        return [_sound(text) for text in self.find_texts(doc_ids)]
+        return [require_undamaged(text) for text in self.find_texts(doc_ids)]
 
     def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
         """As `texts`, with the error in the place of a damaged one."""
         return self.ask(doc_ids, lambda segment, some: self.segments[segment].store.find_texts(some))
 
     def doc_ids(self, ordinals: Iterable[int]) -> list[str]:
-        """The id behind each first-stage number. Raises `DamagedRecordError`, also when one is not there."""
-        return [_sound(doc_id) for doc_id in self.find_doc_ids(ordinals)]
+        """The id behind each first-stage ordinal. Raises `DamagedRecordError`, also when one is not there."""
+        return [require_undamaged(doc_id) for doc_id in self.find_doc_ids(ordinals)]
 
     def find_doc_ids(self, ordinals: Iterable[int]) -> list[str | DamagedRecordError]:
         """As `doc_ids`, with the error in the place of a damaged or missing one."""
         wanted = list(ordinals)
         homes = [self._in_order[max(bisect_right(self._first_ordinals, ordinal) - 1, 0)] for ordinal in wanted]
-        found: list[str | DamagedRecordError] = [""] * len(wanted)
+        doc_ids: list[str | DamagedRecordError] = [""] * len(wanted)
         for home in set(homes):
-            here = [i for i, one in enumerate(homes) if one == home]
-            names = self.segments[home].store.find_doc_ids([wanted[i] for i in here])
-            for i, name in zip(here, names, strict=True):
-                found[i] = name
-        return found
+            rows = [i for i, segment in enumerate(homes) if segment == home]
+            for i, doc_id in zip(rows, self.segments[home].store.find_doc_ids([wanted[i] for i in rows]), strict=True):
+                doc_ids[i] = doc_id
+        return doc_ids
 
     def keys(self) -> Iterator[bytes]:
         """The key of every passage that is shown, in order. Raises `DamagedRecordError`."""
         return heapq.merge(*(segment.keys() for segment in self.segments))
 
     def ordinals(self) -> Iterator[tuple[int, str]]:
-        """(number, doc id) of every passage that is shown, by rising number. Raises `DamagedRecordError`."""
+        """(ordinal, doc id) of every passage that is shown, by rising ordinal. Raises `DamagedRecordError`."""
         return heapq.merge(*(segment.ordinals() for segment in self.segments))
 
     def ask(
         self, doc_ids: Sequence[str], find: Callable[[int, list[str]], Sequence[_T | DamagedRecordError | None]]
     ) -> list[_T | DamagedRecordError | None]:
         """What `find` has of each id in the one segment that shows it. Damage counts where no other has the id."""
-        found: list[_T | DamagedRecordError | None] = [None] * len(doc_ids)
+        answers: list[_T | DamagedRecordError | None] = [None] * len(doc_ids)
         rest = list(range(len(doc_ids)))
         for place, segment in enumerate(self.segments):
             here = [i for i in rest if key_of(doc_ids[i]) not in segment.tombstones] if segment.tombstones else rest
             if not here:
                 continue
-            for i, one in zip(here, find(place, [doc_ids[i] for i in here]), strict=True):
-                found[i] = found[i] if one is None else one
-            rest = [i for i in rest if found[i] is None or isinstance(found[i], DamagedRecordError)]
-        return found
+            for i, answer in zip(here, find(place, [doc_ids[i] for i in here]), strict=True):
+                answers[i] = answers[i] if answer is None else answer
+            rest = [i for i in rest if answers[i] is None or isinstance(answers[i], DamagedRecordError)]
+        return answers
 
 
 class _Snapshot:
@@ -148,9 +146,3 @@ class _Snapshot:
     def records(self, doc_ids: Sequence[str]) -> list[Record | DamagedRecordError | None]:
         """See `Records.records`."""
         return self._segments.ask(doc_ids, lambda segment, some: self._snapshots[segment].records(some))
-
-
-def _sound(found: _T | DamagedRecordError) -> _T:
-    if isinstance(found, DamagedRecordError):
-        raise found
-    return found

@@ -14,8 +14,8 @@ class IndexStats:
     """Of the live generation: `file_bytes` are the sizes of all its files now; the averages are of those bytes.
 
     `payload_bytes` counts compressed states alone, `states_bytes` the files that they are in; `states_overhead` is
-    the one divided by all that is stored in them, hidden payloads included. `truncated` counts passages cut at
-    `max_length`; `hidden_…` are deleted and replaced ones whose bytes gc will remove. `index_bytes` are those of all
+    the one divided by all that is stored in them, tombstoned payloads included. `truncated` counts passages cut at
+    `max_length`; `tombstones` are deleted and replaced ones whose bytes gc will remove. `index_bytes` are those of all
     generations, a file that several of them share (by hard links) counted once. `files` are sizes by relative path.
     """
 
@@ -97,8 +97,8 @@ def index_stats(folder: str | Path) -> IndexStats:
 
 def _on_disk(folder: Path) -> int:
     """Bytes of all files below, each counted once however many names it has."""
-    found = (path.stat() for path in folder.rglob("*") if path.is_file())
-    return sum({(one.st_dev, one.st_ino): one.st_size for one in found}.values())
+    stats = (path.stat() for path in folder.rglob("*") if path.is_file())
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())
 
 
 def _size_of(files: dict[str, int], part: str) -> int:

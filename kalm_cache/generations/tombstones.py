@@ -3,7 +3,7 @@
 Their bytes stay in the generation's segments, which never change, until a new base is written without them. One file:
 
     magic 4 B · version u16 · crc32 u32 of all after it · n u32
-    numbers i64 × n, rising · flags u8 × n (1: deleted, 0: replaced) · key lengths u16 × n · keys, end to end
+    ordinals i64 × n, rising · flags u8 × n (1: deleted, 0: replaced) · key lengths u16 × n · keys, end to end
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COUNT = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tombstones:
-    """Numbers (n,) int64, rising; the key of each; whether it was deleted (n,) bool, else replaced."""
+    """Ordinals (n,) int64, rising; the key of each; whether it was deleted (n,) bool, else replaced."""
 
     ordinals: NDArray[np.int64]
     keys: list[bytes]
@@ -41,14 +41,14 @@ class Tombstones:
         return len(self.keys)
 
     def adding(self, passages: list[tuple[int, bytes, bool]]) -> Tombstones:
-        """With more of them: (number, key, deleted)."""
+        """With more of them: (ordinal, key, deleted)."""
         flags = self.deleted.tolist()
         every = sorted({*zip(self.ordinals.tolist(), self.keys, flags, strict=True), *passages})
         ordinals = np.array([ordinal for ordinal, _, _ in every], np.int64)
         return Tombstones(ordinals, [key for _, key, _ in every], np.array([flag for _, _, flag in every], np.bool_))
 
     def between(self, first: int, end: int) -> Tombstones:
-        """Those whose numbers are in [first, end)."""
+        """Those whose ordinals are in [first, end)."""
         start, stop = np.searchsorted(self.ordinals, [first, end])
         return Tombstones(self.ordinals[start:stop], self.keys[start:stop], self.deleted[start:stop])
 
@@ -69,7 +69,7 @@ class Tombstones:
 def unpack_tombstones(file: bytes, name: str) -> Tombstones:
     """Inverse of `Tombstones.pack`. Raises `StoreError` that begins with `name`."""
     if len(file) < _HEADER.size + _COUNT.size:
-        raise StoreError(f"{name}: {len(file)} bytes are no list of hidden passages; run kalm-cache verify")
+        raise StoreError(f"{name}: {len(file)} bytes are no list of tombstones; run kalm-cache verify")
     magic, version, crc = _HEADER.unpack_from(file)
     content = file[_HEADER.size :]
     if (magic, version, crc) != (_MAGIC, _VERSION, zlib.crc32(content)):
@@ -85,7 +85,7 @@ def unpack_tombstones(file: bytes, name: str) -> Tombstones:
 
 
 def read_tombstones(folder: Path) -> Tombstones:
-    """What the generation in `folder` hides. Raises `StoreError`."""
+    """The tombstones of the generation in `folder`. Raises `StoreError`."""
     path = folder / TOMBSTONES_FILE
     try:
         return unpack_tombstones(path.read_bytes(), str(path))

@@ -18,7 +18,7 @@ import torch
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode
-from kalm_cache.generations.file_digests import require_sound_first_stage
+from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.generation import Generation, open_and_share, require_valid
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.index.opening import check_options, checkpoint_of, embedder_of, open_first_stage, same_embedder
@@ -108,7 +108,7 @@ class PassageIndex:
                 prefix_cache = PrefixCache(prefix_cache_gib, prefix_cache_dtype)
             require_valid(generation)
             if check_first_stage:
-                require_sound_first_stage(generation)
+                require_valid_first_stage(generation)
             if reuse_from and reuse_from.generation.manifest.fingerprint.model == generation.manifest.fingerprint.model:
                 query_side = reuse_from.query_side
             else:

@@ -42,12 +42,12 @@ class BlockFile:
         except (OSError, ValueError) as exc:  # ValueError: it is empty
             raise StoreError(f"{path}: cannot be opened; run kalm-cache verify: {exc}") from exc
         self._map.madvise(mmap.MADV_RANDOM)
-        found = read_tree(memoryview(self._map))
-        self.digest, self.problems = found.digest, found.problems
-        self._values = {name: found.databases.get(name, Values()) for name in databases}
-        if tree is not None and (found.digest != tree or found.problems):
+        pages = read_tree(memoryview(self._map))
+        self.digest, self.problems = pages.digest, pages.problems
+        self._values = {name: pages.databases.get(name, Values()) for name in databases}
+        if tree is not None and (pages.digest != tree or pages.problems):
             self.close()
-            what = found.problems[0] if found.problems else "its pages are damaged"
+            what = pages.problems[0] if pages.problems else "its pages are damaged"
             raise StoreError(f"{path}: not the store that was sealed; run kalm-cache verify: {what}")
 
     def close(self) -> None:
@@ -111,11 +111,11 @@ class BlockReader:
         for place in places.values():
             self._will_need(self._values.starts[place], min(self._values.sizes[place], PAGE_BYTES))
         for key, place in places.items():
-            with suppress(DamagedRecordError):  # said when it is read
+            with suppress(DamagedRecordError):  # reported when it is read
                 block = Block(self._kind, self._value(place))
-                found = block.find(key)
-                if found is not None:
-                    start, end = block.span(found)
+                in_block = block.find(key)
+                if in_block is not None:
+                    start, end = block.span(in_block)
                     self._will_need(self._values.starts[place] + start, end - start)
 
     def _value(self, place: int) -> memoryview:

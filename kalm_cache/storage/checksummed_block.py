@@ -1,4 +1,5 @@
-"""Blocks: neighbouring entries under sorted keys as one value, each under its own checksum. Knows nothing of LMDB.
+"""Blocks: many records or texts in one stored value, each under its own checksum. A record's checksum is verified here,
+in `Block.valid_entry`, whenever it is read. A block is a unit of storage, no layer of the model. Knows nothing of LMDB.
 
 An entry has a key of up to 511 bytes, fields of a fixed size for its kind of block, and a payload. Layout,
 little-endian, n entries in rising order of their keys, which share the first p bytes:
@@ -111,7 +112,7 @@ class BlockBuilder:
 
 
 class Block:
-    """A packed block, read in place. Opening it checks that its directory lies within it, and no more."""
+    """A packed block, read in place. Opening it checks that the directory lies within it; `valid_entry`, checksums."""
 
     __slots__ = (
         "_crcs_at",
@@ -190,7 +191,7 @@ class Block:
         return Entry(self.key(i), self.fields(i), payload, crc)
 
     def valid_entry(self, i: int) -> Entry:
-        """Entry `i`. Raises `DamagedRecordError` when its checksum does not fit key, fields and payload."""
+        """Entry `i`, verified. Raises `DamagedRecordError` when its checksum does not fit key, fields and payload."""
         entry = self.entry(i)
         head = bytes(self._value[: _HEAD.size])
         if entry.crc != _checksum(head, entry.key, entry.fields, entry.payload):

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write beside, fsync, rename, fsync the folder."""
+"""Files that are either complete or not there: write beside, fsync, rename, fsync the folder."""
 
 from __future__ import annotations
 

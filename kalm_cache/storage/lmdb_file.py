@@ -1,4 +1,7 @@
-"""LMDB files while they are written: opened, grown. Knows nothing of what is in them; `block_file` reads them."""
+"""LMDB files through LMDB: while they are written, and those of an unfinished build. Knows nothing of what is in them.
+
+Finished files are read by block_file.py, without LMDB.
+"""
 
 from __future__ import annotations
 

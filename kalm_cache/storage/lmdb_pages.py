@@ -4,7 +4,7 @@ LMDB trusts its pages: one flipped bit can lead a reader astray or end its proce
 all is values; the tree above them is thousands of times smaller, is read once when the file is opened, and compared.
 What a value holds is not read: py-lmdb touches all pages of every value it returns, 64 for a record that is in 4.
 
-Layout as in mdb.c of LMDB 0.9, 64-bit, little-endian:
+Layout as in mdb.c of LMDB 0.9 (data version 1, which every 0.9 writes), 64-bit, little-endian:
 
     page    number u64 · pad u16 · flags u16 · lower u16 · upper u16 · node offsets u16 each, from the page's start
     node    lo u16 · hi u16 · flags u16 · key size u16 · key · data; lo and hi: bytes of data, in a branch a page number
@@ -121,8 +121,8 @@ class _Reader:
         if depth > _DEEPEST or number > self._last_page or self._visited > self._last_page:
             raise StoreError(f"a page leads to page {number}, which cannot be")
         page = self._content[number * self._page_bytes : (number + 1) * self._page_bytes]
-        own, _, flags, lower, _ = _PAGE.unpack_from(page)
-        if own != number or flags not in (_BRANCH, _LEAF) or not _PAGE.size <= lower <= len(page):
+        stored, _, flags, lower, _ = _PAGE.unpack_from(page)
+        if stored != number or flags not in (_BRANCH, _LEAF) or not _PAGE.size <= lower <= len(page):
             raise StoreError(f"page {number} is none of a tree")
         self.hashed.update(page[:lower])
         for at in struct.unpack_from(f"<{(lower - _PAGE.size) // 2}H", page, _PAGE.size):

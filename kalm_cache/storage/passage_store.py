@@ -1,12 +1,17 @@
-"""One sealed segment: records for queries, and beside them numbers and texts. Knows bytes, not tensors.
+"""One sealed segment on disk: LMDB writes it, and its pages are read directly. Knows bytes, not tensors.
+
+LMDB writes, as its B+ tree takes data sets of any size and is safe to write. It does not read: it trusts its pages, so
+that one flipped bit may end the process, and py-lmdb touches all 64 pages of a block for a record that lies in 4. A
+sealed file never changes, so that no transactions are needed either: lmdb_pages.py finds the values, BlockFile maps
+them. Checked with LMDB 0.9.36 (py-lmdb 3.0.0), and by tests/storage/test_lmdb_pages.py with whatever is installed.
 
     states.lmdb    blocks    doc id -> record (see record.py)
-    passages.lmdb  passages  doc id -> number i64, content hash 16 B; the text as a zstd frame, or nothing: none is kept
-                   numbers   number, big-endian -> doc id
-    store.json     counts, the next number to give, and what the pages of both files hash to (see lmdb_pages.py)
+    passages.lmdb  passages  doc id -> ordinal i64, content hash 16 B; the text as a zstd frame, empty: none is kept
+                   numbers   ordinal, big-endian -> doc id
+    store.json     counts, the next ordinal to give, and what the pages of both files hash to (see lmdb_pages.py)
 
-Everything is an entry of a block (see block.py) and under a checksum. The two files hold the same ids: one that
-states.lmdb lacks is damage when passages.lmdb has it, never a passage that is not there.
+Everything is an entry of a block, where its checksum is verified (checksummed_block.py). The two files hold the same
+ids: one that states.lmdb lacks is damage when passages.lmdb has it, never a passage that is not there.
 """
 
 from __future__ import annotations
@@ -33,20 +38,20 @@ STORE_FORMAT = 2
 STATES_FILE, PASSAGES_FILE, SEAL_FILE = "states.lmdb", "passages.lmdb", "store.json"
 NO_COMMON = bytes(COMMON_BYTES)
 MAX_TEXT_BYTES = 1 << 30
-_IDENTITY = struct.Struct("<q16s")
-_NUMBER = struct.Struct(">q")
+_META = struct.Struct("<q16s")
+_ORDINAL = struct.Struct(">q")
 _T = TypeVar("_T")
 _of_thread = threading.local()
 
 
 def _show_ordinal(key: bytes) -> str:
-    return f"number {int.from_bytes(key, 'big')}"
+    return f"ordinal {int.from_bytes(key, 'big')}"
 
 
-PASSAGES = Kind(b"KLMP", _IDENTITY.size, lambda key: f"passage {key.decode('utf-8', 'replace')!r}")
-NUMBERS = Kind(b"KLMN", 0, _show_ordinal)
+PASSAGES = Kind(b"KLMP", _META.size, lambda key: f"passage {key.decode('utf-8', 'replace')!r}")
+ORDINALS = Kind(b"KLMN", 0, _show_ordinal)
 STATES_DATABASES = {"blocks": STATES}
-PASSAGES_DATABASES = {"passages": PASSAGES, "numbers": NUMBERS}
+PASSAGES_DATABASES = {"passages": PASSAGES, "numbers": ORDINALS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +69,21 @@ class Seal:
 
 
 class PassageMeta(NamedTuple):
-    """A passage beside its states: its int64 in the first stage, and 16 bytes that identify its text."""
+    """A passage beside its states: its int64 id in the first stage, and 16 bytes that identify its text."""
 
     ordinal: int
     content_hash: bytes
 
     def pack(self) -> bytes:
         """As the fields of an entry of passages.lmdb."""
-        return _IDENTITY.pack(*self)
+        return _META.pack(*self)
 
 
 class PassageStore:
     """A sealed segment, read-only; a context manager. Any number of them may read one folder at the same time."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a shard's folder. Raises `StoreError` when a file is missing, of another format, or damaged."""
+        """Open a segment's folder. Raises `StoreError` when a file is missing, of another format, or damaged."""
         self.folder = folder
         self.seal = read_seal(folder)
         trees = self.seal.trees
@@ -107,7 +112,7 @@ class PassageStore:
         return self.seal.passages
 
     def next_ordinal(self) -> int:
-        """The number that the next new passage gets."""
+        """The ordinal that the next new passage gets."""
         return self.seal.next_ordinal
 
     @contextmanager
@@ -117,24 +122,24 @@ class PassageStore:
             yield Snapshot(self, states)
 
     def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | DamagedRecordError | None]:
-        """Number and content hash of each id; `None` where the store has no such passage."""
+        """Ordinal and content hash of each id; `None` where the store has no such passage."""
         with self._passages.reading("passages") as passages:
-            entries = [_found(passages, key_of(doc_id)) for doc_id in doc_ids]
+            entries = [_find(passages, key_of(doc_id)) for doc_id in doc_ids]
         return [meta_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
 
     def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""
-        return [_sound(text) for text in self.find_texts(doc_ids)]
+        return [require_undamaged(text) for text in self.find_texts(doc_ids)]
 
     def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
         """As `texts`, with the error in the place of a damaged one."""
         with self._passages.reading("passages") as passages:
-            entries = (_found(passages, key_of(doc_id)) for doc_id in doc_ids)
+            entries = (_find(passages, key_of(doc_id)) for doc_id in doc_ids)
             return [_text_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
 
     def doc_ids(self, ordinals: Iterable[int]) -> list[str]:
-        """The id behind each first-stage number. Raises `DamagedRecordError`, also when one is not there."""
-        return [_sound(doc_id) for doc_id in self.find_doc_ids(ordinals)]
+        """The id behind each first-stage ordinal. Raises `DamagedRecordError`, also when one is not there."""
+        return [require_undamaged(doc_id) for doc_id in self.find_doc_ids(ordinals)]
 
     def find_doc_ids(self, ordinals: Iterable[int]) -> list[str | DamagedRecordError]:
         """As `doc_ids`, with the error in the place of a damaged or missing one."""
@@ -146,11 +151,11 @@ class PassageStore:
             entry = reader.find(ordinal_key(ordinal))
             if entry is None:
                 return DamagedRecordError(
-                    f"{self._passages.path}: number {ordinal} is not there; run kalm-cache verify"
+                    f"{self._passages.path}: ordinal {ordinal} is not there; run kalm-cache verify"
                 )
             return doc_id_of(bytes(entry.payload))
         except DamagedRecordError as exc:
-            return _about(f"number {ordinal}", exc)
+            return _about(f"ordinal {ordinal}", exc)
 
     def keys(self) -> Iterator[bytes]:
         """The key of every passage, in order, one snapshot. Raises `DamagedRecordError`."""
@@ -159,7 +164,7 @@ class PassageStore:
                 yield from map(block.key, range(len(block)))
 
     def ordinals(self) -> Iterator[tuple[int, str]]:
-        """(number, doc id) of every passage, by rising number, one snapshot. Raises `DamagedRecordError`."""
+        """(ordinal, doc id) of every passage, by rising ordinal, one snapshot. Raises `DamagedRecordError`."""
         with self._passages.reading("numbers", ahead=True) as ordinals:
             for block in ordinals.blocks():
                 for i in range(len(block)):
@@ -187,13 +192,13 @@ class Snapshot:
 
         As soon as one has to be waited for, the rest is asked for at once.
         """
-        found, waits, asked = [], _waits(), False
+        records, waits, asked = [], _waits(), False
         for i, doc_id in enumerate(doc_ids, start=1):
-            found.append(self._record(doc_id))
+            records.append(self._record(doc_id))
             if not asked and _waits() != waits:
                 asked = True
                 self._states.prefetch([key_of(doc_id) for doc_id in doc_ids[i:]])
-        return found
+        return records
 
     def _record(self, doc_id: str) -> Record | DamagedRecordError | None:
         key = key_of(doc_id)
@@ -216,7 +221,7 @@ def _waits() -> int:
 
 
 def read_seal(folder: Path) -> Seal:
-    """What a shard's folder says of itself. Raises `StoreError` when it is not finished, damaged, or too old or new."""
+    """What a segment's folder says of itself. Raises `StoreError` when that is missing, damaged, or too old or new."""
     path = folder / SEAL_FILE
     try:
         raw = json.loads(path.read_bytes())
@@ -244,20 +249,20 @@ def doc_id_of(key: bytes) -> str:
 
 
 def ordinal_key(ordinal: int) -> bytes:
-    """The key of a number: big-endian, so that keys sort as numbers do."""
-    return _NUMBER.pack(ordinal)
+    """The key of an ordinal: big-endian, so that keys sort as ordinals do."""
+    return _ORDINAL.pack(ordinal)
 
 
 def ordinal_of(key: bytes) -> int:
     """Inverse of `ordinal_key`. Raises `DamagedRecordError`."""
-    if len(key) != _NUMBER.size:
-        raise DamagedRecordError(f"number {key!r} has {len(key)} bytes, not 8; run kalm-cache verify")
-    return int(_NUMBER.unpack(key)[0])
+    if len(key) != _ORDINAL.size:
+        raise DamagedRecordError(f"ordinal {key!r} has {len(key)} bytes, not 8; run kalm-cache verify")
+    return int(_ORDINAL.unpack(key)[0])
 
 
 def meta_of(entry: Entry) -> PassageMeta:
-    """Number and content hash of an entry of passages.lmdb."""
-    return PassageMeta(*_IDENTITY.unpack(entry.fields))
+    """Ordinal and content hash of an entry of passages.lmdb."""
+    return PassageMeta(*_META.unpack(entry.fields))
 
 
 def pack_text(text: str) -> bytes:
@@ -281,7 +286,7 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return decompressor
 
 
-def _found(passages: BlockReader, key: bytes) -> Entry | DamagedRecordError | None:
+def _find(passages: BlockReader, key: bytes) -> Entry | DamagedRecordError | None:
     try:
         return passages.find(key)
     except DamagedRecordError as exc:
@@ -303,7 +308,8 @@ def _text_of(entry: Entry) -> str | DamagedRecordError | None:
         return _about(PASSAGES.show(entry.key), exc)
 
 
-def _sound(found: _T | DamagedRecordError) -> _T:
+def require_undamaged(found: _T | DamagedRecordError) -> _T:
+    """What was found, or the error that stands in its place, raised."""
     if isinstance(found, DamagedRecordError):
         raise found
     return found

@@ -1,7 +1,8 @@
 """Records: a passage's pooled states as they are stored, as entries of blocks. Knows nothing of codecs or LMDB.
 
-A block's common bytes are those of all its records, little-endian: codec u32 · ratio u32 · width u32. An entry's fields
-are its tokens u32, the highest bit set when the passage was cut. The rest follows: rows = ceil(tokens / ratio).
+A block's common bytes are those of all its records, little-endian: codec u32 · chunk size u32 · width u32. An entry's
+fields are its tokens u32, the highest bit set when the passage was cut. The rest follows: rows = ceil(tokens / chunk
+size). The checksum of a record is verified where its block is read: checksummed_block.py.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ MAX_TOKENS = _TRUNCATED - 1
 class Record(NamedTuple):
     """A passage's pooled states as they are stored.
 
-    codec: number of the codec; ratio: pooling ratio; width: D; tokens: real tokens of the passage; truncated: whether
-    it was cut at max_length.
+    codec: number of the codec; chunk_size: tokens of a pooled state; width: D; tokens: real tokens of the passage;
+    truncated: whether it was cut at max_length.
     """
 
     codec: int

@@ -1,4 +1,4 @@
-"""Writes a sealed segment (see store.py): every database in key order, into fresh files. Knows bytes, not tensors.
+"""Writes a sealed segment (see passage_store.py): every database in key order, into fresh files.
 
 `store.json` is written last, when all else is on the disk: a folder that has it is finished.
 """
@@ -14,7 +14,7 @@ from kalm_cache.storage.durable import publish_file, write_atomically
 from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.passage_store import (
     NO_COMMON,
-    NUMBERS,
+    ORDINALS,
     PASSAGES,
     PASSAGES_DATABASES,
     PASSAGES_FILE,
@@ -41,7 +41,7 @@ class StoreWriter:
         self._passages = _fresh(folder / PASSAGES_FILE, list(PASSAGES_DATABASES))
         self._records = BlockWriter(self._states, "blocks", STATES)
         self._metas = BlockWriter(self._passages, "passages", PASSAGES)
-        self._ordinals = BlockWriter(self._passages, "numbers", NUMBERS)
+        self._ordinals = BlockWriter(self._passages, "numbers", ORDINALS)
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -67,7 +67,7 @@ class StoreWriter:
         """Write the ordinals, rising, and seal. Raises `StoreError` unless there is one for each passage."""
         for ordinal, key in ordinals:
             name = ordinal_key(ordinal)
-            self._ordinals.add(NO_COMMON, name, b"", key, checksum(NUMBERS, NO_COMMON, name, b"", key))
+            self._ordinals.add(NO_COMMON, name, b"", key, checksum(ORDINALS, NO_COMMON, name, b"", key))
         for writer in (self._records, self._metas, self._ordinals):
             writer.finish()
         assert self._records.entries == self._metas.entries == self._ordinals.entries

@@ -11,27 +11,21 @@ import pytest
 
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.generations import generation
+from kalm_cache.generations import publish as publishing
+from kalm_cache.generations.build_folders import next_building_folder
 from kalm_cache.generations.current import current_name, write_current
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import (
-    Counts,
-    FileReceipt,
     Generation,
-    Manifest,
-    SegmentReceipt,
-    finish_publishing,
-    make_live,
-    name_for,
-    next_building_folder,
     open_and_share,
     open_current,
     open_generation,
-    publish,
-    receipts,
     require_valid,
     segment_folder,
 )
 from kalm_cache.generations.journal import Journal, journal_problem, read_journal
+from kalm_cache.generations.manifest import Counts, FileReceipt, Manifest, SegmentReceipt
+from kalm_cache.generations.publish import finish_publishing, make_live, name_for, publish, receipts
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.storage import durable
 from kalm_cache.storage.checked_json import digest_of_fields
@@ -99,7 +93,7 @@ def test_readers_see_the_old_generation_until_publishing_ends(tmp_path: Path, mo
 
         return stepping
 
-    for module in (durable, generation):
+    for module in (durable, publishing):
         for name in ("rename_durably", "sync"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, look(name))
@@ -123,7 +117,7 @@ def test_a_publication_that_dies_between_two_renames_leaves_the_old_one_live(
         source.replace(target)
 
     monkeypatch.setattr(durable, "rename_durably", dying)
-    monkeypatch.setattr(generation, "rename_durably", dying)
+    monkeypatch.setattr(publishing, "rename_durably", dying)
     with pytest.raises(KeyboardInterrupt):
         publish_next(tmp_path, "newer")
     monkeypatch.undo()
@@ -245,7 +239,7 @@ def test_names_and_numbers_are_kept_when_generations_are_removed(tmp_path: Path)
     folder = publish_next(tmp_path).folder
     write_current(tmp_path, "000001")
     shutil.rmtree(folder)
-    assert generation.next_names(tmp_path) == Journal(2, 5, "000002")
+    assert generation.names_given(tmp_path) == Journal(2, 5, "000002")
     assert publish_next(tmp_path).name == "000003"
 
 
@@ -256,7 +250,7 @@ def test_a_damaged_journal_is_named_and_the_manifests_go(tmp_path: Path, content
     publish_next(tmp_path)
     (tmp_path / "JOURNAL").write_bytes(content)
     assert journal_problem(tmp_path) is not None
-    assert generation.next_names(tmp_path) == Journal(1, 5, None)
+    assert generation.names_given(tmp_path) == Journal(1, 5, None)
     publish_next(tmp_path)
     assert journal_problem(tmp_path) is None
     assert read_journal(tmp_path) == Journal(2, 5, "000002")

@@ -8,7 +8,9 @@ import pytest
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.generations.fingerprint import Fingerprint
-from kalm_cache.generations.generation import Counts, Generation, Manifest, SegmentReceipt, receipts
+from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.manifest import Counts, Manifest, SegmentReceipt
+from kalm_cache.generations.publish import receipts
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones
 from kalm_cache.storage.passage_store import PassageMeta
@@ -63,7 +65,7 @@ def test_numbers_lead_to_ids_by_the_range_that_they_are_in(generation: Generatio
     with SegmentSet(generation) as segments:
         assert segments.doc_ids([22, 2, 10, 20]) == ["f", "c", "b", "a"]
         assert [type(one) for one in segments.find_doc_ids([22, 5, 99, -1])] == [str, *[DamagedRecordError] * 3]
-        with pytest.raises(DamagedRecordError, match="number 5 is not there"):
+        with pytest.raises(DamagedRecordError, match="ordinal 5 is not there"):
             segments.doc_ids([5])
 
 

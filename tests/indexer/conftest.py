@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import indexer.build.intake
-import indexer.build.segment_pass
+import indexer.build.plan
 from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.indexer.jobs import LONGER
@@ -34,8 +33,7 @@ def encoders(settings: Settings) -> Encoders:
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A corpus of 30 passages has several windows."""
-    monkeypatch.setattr(indexer.build.intake, "WINDOW", WINDOW)
-    monkeypatch.setattr(indexer.build.segment_pass, "WINDOW", WINDOW)
+    monkeypatch.setattr(indexer.build.plan, "WINDOW", WINDOW)
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +41,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, settings: Settings, en
     """An index of `LONGER` that was built in one go."""
     folder = tmp_path_factory.mktemp("undisturbed") / "index"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexer.build.intake, "WINDOW", WINDOW)
-        patch.setattr(indexer.build.segment_pass, "WINDOW", WINDOW)
+        patch.setattr(indexer.build.plan, "WINDOW", WINDOW)
         build(folder, settings, LONGER, encoders=encoders)
     return folder
 

@@ -8,12 +8,9 @@ from pathlib import Path
 import faiss
 import pytest
 
-import indexer.build.intake
-import indexer.build.segment
-import indexer.build.segment_pass
+from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders, run_index_job
-from indexer.build.resume_log import WorkingFile
-from indexer.build.segment import WORKING_FILE
+from indexer.build.resume_log import RESUME_LOG_FILE, ResumeLog
 from indexer.integrity.verify import verify_index
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
@@ -46,10 +43,10 @@ def stored_ids(index: Path) -> set[str]:
     """What the unfinished build of an index has encoded."""
     (building,) = (index / "generations").glob("*.building")
     segment = building / "shards" / "00000"
-    if not (segment / WORKING_FILE).exists():  # sealed, and not published
+    if not (segment / RESUME_LOG_FILE).exists():  # sealed, and not published
         return set(stores.records_of(segment))
-    with WorkingFile(segment / WORKING_FILE) as working:
-        return {key.decode() for key in working.keys()}  # noqa: SIM118 (not a dict)
+    with ResumeLog(segment / RESUME_LOG_FILE) as log:
+        return {key.decode() for key in log.keys()}  # noqa: SIM118 (not a dict)
 
 
 def passing(index: Path) -> bool:
@@ -61,7 +58,7 @@ def passing(index: Path) -> bool:
 def interrupt(index: Path, settings: Settings, encoders: Encoders, texts: dict[str, str], after: int) -> None:
     """Leave an unfinished build with the first `after` passages or a few more."""
 
-    def stop(progress: indexer.build.segment.Progress) -> None:
+    def stop(progress: BuildCounts) -> None:
         if progress.done >= after:
             raise KeyboardInterrupt
 

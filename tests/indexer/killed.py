@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-import indexer.build.intake
-import indexer.build.segment_pass
+import indexer.build.plan
 from kalm_cache.settings import Settings
 from tests.indexes import build
 
@@ -33,7 +32,7 @@ def run_until_killed(index: Path, settings: Settings, texts: dict[str, str], cal
 def _job(index: Path, settings: Settings, texts: dict[str, str], call: str, nth: int, sign: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    indexer.build.intake.WINDOW = indexer.build.segment_pass.WINDOW = WINDOW
+    indexer.build.plan.WINDOW = WINDOW
     _set_trap(call, nth, sign)
     build(index, settings, texts)
 

@@ -92,9 +92,9 @@ def test_a_damaged_number_is_named(tmp_path: Path):
     at = content.index(b"an-id", at)
     (tmp_path / PASSAGES_FILE).write_bytes(content[:at] + b"bn-id" + content[at + 5 :])
     with PassageStore(tmp_path) as store:
-        with pytest.raises(DamagedRecordError, match="number 7: checksum mismatch; run kalm-cache verify"):
+        with pytest.raises(DamagedRecordError, match="ordinal 7: checksum mismatch; run kalm-cache verify"):
             store.doc_ids([7])
-        with pytest.raises(DamagedRecordError, match="number 7"):
+        with pytest.raises(DamagedRecordError, match="ordinal 7"):
             list(store.ordinals())
 
 
@@ -129,7 +129,7 @@ def _read_everything(folder: Path) -> str:
     except StoreError:
         return "refused"
     assert nobody is None or "'nobody'" in str(nobody)
-    names = [*(repr(doc_id) for doc_id in PASSAGES)] * 2 + [f"number {n}" for n in range(3)]
+    names = [*(repr(doc_id) for doc_id in PASSAGES)] * 2 + [f"ordinal {n}" for n in range(3)]
     right = [*(one.record for one in PASSAGES.values()), *(one.text for one in PASSAGES.values()), *PASSAGES]
     for one, stored, name in zip(found, right, names, strict=True):
         assert one == stored or name in str(one)

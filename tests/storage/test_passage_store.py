@@ -57,10 +57,10 @@ def test_ids_that_are_not_there_have_no_record_and_no_text(folder: Path):
 
 def test_a_number_that_is_not_there_is_damage_and_does_not_hide_the_others(folder: Path):
     with PassageStore(folder) as store:
-        with pytest.raises(DamagedRecordError, match=r"passages\.lmdb: number 7 is not there; run kalm-cache verify"):
+        with pytest.raises(DamagedRecordError, match=r"passages\.lmdb: ordinal 7 is not there; run kalm-cache verify"):
             store.doc_ids([0, 7])
         first, second = store.find_doc_ids([0, 7])
-        assert (first, str(second)) == ("b", f"{folder / PASSAGES_FILE}: number 7 is not there; run kalm-cache verify")
+        assert (first, str(second)) == ("b", f"{folder / PASSAGES_FILE}: ordinal 7 is not there; run kalm-cache verify")
 
 
 def test_an_empty_store_has_nothing(tmp_path: Path):

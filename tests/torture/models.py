@@ -8,8 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import indexer.build.intake
-import indexer.build.segment_pass
+import indexer.build.plan
 import indexer.integrity.verify
 import kalm_cache.index.opening
 import kalm_cache.index.passage_index
@@ -36,7 +35,7 @@ def load_models(folder: Path) -> None:
     """Load what the steps need, and keep it: a child begins with all of it in memory."""
     _loaded[:] = [folder]
     logging.disable()  # queries name every damaged passage
-    indexer.build.intake.WINDOW = indexer.build.segment_pass.WINDOW = WINDOW
+    indexer.build.plan.WINDOW = WINDOW
     indexer.integrity.verify.subprocess = SimpleNamespace(run=run_forked)  # type: ignore[attr-defined]
     loaders = (
         (kalm_cache.index.opening, "open_checkpoint"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import kalm_cache.generations.current
-import kalm_cache.generations.generation
+import kalm_cache.generations.publish
 import kalm_cache.storage.durable
 from indexer.build.index_job import run_index_job
 from indexer.change.delta import add_passages, delete_passages
@@ -83,7 +83,7 @@ def rollback(index: Path) -> Report:
 
 def build_unsynced(index: Path) -> Report:
     """Not what the code does: `build` by someone who forgot to sync."""
-    for module in (kalm_cache.storage.durable, kalm_cache.generations.generation):
+    for module in (kalm_cache.storage.durable, kalm_cache.generations.publish):
         for name in ("sync", "sync_tree"):
             setattr(module, name, lambda path: None)
     return build(index)
@@ -91,7 +91,7 @@ def build_unsynced(index: Path) -> Report:
 
 def rebuild_in_place(index: Path) -> Report:
     """Not what the code does: `build_changed` by someone who writes over files."""
-    kalm_cache.generations.generation.write_atomically = _write_in_place
+    kalm_cache.generations.publish.write_atomically = _write_in_place
     kalm_cache.generations.current.write_atomically = _write_in_place
     return build_changed(index)
 

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 
 from indexer.build.index_job import load_encoders
-from indexer.build.models import Encoders
 from indexer.change.delta import add_passages, delete_passages
 from indexer.change.rollback import roll_back
+from indexer.models import Encoders
 from kalm_cache import PassageIndex
 from kalm_cache.generations.current import current_name
 from query_service.app import create_app

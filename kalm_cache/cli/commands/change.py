@@ -49,10 +49,10 @@ def reindex(
     from kalm_cache.settings import load_settings
 
     with exit_codes(resumable=True):
-        from indexer.build.models import load_encoders, settings_from_manifest
         from indexer.change.reindex import plan_reindex, run_reindex
         from indexer.corpus import read_corpus
         from indexer.corpus.rejects import ErrorsFile
+        from indexer.models import load_encoders, settings_from_manifest
         from kalm_cache.generations.generation import open_current
 
         said = load_settings(
@@ -112,10 +112,10 @@ def add(
     from kalm_cache.settings import load_settings
 
     with exit_codes(resumable=True):
-        from indexer.build.models import load_encoders_of
         from indexer.change.delta import add_passages
         from indexer.corpus import read_corpus
         from indexer.corpus.rejects import ErrorsFile
+        from indexer.models import load_encoders_of
         from kalm_cache.generations.generation import open_current
 
         said = load_settings(device=device, batch_tokens=batch_tokens)

@@ -93,8 +93,7 @@ def _index(corpus: str, index: Path, settings: Settings, errors: Path | None, js
 
 
 def _dry_run(corpus: str, index: Path, settings: Settings, errors: Path | None, json: bool) -> int:
-    from indexer.build.dry_run import project
-    from indexer.build.index_job import load_encoders
+    from indexer.build.index_job import load_encoders, project
     from indexer.corpus import read_corpus
     from indexer.corpus.rejects import ErrorsFile
 

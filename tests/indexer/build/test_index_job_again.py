@@ -72,7 +72,7 @@ def test_a_killed_reindex_copies_and_encodes_nothing_twice(
 ):
     index = Path(shutil.copytree(undisturbed, tmp_path / "index"))
     changed = LONGER | {f"n{i}": f"a new passage, number {i}" for i in range(10)}
-    run_until_killed(index, settings, changed, "indexer.build.resume_log:WorkingFile.write", 2, signal.SIGKILL)
+    run_until_killed(index, settings, changed, "indexer.build.resume_log:ResumeLog.write", 2, signal.SIGKILL)
     assert open_current(index).manifest.generation == "000001"
     stored = stored_ids(index)
     report = build(index, settings, changed, encoders=encoders)
@@ -91,7 +91,7 @@ def test_a_text_edited_and_edited_back_during_a_reindex_has_one_number(
         index, settings, LONGER, encoders=encoders
     )  # "p0" is stored with the edited text, under a new number
     assert (report.copied, report.encoded) == (30, 0)
-    assert content(index) | {"next_number": 30} == content(undisturbed)
+    assert content(index) | {"next_ordinal": 30} == content(undisturbed)
     assert passing(index)
 
 

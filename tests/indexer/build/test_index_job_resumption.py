@@ -9,7 +9,7 @@ import lmdb
 import pytest
 
 from indexer.build.index_job import Encoders, run_index_job
-from indexer.build.segment import WORKING_FILE
+from indexer.build.resume_log import RESUME_LOG_FILE
 from kalm_cache.errors import CorpusError, IndexMismatchError, StoreError
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import PassageStore
@@ -20,19 +20,19 @@ from tests.indexes import TEXTS, build, lines_of, settings_for, shard_of
 pytestmark = pytest.mark.usefixtures("small_windows")
 KILLS = [
     # the job calls each of these at least once; writes are one for each batch
-    ("indexer.build.resume_log:WorkingFile.write", 1),
-    ("indexer.build.resume_log:WorkingFile.write", 4),
-    ("indexer.build.accepted_ids:Staging.accept", 9),  # in a later window
+    ("indexer.build.resume_log:ResumeLog.write", 1),
+    ("indexer.build.resume_log:ResumeLog.write", 4),
+    ("indexer.build.accepted_passages:AcceptedPassages.accept", 9),  # in a later window
     ("indexer.build.seal:StoreWriter", 1),
     ("kalm_cache.storage.store_writer:_publish", 2),  # one of the two sealed files is in its place
     ("kalm_cache.storage.store_writer:write_atomically", 1),
     ("kalm_cache.first_stage.dense.dense_index:DenseIndex.build", 1),
     ("kalm_cache.first_stage.bm25.bm25_index:publish_folder", 1),
-    ("indexer.build.segment:_drop_leftovers", 1),
-    ("indexer.build.base:receipts", 1),  # staging is gone, the manifest is not there yet
+    ("indexer.build.build:_drop_leftovers", 1),
+    ("indexer.build.build:receipts", 1),  # staging is gone, the manifest is not there yet
     ("kalm_cache.storage.durable:publish_file", 2),  # the manifest is written beside its place
     (
-        "kalm_cache.generations.generation:rename_durably",
+        "kalm_cache.generations.publish:rename_durably",
         1,
     ),  # the manifest is there, the folder still has its building name
 ]
@@ -55,7 +55,7 @@ def test_a_killed_job_encodes_nothing_twice_and_ends_like_one_that_was_not_kille
 def test_a_job_may_be_killed_again_and_again(tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path):
     index, stored = tmp_path / "index", []
     for nth in (2, 3, 1):
-        run_until_killed(index, settings, LONGER, "indexer.build.resume_log:WorkingFile.write", nth, signal.SIGKILL)
+        run_until_killed(index, settings, LONGER, "indexer.build.resume_log:ResumeLog.write", nth, signal.SIGKILL)
         stored.append(len(stored_ids(index)))
     assert 0 < stored[0] < stored[1] == stored[2] < len(LONGER)
     report = build(index, settings, LONGER, encoders=encoders)
@@ -78,7 +78,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(
     tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path
 ):
     index = tmp_path / "index"
-    run_until_killed(index, settings, LONGER, "indexer.build.resume_log:WorkingFile.write", 4, signal.SIGINT)
+    run_until_killed(index, settings, LONGER, "indexer.build.resume_log:ResumeLog.write", 4, signal.SIGINT)
     stored = stored_ids(index)
     assert 0 < len(stored) < len(LONGER)
     report = build(index, settings, LONGER, encoders=encoders)
@@ -133,7 +133,7 @@ def test_settings_are_still_compared_when_only_the_publication_is_missing(
     tmp_path: Path, settings: Settings, mini_folder: Path, embedder_folder: Path
 ):
     run_until_killed(
-        tmp_path / "index", settings, TEXTS, "kalm_cache.generations.generation:rename_durably", 1, signal.SIGKILL
+        tmp_path / "index", settings, TEXTS, "kalm_cache.generations.publish:rename_durably", 1, signal.SIGKILL
     )
     with pytest.raises(IndexMismatchError, match="chunk_size 4 there, 8 here"):
         build(tmp_path / "index", settings_for(mini_folder, embedder_folder, chunk_size=8), TEXTS)
@@ -170,7 +170,7 @@ def test_a_text_that_was_staged_when_its_passage_was_stored_otherwise_is_staged_
     index = tmp_path / "index"
     interrupt(index, settings, encoders, LONGER, after=30)  # all are stored
     edited = LONGER | {"p7": "Honey bees dance"}
-    run_until_killed(index, settings, edited, "indexer.build.resume_log:WorkingFile.write", 1, signal.SIGKILL)
+    run_until_killed(index, settings, edited, "indexer.build.resume_log:ResumeLog.write", 1, signal.SIGKILL)
     report = build(index, settings, LONGER, encoders=encoders)  # and the edit is taken back
     assert (report.resumed, report.encoded) == (30, 0)
     assert content(index) == content(undisturbed)
@@ -181,7 +181,7 @@ def test_records_and_vectors_damaged_in_an_unfinished_build_are_made_again_under
 ):
     index = tmp_path / "index"
     interrupt(index, settings, encoders, LONGER, after=10)
-    with lmdb.open(str(shard_of(index, "000001.building") / WORKING_FILE), subdir=False, max_dbs=3) as raw:
+    with lmdb.open(str(shard_of(index, "000001.building") / RESUME_LOG_FILE), subdir=False, max_dbs=3) as raw:
         records, vectors = raw.open_db(b"records"), raw.open_db(b"vectors")
         with raw.begin(write=True) as txn:
             txn.put(b"p2", txn.get(b"p2", db=records)[:-1] + b"!", db=records)

@@ -8,7 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from indexer.build.resume_log import Encoded, WorkingFile, checked, unchecked
+from indexer.build.resume_log import EncodedPassage, ResumeLog, checked, unchecked
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage import lmdb_file
 from kalm_cache.storage.passage_store import PassageMeta
@@ -17,15 +17,15 @@ from tests.stores import record
 VECTOR = np.arange(4, dtype=np.float32)
 
 
-def encoded(doc_id: str, ordinal: int, payload: bytes = b"payload") -> Encoded:
-    return Encoded(doc_id, PassageMeta(ordinal, b"h" * 16), record(payload), VECTOR + ordinal)
+def encoded(doc_id: str, ordinal: int, payload: bytes = b"payload") -> EncodedPassage:
+    return EncodedPassage(doc_id, PassageMeta(ordinal, b"h" * 16), record(payload), VECTOR + ordinal)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "working.lmdb"
-    with WorkingFile(path) as working:
-        working.write([encoded("b", 0), encoded("a", 1, b"")], next_ordinal=2)
+    with ResumeLog(path) as log:
+        log.write([encoded("b", 0), encoded("a", 1, b"")], next_ordinal=2)
     return path
 
 
@@ -39,46 +39,46 @@ def spoil(path: Path, database: str, key: bytes, at: int) -> None:
 
 
 def test_what_was_written_is_read_back(path: Path):
-    with WorkingFile(path) as working:
-        assert (len(working), working.next_ordinal(), list(working.keys())) == (2, 2, [b"a", b"b"])
-        assert working.metas(["b", "c", "a"]) == [PassageMeta(0, b"h" * 16), None, PassageMeta(1, b"h" * 16)]
-        meta, found = working.get(b"b")
+    with ResumeLog(path) as log:
+        assert (len(log), log.next_ordinal(), list(log.keys())) == (2, 2, [b"a", b"b"])
+        assert log.metas(["b", "c", "a"]) == [PassageMeta(0, b"h" * 16), None, PassageMeta(1, b"h" * 16)]
+        meta, found = log.get(b"b")
         assert (meta, found._replace(payload=bytes(found.payload))) == (PassageMeta(0, b"h" * 16), record())
-        assert np.array_equal(working.vectors([b"b", b"a"]), [VECTOR, VECTOR + 1])
+        assert np.array_equal(log.vectors([b"b", b"a"]), [VECTOR, VECTOR + 1])
 
 
 def test_a_batch_is_stored_all_or_not_at_all(path: Path):
-    with WorkingFile(path) as working:
+    with ResumeLog(path) as log:
         with pytest.raises(StoreError, match="cannot be written"):
-            working.write([encoded("new", 2), encoded("x" * 512, 3)], next_ordinal=4)  # LMDB refuses the key
-        assert (len(working), working.next_ordinal()) == (2, 2)
-        assert working.metas(["new"]) == [None]
+            log.write([encoded("new", 2), encoded("x" * 512, 3)], next_ordinal=4)  # LMDB refuses the key
+        assert (len(log), log.next_ordinal()) == (2, 2)
+        assert log.metas(["new"]) == [None]
 
 
 def test_writing_again_replaces_a_passage(path: Path):
-    with WorkingFile(path) as working:
-        working.write([encoded("a", 1, b"newer")], next_ordinal=2)
-        assert bytes(working.get(b"a")[1].payload) == b"newer"
-        assert len(working) == 2
+    with ResumeLog(path) as log:
+        log.write([encoded("a", 1, b"newer")], next_ordinal=2)
+        assert bytes(log.get(b"a")[1].payload) == b"newer"
+        assert len(log) == 2
 
 
 @pytest.mark.parametrize("database", ["records", "vectors"])
 @pytest.mark.parametrize("at", [0, 3, 5, -1])
 def test_a_passage_whose_record_or_vector_is_damaged_counts_as_not_stored(path: Path, database: str, at: int):
     spoil(path, database, b"b", at)
-    with WorkingFile(path) as working:
-        assert working.metas(["a", "b"]) == [PassageMeta(1, b"h" * 16), None]
+    with ResumeLog(path) as log:
+        assert log.metas(["a", "b"]) == [PassageMeta(1, b"h" * 16), None]
         with pytest.raises(DamagedRecordError, match="'b' of an unfinished build: checksum mismatch"):
-            working.get(b"b") if database == "records" else working.vectors([b"b"])
+            log.get(b"b") if database == "records" else log.vectors([b"b"])
 
 
 def test_the_file_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lmdb_file, "INITIAL_MAP_BYTES", 64 << 10)
-    with WorkingFile(tmp_path / "working.lmdb") as working:
+    with ResumeLog(tmp_path / "working.lmdb") as log:
         for batch in range(5):
             ordinals = range(batch * 20, batch * 20 + 20)
-            working.write([encoded(f"d{n}", n, bytes([n]) * 10_000) for n in ordinals], ordinals[-1] + 1)
-        assert [bytes(working.get(b"d%d" % n)[1].payload) for n in (0, 57, 99)] == [
+            log.write([encoded(f"d{n}", n, bytes([n]) * 10_000) for n in ordinals], ordinals[-1] + 1)
+        assert [bytes(log.get(b"d%d" % n)[1].payload) for n in (0, 57, 99)] == [
             bytes([n]) * 10_000 for n in (0, 57, 99)
         ]
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import indexer.build.intake
-import indexer.build.segment
-import indexer.build.segment_pass
+import indexer.build.plan
 import indexer.change.delta
+from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders, load_encoders
 from indexer.change.delta import delete_passages
 from indexer.corpus import RejectedLine
@@ -218,11 +217,10 @@ def test_where_nothing_was_published_nothing_is_made(tmp_path: Path, settings: S
 def test_an_interrupted_addition_goes_on_where_it_stopped(
     index: Path, settings: Settings, encoders: Encoders, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(indexer.build.intake, "WINDOW", 4)
-    monkeypatch.setattr(indexer.build.segment_pass, "WINDOW", 4)
+    monkeypatch.setattr(indexer.build.plan, "WINDOW", 4)
     many = {f"n{i}": f"the new passage {i} of the ferry" for i in range(20)}
 
-    def stop(progress: indexer.build.segment.Progress) -> None:
+    def stop(progress: BuildCounts) -> None:
         if progress.done >= 8:
             raise KeyboardInterrupt
 

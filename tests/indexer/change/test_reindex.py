@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import indexer.build.intake
-import indexer.build.segment
-import indexer.build.segment_pass
+import indexer.build.plan
+from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders, load_encoders
 from indexer.change.delta import delete_passages
 from indexer.change.reindex import plan_reindex
@@ -306,15 +305,14 @@ def test_an_interrupted_reindex_goes_on_and_ends_like_one_that_was_not_interrupt
     wanted: dict[str, Any],
     after: int,
 ):
-    monkeypatch.setattr(indexer.build.intake, "WINDOW", 4)
-    monkeypatch.setattr(indexer.build.segment_pass, "WINDOW", 4)
+    monkeypatch.setattr(indexer.build.plan, "WINDOW", 4)
     settings = settings_for(mini_folder, embedder_folder, **wanted)
     encoders = load_encoders(settings)
     corpus = CHANGED | {f"n{i}": f"the new passage {i}" for i in range(10)}
     undisturbed = Path(shutil.copytree(index, tmp_path / "undisturbed"))
     report = reindex(undisturbed, settings, encoders, corpus, keep_missing=True)
 
-    def stop(progress: indexer.build.segment.Progress) -> None:
+    def stop(progress: BuildCounts) -> None:
         if progress.done >= after:
             raise KeyboardInterrupt
 

@@ -14,7 +14,8 @@ import pytest
 from indexer.integrity.verify import Damage, verify_index
 from kalm_cache.errors import IndexNotFoundError
 from kalm_cache.generations.current import write_current
-from kalm_cache.generations.generation import SCHEMA_VERSION, Counts, open_current
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.manifest import SCHEMA_VERSION, Counts
 from kalm_cache.storage.passage_store import NO_COMMON, ordinal_key, pack_text
 from tests.indexer.verified import BM25, DENSE, PASSAGES, SEAL, STATES, problems
 from tests.indexes import TEXTS, build, seal_again, settings_for, shard_of
@@ -80,7 +81,7 @@ def test_a_text_that_is_another_ones_is_named(index: Path):
 def test_a_number_that_leads_to_another_passage_is_named(index: Path):
     ordinal, other = ordinal_of(index, "d3"), ordinal_of(index, "d4")
     change(index, lambda contents: contents.ordinals.update({ordinal_key(ordinal): (NO_COMMON, b"", b"d4")}))
-    assert problems(index) == [(PASSAGES, "d4", f"number {ordinal} leads to it, its own is {other}")]
+    assert problems(index) == [(PASSAGES, "d4", f"ordinal {ordinal} leads to it, its own is {other}")]
 
 
 def test_a_number_of_its_own_that_is_not_there_is_named(index: Path):
@@ -90,14 +91,14 @@ def test_a_number_of_its_own_that_is_not_there_is_named(index: Path):
         del contents.ordinals[ordinal_key(ordinal)]
 
     change(index, spoil)
-    assert (PASSAGES, "d3", f"its number {ordinal} is not there") in problems(index)
+    assert (PASSAGES, "d3", f"its ordinal {ordinal} is not there") in problems(index)
 
 
 def test_a_second_number_of_a_passage_is_named(index: Path):
     change(index, lambda contents: contents.ordinals.update({ordinal_key(50): (NO_COMMON, b"", b"d3")}))
     own = ordinal_of(index, "d3")
-    assert (PASSAGES, "d3", f"number 50 leads to it, its own is {own}") in problems(index)
-    assert (SEAL, None, "number 50 was given, but the next one to give is 12") in problems(index)
+    assert (PASSAGES, "d3", f"ordinal 50 leads to it, its own is {own}") in problems(index)
+    assert (SEAL, None, "ordinal 50 was given, but the next one to give is 12") in problems(index)
 
 
 @pytest.mark.parametrize(("database", "file"), [("blocks", STATES), ("passages", PASSAGES)])
@@ -107,7 +108,7 @@ def test_a_record_or_passage_that_is_gone_is_missed_by_its_counterpart(index: Pa
     what = "its record is not there, and the passage is" if file == STATES else "it is not there, and its record is"
     assert (file, "d3", what) in found
     if file == PASSAGES:
-        assert (PASSAGES, "d3", f"number {number_of_lost(index)} leads to it, and it is not there") in found
+        assert (PASSAGES, "d3", f"ordinal {number_of_lost(index)} leads to it, and it is not there") in found
 
 
 def number_of_lost(index: Path) -> int:
@@ -155,7 +156,7 @@ def test_numbers_and_ids_that_are_none_are_named(index: Path):
 
     change(index, spoil)
     found = [problem for _, _, problem in problems(index)]
-    assert "number b'short' has 5 bytes, not 8; run kalm-cache verify" in found
+    assert "ordinal b'short' has 5 bytes, not 8; run kalm-cache verify" in found
     assert "id b'\\xff\\xfe' is not UTF-8; run kalm-cache verify" in found
 
 
@@ -188,7 +189,7 @@ def test_a_first_stage_of_other_passages_is_named(index: Path):
     rewrite_dense(index, [*range(11), 40])
     np.save(shard_of(index) / "first_stage" / "bm25" / "numbers.npy", np.array([*range(11), 10]))
     seal_again(index)
-    problem = "its numbers are not those of the store, the first to differ: {}"
+    problem = "its ordinals are not those of the store, the first to differ: {}"
     assert problems(index) == [(DENSE, None, problem.format([11, 40])), (BM25, None, problem.format([11]))]
 
 

@@ -12,7 +12,9 @@ import pytest
 from indexer.build.index_job import Encoders
 from indexer.change.delta import delete_passages
 from indexer.integrity.verify import verify_index
-from kalm_cache.generations.generation import Counts, Manifest, open_current, receipts
+from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.manifest import Counts, Manifest
+from kalm_cache.generations.publish import receipts
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.settings import Settings
 from tests.indexer.changes import add
@@ -56,7 +58,7 @@ def test_all_that_is_stored_is_checked_and_what_is_hidden_counted(clean: Path):
     assert report.damaged == []
     assert report.checked["records"] == report.checked["texts"] == 14
     assert report.checked["vectors"] == report.checked["bm25_documents"] == 14
-    assert report.checked["hidden"] == 2
+    assert report.checked["tombstones"] == 2
 
 
 def test_damage_is_named_with_its_shard(index: Path):
@@ -75,13 +77,13 @@ def test_a_passage_that_two_shards_show_is_named(index: Path):
 def test_what_is_hidden_must_be_there_under_that_name(index: Path):
     hide(index, open_current(index).tombstones().adding([(5, b"d4", True)]))
     assert any(
-        "number 5 as 'd4', and the segment does not have that" in one.problem for one in verify_index(index).damaged
+        "ordinal 5 as 'd4', and the segment does not have that" in one.problem for one in verify_index(index).damaged
     )
 
 
 def test_numbers_that_no_shard_has_are_named(index: Path):
     hide(index, open_current(index).tombstones().adding([(999, b"d4", True)]))
-    assert any("numbers that no segment has" in damage.problem for damage in verify_index(index).damaged)
+    assert any("ordinals that no segment has" in damage.problem for damage in verify_index(index).damaged)
 
 
 def test_counts_must_be_those_of_what_is_shown(index: Path):
@@ -95,7 +97,7 @@ def test_numbers_must_be_in_the_range_of_their_shard(index: Path):
         return replace(manifest, segments=[replace(base, next_ordinal=10), delta])
 
     seal(index, narrow)
-    assert any("has numbers 0 to 11, not 0 to 9" in damage.problem for damage in verify_index(index).damaged)
+    assert any("has ordinals 0 to 11, not 0 to 9" in damage.problem for damage in verify_index(index).damaged)
 
 
 def test_a_damaged_journal_is_named(index: Path):

@@ -13,7 +13,7 @@ from kalm_cache.codec.sensitivity import load_sensitivity
 from kalm_cache.errors import CheckpointError, IndexMismatchError
 from kalm_cache.first_stage import Embedder, load_embedder
 from kalm_cache.generations.fingerprint import Fingerprint
-from kalm_cache.generations.generation import Manifest
+from kalm_cache.generations.manifest import Manifest
 from kalm_cache.model.checkpoint import SENSITIVITY_FILE, Checkpoint, open_checkpoint
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE
@@ -28,6 +28,15 @@ OF_AN_INDEX = (
 
 
 @dataclass(frozen=True, slots=True)
+class BuildModels:
+    """What a build computes with. `passage_side`: `None` where nothing may have to be encoded."""
+
+    passage_side: PassageSide | None
+    embedder: Embedder
+    codec: Codec
+
+
+@dataclass(frozen=True, slots=True)
 class Encoders:
     """The models of a job, loaded once, and the fingerprint of what they will write.
 
@@ -39,6 +48,11 @@ class Encoders:
     embedder: Embedder
     codec: Codec
     fingerprint: Fingerprint
+
+    @property
+    def build_models(self) -> BuildModels:
+        """Those that a build computes with."""
+        return BuildModels(self.passage_side, self.embedder, self.codec)
 
 
 def load_encoders(settings: Settings) -> Encoders:
@@ -86,10 +100,10 @@ def _sensitivity_of(checkpoint: Checkpoint) -> NDArray[np.float64] | None:
     return sensitivity
 
 
-def settings_from_manifest(manifest: Manifest, said: Settings) -> Settings:
-    """The settings that a generation was built with, but for what flag, environment or file says."""
+def settings_from_manifest(manifest: Manifest, overrides: Settings) -> Settings:
+    """The settings that a generation was built with, but for what flag, environment or file sets in `overrides`."""
     built = manifest.fingerprint
-    own = {
+    stored = {
         "model": manifest.model,
         "dtype": built.dtype,
         "max_length": built.max_length,
@@ -102,23 +116,24 @@ def settings_from_manifest(manifest: Manifest, said: Settings) -> Settings:
         "embedder_query_prompt": manifest.embedder_query_prompt,
         "embedder_passage_prompt": manifest.embedder_passage_prompt,
     }
-    return said.model_copy(update={name: value for name, value in own.items() if name not in said.model_fields_set})
+    is_set = overrides.model_fields_set
+    return overrides.model_copy(update={name: value for name, value in stored.items() if name not in is_set})
 
 
-def resolve_settings(manifest: Manifest, said: Settings) -> Settings:
-    """The settings that a generation was built with; of what is said, only what decides no stored byte counts."""
-    silent = said.model_copy()
-    silent.__pydantic_fields_set__.difference_update(OF_AN_INDEX)
-    return settings_from_manifest(manifest, silent)
+def resolve_settings(manifest: Manifest, overrides: Settings) -> Settings:
+    """The settings that a generation was built with; of `overrides`, only what decides no stored byte counts."""
+    harmless = overrides.model_copy()
+    harmless.__pydantic_fields_set__.difference_update(OF_AN_INDEX)
+    return settings_from_manifest(manifest, harmless)
 
 
-def load_encoders_of(manifest: Manifest, said: Settings) -> tuple[Settings, Encoders]:
-    """The models that built a generation, to add to it or to check it.
+def load_encoders_of(manifest: Manifest, overrides: Settings) -> tuple[Settings, Encoders]:
+    """The models that built a generation, to add to it or to check it, and its settings with harmless `overrides`.
 
     Raises:
-        IndexMismatchError: what the manifest names is not what it was any more.
+        IndexMismatchError: a model that the manifest names is another one now.
     """
-    settings = resolve_settings(manifest, said)
+    settings = resolve_settings(manifest, overrides)
     encoders = load_encoders(settings)
     differences = manifest.fingerprint.differences(encoders.fingerprint)
     if differences:

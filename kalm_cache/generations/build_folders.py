@@ -1,8 +1,8 @@
-"""Build folders: begun, found again after a death, or dropped. Called under the build lock only.
+"""Folders of unfinished builds: begun, taken up again after a death, or dropped. Called under the build lock only.
 
 What a build was started as stands in its `build.json`, written before anything else is. A build that holds encoded work
 is finished by the same command, and stands in the way of others that would encode; one that holds none is dropped by
-whichever command comes next.
+whichever command comes next. What a build has encoded so far, its resume log knows (indexer/build/resume_log.py).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from kalm_cache.errors import StoreError
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint, require_equal
-from kalm_cache.generations.generation import (
-    BUILDING,
-    REMOVING,
-    finish_publishing,
-    next_building_folder,
-    unfinished_builds,
-)
+from kalm_cache.generations.generation import BUILDING, REMOVING, names_given
 from kalm_cache.generations.journal import JOURNAL
+from kalm_cache.generations.publish import finish_publishing
 from kalm_cache.storage.durable import rename_durably, write_atomically
 
 logger = logging.getLogger(__name__)
 BUILD_FILE = "build.json"
 SALVAGE = ".salvage"  # suffix of what repair has found in damaged segments
 ENCODING = ("index", "reindex", "add")  # operations whose unfinished builds are worth finishing
+
+
+def unfinished_builds(index: Path) -> list[Path]:
+    """The folders of builds that were begun, oldest first."""
+    return sorted((index / "generations").glob(f"*{BUILDING}"))
 
 
 def recover(index: Path) -> None:
@@ -55,10 +55,19 @@ def drop(building: Path) -> None:
     shutil.rmtree(removing)
 
 
-def begin(index: Path, operation: str) -> Path:
-    """A fresh folder for a build that holds no encoded work."""
+def next_building_folder(index: Path) -> Path:
+    """The folder of a new build: its name is one more than the highest ever used."""
+    return index / "generations" / f"{names_given(index).generation + 1:06d}{BUILDING}"
+
+
+def begin(index: Path, operation: str, fingerprint: Fingerprint | None = None) -> Path:
+    """Make a fresh folder for a build. `fingerprint`: of one that holds encoded work, and may be resumed."""
     building = next_building_folder(index)
-    _start(building, {"operation": operation})
+    started: dict[str, Any] = {"operation": operation}
+    if fingerprint is not None:
+        started["fingerprint"] = asdict(fingerprint)
+    building.mkdir(parents=True)
+    write_atomically(building / BUILD_FILE, (json.dumps(started, indent=2) + "\n").encode("utf-8"))
     return building
 
 
@@ -75,14 +84,7 @@ def resume_or_begin(index: Path, operation: str, fingerprint: Fingerprint) -> Pa
         _require_same(building, operation, fingerprint)
         logger.info("resuming the unfinished build %s", building)
         return building
-    building = next_building_folder(index)
-    _start(building, {"operation": operation, "fingerprint": asdict(fingerprint)})
-    return building
-
-
-def _start(building: Path, started: dict[str, Any]) -> None:
-    building.mkdir(parents=True)
-    write_atomically(building / BUILD_FILE, (json.dumps(started, indent=2) + "\n").encode("utf-8"))
+    return begin(index, operation, fingerprint)
 
 
 def _has_begun(building: Path) -> bool:
@@ -93,24 +95,24 @@ def _has_begun(building: Path) -> bool:
 def _require_same(building: Path, operation: str, fingerprint: Fingerprint) -> None:
     started = _read(building)
     try:
-        its_operation, its_fingerprint = started["operation"], Fingerprint(**started["fingerprint"])
+        started_operation, started_fingerprint = started["operation"], Fingerprint(**started["fingerprint"])
     except (KeyError, TypeError) as exc:
         raise StoreError(
             f"{building}: an unfinished build without a readable {BUILD_FILE} ({exc}); remove it to start over"
         ) from exc
-    if its_operation != operation:
+    if started_operation != operation:
         raise StoreError(
-            f"{building}: an unfinished `kalm-cache {its_operation}`; run that again to finish it, or remove the "
+            f"{building}: an unfinished `kalm-cache {started_operation}`; run that again to finish it, or remove the "
             "folder to give up what it has encoded"
         )
     way_out = f"Run with the same settings to finish it, or remove {building} to start over."
-    require_equal(its_fingerprint, fingerprint, f"the unfinished build {building}", way_out)
+    require_equal(started_fingerprint, fingerprint, f"the unfinished build {building}", way_out)
 
 
 def _read(building: Path) -> dict[str, Any]:
     """What a build was started as; nothing where that cannot be read."""
     try:
-        found = json.loads((building / BUILD_FILE).read_bytes())
+        started = json.loads((building / BUILD_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return started if isinstance(started, dict) else {}

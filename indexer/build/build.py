@@ -1,0 +1,202 @@
+"""The driver: plan, compute and commit in a plain loop, then seal; and the segment published as a new base.
+
+While a segment is built, what is encoded goes into the resume log. When the corpus has been read, the segment is
+sealed: everything that was accepted is merged, in order of keys, into the files that are published.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages, Origins
+from indexer.build.batching import batched
+from indexer.build.commit import Commit
+from indexer.build.compute import compute
+from indexer.build.counts import BuildCounts
+from indexer.build.first_stage import SCAN, FirstStageBuild
+from indexer.build.plan import Plan, Reject
+from indexer.build.resume_log import RESUME_LOG_FILE, ResumeLog
+from indexer.build.seal import seal
+from indexer.build.spec import BuildSpec
+from indexer.corpus import CorpusLine, RejectedLine
+from indexer.reuse.origins import SealedSegment
+from indexer.reuse.sources import require_keepable
+from kalm_cache.errors import KalmCacheError
+from kalm_cache.generations.generation import BASE_SEGMENT, Generation, names_given, segment_folder
+from kalm_cache.generations.manifest import Counts, SegmentReceipt
+from kalm_cache.generations.publish import name_for, now, publish, receipts
+from kalm_cache.generations.segments import SegmentSet
+from kalm_cache.storage.durable import rename_durably
+from kalm_cache.storage.passage_store import SEAL_FILE, PassageStore
+from kalm_cache.storage.store_writer import unseal
+
+logger = logging.getLogger(__name__)
+EARLIER = ".earlier"  # suffix of the folder of a segment that was finished and not published
+KEEPING = ("gc", "repair")  # operations that drop nothing which is shown and undamaged
+MEASURED = 64  # passages encoded, at least, for a rate that says anything
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltSegment:
+    """A sealed segment: what is in it, and how it came about. `started`: by `time.perf_counter`."""
+
+    folder: Path
+    stored: Counts
+    next_ordinal: int
+    counts: BuildCounts
+    started: float
+
+
+def build_segment(
+    spec: BuildSpec,
+    lines: Iterable[CorpusLine | RejectedLine],
+    folder: Path,
+    *,
+    on_reject: Reject,
+    on_progress: Callable[[BuildCounts], None],
+) -> BuiltSegment:
+    """Fill `folder` with a sealed segment and `first_stage/`; run again after an interruption, it goes on.
+
+    Args:
+        spec: what it is built with.
+        lines: the corpus from its beginning, read once.
+        folder: the segment's folder; whatever an interrupted run left in it is verified and used.
+        on_reject: called for every line that is left out, duplicates included.
+        on_progress: called after every batch with the counts so far.
+
+    Raises:
+        UsageError: passages should be kept without their texts, and something could only be made of these.
+        StoreError: the disk is full or cannot be written; what is stored stays.
+    """
+    started, counts = time.perf_counter(), BuildCounts()
+    if spec.keep_missing:
+        require_keepable(spec.parent, spec.sources, spec.fingerprint)
+    earlier = _set_aside(folder)
+    with ExitStack() as stack:
+        origins = _open_origins(spec, folder, earlier, stack)
+        accepted = stack.enter_context(AcceptedPassages(folder / ACCEPTED_FILE))
+        commit = Commit(spec, accepted, origins, counts, next_ordinal=_first_ordinal(spec, origins))
+        for batch in Plan(spec, accepted, origins, counts).batches(lines, on_reject):
+            commit.write(compute(batch, spec.models))
+            on_progress(counts)
+        counts.deleted = _count_left_behind(accepted, origins)
+        on_progress(counts)
+        stored = seal(folder, accepted, origins, store_text=spec.fingerprint.store_text, end=commit.next_ordinal)
+        FirstStageBuild(folder, accepted, origins).build(spec, commit.postings)
+    _drop_leftovers(folder)
+    return BuiltSegment(folder, stored, commit.next_ordinal, counts, started)
+
+
+def _open_origins(spec: BuildSpec, folder: Path, earlier: Path | None, stack: ExitStack) -> Origins:
+    resume_log = stack.enter_context(ResumeLog(folder / RESUME_LOG_FILE))
+    finished = [] if earlier is None else [SealedSegment(stack.enter_context(PassageStore(earlier)), vectors=None)]
+    return Origins(resume_log, [*finished, *spec.sources.copied], finished_before=len(finished))
+
+
+def _first_ordinal(spec: BuildSpec, origins: Origins) -> int:
+    """The first ordinal that no passage has had: not in the index, in this build, or in what it takes passages from."""
+    stores = [segment.store for segment in origins.sealed] + [segment.store for segment in spec.sources.recoded]
+    given = names_given(spec.index).next_ordinal
+    return max(given, origins.resume_log.next_ordinal(), *(store.next_ordinal() for store in stores))
+
+
+def _count_left_behind(accepted: AcceptedPassages, origins: Origins) -> int:
+    """Passages that interrupted runs of this build had encoded, and that are no longer in its corpus."""
+    return sum(
+        accepted.origins_of(keys).count(None) for stored in origins.resumed() for keys in batched(stored.keys(), SCAN)
+    )
+
+
+def _set_aside(folder: Path) -> Path | None:
+    """Make the folder ready for a pass, and return that of a segment which an earlier run finished, if any.
+
+    The resume log is dropped when a segment is finished; if that was not published then, it is copied from.
+    """
+    earlier = folder.with_name(folder.name + EARLIER)
+    if (folder / SEAL_FILE).exists() and not (folder / RESUME_LOG_FILE).exists():
+        shutil.rmtree(earlier, ignore_errors=True)  # the finished one holds all that it held
+        rename_durably(folder, earlier)
+    folder.mkdir(parents=True, exist_ok=True)
+    unseal(folder)
+    return earlier if earlier.exists() else None
+
+
+def _drop_leftovers(folder: Path) -> None:
+    for name in (RESUME_LOG_FILE, f"{RESUME_LOG_FILE}-lock", ACCEPTED_FILE):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder.with_name(folder.name + EARLIER), ignore_errors=True)
+
+
+def build_base(
+    spec: BuildSpec,
+    lines: Iterable[CorpusLine | RejectedLine],
+    building: Path,
+    *,
+    on_reject: Reject,
+    on_progress: Callable[[BuildCounts], None],
+) -> tuple[Generation, BuildCounts]:
+    """Build the one segment of a new base in `building`, and publish it; errors as in `build_segment`."""
+    folder = segment_folder(building, BASE_SEGMENT)
+    segment = build_segment(spec, lines, folder, on_reject=on_reject, on_progress=on_progress)
+    return publish_base(spec, building, segment), segment.counts
+
+
+def publish_base(spec: BuildSpec, building: Path, segment: BuiltSegment) -> Generation:
+    """Publish a build of one segment. Raises `OSError` when the disk is full or cannot be written."""
+    manifest = replace(
+        spec.template,
+        generation=name_for(spec.index, building),
+        created_at=now(),
+        counts=segment.stored,
+        files=receipts(building),
+        parent=None if spec.parent is None else spec.parent.name,
+        segments=[SegmentReceipt(BASE_SEGMENT, segment.stored, 0, segment.next_ordinal)],
+        next_ordinal=segment.next_ordinal,
+        operation=spec.operation,
+        deleted=_count_deleted(spec, segment.folder),
+        passages_per_second=_rate(spec, segment),
+    )
+    return publish(spec.index, building, manifest)
+
+
+def _rate(spec: BuildSpec, segment: BuiltSegment) -> float | None:
+    """Passages a second of a build that encoded everything; else the parent's, if it was of the same model."""
+    if segment.counts.encoded >= MEASURED and segment.counts.encoded == segment.counts.done:
+        return round(segment.counts.encoded / (time.perf_counter() - segment.started), 2)
+    parent = spec.parent
+    if parent is None or parent.manifest.fingerprint.model != spec.fingerprint.model:
+        return None
+    return parent.manifest.passages_per_second
+
+
+def _count_deleted(spec: BuildSpec, folder: Path) -> int:
+    """Passages that the parent shows and the segment does not have, in no version.
+
+    None of an operation that keeps all: what is only damaged in the parent was not deleted. Where the parent cannot be
+    read, as many as it says that it has: gc then keeps no generation behind it.
+    """
+    parent = spec.parent
+    if parent is None or spec.operation in KEEPING:
+        return 0
+    try:
+        with SegmentSet(parent) as before, PassageStore(folder) as after:
+            return _count_missing(before.keys(), after.keys())
+    except KalmCacheError as exc:
+        logger.warning("generation %s cannot be read: %s", parent.name, exc)
+        return parent.manifest.counts.passages
+
+
+def _count_missing(before: Iterator[bytes], after: Iterator[bytes]) -> int:
+    """How many of the keys `before` are not in `after`; both rise."""
+    missing, here = 0, next(after, None)
+    for key in before:
+        while here is not None and here < key:
+            here = next(after, None)
+        missing += here != key
+    return missing

@@ -1,0 +1,30 @@
+"""How far a build is, for who watches it: counts only. What a resumed build goes by is in resume_log.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class BuildCounts:
+    """Counts of one pass, as they stand now, in passages; `rejected` in lines.
+
+    Of what the corpus has: `encoded` now, `resumed` (an interrupted run had encoded it), `copied` or `recoded` from a
+    sealed segment. `kept`: what the corpus does not have, and stays; it is in one of these, too. `deleted`: what an
+    interrupted run had encoded and the corpus no longer has. `tokens` and `encoding_seconds` are of `encoded`.
+    """
+
+    encoded: int = 0
+    resumed: int = 0
+    copied: int = 0
+    recoded: int = 0
+    kept: int = 0
+    deleted: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    encoding_seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Passages that need no more encoding."""
+        return self.encoded + self.resumed + self.copied + self.recoded

@@ -1,0 +1,74 @@
+"""What one segment is built with, as a value. `index`, `reindex`, `add`, `gc` and `repair` differ in it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from indexer.models import BuildModels, Encoders, resolve_source
+from indexer.reuse.sources import Sources
+from kalm_cache.errors import StoreError
+from kalm_cache.first_stage import BM25Index
+from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.manifest import NO_COUNTS, Manifest
+from kalm_cache.settings import Settings
+
+
+def refuse_to_lose(doc_id: str) -> None:
+    """What a build does with a stored passage that it cannot keep, unless its spec says something else."""
+    raise StoreError(f"passage {doc_id!r} is damaged, and the corpus does not have it: run kalm-cache verify --repair")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What a segment is built with.
+
+    index: the index folder; no new passage gets an ordinal that was ever given in it.
+    operation: the command, as the manifest names it.
+    template: the manifest to publish, but for what follows from the build. Its fingerprint says what is stored.
+    parent: the generation that was live before, if any.
+    models: what encodes, embeds and compresses.
+    batch_tokens: padded tokens of a batch, at most.
+    sources: sealed segments to copy, to recode, and to keep passages of.
+    keep_missing: whether what the sources have and the corpus has not stays.
+    on_lost: called for every id that should stay, is damaged, and of which no text is at hand.
+    statistics_of: what BM25 scores with, see `BM25Index.build`.
+    """
+
+    index: Path
+    operation: str
+    template: Manifest
+    parent: Generation | None
+    models: BuildModels
+    batch_tokens: int
+    sources: Sources = field(default_factory=Sources)
+    keep_missing: bool = False
+    on_lost: Callable[[str], None] = refuse_to_lose
+    statistics_of: BM25Index | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What decides the stored bytes."""
+        return self.template.fingerprint
+
+
+def new_manifest(settings: Settings, encoders: Encoders) -> Manifest:
+    """The manifest of a base that these settings and models build, as far as it is known before."""
+    return Manifest(
+        generation="",
+        created_at="",
+        model=resolve_source(settings.model),
+        embedder=resolve_source(settings.embedder),
+        embedder_query_prompt=settings.embedder_query_prompt,
+        embedder_passage_prompt=settings.embedder_passage_prompt,
+        width=encoders.checkpoint.config.encoder.hidden_size,
+        fingerprint=encoders.fingerprint,
+        counts=NO_COUNTS,
+        files={},
+        parent=None,
+        segments=[],
+        next_ordinal=0,
+        dense_index=settings.dense_index,
+    )
