@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.scoring.query_side import score_of
 from tests.query_service.conftest import CORPUS, MAX_LENGTH
@@ -127,7 +128,7 @@ def test_texts_are_answered_by_a_bare_array(service: httpx.Client) -> None:
 
 
 def test_usage_counts_real_tokens(service: httpx.Client, reranker: KaLMReranker) -> None:
-    prompt = reranker.query_side.prompt(QUERY, reranker.instruction, reranker.system_instruction)
+    prompt = reranker.query_side.tokenize(Prompt(QUERY, reranker.instruction, reranker.system_instruction))
     passages = sum(len(tokens.ids) for tokens in reranker.passage_side.tokenize(TEXTS))
     expected = {"prompt_tokens": len(prompt.ids) * len(IDS), "passage_tokens": passages}
     expected["total_tokens"] = sum(expected.values())

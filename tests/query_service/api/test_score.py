@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.reranker import KaLMReranker
 from tests.query_service.conftest import CORPUS
 
@@ -71,7 +72,9 @@ def test_one_text_against_one_text_is_one_score(service: httpx.Client, reranker:
 
 
 def test_usage_counts_the_prompt_of_every_pair(service: httpx.Client, reranker: KaLMReranker) -> None:
-    prompts = [reranker.query_side.prompt(q, reranker.instruction, reranker.system_instruction) for q in QUERIES]
+    prompts = [
+        reranker.query_side.tokenize(Prompt(q, reranker.instruction, reranker.system_instruction)) for q in QUERIES
+    ]
     passages = reranker.passage_side.tokenize(DOCUMENTS)
     usage = score(service, queries=QUERIES, documents=DOCUMENTS)["usage"]
     assert usage["prompt_tokens"] == sum(len(tokens.ids) for tokens in prompts)
