@@ -19,12 +19,12 @@ def score(client: httpx.Client, path: str = "/score", **request: object) -> dict
 
 
 @pytest.mark.parametrize("path", ["/score", "/v1/score"])
-def test_pairs_of_raw_and_stored_passages_keep_their_order_and_ids(
+def test_pairs_of_raw_and_stored_passages_keep_their_order_and_labels(
     service: httpx.Client, index: PassageIndex, reranker: KaLMReranker, path: str
 ) -> None:
     pairs = [
-        {"id": "a", "query": QUERIES[0], "document": DOCUMENTS[0]},
-        {"id": 2, "query": QUERIES[1], "doc_id": "s5"},
+        {"label": "a", "query": QUERIES[0], "document": DOCUMENTS[0]},
+        {"label": 2, "query": QUERIES[1], "doc_id": "s5"},
         {"query": QUERIES[1], "document": {"text": DOCUMENTS[2]}},
         {"id": "d", "query": QUERIES[0], "doc_id": "s5"},
     ]
@@ -34,12 +34,8 @@ def test_pairs_of_raw_and_stored_passages_keep_their_order_and_ids(
     expected = [raw[0]["margin"], stored[0], raw[1]["margin"], stored[1]]
     assert answer["object"] == "score"
     assert [result["margin"] for result in answer["results"]] == pytest.approx(expected, abs=1e-5)
-    assert [(result["index"], result.get("id")) for result in answer["results"]] == [
-        (0, "a"),
-        (1, 2),
-        (2, None),
-        (3, "d"),
-    ]
+    names = [[result.get(name) for name in ("index", "label", "id", "doc_id")] for result in answer["results"]]
+    assert names == [[0, "a", None, None], [1, 2, None, "s5"], [2, None, None, None], [3, "d", "d", "s5"]]
     assert all(0 < result["score"] < 1 for result in answer["results"])
 
 
