@@ -76,12 +76,7 @@ class KaLMReranker:
         _check_count("chunk_size", 1 if chunk_size is None else chunk_size)
         _check_count("query_max_length", query_max_length)
         _check_count("max_length", max_length)
-        ignored = sorted(model_kwargs.keys() - HUB_OPTIONS)
-        if ignored:
-            logger.warning("ignored options, which this runtime has no use for: %s", ", ".join(ignored))
-        checkpoint = open_checkpoint(
-            model_name_or_path, **{name: value for name, value in model_kwargs.items() if name in HUB_OPTIONS}
-        )
+        checkpoint = open_checkpoint(model_name_or_path, **_hub_options(model_kwargs))
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.batch_size, self.instruction, self.system_instruction = batch_size, instruction, system_instruction
@@ -198,6 +193,14 @@ class KaLMReranker:
             return self.batch_size
         _check_count("batch_size", batch_size)
         return batch_size
+
+
+def _hub_options(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The options that the download takes; others are ignored with a warning."""
+    ignored = sorted(model_kwargs.keys() - HUB_OPTIONS)
+    if ignored:
+        logger.warning("ignored options, which this runtime has no use for: %s", ", ".join(ignored))
+    return {name: value for name, value in model_kwargs.items() if name in HUB_OPTIONS}
 
 
 def _checked(position: int, pair: Any) -> tuple[str, str]:

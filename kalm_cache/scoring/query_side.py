@@ -107,7 +107,7 @@ class QuerySide:
     def _pack(self, states: Sequence[Tensor]) -> Tensor:
         """(sum of P, D) in the decoder's dtype, on its device."""
         stack = self.decoder.stack
-        return torch.cat([one.to(stack.device, stack.dtype) for one in states])
+        return torch.cat([pooled.to(stack.device, stack.dtype) for pooled in states])
 
 
 @functools.lru_cache(maxsize=64)
@@ -120,7 +120,7 @@ def _states(batch: Sequence[Pair]) -> list[Tensor]:
 
 
 def _counts(states: Sequence[Tensor]) -> list[int]:
-    return [len(one) for one in states]
+    return [len(pooled) for pooled in states]
 
 
 def load_query_side(

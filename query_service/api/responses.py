@@ -149,7 +149,7 @@ class ScoreResponse(BaseModel):
 
 
 class SearchHit(BaseModel):
-    """One passage of an answer; ranks count from 1, `text` is null where it is not kept or not wanted."""
+    """One passage of an answer; ranks count from 1, `text` is null where the index has none, or it is not wanted."""
 
     doc_id: str
     score: float

@@ -8,7 +8,7 @@ Two bounds, both here:
   are megabytes a request, from the look-up until they are decoded. The others wait in the order of arrival.
 
 So memory under overload is at most `queue_limit` bodies and `STATE_HOLDERS` requests' states, beside the weights and
-the prefix cache, which has a bound of its own (`prefix_cache_gib`).
+the prefix cache, which `prefix_cache_gib` bounds.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def fit(
     """The most that fits into a budget: all at the ratio asked for, else all at a coarser one, else fewer candidates.
 
     Fewer candidates keep the ratio that was asked for: prompt tokens, which no ratio saves, are most of a pair's cost.
-    One candidate is always kept.
+    At least one candidate remains.
 
     Args:
         tokens: passage tokens of the candidates, best first.

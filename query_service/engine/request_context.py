@@ -1,4 +1,4 @@
-"""One request under way: what it leased, how long it has, and where its milliseconds went.
+"""One request under way: the generation that it leased, its counts, and where its milliseconds went.
 
 Reading happens on the reader threads, computing on the engine's, and the event loop only waits: a request that is
 cancelled while it waits, as its client left or its time is up, costs nothing more.

@@ -160,11 +160,11 @@ async def _read_stored(
     options: ScoringOptions,
     gathered: _Gathered,
 ) -> None:
-    held = await context.read("read", lambda: _split_missing(context, stored, options, gathered))
-    doc_ids = [passage.doc_id for passage in held]
+    present = await context.read("read", lambda: _split_missing(context, stored, options, gathered))
+    doc_ids = [passage.doc_id for passage in present]
     lookup = await context.read("read", lambda: context.index.look_up(doc_ids, prompts, options.chunk_size))
     read = await context.prepare(context.index, lookup)
-    gathered.ready |= {held[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
+    gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
     gathered.damaged += read.damaged
 
 
@@ -173,8 +173,8 @@ def _split_missing(
 ) -> list[StoredPassage]:
     """Those that the index holds; the others go to `gathered` as `options.on_missing` says, or are an error."""
     metas = context.index.store.metas([passage.doc_id for passage in stored])
-    held = [passage for passage, meta in zip(stored, metas, strict=True) if _is_held(passage, meta)]
-    missing = [passage for passage in stored if passage not in set(held)]
+    present = [passage for passage, meta in zip(stored, metas, strict=True) if _is_stored(passage, meta)]
+    missing = [passage for passage in stored if passage not in set(present)]
     if options.on_missing == "encode":
         gathered.to_encode += [passage for passage in missing if passage.text is not None]
         missing = [passage for passage in missing if passage.text is None]
@@ -182,11 +182,11 @@ def _split_missing(
         raise UnknownIdError([passage.doc_id for passage in missing])
     gathered.missing += [passage.doc_id for passage in missing]
     context.counts.missing += len(missing)
-    return held
+    return present
 
 
-def _is_held(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
-    """Whether the index has the id, with this text where one is given. A damaged entry is held: reading it says so."""
+def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
+    """Whether the index has the id, with this text where one is given. A damaged entry counts: reading it says so."""
     if meta is None:
         return False
     if passage.text is None or isinstance(meta, DamagedRecordError):
