@@ -24,7 +24,7 @@ from benchmarks.timing import emit
 from kalm_cache.evaluation import load_beir
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import BUNDLED_TINY
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.scoring.attribution import Attention, Chunk, chunk_texts, focused_mean, observe, query_tokens
 
 DEMO = BUNDLED_TINY.parent / "demo"
@@ -86,8 +86,8 @@ def read_questions(squad: Path, index: PassageIndex) -> Iterator[Question]:
 def judge(question: Question, index: PassageIndex, ratio: int) -> dict[str, float]:
     """For each way to weigh chunks: is the answer's sentence the heaviest one (1 or 0)? And the chance to draw it."""
     side = index.query_side
-    prompt = side.prompt(question.text, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
-    empty = side.prompt("", DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    prompt = side.tokenize(Prompt(question.text))
+    empty = side.tokenize(Prompt(""))
     [passage] = index.pooled([question.doc_id], chunk_size=ratio)
     max_length = index.generation.manifest.fingerprint.max_length
     chunks = chunk_texts(side.tokenizer, question.passage, ratio, max_length)

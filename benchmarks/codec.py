@@ -29,7 +29,7 @@ from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.evaluate import sample_queries
 from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage, load_embedder
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.scoring.passage_side import load_passage_side
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
@@ -80,7 +80,7 @@ def margins_of(side: QuerySide, questions: Questions, states: list[Float32]) -> 
     tensors = [torch.from_numpy(one) for one in states]
     rows = []
     for query, ids in zip(questions.queries, questions.candidates, strict=True):
-        prompt = side.prompt(query, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        prompt = side.tokenize(Prompt(query))
         rows.append(side.margins([prompt] * len(ids), [tensors[i] for i in ids], BATCH))
     return np.array(rows)
 

@@ -85,7 +85,7 @@ def _use_passage_side(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
 
 def _use_query_side(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
     from kalm_cache.model.checkpoint import open_checkpoint
-    from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+    from kalm_cache.model.prompts import Prompt
     from kalm_cache.scoring.query_side import load_query_side
 
     side = load_query_side(
@@ -94,7 +94,7 @@ def _use_query_side(folder: Path, dtype: str) -> tuple[list[Tensor], int]:
         dtype=getattr(torch, dtype),
         query_max_length=512,
     )
-    prompt = side.prompt(QUERY, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    prompt = side.tokenize(Prompt(QUERY))
     side.margins([prompt], [torch.zeros(POOLED_STATES, side.decoder.stack.config.hidden_size)], 1)
     return list(side.decoder.stack.tensors()), side.decoder.stack.embed.table.nbytes
 

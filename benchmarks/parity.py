@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.reference import INSTRUCTION, SYSTEM, MarginOracle, SlowReference, load_slow_reference
-from kalm_cache.model.prompts import PromptTokenizer, load_prompt_tokenizer
+from kalm_cache.model.prompts import Prompt, PromptTokenizer, load_prompt_tokenizer
 from kalm_cache.reranker import KaLMReranker
 
 PUBLISHED_QUERY = "What is the capital of China?"
@@ -71,12 +71,13 @@ def choose_pairs(texts: Texts, count: int) -> list[tuple[str, str]]:
 def compare_tokens(texts: Texts, tokenizer: PromptTokenizer, reference: SlowReference, count: int) -> dict[str, Any]:
     """Texts whose token ids differ from transformers' (none should), and the published query's prompt in numbers."""
     queries, passages = texts.queries[:count], texts.passages[:count]
-    prompt = tokenizer.prompt(PUBLISHED_QUERY, INSTRUCTION, SYSTEM, 512).ids
-    other = tokenizer.prompt("Gravity", INSTRUCTION, SYSTEM, 512).ids
+    prompt = tokenizer.prompt(Prompt(PUBLISHED_QUERY, INSTRUCTION, SYSTEM), 512).ids
+    other = tokenizer.prompt(Prompt("Gravity", INSTRUCTION, SYSTEM), 512).ids
     return {
         "queries": len(queries),
         "queries_that_differ": sum(
-            tokenizer.prompt(query, INSTRUCTION, SYSTEM, 512).ids != reference.prompt_ids(query) for query in queries
+            tokenizer.prompt(Prompt(query, INSTRUCTION, SYSTEM), 512).ids != reference.prompt_ids(query)
+            for query in queries
         ),
         "passages": len(passages),
         "passages_that_differ": sum(

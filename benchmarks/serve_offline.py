@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
-from kalm_cache.scoring.query_side import DECODE_BATCH
+from kalm_cache.model.prompts import Prompt, Tokens
+from kalm_cache.scoring.batching import DECODE_BATCH
 
 _T = TypeVar("_T")
 
@@ -57,9 +57,9 @@ class Offline:
         self._index.close()
 
     def _look_up(self, query: str) -> _Read:
-        prompt = self._index.query_side.prompt(query, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        prompt = self._index.query_side.tokenize(Prompt(query))
         ids = self._index.find(query, self._k).doc_ids
-        found = self._index.look_up(ids, [prompt], DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        found = self._index.look_up(ids, [prompt])
         return _Read(prompt, [one.states for one in self._index.prepare(found).passages])
 
     def _timed(self, seconds: float, items: Sequence[_T], function: Callable[[_T], object]) -> float:

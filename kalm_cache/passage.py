@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 MAX_ID_BYTES = 511  # LMDB's key limit
+OnMissing = Literal["error", "skip", "encode"]  # what becomes of a passage asked for that the index does not hold
 
 
 @dataclass(frozen=True, slots=True)

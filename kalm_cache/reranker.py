@@ -12,16 +12,17 @@ from torch import Tensor
 from kalm_cache.errors import UsageError
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of
+from kalm_cache.scoring.ranking import best_first
 
 HUB_OPTIONS = frozenset({"revision", "token", "cache_dir", "local_files_only", "force_download"})
 logger = logging.getLogger(__name__)
 
 
 class Scored(TypedDict):
-    """One pair's judgement: `score` = P(yes), `margin` = yes_logit − no_logit (float32)."""
+    """One pair's scores: `score` = P(yes), `margin` = yes_logit − no_logit (float32)."""
 
     score: float
     margin: float
@@ -75,12 +76,7 @@ class KaLMReranker:
         _check_count("chunk_size", 1 if chunk_size is None else chunk_size)
         _check_count("query_max_length", query_max_length)
         _check_count("max_length", max_length)
-        ignored = sorted(model_kwargs.keys() - HUB_OPTIONS)
-        if ignored:
-            logger.warning("ignored options, which this runtime has no use for: %s", ", ".join(ignored))
-        checkpoint = open_checkpoint(
-            model_name_or_path, **{name: value for name, value in model_kwargs.items() if name in HUB_OPTIONS}
-        )
+        checkpoint = open_checkpoint(model_name_or_path, **_hub_options(model_kwargs))
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.batch_size, self.instruction, self.system_instruction = batch_size, instruction, system_instruction
@@ -171,7 +167,7 @@ class KaLMReranker:
             batch_size=batch_size,
             return_margin=True,
         )
-        order = sorted(range(len(scored)), key=lambda i: -scored[i]["margin"])[:top_k]
+        order = best_first([pair["margin"] for pair in scored], top_k)
         if return_margin:
             return [Ranked(corpus_id=i, score=scored[i]["score"], margin=scored[i]["margin"]) for i in order]
         return [Ranked(corpus_id=i, score=scored[i]["score"]) for i in order]
@@ -183,7 +179,7 @@ class KaLMReranker:
     def _margins(self, pairs: list[tuple[str, str]], instruction: str, batch_size: int) -> list[float]:
         """Each distinct query is tokenised once, each distinct document encoded once."""
         prompts = {
-            query: self.query_side.prompt(query, instruction, self.system_instruction)
+            query: self.query_side.tokenize(Prompt(query, instruction, self.system_instruction))
             for query in dict.fromkeys(query for query, _ in pairs)
         }
         documents = list(dict.fromkeys(document for _, document in pairs))
@@ -197,6 +193,14 @@ class KaLMReranker:
             return self.batch_size
         _check_count("batch_size", batch_size)
         return batch_size
+
+
+def _hub_options(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The options that the download takes; others are ignored with a warning."""
+    ignored = sorted(model_kwargs.keys() - HUB_OPTIONS)
+    if ignored:
+        logger.warning("ignored options, which this runtime has no use for: %s", ", ".join(ignored))
+    return {name: value for name, value in model_kwargs.items() if name in HUB_OPTIONS}
 
 
 def _checked(position: int, pair: Any) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`create_app`: a service -> an ASGI application: routes, and what stands before them. Knows nothing of sockets."""
+"""`create_app`: a service -> an ASGI application: routes behind middleware. Knows nothing of sockets."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ from anyio import to_thread
 from fastapi import FastAPI, Response
 
 from kalm_cache import __version__
-from query_service.api.answers import answer_infinity_rerank, answer_rerank, answer_score, answer_search
 from query_service.api.errors import add_error_handlers
-from query_service.api.explain import ExplainRequest, ExplainResponse, answer_explain
+from query_service.api.explain import ExplainRequest, ExplainResponse, compute_explanation
 from query_service.api.requests import RerankRequest, ScoreRequest, SearchRequest
+from query_service.api.rerank import answer_infinity_rerank, answer_rerank
 from query_service.api.responses import (
     ErrorResponse,
-    Health,
     InfinityResponse,
-    Info,
-    Models,
     PairsResponse,
-    Ready,
-    Reloaded,
     RerankResponse,
     ScoreResponse,
     SearchResponse,
     TextResult,
 )
-from query_service.api.status import answer_health, answer_info, answer_models, answer_ready
+from query_service.api.score import answer_score
+from query_service.api.search import answer_search
+from query_service.api.status import (
+    Health,
+    Info,
+    Models,
+    Ready,
+    Reloaded,
+    answer_health,
+    answer_info,
+    answer_models,
+    answer_ready,
+)
 from query_service.engine.request_context import RequestContext
 from query_service.engine.service import Service
 from query_service.middleware.disconnect import CancelOnDisconnect
 from query_service.middleware.docs import add_docs
 from query_service.middleware.metrics import CONTENT_TYPE
-from query_service.middleware.request_log import note_query
-from query_service.middleware.stack import Edge, EdgedFastAPI
+from query_service.middleware.request_log import note_answer, note_query
+from query_service.middleware.stack import MiddlewareStack, StackedFastAPI
 from query_service.page import page_router
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
@@ -62,9 +69,8 @@ def create_app(service: Service) -> FastAPI:
         yield
         await to_thread.run_sync(service.close)
 
-    edge = Edge.from_settings(service.settings, service.metrics, service.tracing)
-    app = EdgedFastAPI(
-        edge,
+    app = StackedFastAPI(
+        MiddlewareStack.from_settings(service.settings, service.metrics, service.tracing),
         title="kalm-cache",
         version=__version__,
         responses=ERRORS,
@@ -125,12 +131,9 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         service.check_model(request.model)
         service.check_queries(request.all_queries)
         note_query("\n".join(request.all_queries))
-        async with service.begin(request.timeout_ms) as work:
-            result = await answer(request, work)
-        response.headers["X-Index-Version"] = work.served.version
-        response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in work.finished().items())
-        if work.cut:  # bare arrays have no other place for it
-            response.headers["X-Truncated"] = ",".join(map(str, work.cut))
+        async with service.begin(request.timeout_ms) as context:
+            result = await answer(request, context)
+        _describe(response, context)
         return result
 
     @app.post("/search")
@@ -146,7 +149,7 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         """The relevance of each pair, in the order given."""
         return await answered(request, response, answer_score)
 
-    @app.post("/explain")
+    @app.post("/explain", response_model_exclude_none=True)
     async def explain(request: ExplainRequest, response: Response) -> ExplainResponse:
         """Which parts of a stored passage a query's tokens attended to."""
         return await answered(request, response, compute_explanation)
@@ -162,6 +165,11 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         app.post(path, response_model_exclude_none=True)(score)
 
 
-async def compute_explanation(request: ExplainRequest, work: RequestContext) -> ExplainResponse:
-    """The answer to /explain, computed between two batches."""
-    return await work.compute("decode", lambda: answer_explain(request, work.index, work.settings))
+def _describe(response: Response, context: RequestContext) -> None:
+    """Note version and timings of an answer: in its headers, and for its log line and span."""
+    timings_ms = {stage: round(ms, 2) for stage, ms in context.finished().items()}
+    response.headers["X-Index-Version"] = context.served.version
+    response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timings_ms.items())
+    if context.truncated:  # bare arrays have no other place for it
+        response.headers["X-Truncated"] = ",".join(map(str, context.truncated))
+    note_answer(context.served.version, timings_ms)

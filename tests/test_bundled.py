@@ -20,6 +20,7 @@ from kalm_cache.codec.sensitivity import load_sensitivity
 from kalm_cache.evaluation import load_beir
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import BUNDLED_TINY, SENSITIVITY_FILE
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.reranker import KaLMReranker
 from tests.indexer.changes import payloads_of
 
@@ -65,7 +66,7 @@ def test_tiny_knows_an_answer_from_a_passage_of_another_matter() -> None:
 
 def test_the_default_prompt_of_tiny_is_seven_tokens_around_the_query() -> None:
     side = KaLMReranker("tiny", device="cpu")
-    empty = side.query_side.prompt("", side.instruction, side.system_instruction)
+    empty = side.query_side.tokenize(Prompt("", side.instruction, side.system_instruction))
     assert len(empty.ids) == 7
 
 

@@ -16,8 +16,8 @@ from indexer.build.plan import WINDOW
 from indexer.models import Encoders, load_encoders_of
 from kalm_cache.errors import UsageError
 from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
-from kalm_cache.scoring.query_side import DECODE_BATCH
+from kalm_cache.model.prompts import Prompt
+from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import doc_id_of
 
@@ -105,6 +105,6 @@ def _encode(texts: list[str], encoders: Encoders, batch_tokens: int) -> list[Ten
 def _margins(opened: PassageIndex, queries: list[str], states: list[Tensor]) -> NDArray[np.float64]:
     """(queries, passages)."""
     side = opened.query_side
-    prompts = [side.prompt(query, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION) for query in queries]
+    prompts = [side.tokenize(Prompt(query)) for query in queries]
     rows = [side.margins([prompt] * len(states), states, DECODE_BATCH) for prompt in prompts]
     return np.array(rows, np.float64)

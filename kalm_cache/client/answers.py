@@ -146,7 +146,7 @@ def _searched(result: Mapping[str, Any]) -> ServedResult:
 
 
 def _ranked(rank: int, result: Mapping[str, Any], texts: Sequence[str | None] | None) -> ServedResult:
-    index, name = int(result["index"]), result.get("id")
+    index, name = int(result["index"]), result.get("doc_id", result.get("id"))
     document = result.get("document")
     text = document["text"] if document else texts[index] if texts is not None else None
     return ServedResult(

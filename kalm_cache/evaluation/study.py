@@ -26,7 +26,7 @@ from kalm_cache.evaluation.points import Point, check_point, open_point
 from kalm_cache.evaluation.run_folder import RunFolder
 from kalm_cache.evaluation.systems import Cost, System, bi_encode, blend, distinct_ids, rerank, search, search_dense
 from kalm_cache.first_stage import Mode
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt, PromptTokens
 from kalm_cache.storage.passage_store import key_of
 
 if TYPE_CHECKING:
@@ -258,9 +258,11 @@ def _given(given: ScoredRun, task: BeirTask, depth: int) -> System:
     return System(GIVEN, "first stage", {one: list(given.get(one, ()))[:depth] for one in task.queries}, Cost())
 
 
-def _prompts(index: PassageIndex, collection: Collection, task: BeirTask, plan: Plan) -> dict[str, Tokens]:
+def _prompts(index: PassageIndex, collection: Collection, task: BeirTask, plan: Plan) -> dict[str, PromptTokens]:
     prompts = {
-        query_id: index.query_side.prompt(query, plan.instruction_for(collection, query_id), plan.system_instruction)
+        query_id: index.query_side.tokenize(
+            Prompt(query, plan.instruction_for(collection, query_id), plan.system_instruction)
+        )
         for query_id, query in task.queries.items()
     }
     cut = sum(prompt.truncated for prompt in prompts.values())

@@ -17,9 +17,12 @@ from kalm_cache.evaluation.collections.beir import BeirTask
 from kalm_cache.evaluation.collections.trec import Scored, ScoredRun
 from kalm_cache.evaluation.points import OpenPoint
 from kalm_cache.first_stage import Mode, load_embedder, z_scores
-from kalm_cache.model.prompts import Tokens
-from kalm_cache.scoring.query_side import DECODE_BATCH, QuerySide
-from kalm_cache.scoring.ranking import best_first, interpolated
+from kalm_cache.model.prompts import PromptTokens
+from kalm_cache.scoring import pipeline
+from kalm_cache.scoring.cached_passages import CachedPassages
+from kalm_cache.scoring.pipeline import InlineDriver, RerankOptions, Shortlist, run_inline
+from kalm_cache.scoring.query_side import QuerySide
+from kalm_cache.scoring.ranking import best_first, interpolate
 
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
@@ -56,7 +59,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines; a blended one's see `interpolated`."""
+    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines; a blended one's see `interpolate`."""
 
     name: str
     kind: Kind
@@ -71,6 +74,7 @@ def search(index: PassageIndex, task: BeirTask, depth: int, mode: Mode, *, drop_
         started = time.perf_counter()
         found = index.find(query, depth + drop_own_id, mode)
         times.append(_ms_since(started))
+        assert found.candidates is not None, "the first stage scores what it finds"
         pairs = zip(found.doc_ids, found.candidates.scores.tolist(), strict=True)
         ranked = [Scored(doc_id, score) for doc_id, score in pairs if not (drop_own_id and doc_id == query_id)]
         run[query_id] = ranked[:depth]
@@ -121,7 +125,7 @@ def rerank(
     query_side: QuerySide,
     point: OpenPoint,
     name: str,
-    prompts: Mapping[str, Tokens],
+    prompts: Mapping[str, PromptTokens],
     candidates: ScoredRun,
     on_query: Callable[[], None],
 ) -> System:
@@ -135,33 +139,29 @@ def rerank(
         candidates: by query id; equal margins keep their order.
         on_query: called after each query.
     """
-    run, reads, decodes = {}, [], []
+    source, options = CachedPassages(name, point.reader, query_side), RerankOptions(point.chunk_size)
+    run, timings = {}, []
     for query_id, ranked in candidates.items():
-        started = time.perf_counter()
-        read = point.reader.read_valid([one.doc_id for one in ranked], point.chunk_size)
-        reads.append(_ms_since(started))
-        for one in read.damaged:
-            logger.error("a ranking does without a passage: %s", one.problem)
-        started = time.perf_counter()
-        states = [passage.states for passage in read.passages]
-        margins = query_side.margins([prompts[query_id]] * len(states), states, DECODE_BATCH) if states else []
-        decodes.append(_ms_since(started))
-        found = [ranked[i].doc_id for i in read.positions]
-        run[query_id] = [Scored(found[i], margins[i]) for i in best_first(margins, None)]
+        driver, shortlist = InlineDriver(), Shortlist([one.doc_id for one in ranked])
+        reranked = run_inline(pipeline.rerank(driver, source, prompts[query_id].prompt, shortlist, options))
+        timings.append(driver.timings_ms)
+        for record in reranked.left_out:
+            logger.error("a ranking does without a passage: %s", record.problem)
+        run[query_id] = [Scored(result.doc_id, result.margin) for result in reranked.results]
         on_query()
     cost = Cost(
         chunk_size=point.chunk_size,
         codec=point.codec,
         bytes_per_passage=point.bytes_per_passage,
-        read_ms=median(reads),
-        decode_ms=median(decodes),
-        seconds=(sum(reads) + sum(decodes)) / 1000,
+        read_ms=median(timing["read"] for timing in timings),
+        decode_ms=median(timing["decode"] for timing in timings),
+        seconds=sum(timing["read"] + timing["decode"] for timing in timings) / 1000,
     )
     return System(name, "reranker", run, cost)
 
 
 def blend(point: System, candidates: ScoredRun, weight: float) -> System:
-    """A reranker's ranking in which the first stage has a say, see `ranking.blended`. Computes no margin.
+    """A reranker's ranking by interpolated scores, see `interpolate`. Computes no margin.
 
     Args:
         point: the reranker's.
@@ -174,7 +174,7 @@ def blend(point: System, candidates: ScoredRun, weight: float) -> System:
         of_id = {one.doc_id: score for one, score in zip(ranked, scores.tolist(), strict=True)}
         margins = {one.doc_id: one.score for one in point.run[query_id]}
         found = [one.doc_id for one in ranked if one.doc_id in margins]  # in the candidates' order, as a search has it
-        values = interpolated([margins[i] for i in found], [of_id[i] for i in found], weight)
+        values = interpolate([margins[i] for i in found], [of_id[i] for i in found], weight)
         run[query_id] = [Scored(found[i], values[i]) for i in best_first(values, None)]
     return System(f"{point.name} w={weight:g}", "blended", run, replace(point.cost, first_stage_weight=weight))
 

@@ -1,4 +1,4 @@
-"""Settings -> an open index. What flag, environment or file says of the model is checked against the index."""
+"""Settings -> an open index. A model, codec or chunk size that was set, and not left at its default, must fit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from kalm_cache.settings import Settings
 
 def open_index(folder: Path, settings: Settings, reuse_from: PassageIndex | None = None) -> PassageIndex:
     """Open the live generation of `folder` as the settings say; `reuse_from` and errors as in `PassageIndex.open`."""
-    said = settings.model_fields_set
+    given = settings.model_fields_set
     return PassageIndex.open(
         folder,
         device=settings.device,
         dtype=settings.dtype,
         query_max_length=settings.query_max_length,
-        model=settings.model if "model" in said else None,
-        codec=settings.codec if "codec" in said else None,
-        chunk_size=settings.chunk_size if "chunk_size" in said else None,
+        model=settings.model if "model" in given else None,
+        codec=settings.codec if "codec" in given else None,
+        chunk_size=settings.chunk_size if "chunk_size" in given else None,
         prefix_cache_gib=settings.prefix_cache_gib,
         prefix_cache_dtype=settings.prefix_cache_dtype,
         reuse_from=reuse_from,

@@ -1,15 +1,99 @@
-"""What an index needs beside its files, checked against its manifest: model, embedder, options."""
+"""A folder → the open parts of its live generation, each checked against the manifest: model, embedder, options."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.first_stage import Embedder, FirstStage, FirstStageSet, load_embedder
-from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.file_digests import require_valid_first_stage
+from kalm_cache.generations.generation import Generation, open_and_share, require_valid
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.precision import resolve_device, resolve_dtype
+from kalm_cache.scoring.prefix_cache import PrefixCache
+from kalm_cache.scoring.query_side import QuerySide, load_query_side
+from kalm_cache.storage.locks import SharedLock
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How an index is opened; the fields are those of `PassageIndex.open`."""
+
+    model: str | None = None
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+    codec: str | None = None
+    chunk_size: int | None = None
+    query_max_length: int = 512
+    prefix_cache_gib: float = 0.0
+    prefix_cache_dtype: str = "bfloat16"
+    check_first_stage: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class IndexParts:
+    """One open generation: its files, its decoder, its embedder. `lock` keeps gc away from it until it is released."""
+
+    generation: Generation
+    store: SegmentSet
+    first_stage: FirstStage
+    query_side: QuerySide
+    embedder: Embedder
+    chunk_size: int
+    prefix_cache: PrefixCache | None
+    lock: SharedLock
+
+
+def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None) -> IndexParts:
+    """Open the live generation of a folder, with the decoder, embedder and prefix cache of `reuse_from` where they fit.
+
+    Raises as `PassageIndex.open`.
+    """
+    generation, lock = open_and_share(folder)
+    with ExitStack() as stack:
+        stack.callback(lock.release)
+        check_options(generation, options.codec, options.chunk_size)
+        prefix_cache = _prefix_cache(options, reuse_from)
+        require_valid(generation)
+        if options.check_first_stage:
+            require_valid_first_stage(generation)
+        query_side = _query_side(generation, folder, options, reuse_from)
+        embedder = _embedder(generation, folder, reuse_from)
+        store = stack.enter_context(SegmentSet(generation))
+        first_stage = open_first_stage(store, embedder)
+        stack.pop_all()
+    chunk_size = options.chunk_size or generation.manifest.fingerprint.chunk_size
+    return IndexParts(generation, store, first_stage, query_side, embedder, chunk_size, prefix_cache, lock)
+
+
+def _prefix_cache(options: OpenOptions, reuse_from: IndexParts | None) -> PrefixCache | None:
+    if reuse_from is not None and reuse_from.prefix_cache is not None:
+        return reuse_from.prefix_cache
+    return PrefixCache(options.prefix_cache_gib, options.prefix_cache_dtype) if options.prefix_cache_gib else None
+
+
+def _query_side(generation: Generation, folder: Path, options: OpenOptions, reuse_from: IndexParts | None) -> QuerySide:
+    if reuse_from and reuse_from.generation.manifest.fingerprint.model == generation.manifest.fingerprint.model:
+        return reuse_from.query_side
+    device = resolve_device(options.device)
+    return load_query_side(
+        checkpoint_of(generation, folder, options.model),
+        device=device,
+        dtype=resolve_dtype(options.dtype, device),
+        query_max_length=options.query_max_length,
+    )
+
+
+def _embedder(generation: Generation, folder: Path, reuse_from: IndexParts | None) -> Embedder:
+    if reuse_from and _embedder_fields(reuse_from.generation) == _embedder_fields(generation):
+        return reuse_from.embedder
+    return embedder_of(generation, folder)
 
 
 def checkpoint_of(generation: Generation, folder: str | Path, model: str | None) -> Checkpoint:
@@ -43,9 +127,10 @@ def embedder_of(generation: Generation, folder: str | Path) -> Embedder:
 
 
 def open_first_stage(store: SegmentSet, embedder: Embedder) -> FirstStage:
-    """The first stages of every segment as one, without what is hidden."""
+    """The first stages of every segment as one, without deleted passages."""
     parts = [
-        (FirstStage.open(one.part.segment / "first_stage", embedder), one.tombstone_ordinals) for one in store.segments
+        (FirstStage.open(segment.part.segment / "first_stage", embedder), segment.tombstone_ordinals)
+        for segment in store.segments
     ]
     return FirstStageSet(parts) if len(parts) > 1 or len(parts[0][1]) else parts[0][0]
 
@@ -63,11 +148,6 @@ def check_options(generation: Generation, codec: str | None, chunk_size: int | N
             f"{folder}: the index was built with chunk size {stored.chunk_size}, {chunk_size} was asked for and is no "
             f"multiple of it; use a multiple, or run: kalm-cache reindex CORPUS --chunk-size {chunk_size}"
         )
-
-
-def same_embedder(one: Generation, other: Generation) -> bool:
-    """Whether two generations' queries are embedded in the same way."""
-    return _embedder_fields(one) == _embedder_fields(other)
 
 
 def _embedder_fields(generation: Generation) -> tuple[str, ...]:

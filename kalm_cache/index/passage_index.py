@@ -7,33 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
-from kalm_cache.first_stage import Candidates, Embedder, FirstStage, Mode
-from kalm_cache.generations.file_digests import require_valid_first_stage
-from kalm_cache.generations.generation import Generation, open_and_share, require_valid
-from kalm_cache.generations.segments import SegmentSet
-from kalm_cache.index.opening import check_options, checkpoint_of, embedder_of, open_first_stage, same_embedder
-from kalm_cache.model.precision import resolve_device, resolve_dtype
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
+from kalm_cache.first_stage import Candidates, Mode
+from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt, PromptTokens
+from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadPassages
+from kalm_cache.scoring.pipeline import InlineDriver, RerankOptions, Shortlist, rerank, run_inline
 from kalm_cache.scoring.pooling import PooledPassage
-from kalm_cache.scoring.prefix_cache import CachedPrefix, PrefixCache
-from kalm_cache.scoring.query_side import DECODE_BATCH, QuerySide, load_query_side
+from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.ranking import Answer, SearchResult
-from kalm_cache.scoring.results import Found, results_of
 from kalm_cache.scoring.state_reader import StateReader
-from kalm_cache.storage.locks import SharedLock
 
-__all__ = ["Answer", "Found", "PassageIndex", "SearchResult"]
+__all__ = ["Answer", "PassageIndex", "SearchResult", "Shortlist"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,25 +34,16 @@ logger = logging.getLogger(__name__)
 class PassageIndex:
     """One generation with the decoder of the model that built it. Use as a context manager, or `close()` it."""
 
-    def __init__(
-        self,
-        generation: Generation,
-        store: SegmentSet,
-        first_stage: FirstStage,
-        query_side: QuerySide,
-        embedder: Embedder,
-        chunk_size: int,
-        prefix_cache: PrefixCache | None = None,
-        lock: SharedLock | None = None,
-    ) -> None:
-        """What `open` has put together; `lock` is held until the index is closed."""
-        self.generation, self.store, self.first_stage, self.embedder = generation, store, first_stage, embedder
-        self.query_side, self.chunk_size, self.prefix_cache = query_side, chunk_size, prefix_cache
-        stored = generation.manifest.fingerprint
+    def __init__(self, parts: IndexParts) -> None:
+        """The index takes over what `open_parts` has opened, and closes it."""
+        self._parts = parts
+        self.generation, self.store, self.first_stage = parts.generation, parts.store, parts.first_stage
+        self.query_side, self.embedder = parts.query_side, parts.embedder
+        self.chunk_size, self.prefix_cache = parts.chunk_size, parts.prefix_cache
         self.damaged_reads = 0  # passages and texts that an answer had to do without, since the index was opened
-        self._reader = StateReader(store, get_codec(stored.codec), stored.chunk_size)
-        self._cached = CachedPassages(generation.name, self._reader, query_side, prefix_cache)
-        self._lock = lock
+        stored = parts.generation.manifest.fingerprint
+        reader = StateReader(parts.store, get_codec(stored.codec), stored.chunk_size)
+        self._passages = CachedPassages(parts.generation.name, reader, parts.query_side, parts.prefix_cache)
 
     @classmethod
     def open(
@@ -88,46 +72,29 @@ class PassageIndex:
             chunk_size: default pooling ratio of answers: the stored one or a multiple of it.
             query_max_length: tokens of a query that count.
             prefix_cache_gib: GiB of memory for passages' keys and values under a prompt's prefix; 0 = none.
-            prefix_cache_dtype: what these are held in: float32, bfloat16, int8.
+            prefix_cache_dtype: what these are stored in: float32, bfloat16, int8.
             check_first_stage: read its files once, so that a flipped bit in them is an error and not another ranking.
-            reuse_from: an open index of an earlier generation: its decoder and embedder are used again where the new
-            one was
-                built with the same, and its prefix cache goes on; `device`, `dtype` and the like are then its own.
+            reuse_from: an open index of an earlier generation. Its decoder and embedder are used again where the new
+                one was built with the same, and its prefix cache goes on; `device`, `dtype` and the like are then its
+                own.
 
         Raises:
             IndexNotFoundError: nothing has been published there.
             StoreError: a file is missing or damaged.
             IndexMismatchError: model, codec or chunk size do not fit what is stored; says both sides.
         """
-        generation, lock = open_and_share(Path(folder))
-        with ExitStack() as stack:
-            stack.callback(lock.release)
-            check_options(generation, codec, chunk_size)
-            prefix_cache = reuse_from.prefix_cache if reuse_from else None
-            if prefix_cache is None and prefix_cache_gib:
-                prefix_cache = PrefixCache(prefix_cache_gib, prefix_cache_dtype)
-            require_valid(generation)
-            if check_first_stage:
-                require_valid_first_stage(generation)
-            if reuse_from and reuse_from.generation.manifest.fingerprint.model == generation.manifest.fingerprint.model:
-                query_side = reuse_from.query_side
-            else:
-                on = resolve_device(device)
-                query_side = load_query_side(
-                    checkpoint_of(generation, folder, model),
-                    device=on,
-                    dtype=resolve_dtype(dtype, on),
-                    query_max_length=query_max_length,
-                )
-            reused = reuse_from is not None and same_embedder(reuse_from.generation, generation)
-            embedder = reuse_from.embedder if reuse_from and reused else embedder_of(generation, folder)
-            store = stack.enter_context(SegmentSet(generation))
-            first_stage = open_first_stage(store, embedder)
-            stack.pop_all()
-        stored = generation.manifest.fingerprint
-        return cls(
-            generation, store, first_stage, query_side, embedder, chunk_size or stored.chunk_size, prefix_cache, lock
+        options = OpenOptions(
+            model,
+            device,
+            dtype,
+            codec,
+            chunk_size,
+            query_max_length,
+            prefix_cache_gib,
+            prefix_cache_dtype,
+            check_first_stage,
         )
+        return cls(open_parts(Path(folder), options, reuse_from._parts if reuse_from else None))
 
     def __enter__(self) -> PassageIndex:
         return self
@@ -138,14 +105,13 @@ class PassageIndex:
     def close(self) -> None:
         """Unmap the store, and let gc have the generation; the index is unusable after it."""
         self.store.close()
-        if self._lock is not None:
-            self._lock.release()
+        self._parts.lock.release()
 
     def warm_up(self) -> None:
         """Search and read once, so that what is loaded at the first use is loaded before a query. Decodes nothing."""
-        found = self.find("", 1)
+        shortlist = self.find("", 1)
         with suppress(DamagedRecordError):
-            self.pooled(found.doc_ids)
+            self.pooled(shortlist.doc_ids)
 
     def __len__(self) -> int:
         return self.generation.manifest.counts.passages
@@ -173,29 +139,20 @@ class PassageIndex:
             instruction: what the query asks for.
             system_instruction: the prompt's first line.
             chunk_size: pooling ratio of this answer; `None` = the index's default.
-            first_stage_weight: what the first stage's z-scores add to margins in ordering, see `interpolated`.
+            first_stage_weight: of the first stage's z-scores, added to margins in ordering; see `interpolate`.
             with_text: fill `SearchResult.text`, where the index keeps texts.
+
+        Raises:
+            UsageError: a count below 1, a weight that is no number of 0 or more, a mode that was not built.
         """
         if k < 1 or (top_n is not None and top_n < 1):
             raise UsageError(f"k is {k} and top_n is {top_n}; both must be 1 or more")
         if not 0 <= first_stage_weight < math.inf:
             raise UsageError(f"first_stage_weight is {first_stage_weight}, expected a number of 0 or more")
-        started = time.perf_counter()
-        found = self.find(query, k, first_stage)
-        first_stage_ms = _ms_since(started)
-        answer = self._rerank(
-            query,
-            found.doc_ids,
-            top_n=top_n,
-            instruction=instruction,
-            system_instruction=system_instruction,
-            chunk_size=chunk_size,
-            with_text=with_text,
-            candidates=found.candidates,
-            first_stage_weight=first_stage_weight,
-        )
-        timings = {"first_stage": first_stage_ms} | answer.timings_ms | {"total": _ms_since(started)}
-        return replace(answer, timings_ms=timings, damaged=found.damaged + answer.damaged)
+        driver = InlineDriver()
+        shortlist = run_inline(driver.read("first_stage", lambda: self.find(query, k, first_stage)))
+        options = self.rerank_options(chunk_size, top_n, with_text=with_text, first_stage_weight=first_stage_weight)
+        return self._rerank(driver, Prompt(query, instruction, system_instruction), shortlist, options)
 
     def rerank(
         self,
@@ -215,15 +172,8 @@ class PassageIndex:
         Raises:
             UnknownIdError: ids that the index does not hold.
         """
-        return self._rerank(
-            query,
-            ids,
-            top_n=top_n,
-            instruction=instruction,
-            system_instruction=system_instruction,
-            chunk_size=chunk_size,
-            with_text=with_text,
-        )
+        options = self.rerank_options(chunk_size, top_n, with_text=with_text)
+        return self._rerank(InlineDriver(), Prompt(query, instruction, system_instruction), Shortlist(ids), options)
 
     def margins(
         self,
@@ -234,54 +184,40 @@ class PassageIndex:
         system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
         chunk_size: int | None = None,
     ) -> list[float]:
-        """The margin of each stored passage for a query, in the order of `ids`."""
-        prompt = self.query_side.prompt(query, instruction, system_instruction)
-        passages = self.passages(ids, [prompt], instruction, system_instruction, chunk_size=chunk_size)
+        """The margin of each stored passage for a query, in the order of `ids`.
+
+        Raises:
+            UnknownIdError: ids that the index does not hold.
+            DamagedRecordError: a record fails its checksum.
+        """
+        prompt = self.query_side.tokenize(Prompt(query, instruction, system_instruction))
+        passages = self.passages(ids, [prompt], chunk_size)
         return self.query_side.margins([prompt] * len(ids), [passage.states for passage in passages], DECODE_BATCH)
 
     def passages(
-        self,
-        ids: Sequence[str],
-        prompts: Sequence[Tokens],
-        instruction: str,
-        system_instruction: str,
-        *,
-        chunk_size: int | None = None,
+        self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None
     ) -> Sequence[PooledPassage | CachedPrefix]:
         """Stored passages as `QuerySide.margins` takes them for prompts of one instruction, in the order of `ids`.
 
-        With a prefix cache, what it holds comes from memory, and what it does not is read, run under the prompts'
-        prefix
-        and put there.
-
-        Raises:
-            as `pooled`.
+        With a prefix cache, its hits come from memory, and the others are read, prefilled under the prompts' prefix
+        and put there. Raises as `pooled`.
         """
-        found = self.look_up(ids, prompts, instruction, system_instruction, chunk_size=chunk_size)
-        if found.damaged:
-            raise DamagedRecordError(found.damaged[0].problem)
-        return self.prepare(found).passages
+        lookup = self.look_up(ids, prompts, chunk_size)
+        if lookup.damaged:
+            raise DamagedRecordError(lookup.damaged[0].problem)
+        return self.prepare(lookup).passages
 
-    def find(self, query: str, k: int, first_stage: Mode | None = None) -> Found:
+    def find(self, query: str, k: int, first_stage: Mode | None = None) -> Shortlist:
         """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
         candidates = self.first_stage.search(query, k, first_stage or self.first_stage.modes[-1])
-        names = self.store.find_doc_ids(candidates.ordinals.tolist())
-        damaged = [str(one) for one in names if isinstance(one, DamagedRecordError)]
-        self._count_damage(damaged)
-        rows = [i for i, one in enumerate(names) if isinstance(one, str)]
-        nameless = [f"number {candidates.ordinals[i]}" for i, one in enumerate(names) if not isinstance(one, str)]
-        kept = Candidates(candidates.ordinals[rows], candidates.scores[rows])
-        return Found([one for one in names if isinstance(one, str)], kept, nameless)
+        doc_ids = self.store.find_doc_ids(candidates.ordinals.tolist())
+        self._count_damage([str(doc_id) for doc_id in doc_ids if isinstance(doc_id, DamagedRecordError)])
+        named = {i: doc_id for i, doc_id in enumerate(doc_ids) if isinstance(doc_id, str)}
+        nameless = [f"number {ordinal}" for i, ordinal in enumerate(candidates.ordinals) if i not in named]
+        rows = list(named)
+        return Shortlist(list(named.values()), Candidates(candidates.ordinals[rows], candidates.scores[rows]), nameless)
 
-    def look_up(
-        self,
-        ids: Sequence[str],
-        prompts: Sequence[Tokens],
-        instruction: str,
-        system_instruction: str,
-        *,
-        chunk_size: int | None = None,
-    ) -> LookUp:
+    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> LookUp:
         """Find stored passages for prompts of one instruction, without computing; `prepare` makes them ready.
 
         Those whose records are damaged are left out, named, logged and counted.
@@ -290,22 +226,16 @@ class PassageIndex:
             UnknownIdError: ids that the index does not hold.
             UsageError: a chunk size that is no multiple of the stored one.
         """
-        chunk_size = self.chunk_size if chunk_size is None else chunk_size
-        found = self._cached.look_up(ids, prompts, instruction, system_instruction, chunk_size)
-        self._count_damage([one.problem for one in found.damaged])
-        return found
+        lookup = self._passages.look_up(ids, prompts, self.chunk_size if chunk_size is None else chunk_size)
+        self._count_damage([record.problem for record in lookup.damaged])
+        return lookup
 
-    def prepare(self, found: LookUp) -> ReadPassages:
-        """What `look_up` found, as `QuerySide.margins` takes it: what the prefix cache lacks is computed."""
-        return self._cached.prepare(found)
-
-    def _count_damage(self, problems: Sequence[str]) -> None:
-        self.damaged_reads += len(problems)
-        for problem in problems:
-            logger.error("an answer does without a passage: %s", problem)
+    def prepare(self, lookup: LookUp) -> ReadPassages:
+        """The passages of `look_up`, as `QuerySide.margins` takes them: what the prefix cache lacks is computed."""
+        return self._passages.prepare(lookup)
 
     def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
-        """The text of each id, `None` where none is kept; damage is in its place, logged and counted."""
+        """The text of each id, `None` where the index keeps none; damage is in its place, logged and counted."""
         texts = self.store.find_texts(doc_ids)
         self._count_damage([str(text) for text in texts if isinstance(text, DamagedRecordError)])
         return texts
@@ -318,43 +248,24 @@ class PassageIndex:
             DamagedRecordError: a record fails its checksum.
             UsageError: a chunk size that is no multiple of the stored one.
         """
-        return self._reader.read(ids, self.chunk_size if chunk_size is None else chunk_size)
+        return self._passages.reader.read(ids, self.chunk_size if chunk_size is None else chunk_size)
 
-    def _rerank(
-        self,
-        query: str,
-        ids: Sequence[str],
-        *,
-        top_n: int | None,
-        instruction: str,
-        system_instruction: str,
-        chunk_size: int | None,
-        with_text: bool,
-        candidates: Candidates | None = None,
-        first_stage_weight: float = 0.0,
-    ) -> Answer:
-        started = time.perf_counter()
-        prompt = self.query_side.prompt(query, instruction, system_instruction)
-        found = self.look_up(ids, [prompt], instruction, system_instruction, chunk_size=chunk_size)
-        read_ms = _ms_since(started)
-        decoding = time.perf_counter()
-        read = self.prepare(found)
-        margins = self.query_side.margins(
-            [prompt] * len(read.passages), [one.states for one in read.passages], DECODE_BATCH
+    def rerank_options(
+        self, chunk_size: int | None, top_n: int | None, *, with_text: bool, first_stage_weight: float = 0.0
+    ) -> RerankOptions:
+        """Options of a rerank over this index; `chunk_size` `None` = the index's default, `top_n` `None` = all."""
+        return RerankOptions(
+            self.chunk_size if chunk_size is None else chunk_size,
+            top_n,
+            first_stage_weight,
+            self.find_texts if with_text else None,
         )
-        timings = {"read": read_ms, "decode": _ms_since(decoding)}
-        results, textless = results_of(
-            ids,
-            read.positions,
-            margins,
-            top_n=top_n,
-            find_texts=self.find_texts if with_text else None,
-            candidates=candidates,
-            first_stage_weight=first_stage_weight,
-        )
-        damaged = list(dict.fromkeys([*(one.doc_id for one in read.damaged), *textless]))
-        return Answer(query, prompt.truncated, results, timings | {"total": _ms_since(started)}, damaged)
 
+    def _rerank(self, driver: InlineDriver, prompt: Prompt, shortlist: Shortlist, options: RerankOptions) -> Answer:
+        reranked = run_inline(rerank(driver, self, prompt, shortlist, options))
+        return Answer(prompt.query, reranked.query_truncated, reranked.results, driver.finished(), reranked.damaged)
 
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000
+    def _count_damage(self, problems: Sequence[str]) -> None:
+        self.damaged_reads += len(problems)
+        for problem in problems:
+            logger.error("an answer does without a passage: %s", problem)

@@ -6,7 +6,7 @@ Source: the reference implementation's templates (KaLM-Reranker-V1 model cards).
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -36,6 +36,22 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a passage is judged by: the query, the instruction before it, and the prompt's first line (`system`)."""
+
+    query: str
+    instruction: str = DEFAULT_INSTRUCTION
+    system: str = DEFAULT_SYSTEM_INSTRUCTION
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens(Tokens):
+    """The token ids of a whole prompt; `truncated` says whether its query was cut."""
+
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
 class PromptTokenizer:
     """The model's tokenizer with the reference's two templates around it."""
 
@@ -51,21 +67,21 @@ class PromptTokenizer:
         batch = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [_cut(encoding.ids, max_length) for encoding in batch]
 
-    def prompt(self, query: str, instruction: str, system_instruction: str, query_max_length: int) -> Tokens:
+    def prompt(self, prompt: Prompt, query_max_length: int) -> PromptTokens:
         """Tokens of the whole prompt. The query alone is cut to `query_max_length` tokens and decoded back first."""
-        cut = _cut(self._encode(query), query_max_length)
-        text = self.tokenizer.decode(cut.ids, skip_special_tokens=False)
-        prompt = PROMPT_TEMPLATE.format(system=system_instruction, instruction=instruction, query=text)
-        return Tokens(self._encode(prompt), cut.truncated)
+        cut = _cut(self._encode(prompt.query), query_max_length)
+        query = self.tokenizer.decode(cut.ids, skip_special_tokens=False)
+        text = PROMPT_TEMPLATE.format(system=prompt.system, instruction=prompt.instruction, query=query)
+        return PromptTokens(self._encode(text), cut.truncated, prompt)
 
-    def prefix(self, instruction: str, system_instruction: str) -> tuple[int, ...]:
-        """Token ids that prompts of an instruction begin with, whatever the query: up to where it could matter.
+    def prefix(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids that every prompt of this instruction and system line begins with, up to where the query matters.
 
-        Found by trying: what the prompts of very different queries have in common. A query may still change it (its
-        first letters can join the token before them), so that each prompt is to be compared with it.
+        Measured as what the prompts of very different queries have in common. A query may still change it (its first
+        letters can merge with the token before them), so each prompt must be compared with it before it is used.
         """
-        prompts = [self.prompt(query, instruction, system_instruction, len(query) + 1).ids for query in _PROBES]
-        common = zip(*prompts, strict=False)
+        probes = [self.prompt(replace(prompt, query=query), len(query) + 1).ids for query in _PROBES]
+        common = zip(*probes, strict=False)
         return tuple(ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, common))
 
     def answer_ids(self) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from torch import Tensor
 from kalm_cache.errors import StoreError
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 from kalm_cache.model.layers.decoder_pass import Prompts
-from kalm_cache.model.prompts import PASSAGE_TEMPLATE, PromptTokenizer, Tokens
+from kalm_cache.model.prompts import PASSAGE_TEMPLATE, Prompt, PromptTokenizer, Tokens
 from kalm_cache.scoring.pooling import PooledPassage, pooled_length
 from kalm_cache.scoring.query_side import QuerySide
 
@@ -75,27 +75,17 @@ class Attribution:
 
 
 def attribute(
-    side: QuerySide,
-    query: str,
-    text: str,
-    passage: PooledPassage,
-    *,
-    chunk_size: int,
-    max_length: int,
-    instruction: str,
-    system_instruction: str,
+    side: QuerySide, prompt: Prompt, text: str, passage: PooledPassage, *, chunk_size: int, max_length: int
 ) -> Attribution:
     """Decode one pair, and say how the query's tokens attended to each chunk of the passage's text.
 
     Args:
         side: whose decoder runs.
-        query: the question, as text.
+        prompt: query and instruction.
         text: the passage's text, of which `passage` was encoded.
         passage: its states, pooled at `chunk_size`.
         chunk_size: tokens of a chunk.
         max_length: tokens of a passage that count, as when it was encoded.
-        instruction: what the query asks for.
-        system_instruction: the prompt's first line.
 
     Raises:
         StoreError: text and states do not belong together.
@@ -105,17 +95,17 @@ def attribute(
         raise StoreError(
             f"the text has {len(chunks)} chunks of {chunk_size} tokens, but {len(passage.states)} are stored"
         )
-    prompt = side.prompt(query, instruction, system_instruction)
-    asked = query_tokens(prompt.ids, side.prompt("", instruction, system_instruction).ids)
-    attention = observe(side, prompt, passage.states)
-    kept = [i for i, chunk in enumerate(chunks) if chunk.end > chunk.start]
-    weights = focused_mean([layer[:, asked.start : asked.stop, kept] for layer in attention.layers[:-1]])
-    return Attribution(attention.margin, prompt.truncated, [chunks[i] for i in kept], weights.tolist())
+    tokens = side.tokenize(prompt)
+    query = query_tokens(tokens.ids, side.tokenize(replace(prompt, query="")).ids)
+    attention = observe(side, tokens, passage.states)
+    with_text = [i for i, chunk in enumerate(chunks) if chunk.end > chunk.start]
+    weights = focused_mean([layer[:, query.start : query.stop, with_text] for layer in attention.layers[:-1]])
+    return Attribution(attention.margin, tokens.truncated, [chunks[i] for i in with_text], weights.tolist())
 
 
 @torch.inference_mode()
 def observe(side: QuerySide, prompt: Tokens, pooled: Tensor) -> Attention:
-    """Decode one pair, and keep how it attended to the passage.
+    """Decode one pair, and return how it attended to the passage.
 
     Args:
         side: whose decoder runs, in its dtype and on its device.
@@ -127,8 +117,8 @@ def observe(side: QuerySide, prompt: Tokens, pooled: Tensor) -> Attention:
     decoder = replace(side.decoder, stack=replace(stack, kernels=kernels))
     states = pooled.to(stack.device, stack.dtype)
     margin = float(decoder.margins(Prompts([prompt.ids], [0]), states, [len(states)]))
-    seen = [one[:, : len(prompt.ids), : len(states)].cpu() for one in kernels.probabilities]  # without padding
-    return Attention(margin, seen)
+    layers = [layer[:, : len(prompt.ids), : len(states)].cpu() for layer in kernels.probabilities]  # without padding
+    return Attention(margin, layers)
 
 
 def focused_mean(layers: Sequence[Tensor]) -> Tensor:
@@ -137,12 +127,12 @@ def focused_mean(layers: Sequence[Tensor]) -> Tensor:
     Each token's attention in each head is one distribution; it counts as far as it is focused, 1 − entropy / log P,
     since most heads of most layers look everywhere, and would bury those that look somewhere.
     """
-    given = torch.cat([layer.flatten(0, 1) for layer in layers])  # (distributions, P)
-    states = given.shape[-1]
+    distributions = torch.cat([layer.flatten(0, 1) for layer in layers])  # (H, T, P) a layer -> (layers · H · T, P)
+    states = distributions.shape[-1]
     if states < 2:
         return torch.ones(states)
     smallest = torch.finfo(torch.float32).eps
-    shares = given / given.sum(-1, keepdim=True).clamp(min=smallest)
+    shares = distributions / distributions.sum(-1, keepdim=True).clamp(min=smallest)
     entropy = torch.special.entr(shares).sum(-1) / math.log(states)
     focus = (1 - entropy).clamp(min=smallest)  # all even: a plain mean
     weights = (shares * focus.unsqueeze(-1)).sum(0)
@@ -152,10 +142,9 @@ def focused_mean(layers: Sequence[Tensor]) -> Tensor:
 
 def query_tokens(prompt: Sequence[int], without_query: Sequence[int]) -> range:
     """Where the query stands in a prompt: the tokens that an empty query's prompt has not; if there are none, all."""
-    before = _alike(prompt, without_query)
-    after = min(_alike(prompt[::-1], without_query[::-1]), len(without_query) - before)
-    asked = range(before, len(prompt) - after)
-    return asked or range(len(prompt))
+    before = _common_length(prompt, without_query)
+    after = min(_common_length(prompt[::-1], without_query[::-1]), len(without_query) - before)
+    return range(before, len(prompt) - after) or range(len(prompt))
 
 
 def chunk_texts(tokenizer: PromptTokenizer, text: str, chunk_size: int, max_length: int) -> list[Chunk]:
@@ -169,16 +158,16 @@ def chunk_texts(tokenizer: PromptTokenizer, text: str, chunk_size: int, max_leng
     chunks: list[Chunk] = []
     reached = PREFIX_CHARACTERS
     for number in range(pooled_length(len(offsets), chunk_size)):
-        own = offsets[number * chunk_size : (number + 1) * chunk_size]
-        inside = [(start, end) for start, end in own if end > reached]
+        chunk = offsets[number * chunk_size : (number + 1) * chunk_size]
+        inside = [(start, end) for start, end in chunk if end > reached]
         start = max(reached, min((start for start, _ in inside), default=reached))
         reached = max((end for _, end in inside), default=reached)
-        chunks.append(Chunk(min(start, reached) - PREFIX_CHARACTERS, reached - PREFIX_CHARACTERS, len(own)))
+        chunks.append(Chunk(min(start, reached) - PREFIX_CHARACTERS, reached - PREFIX_CHARACTERS, len(chunk)))
     return chunks
 
 
 class ObservedKernels(TorchKernels):
-    """Plain torch kernels for a batch of one pair, which keep every softmax they compute: (H, T, S) float32 a layer."""
+    """Plain torch kernels for a batch of one pair that record every softmax: (H, T, S) float32 a layer."""
 
     def __init__(self, heads_per_key: int) -> None:
         self._group = heads_per_key
@@ -193,6 +182,6 @@ class ObservedKernels(TorchKernels):
         return probabilities.to(value.dtype) @ value
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -1,7 +1,7 @@
-"""Doc ids -> what the decoder goes on from: pooled states, or keys and values that a prefix cache holds.
+"""Doc ids → what the decoder goes on from: pooled states, or keys and values from the prefix cache.
 
 In two steps, so that a service can read on one thread and compute on another: `look_up` reads and computes nothing,
-`prepare` computes what the tier lacks. Without a tier there is nothing to prepare.
+`prepare` computes what the prefix cache lacks. Without a prefix cache there is nothing to prepare.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kalm_cache.model.prompts import Tokens
+from kalm_cache.model.prompts import PromptTokens
+from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix, PrefixCache, PrefixKey
-from kalm_cache.scoring.query_side import DECODE_BATCH, QuerySide
+from kalm_cache.scoring.query_side import QuerySide
 from kalm_cache.scoring.state_reader import Damaged, StateReader
 
 
 @dataclass(frozen=True, slots=True)
 class ReadPassages:
-    """Stored passages as far as they are whole: `positions[i]` is where in the ids asked for `passages[i]` belongs."""
+    """Stored passages whose records are valid: `positions[i]` is where in the ids asked for `passages[i]` belongs."""
 
     positions: list[int]
     passages: Sequence[PooledPassage | CachedPrefix]
@@ -27,7 +28,7 @@ class ReadPassages:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """What was found of `ids`: `hits` is ready, `to_prefill` must run under `prefix` first; neither holds damaged ones.
+    """The passages of `ids`: `hits` are ready, `to_prefill` must run under `prefix` first; neither holds damaged ones.
 
     `payload_bytes` came from the store.
     """
@@ -48,55 +49,53 @@ class CachedPassages:
     generation: str
     reader: StateReader
     query_side: QuerySide
-    prefix_cache: PrefixCache | None
+    prefix_cache: PrefixCache | None = None
 
-    def look_up(
-        self, ids: Sequence[str], prompts: Sequence[Tokens], instruction: str, system_instruction: str, chunk_size: int
-    ) -> LookUp:
-        """Find passages for prompts of one instruction: in the tier, else in the store.
+    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int) -> LookUp:
+        """Find passages for prompts of one instruction: in the prefix cache, else in the store.
 
-        A prompt that does not begin with the instruction's prefix, as its query changed the tokens before it, is served
-        from pooled states.
+        Where a prompt does not begin with the instruction's prefix, as its query changed the tokens before it, all are
+        served from pooled states.
 
         Raises:
             UnknownIdError: ids that the index does not hold.
             UsageError: a ratio that is no multiple of the stored one.
         """
-        prefix = self._prefix(prompts, instruction, system_instruction)
-        hits = self._held(list(dict.fromkeys(ids)), chunk_size, prefix)
+        prefix = self._common_prefix(prompts)
+        hits = self._cached(list(dict.fromkeys(ids)), chunk_size, prefix)
         missing = [doc_id for doc_id in dict.fromkeys(ids) if doc_id not in hits]
         read = self.reader.read_valid(missing, chunk_size, self.query_side.decoder.stack.dtype)
-        found = {missing[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
+        pooled = {missing[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
         if prefix:
-            return LookUp(ids, chunk_size, prefix, hits, found, read.damaged, read.payload_bytes)
-        return LookUp(ids, chunk_size, prefix, {**hits, **found}, {}, read.damaged, read.payload_bytes)
+            return LookUp(ids, chunk_size, prefix, hits, pooled, read.damaged, read.payload_bytes)
+        return LookUp(ids, chunk_size, prefix, {**hits, **pooled}, {}, read.damaged, read.payload_bytes)
 
-    def prepare(self, found: LookUp) -> ReadPassages:
-        """Run what is fresh under the prefix, and put it into the tier."""
-        ready = dict(found.hits)
-        if self.prefix_cache is not None and found.to_prefill:
-            states = [passage.states for passage in found.to_prefill.values()]
-            kept = self.query_side.prefill(found.prefix, states, DECODE_BATCH, self.prefix_cache.dtype)
-            for (doc_id, passage), entry in zip(found.to_prefill.items(), kept, strict=True):
-                ready[doc_id] = hits = CachedPrefix(passage.tokens, passage.truncated, entry)
-                self.prefix_cache.put(self._key(doc_id, found.chunk_size, found.prefix), hits)
-        positions = [i for i, doc_id in enumerate(found.ids) if doc_id in ready]
-        return ReadPassages(positions, [ready[found.ids[i]] for i in positions], found.damaged)
+    def prepare(self, lookup: LookUp) -> ReadPassages:
+        """Run what is to be prefilled under the prefix, and put it into the prefix cache."""
+        ready = dict(lookup.hits)
+        if self.prefix_cache is not None and lookup.to_prefill:
+            states = [passage.states for passage in lookup.to_prefill.values()]
+            prefilled = self.query_side.prefill(lookup.prefix, states, DECODE_BATCH, self.prefix_cache.dtype)
+            for (doc_id, passage), prefix_kv in zip(lookup.to_prefill.items(), prefilled, strict=True):
+                ready[doc_id] = cached = CachedPrefix(passage.tokens, passage.truncated, prefix_kv)
+                self.prefix_cache.put(self._key(doc_id, lookup.chunk_size, lookup.prefix), cached)
+        positions = [i for i, doc_id in enumerate(lookup.ids) if doc_id in ready]
+        return ReadPassages(positions, [ready[lookup.ids[i]] for i in positions], lookup.damaged)
 
-    def _prefix(self, prompts: Sequence[Tokens], instruction: str, system_instruction: str) -> tuple[int, ...]:
-        """What the tier's entries for these prompts lie under; empty where it cannot serve them."""
-        if self.prefix_cache is None:
+    def _common_prefix(self, prompts: Sequence[PromptTokens]) -> tuple[int, ...]:
+        """What the cache's entries for these prompts lie under; empty where it cannot serve them."""
+        if self.prefix_cache is None or not prompts:
             return ()
-        prefix = self.query_side.prefix(instruction, system_instruction)
+        prefix = self.query_side.prefix(prompts[0].prompt)
         return prefix if all(tuple(prompt.ids[: len(prefix)]) == prefix for prompt in prompts) else ()
 
-    def _held(
+    def _cached(
         self, ids: Sequence[str], chunk_size: int, prefix: tuple[int, ...]
     ) -> dict[str, PooledPassage | CachedPrefix]:
         if self.prefix_cache is None or not prefix:
             return {}
-        found = self.prefix_cache.get([self._key(doc_id, chunk_size, prefix) for doc_id in ids])
-        return {doc_id: passage for doc_id, passage in zip(ids, found, strict=True) if passage is not None}
+        cached = self.prefix_cache.get([self._key(doc_id, chunk_size, prefix) for doc_id in ids])
+        return {doc_id: passage for doc_id, passage in zip(ids, cached, strict=True) if passage is not None}
 
     def _key(self, doc_id: str, chunk_size: int, prefix: tuple[int, ...]) -> PrefixKey:
         return PrefixKey(self.generation, doc_id, chunk_size, prefix)

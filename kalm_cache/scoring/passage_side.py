@@ -51,7 +51,7 @@ class PassageSide:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             states.update(zip(batch, self.encode([tokens[i] for i in batch]), strict=True))
-        return [PooledPassage(len(one.ids), one.truncated, states[i]) for i, one in enumerate(tokens)]
+        return [PooledPassage(len(each.ids), each.truncated, states[i]) for i, each in enumerate(tokens)]
 
 
 def load_passage_side(

@@ -1,4 +1,4 @@
-"""Keys and values of passages under a prompt's prefix, in bounded memory: what every later query goes on from.
+"""The prefix cache: keys and values of passages under a prompt's prefix, in bounded memory, which later queries reuse.
 
 Prompt tokens before the query depend on instruction and passage alone. With Gemma's tokenizer they are 53 of the 65
 tokens of a short query's prompt, so that a passage met before costs the decoder a fifth.
@@ -32,7 +32,7 @@ class PrefixKey:
 
 @dataclass(frozen=True, slots=True)
 class CachedPrefix:
-    """What is kept of one passage; `tokens` and `truncated` as `PooledPassage` has them."""
+    """One cached passage; `tokens` and `truncated` as `PooledPassage` has them."""
 
     tokens: int
     truncated: bool
@@ -41,7 +41,7 @@ class CachedPrefix:
 
 @dataclass(frozen=True, slots=True)
 class PrefixCacheStats:
-    """Counts since the start, and what is held now."""
+    """Counts since the start, and what is cached now."""
 
     hits: int
     misses: int
@@ -61,44 +61,44 @@ class PrefixCache:
             UsageError: a capacity that is not positive, or another dtype.
         """
         if not capacity_gib > 0:
-            raise UsageError(f"prefix_cache_gib is {capacity_gib}; it must be positive, or left at 0 for no tier")
+            raise UsageError(f"prefix_cache_gib is {capacity_gib}; it must be positive, or 0 for no prefix cache")
         if dtype not in PREFIX_DTYPES:
             raise UsageError(f"prefix_cache_dtype {dtype!r} is not known: use {', '.join(PREFIX_DTYPES)}")
         self.dtype = PREFIX_DTYPES[dtype]
         self._capacity = int(capacity_gib * GIB)
-        self._held: OrderedDict[PrefixKey, CachedPrefix] = OrderedDict()
+        self._entries: OrderedDict[PrefixKey, CachedPrefix] = OrderedDict()
         self._bytes = self._hits = self._misses = self._evicted = 0
         self._lock = Lock()
 
     def get(self, keys: Sequence[PrefixKey]) -> list[CachedPrefix | None]:
-        """What is held of each key, `None` where nothing is; counts hits and misses."""
+        """The entry of each key, `None` where there is none; counts hits and misses."""
         with self._lock:
-            found = [self._held.get(key) for key in keys]
-            for key, passage in zip(keys, found, strict=True):
+            passages = [self._entries.get(key) for key in keys]
+            for key, passage in zip(keys, passages, strict=True):
                 if passage is None:
                     self._misses += 1
                 else:
                     self._hits += 1
-                    self._held.move_to_end(key)
-        return found
+                    self._entries.move_to_end(key)
+        return passages
 
     def put(self, key: PrefixKey, passage: CachedPrefix) -> None:
-        """Hold a passage, letting go of others as needed; one larger than the whole tier is not held."""
+        """Cache a passage, evicting others as needed; one larger than the whole cache is not taken."""
         size = passage.states.nbytes
         if size > self._capacity:
             return
         with self._lock:
-            old = self._held.pop(key, None)
+            old = self._entries.pop(key, None)
             self._bytes += size - (old.states.nbytes if old else 0)
-            self._held[key] = passage
+            self._entries[key] = passage
             while self._bytes > self._capacity:
-                _, gone = self._held.popitem(last=False)
-                self._bytes -= gone.states.nbytes
+                _, evicted = self._entries.popitem(last=False)
+                self._bytes -= evicted.states.nbytes
                 self._evicted += 1
 
     def stats(self) -> PrefixCacheStats:
         """Counts and sizes as they stand now."""
         with self._lock:
             return PrefixCacheStats(
-                self._hits, self._misses, self._evicted, len(self._held), self._bytes, self._capacity
+                self._hits, self._misses, self._evicted, len(self._entries), self._bytes, self._capacity
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class SearchResult:
     """One passage of an answer. Ranks count from 1; the first-stage fields are `None` when ids were given.
 
-    `score` and `margin` are the reranker's own, also where the first stage had a say in the order.
+    `score` and `margin` are the reranker's alone, also where the order is by interpolated scores.
     """
 
     doc_id: str
@@ -37,13 +37,13 @@ class Answer:
     damaged: list[str] = field(default_factory=list)
 
 
-def interpolated(margins: Sequence[float], z_scores: Sequence[float], weight: float) -> list[float]:
-    """What candidates are ordered by where the first stage has a say: margin + weight · its z-score.
+def interpolate(margins: Sequence[float], z_scores: Sequence[float], weight: float) -> list[float]:
+    """Score interpolation: margin + weight · z-score of the first stage, by which candidates are then ordered.
 
     Args:
         margins: of the candidates that were scored.
         z_scores: the first stage's of the same candidates, over all of the query's.
-        weight: logits that a standard deviation of the first stage is worth; 0 = the margins alone.
+        weight: logits for each standard deviation of the first stage; 0 = the margins alone.
 
     Source: interpolation of first-stage and reranking scores, as in Wang, Zhuang and Zuccon, "BERT-based Dense
     Retrievers Require Interpolation with BM25 for Effective Passage Retrieval", ICTIR 2021.

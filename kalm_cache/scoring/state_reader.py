@@ -68,10 +68,10 @@ class StateReader:
             DamagedRecordError: a record fails its checksum, or does not decode.
             UsageError: `chunk_size` is no multiple of the stored one.
         """
-        found = self.read_valid(ids, chunk_size)
-        if found.damaged:
-            raise DamagedRecordError(found.damaged[0].problem)
-        return found.passages
+        read = self.read_valid(ids, chunk_size)
+        if read.damaged:
+            raise DamagedRecordError(read.damaged[0].problem)
+        return read.passages
 
     def read_valid(self, ids: Sequence[str], chunk_size: int, dtype: torch.dtype = torch.float32) -> ValidRead:
         """As `read`, in any floating `dtype`, and without the damaged ones, which are named beside it.
@@ -82,23 +82,23 @@ class StateReader:
         """
         check_chunk_size(self.stored_chunk_size, chunk_size)
         with self.store.snapshot() as snapshot:
-            found = [self._fitting(doc_id, one) for doc_id, one in zip(ids, snapshot.records(ids), strict=True)]
-            missing = [doc_id for doc_id, one in zip(ids, found, strict=True) if one is None]
+            stored = [self._checked(doc_id, record) for doc_id, record in zip(ids, snapshot.records(ids), strict=True)]
+            missing = [doc_id for doc_id, record in zip(ids, stored, strict=True) if record is None]
             if missing:
                 raise UnknownIdError(missing)
-            records = {i: one for i, one in enumerate(found) if isinstance(one, Record)}
-            damaged = [Damaged(ids[i], str(one)) for i, one in enumerate(found) if isinstance(one, DamagedRecordError)]
+            records = {i: record for i, record in enumerate(stored) if isinstance(record, Record)}
+            damaged = [Damaged(ids[i], str(exc)) for i, exc in enumerate(stored) if isinstance(exc, DamagedRecordError)]
             payload_bytes = sum(len(record.payload) for record in records.values())
             states = self._decode(ids, records, damaged).to(dtype)
         tokens = [record.tokens for record in records.values()]
         pooled = mean_pool(states, tokens, chunk_size, stored_chunk_size=self.stored_chunk_size) if records else []
         passages = [
-            PooledPassage(record.tokens, record.truncated, one)
-            for record, one in zip(records.values(), pooled, strict=True)
+            PooledPassage(record.tokens, record.truncated, each)
+            for record, each in zip(records.values(), pooled, strict=True)
         ]
         return ValidRead(list(records), passages, damaged, payload_bytes)
 
-    def _fitting(self, doc_id: str, record: Record | DamagedRecordError | None) -> Record | DamagedRecordError | None:
+    def _checked(self, doc_id: str, record: Record | DamagedRecordError | None) -> Record | DamagedRecordError | None:
         if not isinstance(record, Record):
             return record
         if record.codec != self.codec.number:

@@ -1,1 +1,1 @@
-"""Requests and responses of every dialect, what errors look like, and one function an endpoint."""
+"""Requests and responses of every dialect, errors as HTTP, and one module for each endpoint."""

@@ -13,47 +13,16 @@ from starlette.exceptions import HTTPException
 
 from kalm_cache.errors import IndexMismatchError, KalmCacheError, UnknownIdError, UsageError
 from query_service.api.responses import Error, ErrorResponse
-from query_service.engine.admission import BusyError
+from query_service.engine.errors import (
+    BusyError,
+    DeadlineError,
+    EncoderOffError,
+    NotReadyError,
+    TooManyError,
+    UnknownModelError,
+)
 
 SHOWN_PROBLEMS = 5
-
-
-class EncoderOffError(UsageError):
-    """Raw documents came, but the service runs without the encoder."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this service scores stored passages only: it was started without the encoder; send ids of the index, "
-            "or start it with: kalm-cache serve --with-encoder"
-        )
-
-
-class UnknownModelError(UsageError):
-    """A request for a model that this service does not have."""
-
-    def __init__(self, name: str, names: Sequence[str]) -> None:
-        super().__init__(f"model {name!r} is not served here; use {' or '.join(map(repr, names))}, or leave it out")
-
-
-class TooManyError(UsageError):
-    """More documents, ids or candidates than a request may have."""
-
-    def __init__(self, what: str, count: int, limit: int) -> None:
-        super().__init__(f"{count} {what} in one request, at most {limit} are served; send fewer, or several requests")
-
-
-class DeadlineError(KalmCacheError):
-    """A request was not answered in its time."""
-
-    def __init__(self, limit_ms: float) -> None:
-        super().__init__(f"not answered within {limit_ms:.0f} ms; ask for less, or allow more time (timeout_ms)")
-
-
-class NotReadyError(KalmCacheError):
-    """The service is starting or stopping."""
-
-    def __init__(self) -> None:
-        super().__init__("the service is starting or stopping; try again")
 
 
 # the first that fits, as in a chain of `except`
@@ -72,7 +41,7 @@ STATUS: dict[type[KalmCacheError], int] = {
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer errors of every origin in the one shape."""
+    """Answer errors of every origin in one shape."""
     app.add_exception_handler(KalmCacheError, _on_kalm_cache_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -1,30 +1,45 @@
 """`POST /explain`: which parts of a stored passage a query's tokens attended to. Knows nothing of routes.
 
-One pair, decoded once more in plain torch: call it off the event loop, between batches.
+One pair, decoded once more in plain torch: `compute_explanation` runs it off the event loop, between batches.
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.scoring.attribution import attribute
 from kalm_cache.scoring.query_side import score_of
 from kalm_cache.settings import Settings
-from query_service.api.requests import ChunkSize, DocId, Text, TimeoutMs
+from query_service.api.request_values import prompt_of
+from query_service.api.requests import ChunkSize, DocId, Text, TimeoutMs, exactly_one
+from query_service.engine.request_context import RequestContext
 
 
 class ExplainRequest(BaseModel):
     """One query and one stored passage."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who discovered penicillin?", "id": "d1"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who discovered penicillin?", "doc_id": "d1"}]})
     query: Text
-    id: DocId = Field(description="of a stored passage whose text the index keeps")
+    doc_id: DocId | None = Field(None, description="of a stored passage whose text the index keeps")
+    id: DocId | None = Field(None, description="another name of `doc_id`, then answered as both")
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
     timeout_ms: TimeoutMs | None = None
     model: Text | None = Field(None, description="one of /v1/models, or left out")
+
+    @model_validator(mode="after")
+    def _one_passage(self) -> Self:
+        exactly_one(doc_id=self.doc_id, id=self.id)
+        return self
+
+    @property
+    def passage_id(self) -> str:
+        """The passage's stored id."""
+        return str(self.id if self.doc_id is None else self.doc_id)
 
     @property
     def all_queries(self) -> list[str]:
@@ -47,7 +62,8 @@ class AttendedChunk(BaseModel):
 class ExplainResponse(BaseModel):
     """How a query's tokens attended to a passage; the weights sum to 1. `truncated`: its end was cut, and has none."""
 
-    id: str
+    doc_id: str
+    id: str | None = None
     index_version: str
     margin: float
     score: float
@@ -58,6 +74,11 @@ class ExplainResponse(BaseModel):
     chunks: list[AttendedChunk]
 
 
+async def compute_explanation(request: ExplainRequest, context: RequestContext) -> ExplainResponse:
+    """The answer to /explain, computed between two batches. Raises as `answer_explain`."""
+    return await context.compute("decode", lambda: answer_explain(request, context.index, context.settings))
+
+
 def answer_explain(request: ExplainRequest, index: PassageIndex, settings: Settings) -> ExplainResponse:
     """Decode one pair, and say where it looked.
 
@@ -66,30 +87,30 @@ def answer_explain(request: ExplainRequest, index: PassageIndex, settings: Setti
         DamagedRecordError: its states or its text are damaged.
         UsageError: the index keeps no texts, or the chunk size is no multiple of the stored one.
     """
-    chunk_size = request.chunk_size or index.chunk_size
-    [passage] = index.pooled([request.id], chunk_size=chunk_size)
-    found = attribute(
+    doc_id, chunk_size = request.passage_id, request.chunk_size or index.chunk_size
+    [passage] = index.pooled([doc_id], chunk_size=chunk_size)
+    text = _text(doc_id, index)
+    attribution = attribute(
         index.query_side,
-        request.query,
-        text := _text(request.id, index),
+        prompt_of(request.query, request.instruction, settings),
+        text,
         passage,
         chunk_size=chunk_size,
         max_length=index.generation.manifest.fingerprint.max_length,
-        instruction=settings.instruction if request.instruction is None else request.instruction,
-        system_instruction=settings.system_instruction,
     )
     return ExplainResponse(
+        doc_id=doc_id,
         id=request.id,
         index_version=index.generation.name,
-        margin=found.margin,
-        score=score_of(found.margin),
+        margin=attribution.margin,
+        score=score_of(attribution.margin),
         chunk_size=chunk_size,
-        query_truncated=found.query_truncated,
+        query_truncated=attribution.query_truncated,
         truncated=passage.truncated,
         text=text,
         chunks=[
             AttendedChunk(start=chunk.start, end=chunk.end, weight=weight, tokens=chunk.tokens)
-            for chunk, weight in zip(found.chunks, found.weights, strict=True)
+            for chunk, weight in zip(attribution.chunks, attribution.weights, strict=True)
         ],
     )
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, mo
 from pydantic_core import PydanticCustomError
 
 from kalm_cache.first_stage import Mode
+from kalm_cache.passage import OnMissing
 
 _T = TypeVar("_T")
 
@@ -36,7 +37,6 @@ DocId = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
 ItemId = Text | StrictInt
 TopN = Annotated[int, Field(ge=0)]
 TimeoutMs = Annotated[int, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
-OnMissing = Literal["error", "skip", "encode"]
 ChunkSize = Annotated[int, Field(ge=1, le=1 << 20, description="pooling ratio: the stored one or a multiple of it")]
 
 
@@ -47,10 +47,17 @@ ON_MISSING = (
 
 
 class Document(BaseModel):
-    """A text; where the index holds this very text under this `id`, its stored states are used."""
+    """A text; where the index holds this very text under this `doc_id`, its stored states are used."""
 
     text: Text
-    id: ItemId | None = None
+    doc_id: ItemId | None = None
+    id: Annotated[ItemId | None, Field(description="another name of `doc_id`, as other services have it")] = None
+
+    @property
+    def stored_id(self) -> str | None:
+        """The id that the index may hold. Its ids are strings: a number, or an empty string, is the client's alone."""
+        given = self.id if self.doc_id is None else self.doc_id
+        return given if isinstance(given, str) and given else None
 
 
 Documents = list[Text | Document]
@@ -62,7 +69,9 @@ class Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, fields: Any) -> Any:
-        return {name: one for name, one in fields.items() if one is not None} if isinstance(fields, dict) else fields
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class SearchRequest(Request):
@@ -134,7 +143,7 @@ class RerankRequest(PairOptions):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.ids is None or self.documents is None:
-            _exactly_one(ids=self.ids, documents=self.documents, texts=self.texts)
+            exactly_one(ids=self.ids, documents=self.documents, texts=self.texts)
         elif len(self.ids) != len(self.documents):
             raise PydanticCustomError(
                 "lengths",
@@ -142,7 +151,7 @@ class RerankRequest(PairOptions):
                 {"ids": len(self.ids), "documents": len(self.documents)},
             )
         else:
-            _exactly_one(ids=self.ids, texts=self.texts)
+            exactly_one(ids=self.ids, texts=self.texts)
         return self
 
     @property
@@ -159,21 +168,22 @@ class RerankRequest(PairOptions):
 class ScorePair(BaseModel):
     """One query and one passage: a raw `document`, or the `doc_id` of a stored one."""
 
-    id: ItemId | None = None
+    label: ItemId | None = Field(None, description="the client's own tag of the pair, handed back")
+    id: ItemId | None = Field(None, description="another name of `label`, then handed back as both")
     query: Text
     document: Text | Document | None = None
     doc_id: DocId | None = None
 
     @model_validator(mode="after")
     def _one_passage(self) -> Self:
-        _exactly_one(document=self.document, doc_id=self.doc_id)
+        exactly_one(document=self.document, doc_id=self.doc_id)
         return self
 
 
 class ScoreRequest(PairOptions):
     """Pairs to score, as `pairs`, or as `queries` and `documents` (or `text_1` and `text_2`): 1:1, 1:N or N:N."""
 
-    model_config = _example(pairs=[{"id": "a", "query": "Who discovered penicillin?", "doc_id": "d1"}])
+    model_config = _example(pairs=[{"label": "a", "query": "Who discovered penicillin?", "doc_id": "d1"}])
     pairs: list[ScorePair] | None = None
     queries: Text | list[Text] | None = None
     documents: Text | Documents | None = None
@@ -182,7 +192,7 @@ class ScoreRequest(PairOptions):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        _exactly_one(pairs=self.pairs, queries=self.queries, text_1=self.text_1)
+        exactly_one(pairs=self.pairs, queries=self.queries, text_1=self.text_1)
         for left, right in (("queries", "documents"), ("text_1", "text_2")):
             if (getattr(self, left) is None) != (getattr(self, right) is None):
                 raise PydanticCustomError(
@@ -209,7 +219,8 @@ class ScoreRequest(PairOptions):
         return _as_list(queries), _as_list(documents)
 
 
-def _exactly_one(**fields: object) -> None:
+def exactly_one(**fields: object) -> None:
+    """Fail the validation of a body unless one of these fields is given."""
     given = [name for name, value in fields.items() if value is not None]
     if len(given) != 1:
         wanted, got = ", ".join(f"`{name}`" for name in fields), " and ".join(given) or "none"

@@ -1,8 +1,25 @@
-"""Response bodies. Knows nothing of models, indexes or how answers are made."""
+"""Response bodies of the answers. Knows nothing of models, indexes or how answers are made.
+
+Names of things in requests and responses, by one rule: `doc_id` is the id under which a passage is stored, or may be;
+`label` is the client's own tag of a pair; `id` is what clients of other services send, and gets what they expect back.
+
+| endpoint        | asked by                          | each result has                                              |
+|-----------------|-----------------------------------|--------------------------------------------------------------|
+| /search         | a query                           | `doc_id`                                                     |
+| /rerank         | `ids`                             | `doc_id`                                                     |
+|                 | documents or texts with `doc_id`  | `doc_id`                                                     |
+|                 | documents or texts with `id`      | `id` as sent, and `doc_id` if it is a string                 |
+|                 | plain strings                     | neither: `index` is the position in the request              |
+| /score, `pairs` | `doc_id`, or a document with one  | `doc_id`                                                     |
+|                 | `label`                           | `label`                                                      |
+|                 | `id`                              | `label`, and `id` as sent                                    |
+| /explain        | `doc_id`                          | `doc_id`                                                     |
+|                 | `id`                              | `doc_id`, and `id` as sent                                   |
+"""
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -45,6 +62,7 @@ class _Ranked(BaseModel, Generic[_Document]):
     index: int
     relevance_score: float
     score: float
+    doc_id: ItemId | None = None
     id: ItemId | None = None
     margin: float | None = None
     cache: Literal["hit", "encoded"]
@@ -82,16 +100,19 @@ class TextResult(BaseModel):
 
     index: int
     score: float
+    doc_id: ItemId | None = None
     id: ItemId | None = None
     margin: float | None = None
     text: str | None = None
 
 
 class PairResult(BaseModel):
-    """One pair's score, under the pair's own id."""
+    """One pair's score; `label` and `id` are the client's."""
 
     index: int
+    label: ItemId | None = None
     id: ItemId | None = None
+    doc_id: ItemId | None = None
     score: float
     margin: float | None = None
 
@@ -128,7 +149,7 @@ class ScoreResponse(BaseModel):
 
 
 class SearchHit(BaseModel):
-    """One passage of an answer; ranks count from 1, `text` is null where it is not kept or not wanted."""
+    """One passage of an answer; ranks count from 1, `text` is null where the index has none, or it is not wanted."""
 
     doc_id: str
     score: float
@@ -140,7 +161,7 @@ class SearchHit(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a time budget allowed: so many candidates, at this ratio; `reduced` = less than was asked for."""
+    """What a time budget allowed: so many candidates, at this ratio; `reduced`: less than was asked for."""
 
     k: int
     chunk_size: int
@@ -161,93 +182,6 @@ class SearchResponse(BaseModel):
     index_version: str
     damaged: list[str] = []
     plan: Plan | None = None
-
-
-class PrefixCache(BaseModel):
-    """The tier of passages kept under a prompt's prefix: counts since the start, and what is held."""
-
-    hits: int
-    misses: int
-    evicted: int
-    passages: int
-    bytes: int
-    capacity_bytes: int
-
-
-class Health(BaseModel):
-    """The service is alive, and what it serves; `prefix_cache` is null where there is none.
-
-    `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
-    `reload_failure` says why the newest generation is not the one that is served; null where it is.
-    """
-
-    status: Literal["ok"] = "ok"
-    index_version: str
-    model: str
-    passages: int
-    damaged_reads: int = 0
-    reload_failure: str | None = None
-    prefix_cache: PrefixCache | None = None
-
-
-class Ready(BaseModel):
-    """Requests are answered; 503 in its place while the service warms up or stops."""
-
-    status: Literal["ready"] = "ready"
-    index_version: str
-
-
-class Reloaded(BaseModel):
-    """What is served now, and whether that is another generation than before."""
-
-    index_version: str
-    swapped: bool
-
-
-class Model(BaseModel):
-    """One name that `model` may have."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["kalm-cache"] = "kalm-cache"
-    root: str
-    parent: None = None
-    max_model_len: int
-
-
-class Models(BaseModel):
-    """The names that `model` may have."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Info(BaseModel):
-    """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them."""
-
-    version: str
-    model_id: str
-    model_sha: str
-    model_dtype: str
-    model_type: dict[str, Any]
-    device: str
-    index_version: str
-    passages: int
-    codec: str
-    chunk_size: int
-    first_stage: list[str]
-    encodes_documents: bool
-    max_input_length: int
-    max_query_length: int
-    max_query_chars: int
-    max_documents: int
-    max_client_batch_size: int
-    max_body_bytes: int
-    timeout_ms: int
-    queue_limit: int
-    max_concurrent_requests: int
-    workers: int
 
 
 class Error(BaseModel):

@@ -1,15 +1,104 @@
-"""What the service says of itself: alive, ready, what it is, which models. Knows nothing of routes."""
+"""What the service answers about itself: alive, ready, what it is, which models. Knows nothing of routes."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from kalm_cache import __version__
 from kalm_cache.model.precision import dtype_name
-from query_service.api.errors import NotReadyError
-from query_service.api.responses import Health, Info, Model, Models, PrefixCache, Ready
+from query_service.engine.errors import NotReadyError
 from query_service.engine.service import Service
+
+
+class PrefixCache(BaseModel):
+    """The prefix cache: counts since the start, and what is cached now."""
+
+    hits: int
+    misses: int
+    evicted: int
+    passages: int
+    bytes: int
+    capacity_bytes: int
+
+
+class Health(BaseModel):
+    """The service is alive, and what it serves; `prefix_cache` is null where there is none.
+
+    `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
+    `reload_failure` says why the newest generation is not the one that is served; null where it is.
+    """
+
+    status: Literal["ok"] = "ok"
+    index_version: str
+    model: str
+    passages: int
+    damaged_reads: int = 0
+    reload_failure: str | None = None
+    prefix_cache: PrefixCache | None = None
+
+
+class Ready(BaseModel):
+    """Requests are answered; 503 in its place while the service warms up or stops."""
+
+    status: Literal["ready"] = "ready"
+    index_version: str
+
+
+class Reloaded(BaseModel):
+    """What is served now, and whether that is another generation than before."""
+
+    index_version: str
+    swapped: bool
+
+
+class Model(BaseModel):
+    """One name that `model` may have."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["kalm-cache"] = "kalm-cache"
+    root: str
+    parent: None = None
+    max_model_len: int
+
+
+class Models(BaseModel):
+    """The names that `model` may have."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Info(BaseModel):
+    """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them."""
+
+    version: str
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: dict[str, Any]
+    device: str
+    index_version: str
+    passages: int
+    codec: str
+    chunk_size: int
+    first_stage: list[str]
+    encodes_documents: bool
+    max_input_length: int
+    max_query_length: int
+    max_query_chars: int
+    max_documents: int
+    max_client_batch_size: int
+    max_body_bytes: int
+    timeout_ms: int
+    queue_limit: int
+    max_concurrent_requests: int
+    workers: int
 
 
 def answer_health(service: Service) -> Health:

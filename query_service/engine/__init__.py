@@ -1,1 +1,1 @@
-"""What all requests share: the live index, one computing thread, admission, costs and budgets."""
+"""What all requests share: the live index, one computing thread, admission control, costs and budgets."""

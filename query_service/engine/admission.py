@@ -1,47 +1,63 @@
-"""Who may come in: a bounded number of requests, and none that could not be answered in time."""
+"""Admission control: what bounds memory, and waiting, under overload.
+
+Two bounds, both here:
+
+- The queue bound, `Admission.enter`: at most `queue_limit` requests are under way. One more gets 429, and so does one
+  that could not be answered before its deadline. A request under way costs its body and some kilobytes.
+- The state-holding bound, `Admission.holding_states`: of these, at most `STATE_HOLDERS` hold passages' states, which
+  are megabytes a request, from the look-up until they are decoded. The others wait in the order of arrival.
+
+So memory under overload is at most `queue_limit` bodies and `STATE_HOLDERS` requests' states, beside the weights and
+the prefix cache, which `prefix_cache_gib` bounds.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from kalm_cache.errors import KalmCacheError
 from query_service.engine.engine import Engine
-from query_service.engine.request_context import Places
+from query_service.engine.errors import BusyError
 
-
-class BusyError(KalmCacheError):
-    """Too much is under way; come again in `retry_after_seconds`."""
-
-    def __init__(self, under_way: int, wait_ms: float) -> None:
-        self.retry_after_seconds = max(1, math.ceil(wait_ms / 1000))
-        super().__init__(
-            f"{under_way} requests are under way, and those before this one take another {wait_ms:.0f} ms; "
-            f"try again in {self.retry_after_seconds} s"
-        )
+STATE_HOLDERS = 16  # requests; enough that short ones fill a batch together
 
 
 class Admission:
-    """Counts the requests under way; used on the event loop alone."""
+    """Counts the requests under way, and those that wait to hold states. Used on the event loop alone."""
 
-    def __init__(self, limit: int, engine: Engine, places: Places) -> None:
-        """Let in `limit` requests at a time; `places`: where those wait that the engine does not know yet."""
-        self._limit, self._engine, self._places = limit, engine, places
+    def __init__(self, queue_limit: int, engine: Engine, state_holders: int = STATE_HOLDERS) -> None:
+        """`engine` predicts how long the pairs that it knows of will take."""
+        self._queue_limit, self._engine = queue_limit, engine
+        self._state_slots = asyncio.Semaphore(state_holders)
         self.under_way = 0
+        self.waiting = 0  # for a slot to hold states: the engine does not know these yet
 
     @contextmanager
     def enter(self, timeout_ms: float) -> Iterator[None]:
         """Count a request for the length of the block.
 
         Raises:
-            BusyError: there is no room, or what waits already takes longer than `timeout_ms`.
+            BusyError: as many as may be are under way, or those before it already take longer than `timeout_ms`.
         """
-        wait_ms = self._engine.backlog_ms + self._places.waiting * self._engine.request_ms
-        if self.under_way >= self._limit or wait_ms > timeout_ms:
+        wait_ms = self._engine.backlog_ms + self.waiting * self._engine.request_ms
+        if self.under_way >= self._queue_limit or wait_ms > timeout_ms:
             raise BusyError(self.under_way, wait_ms)
         self.under_way += 1
         try:
             yield
         finally:
             self.under_way -= 1
+
+    @asynccontextmanager
+    async def holding_states(self) -> AsyncIterator[None]:
+        """Hold states for the length of the block, once fewer than `state_holders` requests do."""
+        self.waiting += 1
+        try:
+            await self._state_slots.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._state_slots.release()

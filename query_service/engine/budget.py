@@ -7,16 +7,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from kalm_cache.model.prompts import PromptTokens
 from kalm_cache.scoring.cached_passages import LookUp
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool
 from kalm_cache.scoring.prefix_cache import CachedPrefix
+from query_service.engine.cost import state_weight
+from query_service.engine.request_context import RequestContext
 
 COARSER = (1, 2, 4)  # times the ratio asked for: more would cost more quality than the candidates that it saves
+COARSEST_RATIO = 32  # KaLM-Reranker-V1 was trained up to it
+AFTER_DECODING_MS = 3.0  # texts are read and the answer is written
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The first `k` candidates at `chunk_size`; `reduced` = less than was asked for."""
+    """The first `k` candidates at `chunk_size`; `reduced`: less than was asked for."""
 
     k: int
     chunk_size: int
@@ -30,7 +35,7 @@ def fit(
     """The most that fits into a budget: all at the ratio asked for, else all at a coarser one, else fewer candidates.
 
     Fewer candidates keep the ratio that was asked for: prompt tokens, which no ratio saves, are most of a pair's cost.
-    One candidate is always kept.
+    At least one candidate remains.
 
     Args:
         tokens: passage tokens of the candidates, best first.
@@ -54,16 +59,41 @@ def fit(
     return Plan(low, chunk_size, predicted(low, chunk_size), True)
 
 
-def reduced(found: LookUp, plan: Plan) -> LookUp:
-    """What a plan leaves of a look-up: its first candidates, their pooled states averaged further where it says so."""
-    whole = [i for i, doc_id in enumerate(found.ids) if doc_id in found.hits or doc_id in found.to_prefill]
-    ids = found.ids[: whole[plan.k - 1] + 1] if whole else []
+def shortened(lookup: LookUp, plan: Plan) -> LookUp:
+    """The part of a look-up that a plan allows: its first candidates, their pooled states averaged to its ratio."""
+    readable = [i for i, doc_id in enumerate(lookup.ids) if doc_id in lookup.hits or doc_id in lookup.to_prefill]
+    ids = lookup.ids[: readable[plan.k - 1] + 1] if readable else []
     wanted = set(ids)
-    hits = {doc_id: passage for doc_id, passage in found.hits.items() if doc_id in wanted}
-    to_prefill = {doc_id: passage for doc_id, passage in found.to_prefill.items() if doc_id in wanted}
-    if plan.chunk_size != found.chunk_size:
-        hits = _coarser(hits, found.chunk_size, plan.chunk_size)
-    return replace(found, ids=ids, chunk_size=plan.chunk_size, hits=hits, to_prefill=to_prefill)
+    hits = {doc_id: passage for doc_id, passage in lookup.hits.items() if doc_id in wanted}
+    to_prefill = {doc_id: passage for doc_id, passage in lookup.to_prefill.items() if doc_id in wanted}
+    if plan.chunk_size != lookup.chunk_size:
+        hits = _coarser(hits, lookup.chunk_size, plan.chunk_size)
+    return replace(lookup, ids=ids, chunk_size=plan.chunk_size, hits=hits, to_prefill=to_prefill)
+
+
+@dataclass(slots=True)
+class TimeBudget:
+    """A request's time for its whole answer; `plan` is made once the lengths of its candidates are known."""
+
+    context: RequestContext
+    budget_ms: float
+    plan: Plan | None = None
+
+    def shorten(self, prompt: PromptTokens, lookup: LookUp) -> LookUp:
+        """Shorten a look-up so that decoding it fits into the budget, behind what already waits for the decoder."""
+        engine = self.context.engine
+        passages = {**lookup.hits, **lookup.to_prefill}
+        under_prefix = any(isinstance(passage, CachedPrefix) for passage in passages.values()) or lookup.to_prefill
+        prompt_tokens = len(prompt.ids) - (len(lookup.prefix) if under_prefix else 0)
+        weight = 0.0 if under_prefix else state_weight(self.context.index.query_side)
+        self.plan = fit(
+            [passages[doc_id].tokens for doc_id in lookup.ids if doc_id in passages],
+            lookup.chunk_size,
+            self.budget_ms - self.context.elapsed_ms - engine.backlog_ms - AFTER_DECODING_MS,
+            lambda count, pooled: engine.cost.ms(count * prompt_tokens + weight * pooled),
+            coarsest=lookup.chunk_size if under_prefix else COARSEST_RATIO,
+        )
+        return shortened(lookup, self.plan) if self.plan.reduced else lookup
 
 
 def _coarser(
@@ -71,10 +101,10 @@ def _coarser(
 ) -> dict[str, PooledPassage | CachedPrefix]:
     passages = [passage for passage in hits.values() if isinstance(passage, PooledPassage)]
     states = mean_pool(
-        torch.cat([one.states for one in passages]),
-        [one.tokens for one in passages],
+        torch.cat([passage.states for passage in passages]),
+        [passage.tokens for passage in passages],
         chunk_size,
         stored_chunk_size=before,
     )
-    coarse = (replace(passage, states=one) for passage, one in zip(passages, states, strict=True))
+    coarse = (replace(passage, states=pooled) for passage, pooled in zip(passages, states, strict=True))
     return dict(zip(hits, coarse, strict=True))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import Lock
 
-from torch import Tensor
-
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
-from kalm_cache.model.prompts import Tokens
+from kalm_cache.scoring.batching import Pair
 from kalm_cache.scoring.query_side import QuerySide
 
 WEIGHT_OF_THE_LATEST = 0.1
@@ -24,12 +22,12 @@ class CostModel:
         self._lock = Lock()
 
     @staticmethod
-    def units(side: QuerySide, prompts: Sequence[Tokens], states: Sequence[Tensor | PrefixKV]) -> list[float]:
-        """Units of each pair: its own prompt tokens, and its pooled states as far as they cost one."""
+    def units(side: QuerySide, pairs: Sequence[Pair]) -> list[float]:
+        """Units of each pair: its prompt tokens after a cached prefix; without one, all, and weighted pooled states."""
         weight = state_weight(side)
         return [
-            len(prompt.ids) - len(one.prefix) if isinstance(one, PrefixKV) else len(prompt.ids) + weight * len(one)
-            for prompt, one in zip(prompts, states, strict=True)
+            pair.size.prompt + (0.0 if isinstance(pair.passage, PrefixKV) else weight * pair.size.pooled)
+            for pair in pairs
         ]
 
     def ms(self, units: float) -> float:
@@ -47,7 +45,7 @@ class CostModel:
 
 
 def state_weight(side: QuerySide) -> float:
-    """What a pooled state costs, to a prompt token: keys and values alone, against all products of a layer."""
+    """Cost of a pooled state over that of a prompt token: keys and values alone, against all products of a layer."""
     config = side.decoder.stack.config
     key_values = 2 * config.num_key_value_heads * config.head_dim
     queries = config.num_attention_heads * config.head_dim

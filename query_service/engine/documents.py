@@ -1,4 +1,4 @@
-"""Raw documents -> pooled states, for passages that the index does not hold. Knows nothing of queries or of HTTP."""
+"""Raw documents → pooled states, for passages that the index does not hold. Knows nothing of queries or of HTTP."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class LiveIndex:
                 _close(served)
 
     def reload(self) -> bool:
-        """Swap in the generation that CURRENT names, if it is another one; says whether it was.
+        """Swap in the generation that CURRENT names; false where it is the one that is served.
 
         Raises:
             KalmCacheError: it cannot be opened; what was live still is.
@@ -132,15 +132,15 @@ class Watcher:
             self._thread.join()
 
     def _run(self) -> None:
-        said: str | None = None
+        logged: str | None = None
         while not self._stop.wait(self._every):
             try:
                 self._live.reload()
-                said = None
+                logged = None
             except (KalmCacheError, OSError) as exc:
-                if str(exc) != said:  # once, not every second
+                if str(exc) != logged:  # once, not every second
                     logger.error("the new generation cannot be served, the old one goes on: %s", exc)
-                said = str(exc)
+                logged = str(exc)
 
 
 def _close(served: Served) -> None:

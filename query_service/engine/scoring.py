@@ -1,28 +1,31 @@
-"""Query-passage pairs -> margins, whether a passage is stored or raw. Knows nothing of HTTP."""
+"""Prompt-passage pairs → scores, whether a passage is stored or comes as text. Knows nothing of HTTP.
+
+Stored passages take the steps of `kalm_cache.scoring.pipeline`, texts are encoded; all pairs are decoded together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
-from kalm_cache.model.prompts import Tokens
-from kalm_cache.passage import Passage
+from kalm_cache.model.prompts import Prompt, PromptTokens
+from kalm_cache.passage import OnMissing, Passage
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.state_reader import Damaged
 from kalm_cache.storage.passage_store import PassageMeta
-from query_service.api.errors import EncoderOffError
 from query_service.engine.documents import ENCODE_BATCH
+from query_service.engine.errors import EncoderOffError
 from query_service.engine.request_context import RequestContext
 
-OnMissing = Literal["error", "skip", "encode"]
 Origin = Literal["hit", "encoded"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredPassage:
     """A passage by its id; with a `text`, the index must hold this very text, or else it counts as missing."""
 
     doc_id: str
@@ -30,15 +33,18 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Raw:
-    """A passage that came with the request."""
+class RawPassage:
+    """A passage that came with the request, as text."""
 
     text: str
 
 
+AnyPassage = StoredPassage | RawPassage
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One pair's margin, where its passage came from, and whether the passage was cut."""
+    """One pair's margin, where its passage's states came from, and whether the passage was cut."""
 
     margin: float
     cache: Origin
@@ -60,7 +66,7 @@ class Scores:
     missing: list[str]
 
     @property
-    def cut(self) -> list[int]:
+    def truncated(self) -> list[int]:
         """Positions of passages that were cut."""
         return [i for i, score in enumerate(self.scores) if score is not None and score.truncated]
 
@@ -72,10 +78,9 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How pairs are scored. `max_tokens`: of a raw document; `truncate` false: what would be cut is an error."""
+class ScoringOptions:
+    """How pairs are scored. `max_tokens`: of a raw passage; `truncate` false: what would be cut is an error."""
 
-    instruction: str
     chunk_size: int | None = None
     on_missing: OnMissing = "error"
     truncate: bool = True
@@ -83,95 +88,105 @@ class Options:
 
 
 @dataclass(slots=True)
-class _Found:
-    """Passages ready for the decoder, by what was asked for; what must be encoded; what cannot be had."""
+class _Gathered:
+    """Passages ready for the decoder, those whose text must be encoded, and those that cannot be had."""
 
-    ready: dict[Stored | Raw, PooledPassage | CachedPrefix] = field(default_factory=dict)
-    raw: list[Stored | Raw] = field(default_factory=list)
+    ready: dict[AnyPassage, PooledPassage | CachedPrefix] = field(default_factory=dict)
+    to_encode: list[AnyPassage] = field(default_factory=list)
     damaged: list[Damaged] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
 async def score_pairs(
-    work: RequestContext, queries: Sequence[str], passages: Sequence[Stored | Raw], options: Options
+    context: RequestContext, prompts: Sequence[Prompt], passages: Sequence[AnyPassage], options: ScoringOptions
 ) -> Scores:
-    """The score of each (query, passage) pair. Equal queries are tokenised once, equal passages read once.
+    """The score of each (prompt, passage) pair. Equal prompts are tokenised once, equal passages read once.
 
     Raises:
         EncoderOffError: a raw passage, and no encoder.
         UnknownIdError: ids that the index does not hold, where that is an error.
         UsageError: a chunk size that is no multiple of the stored one; a cut, where none is allowed.
     """
-    prompts = await work.read("read", lambda: _prompts(work, queries, options))
-    async with work.holding_states():
-        found = await _look_up(work, list(dict.fromkeys(passages)), list(prompts.values()), options)
-        if found.raw:
-            found.ready.update(await _encode(work, found.raw, options))
-        _count_cuts(work, prompts, found, options)
-        pairs = [(prompts[query], passage) for query, passage in zip(queries, passages, strict=True)]
-        whole = [(prompt, found.ready[passage]) for prompt, passage in pairs if passage in found.ready]
-        margins = iter(await work.margins([prompt for prompt, _ in whole], [one.states for _, one in whole]))
-    encoded = frozenset(found.raw)
+    side = context.index.query_side
+    tokens = await context.read("read", lambda: {prompt: side.tokenize(prompt) for prompt in dict.fromkeys(prompts)})
+    async with context.holding_states():
+        gathered = await _gather(context, list(dict.fromkeys(passages)), list(tokens.values()), options)
+        _count_cuts(context, tokens.values(), gathered.ready.values(), options)
+        pairs = [
+            (tokens[prompt], gathered.ready[passage])
+            for prompt, passage in zip(prompts, passages, strict=True)
+            if passage in gathered.ready
+        ]
+        margins = await context.margins(side, [prompt for prompt, _ in pairs], [ready.states for _, ready in pairs])
     scores = Scores(
-        [
-            Score(next(margins), "encoded" if passage in encoded else "hit", found.ready[passage].truncated)
-            if passage in found.ready
-            else None
-            for _, passage in pairs
-        ],
-        prompt_tokens=sum(len(prompt.ids) for prompt, _ in whole),
-        passage_tokens=sum(passage.tokens for _, passage in whole),
-        query_truncated=any(prompt.truncated for prompt in prompts.values()),
-        damaged=found.damaged,
-        missing=found.missing,
+        _scores(passages, gathered, margins),
+        prompt_tokens=sum(len(prompt.ids) for prompt, _ in pairs),
+        passage_tokens=sum(ready.tokens for _, ready in pairs),
+        query_truncated=any(prompt.truncated for prompt in tokens.values()),
+        damaged=gathered.damaged,
+        missing=gathered.missing,
     )
-    work.cut = scores.cut
+    context.truncated = scores.truncated
     return scores
 
 
-def _prompts(work: RequestContext, queries: Sequence[str], options: Options) -> dict[str, Tokens]:
-    side, system = work.index.query_side, work.settings.system_instruction
-    return {query: side.prompt(query, options.instruction, system) for query in dict.fromkeys(queries)}
+def _scores(passages: Sequence[AnyPassage], gathered: _Gathered, margins: Sequence[float]) -> list[Score | None]:
+    """Margins of the pairs that are ready → a score or `None` for each pair."""
+    encoded, rest = frozenset(gathered.to_encode), iter(margins)
+    return [
+        Score(next(rest), "encoded" if passage in encoded else "hit", gathered.ready[passage].truncated)
+        if passage in gathered.ready
+        else None
+        for passage in passages
+    ]
 
 
-async def _look_up(
-    work: RequestContext, passages: Sequence[Stored | Raw], prompts: Sequence[Tokens], options: Options
-) -> _Found:
-    stored = [passage for passage in passages if isinstance(passage, Stored)]
-    found = _Found(raw=[passage for passage in passages if isinstance(passage, Raw)])
-    if not stored:  # a ratio that does not fit the stored states is no error where none are asked for
-        return found
-    hits = await work.read("read", lambda: _sort_out(work, stored, options, found))
-    ids = [passage.doc_id for passage in hits]
-    system = work.settings.system_instruction
-    lookup = await work.read(
-        "read",
-        lambda: work.index.look_up(ids, prompts, options.instruction, system, chunk_size=options.chunk_size),
-    )
-    work.counts.add_read(lookup)
-    read = await work.prepared(lookup)
-    found.ready.update({hits[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)})
-    found.damaged += read.damaged
-    return found
+async def _gather(
+    context: RequestContext, passages: Sequence[AnyPassage], prompts: Sequence[PromptTokens], options: ScoringOptions
+) -> _Gathered:
+    stored = [passage for passage in passages if isinstance(passage, StoredPassage)]
+    gathered = _Gathered(to_encode=[passage for passage in passages if isinstance(passage, RawPassage)])
+    if stored:  # a ratio that does not fit the stored states is no error where none are asked for
+        await _read_stored(context, stored, prompts, options, gathered)
+    if gathered.to_encode:
+        await _encode(context, options, gathered)
+    return gathered
 
 
-def _sort_out(work: RequestContext, stored: Sequence[Stored], options: Options, found: _Found) -> list[Stored]:
-    """Those that the index holds; the others go to `found` as `options.on_missing` says, or are an error."""
-    metas = work.index.store.metas([passage.doc_id for passage in stored])
-    hits = [passage for passage, one in zip(stored, metas, strict=True) if _is_held(passage, one)]
-    absent = [passage for passage in stored if passage not in set(hits)]
+async def _read_stored(
+    context: RequestContext,
+    stored: Sequence[StoredPassage],
+    prompts: Sequence[PromptTokens],
+    options: ScoringOptions,
+    gathered: _Gathered,
+) -> None:
+    present = await context.read("read", lambda: _split_missing(context, stored, options, gathered))
+    doc_ids = [passage.doc_id for passage in present]
+    lookup = await context.read("read", lambda: context.index.look_up(doc_ids, prompts, options.chunk_size))
+    read = await context.prepare(context.index, lookup)
+    gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
+    gathered.damaged += read.damaged
+
+
+def _split_missing(
+    context: RequestContext, stored: Sequence[StoredPassage], options: ScoringOptions, gathered: _Gathered
+) -> list[StoredPassage]:
+    """Those that the index holds; the others go to `gathered` as `options.on_missing` says, or are an error."""
+    metas = context.index.store.metas([passage.doc_id for passage in stored])
+    present = [passage for passage, meta in zip(stored, metas, strict=True) if _is_stored(passage, meta)]
+    missing = [passage for passage in stored if passage not in set(present)]
     if options.on_missing == "encode":
-        found.raw += [passage for passage in absent if passage.text is not None]
-        absent = [passage for passage in absent if passage.text is None]
-    if absent and options.on_missing != "skip":
-        raise UnknownIdError([passage.doc_id for passage in absent])
-    found.missing += [passage.doc_id for passage in absent]
-    work.counts.missing += len(absent)
-    return hits
+        gathered.to_encode += [passage for passage in missing if passage.text is not None]
+        missing = [passage for passage in missing if passage.text is None]
+    if missing and options.on_missing != "skip":
+        raise UnknownIdError([passage.doc_id for passage in missing])
+    gathered.missing += [passage.doc_id for passage in missing]
+    context.counts.missing += len(missing)
+    return present
 
 
-def _is_held(passage: Stored, meta: PassageMeta | DamagedRecordError | None) -> bool:
-    """Whether the index has the id, with this text where one is given. A damaged entry is held: reading it says so."""
+def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
+    """Whether the index has the id, with this text where one is given. A damaged entry counts: reading it says so."""
     if meta is None:
         return False
     if passage.text is None or isinstance(meta, DamagedRecordError):
@@ -179,32 +194,32 @@ def _is_held(passage: Stored, meta: PassageMeta | DamagedRecordError | None) -> 
     return Passage(passage.doc_id, passage.text).content_hash() == meta.content_hash
 
 
-async def _encode(
-    work: RequestContext, passages: Sequence[Stored | Raw], options: Options
-) -> Mapping[Stored | Raw, PooledPassage]:
-    documents = work.documents
-    if documents is None:
+async def _encode(context: RequestContext, options: ScoringOptions, gathered: _Gathered) -> None:
+    encoder = context.documents
+    if encoder is None:
         raise EncoderOffError
-    encoded: dict[Stored | Raw, PooledPassage] = {}
-    for start in range(0, len(passages), ENCODE_BATCH):  # other requests may compute between two of these
-        some = passages[start : start + ENCODE_BATCH]
-        texts = [passage.text or "" for passage in some]
-        pooled = await work.compute(
-            "encode",
-            lambda: documents.pooled(texts, chunk_size=options.chunk_size, max_length=options.max_tokens),  # noqa: B023
-        )
-        encoded.update(zip(some, pooled, strict=True))
-    work.counts.encoded += len(encoded)
-    return encoded
+    for start in range(0, len(gathered.to_encode), ENCODE_BATCH):  # other requests may compute between two of these
+        batch = gathered.to_encode[start : start + ENCODE_BATCH]
+        texts = [passage.text or "" for passage in batch]
+        encode = partial(encoder.pooled, texts, chunk_size=options.chunk_size, max_length=options.max_tokens)
+        gathered.ready.update(zip(batch, await context.compute("encode", encode), strict=True))
+    context.counts.encoded += len(gathered.to_encode)
 
 
-def _count_cuts(work: RequestContext, prompts: Mapping[str, Tokens], found: _Found, options: Options) -> None:
-    work.counts.queries_cut += sum(prompt.truncated for prompt in prompts.values())
-    work.counts.documents_cut += sum(passage.truncated for passage in found.ready.values())
+def _count_cuts(
+    context: RequestContext,
+    prompts: Collection[PromptTokens],
+    passages: Collection[PooledPassage | CachedPrefix],
+    options: ScoringOptions,
+) -> None:
+    counts = context.counts
+    counts.queries_cut += sum(prompt.truncated for prompt in prompts)
+    counts.documents_cut += sum(passage.truncated for passage in passages)
     if options.truncate:
         return
-    if work.counts.queries_cut:
+    if counts.queries_cut:
         raise UsageError("the query has more tokens than count, and `truncate` is false; shorten it, or allow the cut")
-    cut = work.counts.documents_cut
-    if cut:
-        raise UsageError(f"{cut} passages have more tokens than count, and `truncate` is false; allow the cut")
+    if counts.documents_cut:
+        raise UsageError(
+            f"{counts.documents_cut} passages have more tokens than count, and `truncate` is false; allow the cut"
+        )

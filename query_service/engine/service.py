@@ -1,4 +1,4 @@
-"""`Service`: what every request shares: the live index, the engine, the reader threads, and who may come in."""
+"""`Service`: what every request shares: the live index, the engine, the reader threads, admission control, metrics."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from kalm_cache import __version__
 from kalm_cache.errors import UsageError
 from kalm_cache.model.checkpoint import ALIASES
 from kalm_cache.settings import Settings
-from query_service.api.errors import DeadlineError, NotReadyError, UnknownModelError
-from query_service.engine.admission import Admission, BusyError
+from query_service.engine.admission import Admission
 from query_service.engine.cost import CostModel
 from query_service.engine.engine import Engine
+from query_service.engine.errors import BusyError, DeadlineError, NotReadyError, UnknownModelError
 from query_service.engine.live import LiveIndex, Watcher
-from query_service.engine.request_context import Places, RequestContext
+from query_service.engine.request_context import RequestContext
 from query_service.middleware.metrics import Metrics, Stage
 from query_service.middleware.tracing import start_tracing
 
 ANY = "*"
-HOLD_STATES = 16  # requests; enough that short ones fill a batch together
 UNSPECIFIED = "default/not-specified"  # what clients of Infinity send where no model was chosen
 STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
 
@@ -39,8 +38,7 @@ class Service:
         self.metrics = Metrics()
         live.on_swap = self._count_swap
         self.engine = Engine(CostModel(), self.metrics.batch)
-        self._places = Places(HOLD_STATES)
-        self.admission = Admission(settings.queue_limit, self.engine, self._places)
+        self.admission = Admission(settings.queue_limit, self.engine)
         self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="kalm-cache-reader")
         self._watcher = Watcher(live, settings.watch_seconds) if settings.watch_seconds else None
         self.tracing = start_tracing() if settings.tracing else None
@@ -84,12 +82,12 @@ class Service:
         limit_ms = min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms)
         try:
             with self.admission.enter(limit_ms), self.live.lease() as served:
-                work = RequestContext(
-                    served, self.engine, self._readers, self._places, self.settings, self.model, self.tracing
+                context = RequestContext(
+                    served, self.engine, self._readers, self.admission, self.settings, self.model, self.tracing
                 )
                 async with asyncio.timeout(limit_ms / 1000):
-                    yield work
-                self._count(work)
+                    yield context
+                self._count(context)
         except BusyError:
             self.metrics.rejected("queue_full")
             raise
@@ -112,11 +110,11 @@ class Service:
         else:
             self.metrics.swap_failed()
 
-    def _count(self, work: RequestContext) -> None:
+    def _count(self, context: RequestContext) -> None:
         for stage in STAGES:
-            if stage in work.timings_ms:
-                self.metrics.observe_stage(stage, work.timings_ms[stage] / 1000)
-        counts = work.counts
+            if stage in context.timings_ms:
+                self.metrics.observe_stage(stage, context.timings_ms[stage] / 1000)
+        counts = context.counts
         self.metrics.passages(hits=counts.hits, encoded=counts.encoded, missing=counts.missing)
         self.metrics.read(counts.read_bytes)
         self.metrics.truncated(queries=counts.queries_cut, documents=counts.documents_cut)
@@ -131,9 +129,9 @@ class Service:
     @property
     def names(self) -> tuple[str, ...]:
         """The names that a request's `model` may have, the one that answers carry first."""
-        named = tuple(name for name in self._given_names if name != ANY)
-        if named:
-            return named
+        chosen = tuple(name for name in self._served_names if name != ANY)
+        if chosen:
+            return chosen
         name = self.live.served.index.generation.manifest.model
         last = name.rstrip("/").rpartition("/")[2]
         if name.startswith("/"):
@@ -141,12 +139,12 @@ class Service:
         return tuple(dict.fromkeys((name, ALIASES.get(name, name), last)))
 
     @property
-    def _given_names(self) -> list[str]:
+    def _served_names(self) -> list[str]:
         return [name.strip() for name in self.settings.served_model_name.split(",") if name.strip()]
 
     def check_model(self, name: str | None) -> None:
         """Raise `UnknownModelError` unless the service answers for a model of this name."""
-        if name and ANY not in self._given_names and name not in (*self.names, UNSPECIFIED):
+        if name and ANY not in self._served_names and name not in (*self.names, UNSPECIFIED):
             raise UnknownModelError(name, self.names)
 
     def check_queries(self, queries: Sequence[str]) -> None:

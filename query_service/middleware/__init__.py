@@ -1,1 +1,1 @@
-"""What stands between the network and the service: keys, limits, request ids, logs, metrics, traces. Plain ASGI."""
+"""ASGI middleware around the application: keys, limits, request ids, logs, metrics, traces, security headers."""

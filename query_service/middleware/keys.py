@@ -1,4 +1,4 @@
-"""Bearer keys: where they come from, and which paths ask for them. Keys themselves are never kept, logged or shown."""
+"""Bearer keys: where they come from, and which paths need them. Keys themselves are never kept, logged or shown."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class KeyRing:
     def matches(self, key: bytes) -> bool:
         """Whether the key is one of the ring. Takes as long for any key, right or wrong."""
         digest = _digest(key)
-        found = False
-        for known in self._digests:  # no early end: the time must not tell which one it was
-            found |= hmac.compare_digest(known, digest)
-        return found
+        matches = False
+        for known in self._digests:  # no early end: the time must not tell which key it was
+            matches |= hmac.compare_digest(known, digest)
+        return matches
 
     def __len__(self) -> int:
         return len(self._digests)

@@ -17,9 +17,9 @@ def configure_logging(log_format: Literal["text", "json"], level: int = logging.
     """Log on stderr: our lines, the server's, and of all libraries the warnings. The server's own access log is off."""
     handler = _handler(JsonFormatter() if log_format == "json" else TextFormatter())
     for name in LOGGERS:
-        one = logging.getLogger(name)
-        one.setLevel(level)
-        one.handlers = [handler]
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.handlers = [handler]
     for name in ("uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(name).handlers = []  # they pass it on to `uvicorn`
     access = logging.getLogger("uvicorn.access")

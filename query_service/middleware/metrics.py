@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -36,57 +37,45 @@ class Metrics:
     """The numbers of one application. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        """A registry of its own: several applications in a process do not mix."""
+        """Each has its own registry: several applications in a process do not mix."""
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
         disable_created_metrics()  # a series more for each series, of which nobody asks
-        self._registry = own = CollectorRegistry()
-        self._requests = Counter(
-            "kalm_cache_requests", "Requests answered.", ["method", "path", "status"], registry=own
+        self._registry = CollectorRegistry()
+        counter = partial(Counter, registry=self._registry)
+        histogram = partial(Histogram, registry=self._registry)
+        total = partial(Gauge, registry=self._registry, multiprocess_mode="livesum")  # over the workers that live
+        lowest = partial(Gauge, registry=self._registry, multiprocess_mode="livemin")
+        highest = partial(Gauge, registry=self._registry, multiprocess_mode="livemax")
+
+        self._requests = counter("kalm_cache_requests", "Requests answered.", ["method", "path", "status"])
+        self._request_seconds = histogram(
+            "kalm_cache_request_seconds", "From request to last byte.", ["path"], buckets=SECONDS
         )
-        self._request_seconds = Histogram(
-            "kalm_cache_request_seconds", "From request to last byte.", ["path"], buckets=SECONDS, registry=own
+        self._stage_seconds = histogram(
+            "kalm_cache_stage_seconds", "Time in a stage of a request.", ["stage"], buckets=SECONDS
         )
-        self._in_flight = Gauge(
-            "kalm_cache_requests_in_flight", "Requests under way.", multiprocess_mode="livesum", registry=own
+        self._in_flight = total("kalm_cache_requests_in_flight", "Requests under way.")
+        self._queue_depth = total("kalm_cache_queue_depth", "Requests that wait for the decoder.")
+        self._rejected = counter(
+            "kalm_cache_rejected", "Requests given up: 429, 504, client gone, stopping.", ["reason"]
         )
-        self._stage_seconds = Histogram(
-            "kalm_cache_stage_seconds", "Time in a stage of a request.", ["stage"], buckets=SECONDS, registry=own
+
+        self._batch_pairs = histogram("kalm_cache_batch_pairs", "Pairs decoded together.", buckets=PAIRS)
+        self._batch_tokens = histogram(
+            "kalm_cache_batch_tokens", "Tokens of the pairs decoded together.", buckets=TOKENS
         )
-        self._queue_depth = Gauge(
-            "kalm_cache_queue_depth", "Requests that wait for the decoder.", multiprocess_mode="livesum", registry=own
-        )
-        self._batch_pairs = Histogram("kalm_cache_batch_pairs", "Pairs decoded together.", buckets=PAIRS, registry=own)
-        self._batch_tokens = Histogram(
-            "kalm_cache_batch_tokens", "Tokens of the pairs decoded together.", buckets=TOKENS, registry=own
-        )
-        self._passages = Counter(
-            "kalm_cache_passages", "Passages asked for: cached, encoded or missing.", ["cache"], registry=own
-        )
-        self._prefix = Counter(
-            "kalm_cache_prefix_lookups", "Passages looked up in the prefix cache.", ["outcome"], registry=own
-        )
+        self._passages = counter("kalm_cache_passages", "Passages asked for: cached, encoded or missing.", ["cache"])
+        self._prefix = counter("kalm_cache_prefix_lookups", "Passages looked up in the prefix cache.", ["outcome"])
         self._prefix_seen = (0, 0)
-        self._read_bytes = Counter("kalm_cache_read_bytes", "Bytes of states read from the store.", registry=own)
-        self._truncated = Counter(
-            "kalm_cache_truncated", "Queries and documents that were cut.", ["what"], registry=own
-        )
-        self._damaged = Counter(
-            "kalm_cache_damaged_records", "Damaged records that answers had to do without.", registry=own
-        )
-        self._rejected = Counter(
-            "kalm_cache_rejected", "Requests given up: 429, 504, client gone, stopping.", ["reason"], registry=own
-        )
-        self._swaps = Counter("kalm_cache_swaps", "Changes of generation.", ["outcome"], registry=own)
-        self._generation = Gauge(
-            "kalm_cache_generation", "Oldest generation served.", multiprocess_mode="livemin", registry=own
-        )
-        self._indexed = Gauge(
-            "kalm_cache_indexed_passages", "Passages of the index.", multiprocess_mode="livemax", registry=own
-        )
-        self._info = Gauge(
-            "kalm_cache_info", "What runs; always 1.", ["version", "model"], multiprocess_mode="livemax", registry=own
-        )
+        self._read_bytes = counter("kalm_cache_read_bytes", "Bytes of states read from the store.")
+        self._truncated = counter("kalm_cache_truncated", "Queries and documents that were cut.", ["what"])
+        self._damaged = counter("kalm_cache_damaged_records", "Damaged records that answers had to do without.")
+
+        self._swaps = counter("kalm_cache_swaps", "Changes of generation.", ["outcome"])
+        self._generation = lowest("kalm_cache_generation", "Oldest generation served.")
+        self._indexed = highest("kalm_cache_indexed_passages", "Passages of the index.")
+        self._info = highest("kalm_cache_info", "What runs; always 1.", ["version", "model"])
         self._show_zeros()
 
     def request(self, method: str, path: str, status: str, seconds: float) -> None:
@@ -117,12 +106,12 @@ class Metrics:
         self._batch_tokens.observe(tokens)
 
     def passages(self, *, hits: int = 0, encoded: int = 0, missing: int = 0) -> None:
-        """A request's passages: found in the store, encoded on the fly, or not there."""
+        """A request's passages: read from the index, encoded on the fly, or missing."""
         for cache, count in (("hit", hits), ("encoded", encoded), ("miss", missing)):
             self._passages.labels(cache).inc(count)
 
     def prefix_cache(self, hits: int, misses: int) -> None:
-        """The prefix cache's counts since it was made; may start again at 0 with a new tier. Call from one thread."""
+        """The prefix cache's counts since it was made; start again at 0 with a new cache. Call from one thread."""
         before = self._prefix_seen if hits >= self._prefix_seen[0] and misses >= self._prefix_seen[1] else (0, 0)
         self._prefix.labels("hit").inc(hits - before[0])
         self._prefix.labels("miss").inc(misses - before[1])
@@ -155,7 +144,7 @@ class Metrics:
         self._swaps.labels("ok").inc()
 
     def swap_failed(self) -> None:
-        """A new generation was found but could not be opened; the old one goes on."""
+        """A new generation could not be opened; the one before goes on."""
         self._swaps.labels("failed").inc()
 
     def runs(self, version: str, model: str) -> None:
@@ -218,8 +207,8 @@ def share_between_workers(folder: Path) -> None:
         folder: of this run alone; what an earlier run left there is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.db"):
-        left.unlink()
+    for stale in folder.glob("*.db"):
+        stale.unlink()
     os.environ[MULTIPROC_DIR] = str(folder)
 
 

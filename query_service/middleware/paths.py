@@ -23,5 +23,5 @@ def path_template(scope: Scope) -> str:
     route = scope.get("route")
     if route is None:
         routes = getattr(scope.get("app"), "routes", ())
-        route = next((one for one in routes if one.matches(scope)[0] is not Match.NONE), None)
+        route = next((known for known in routes if known.matches(scope)[0] is not Match.NONE), None)
     return getattr(route, "path", "") or OTHER

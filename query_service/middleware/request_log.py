@@ -1,4 +1,4 @@
-"""Request ids, and one log line a request. Never logs headers, bodies or query strings; queries only if told to."""
+"""Request ids, and one log line a request. Never logs headers, bodies or query strings; queries only on request."""
 
 from __future__ import annotations
 
@@ -24,13 +24,23 @@ _VALID_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 @dataclass(slots=True)
 class RequestNotes:
-    """What is known of the request under way, beside its own line: its id, and the query for `log_queries`."""
+    """What is known of the request under way: its id, and what its endpoint notes for the log line and the span.
+
+    timings_ms: by stage, as the answer's `Server-Timing` header has them.
+    """
 
     request_id: str
     query: str | None = None
+    index_version: str | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 _current: ContextVar[RequestNotes | None] = ContextVar("request_notes", default=None)
+
+
+def current_notes() -> RequestNotes | None:
+    """The notes of the request that this code runs for; `None` outside of one."""
+    return _current.get()
 
 
 def current_request_id() -> str | None:
@@ -40,20 +50,25 @@ def current_request_id() -> str | None:
 
 
 def note_query(query: str) -> None:
-    """Tell the request's log line its query. It is written only where `RequestLog` was told to."""
+    """Note the request's query. The log line has it only under `log_queries`."""
     if (notes := _current.get()) is not None:
         notes.query = query
+
+
+def note_answer(index_version: str, timings_ms: Mapping[str, float]) -> None:
+    """Note which generation answered the request, and where its milliseconds went."""
+    if (notes := _current.get()) is not None:
+        notes.index_version, notes.timings_ms = index_version, timings_ms
 
 
 class RequestLog:
     """Gives each request an id, answers with it, and logs one line when the answer is sent. The outermost part.
 
-    The id is the client's `X-Request-Id` if that is short and plain, else a new one. Index version and stage timings
-    are read off the answer's headers (`X-Index-Version`, `Server-Timing`).
+    The id is the client's `X-Request-Id` if that is short and plain, else a new one.
     """
 
     def __init__(self, app: ASGIApp, *, log_queries: bool = False) -> None:
-        """`log_queries`: put what `note_query` was told into the line."""
+        """`log_queries`: put the query of `note_query` into the line."""
         self._app = app
         self._log_queries = log_queries
 
@@ -85,10 +100,10 @@ class RequestLog:
             "ms": round(ms, 2),
             "bytes": answer.bytes,
         }
-        if version := answer.headers.get("x-index-version"):
-            fields["index_version"] = version
-        if timings := parse_server_timing(answer.headers.get("server-timing", "")):
-            fields["timings_ms"] = timings
+        if notes.index_version:
+            fields["index_version"] = notes.index_version
+        if notes.timings_ms:
+            fields["timings_ms"] = dict(notes.timings_ms)
         if self._log_queries and notes.query is not None:
             fields["query"] = notes.query
         logger.info(_line(fields), extra={"fields": fields})
@@ -103,22 +118,14 @@ class _Answer:
     status: int = CLIENT_LEFT
     bytes: int = 0
     complete: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self.request_id
-            self.status, self.headers = message["status"], headers
+            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+            self.status = message["status"]
         self.bytes += len(message.get("body", b""))
         await self.to(message)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-
-
-def parse_server_timing(header: str) -> dict[str, float]:
-    """`queue;dur=1.5, decode;dur=20` -> `{"queue": 1.5, "decode": 20.0}`; milliseconds. Other parts are left out."""
-    parts = (re.fullmatch(r"\s*([\w-]+)\s*;\s*dur=(\d+(?:\.\d+)?)\s*", part) for part in header.split(","))
-    return {part[1]: float(part[2]) for part in parts if part}
 
 
 def _request_id(scope: Scope) -> str:

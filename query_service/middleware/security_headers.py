@@ -1,4 +1,4 @@
-"""What browsers are told about every answer, and who may call from another origin. Knows nothing of answers."""
+"""Security headers of every answer, and CORS: which origins may call. Knows nothing of answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the edge in their order, around an application. Knows nothing of what they do."""
+"""The middleware in its order, around an application. Knows nothing of what each part does."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from query_service.middleware.tracing import RequestTracing, Tracing
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
-    """What the parts are set to. Keys are read when it is made, so that a bad file ends the start, not a request."""
+class MiddlewareStack:
+    """The options of every part. Keys are read when it is made, so that a bad file ends the start, not a request."""
 
     keys: KeyRing
     admin_keys: KeyRing
@@ -30,8 +30,8 @@ class Edge:
     tracing: Tracing | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, metrics: Metrics, tracing: Tracing | None = None) -> Edge:
-        """The edge as the settings want it.
+    def from_settings(cls, settings: Settings, metrics: Metrics, tracing: Tracing | None = None) -> MiddlewareStack:
+        """The stack that the settings ask for.
 
         Raises:
             UsageError: a file of keys that cannot be read or holds none.
@@ -47,7 +47,7 @@ class Edge:
         )
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The application behind the edge; the last line is what a request meets first."""
+        """The application behind the stack; the last line is what a request meets first."""
         app = BodyLimit(app, self.max_body_bytes)
         app = BearerKeys(app, self.keys, self.admin_keys)
         app = allow_origins(app, self.cors_origins)  # before keys: a browser's preflight brings none
@@ -58,17 +58,17 @@ class Edge:
         return RequestLog(app, log_queries=self.log_queries)
 
 
-class EdgedFastAPI(FastAPI):
-    """A FastAPI application behind an edge.
+class StackedFastAPI(FastAPI):
+    """A FastAPI application behind a middleware stack.
 
     Parts added by `add_middleware` run inside of Starlette's handler of unexpected errors, and never see the answers
-    that it makes; the edge stands outside of it, so that a 500 is counted and logged, and names its request, too.
+    that it makes. The stack stands outside of it, so that a 500 is counted and logged, and names its request, too.
     """
 
-    def __init__(self, edge: Edge, **options: Any) -> None:
+    def __init__(self, stack: MiddlewareStack, **options: Any) -> None:
         super().__init__(**options)
-        self._edge = edge
+        self._stack = stack
 
     def build_middleware_stack(self) -> ASGIApp:
-        """FastAPI's own parts, behind the edge."""
-        return self._edge.around(super().build_middleware_stack())
+        """FastAPI's own parts, behind the stack."""
+        return self._stack.around(super().build_middleware_stack())

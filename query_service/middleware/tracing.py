@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kalm_cache.errors import MissingExtraError
 from query_service.middleware.paths import path_template
-from query_service.middleware.request_log import current_request_id, parse_server_timing
+from query_service.middleware.request_log import current_notes, current_request_id
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -42,7 +42,7 @@ class Tracing:
             yield span
 
     def stage(self, name: str, started: float, seconds: float) -> None:
-        """A stage of the request under way that is over. `started`: as `time.perf_counter()` told it."""
+        """A stage of the request under way that is over. `started`: seconds of `time.perf_counter()`."""
         since = time.perf_counter() - started
         start_ns = time.time_ns() - int(since * 1e9)
         self._tracer.start_span(name, start_time=start_ns).end(start_ns + int(seconds * 1e9))
@@ -89,7 +89,7 @@ class RequestTracing:
 
             async def noting(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    _describe_answer(span, message["status"], Headers(raw=message["headers"]))
+                    _describe_answer(span, message["status"])
                 await send(message)
 
             try:
@@ -106,12 +106,13 @@ def _describe_request(span: Span, scope: Scope) -> None:
     span.set_attribute("kalm_cache.request_id", current_request_id() or "")
 
 
-def _describe_answer(span: Span, status: int, headers: Headers) -> None:
+def _describe_answer(span: Span, status: int) -> None:
     from opentelemetry.trace import Status, StatusCode
 
+    notes = current_notes()
     span.set_attribute("http.response.status_code", status)
-    span.set_attribute("kalm_cache.index_version", headers.get("x-index-version", ""))
-    for stage, ms in parse_server_timing(headers.get("server-timing", "")).items():
+    span.set_attribute("kalm_cache.index_version", (notes and notes.index_version) or "")
+    for stage, ms in notes.timings_ms.items() if notes else ():
         span.set_attribute(f"kalm_cache.{stage}_ms", ms)
     if status >= 500:
         span.set_status(Status(StatusCode.ERROR))

@@ -13,8 +13,8 @@ let shown = 0;
 let step = 10;
 
 /** Show an answer and its first `count` passages. `wall`: milliseconds that it took, seen from here. */
-export function showAnswer(asked, found, wall, count) {
-  [request, answer, shown, step] = [asked, { ...found, wall }, count, count];
+export function showAnswer(asked, answered, wall, count) {
+  [request, answer, shown, step] = [asked, { ...answered, wall }, count, count];
   show(true);
 }
 
@@ -26,7 +26,7 @@ function show(fresh) {
   showRemarks();
   const after = results.slice(0, shown);
   const before = results.filter((hit) => hit.first_stage_rank !== null && hit.first_stage_rank <= shown);
-  before.sort((one, other) => one.first_stage_rank - other.first_stage_rank);
+  before.sort((a, b) => a.first_stage_rank - b.first_stage_rank);
   $("results").classList.toggle("fresh", fresh);
   const known = new Map([...$("after").children].map((row) => [row.dataset.id, row]));
   $("after").replaceChildren(...after.map((hit) => (!fresh && known.get(hit.doc_id)) || afterRow(hit)));
@@ -92,10 +92,10 @@ function passage(hit, className) {
 function mark(hit) {
   const by = moved(hit);
   const node = make("span", `moved ${direction(by)}`, by ? `${by > 0 ? "▲" : "▼"} ${Math.abs(by)}` : "=");
-  const told = by ? `${direction(by)} by ${Math.abs(by)}, from ${hit.first_stage_rank} to ${hit.rank}` : "did not move";
+  const label = by ? `${direction(by)} by ${Math.abs(by)}, from ${hit.first_stage_rank} to ${hit.rank}` : "did not move";
   node.setAttribute("role", "img");
-  node.setAttribute("aria-label", told);
-  node.title = told;
+  node.setAttribute("aria-label", label);
+  node.title = label;
   return node;
 }
 

@@ -4,7 +4,7 @@ import { $ } from "./dom.js";
 
 function focusRow(node) {
   if (!node) return;
-  for (const other of $("results").querySelectorAll(".row")) other.tabIndex = -1;
+  for (const row of $("results").querySelectorAll(".row")) row.tabIndex = -1;
   node.tabIndex = 0;
   node.focus();
   node.scrollIntoView({ block: "nearest" });

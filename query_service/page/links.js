@@ -21,13 +21,13 @@ function draw() {
   const frame = $("results").getBoundingClientRect();
   const places = (list) => new Map([...list.children].map((row) => [row.dataset.id, row.getBoundingClientRect()]));
   const before = places($("before"));
-  const edge = $("before").getBoundingClientRect().right;
+  const left = $("before").getBoundingClientRect().right;
   const lines = [];
   for (const [id, to] of places($("after"))) {
-    const hit = hits.find((one) => one.doc_id === id);
+    const hit = hits.find((candidate) => candidate.doc_id === id);
     if (!hit || hit.first_stage_rank === null) continue;
     const from = before.get(id); // none: it came from below what is shown
-    const start = [edge - frame.left + 2, from ? from.top - frame.top + HEAD : frame.height + 6];
+    const start = [left - frame.left + 2, from ? from.top - frame.top + HEAD : frame.height + 6];
     const end = [to.left - frame.left - 2, to.top - frame.top + HEAD];
     lines.push(line(id, `${direction(moved(hit))}${from ? "" : " far"}`, start, end));
   }

@@ -89,22 +89,22 @@ async function search() {
   if (given.stage) request.first_stage = given.stage;
   if (given.instruction) request.instruction = given.instruction;
   underWay?.abort();
-  const own = (underWay = new AbortController());
+  const current = (underWay = new AbortController());
   $("problem").hidden = true;
   const button = document.querySelector("#search .go");
   button.setAttribute("aria-busy", "true");
   const began = performance.now();
   try {
-    const found = await call("search", request, own.signal);
+    const answer = await call("search", request, current.signal);
     document.title = `${given.q} · kalm-cache`;
-    showAnswer(request, found, performance.now() - began, Math.max(1, Number(given.n) || SHOWN));
+    showAnswer(request, answer, performance.now() - began, Math.max(1, Number(given.n) || SHOWN));
   } catch (error) {
     if (error.name === "AbortError") return;
     $("answer").hidden = true;
     $("welcome").hidden = true;
     complain(error, search);
   } finally {
-    if (underWay === own) button.setAttribute("aria-busy", "false");
+    if (underWay === current) button.setAttribute("aria-busy", "false");
   }
 }
 

@@ -8,8 +8,8 @@ const isDark = () => (root.dataset.theme ?? (system.matches ? "dark" : "light"))
 const show = () => $("theme").setAttribute("aria-pressed", String(isDark()));
 
 try {
-  const kept = localStorage.getItem("theme");
-  if (kept === "dark" || kept === "light") root.dataset.theme = kept;
+  const chosen = localStorage.getItem("theme");
+  if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
 } catch {} // no storage here
 $("theme").addEventListener("click", () => {
   root.dataset.theme = isDark() ? "light" : "dark";

@@ -24,7 +24,7 @@ export function whyButton(hit, request, node, text) {
     button.setAttribute("aria-busy", "true");
     node.querySelector(".key")?.remove();
     try {
-      const seen = await call("explain", { query, id: hit.doc_id, instruction, chunk_size });
+      const seen = await call("explain", { query, doc_id: hit.doc_id, instruction, chunk_size });
       text.replaceChildren(...highlighted(seen));
       text.classList.remove("short");
       node.append(legend(seen));

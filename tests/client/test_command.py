@@ -40,7 +40,7 @@ def test_a_search_prints_its_results(run: Run, service: httpx.Client) -> None:
 
 def test_stored_passages_are_ranked_and_scored_by_their_ids(run: Run) -> None:
     ranked = json.loads(run(QUERY, "--endpoint", "rerank", "--ids", "s0,s5", "--ids", "l3", "--json").stdout)
-    assert {one["id"] for one in ranked["results"]} == {"s0", "s5", "l3"}
+    assert {one["doc_id"] for one in ranked["results"]} == {"s0", "s5", "l3"}
     scored = run(QUERY, "--endpoint", "score", "--ids", "s0,s5", "--return-margin", "--json")
     assert [one["id"] for one in json.loads(scored.stdout)["results"]] == ["s0", "s5"]
     margins = {one["id"]: one["margin"] for one in json.loads(scored.stdout)["results"]}

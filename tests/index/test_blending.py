@@ -8,7 +8,7 @@ import pytest
 from kalm_cache import PassageIndex
 from kalm_cache.errors import UsageError
 from kalm_cache.first_stage import z_scores
-from kalm_cache.scoring.ranking import SearchResult, interpolated
+from kalm_cache.scoring.ranking import SearchResult, interpolate
 from tests.index.asked import QUERIES
 
 
@@ -19,7 +19,7 @@ def search(index: PassageIndex, weight: float) -> list[SearchResult]:
 def test_a_blend_is_the_margin_and_the_weight_times_the_standard_score() -> None:
     # scores 0, 0, 3 have mean 1 and standard deviation √2
     scores = z_scores(np.array([0.0, 0.0, 3.0], np.float32))
-    values = interpolated([1.0, 0.0, -1.0], scores.tolist(), 2.0)
+    values = interpolate([1.0, 0.0, -1.0], scores.tolist(), 2.0)
     assert values == pytest.approx([1 - 2**0.5, -(2**0.5), 2 * 2**0.5 - 1])
 
 

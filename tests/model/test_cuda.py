@@ -7,7 +7,7 @@ import torch
 
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.precision import resolve_device
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.scoring.passage_side import load_passage_side
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from tests.texts import DOCUMENTS, QUERIES, long_text
@@ -35,7 +35,7 @@ def query_side(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
 
 
 def margins(side: QuerySide, states: list[torch.Tensor], batch_size: int = 8) -> list[float]:
-    prompts = [side.prompt(query, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION) for query in QUERIES.values()]
+    prompts = [side.tokenize(Prompt(query)) for query in QUERIES.values()]
     pairs = [(prompt, one) for prompt in prompts for one in states]
     return side.margins([prompt for prompt, _ in pairs], [one for _, one in pairs], batch_size)
 
@@ -63,9 +63,9 @@ def test_the_batch_size_changes_no_margin(mini: Checkpoint, batch_size: int):
 @pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_margins_go_on_from_kept_prefixes(mini: Checkpoint, cached: torch.dtype):
     side, states = query_side(mini, CUDA, torch.float32), pooled(mini, CPU, torch.float32)
-    prefix = side.prefix(DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    prefix = side.prefix(Prompt(""))
     entries = side.prefill(prefix, states, 8, cached)
-    prompt = side.prompt(QUERIES["plain"], DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    prompt = side.tokenize(Prompt(QUERIES["plain"]))
     whole = side.margins([prompt] * len(states), states, 8)
     within = 1e-4 if cached == torch.float32 else 0.2
     assert side.margins([prompt] * len(states), entries, 8) == pytest.approx(whole, abs=within)

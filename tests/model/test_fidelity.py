@@ -17,6 +17,7 @@ from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.cli.commands.demo import BUNDLED_DEMO
 from kalm_cache.evaluation import load_beir
 from kalm_cache.model.checkpoint import BUNDLED_TINY
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.scoring.pooling import mean_pool
 from tests.checkpoints import FULL, NANO, SLIDING, SMALL, make_checkpoint
@@ -57,7 +58,7 @@ class Model:
         """Passages are encoded once; every ratio is pooled from their tokens' states."""
         reranker = KaLMReranker(str(self.folder), device="cpu", dtype=dtype, chunk_size=1)
         side, documents = reranker.query_side, list(dict.fromkeys(document for _, document in self.pairs))
-        prompts = {query: side.prompt(query, INSTRUCTION, SYSTEM) for query, _ in self.pairs}
+        prompts = {query: side.tokenize(Prompt(query, INSTRUCTION, SYSTEM)) for query, _ in self.pairs}
         states, margins = reranker.encode(documents), {}
         for ratio in self.ratios:
             pooled = mean_pool(torch.cat(states), [len(one) for one in states], ratio)

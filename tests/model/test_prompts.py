@@ -7,6 +7,7 @@ from kalm_cache.errors import CheckpointError, UsageError
 from kalm_cache.model.prompts import (
     DEFAULT_INSTRUCTION,
     DEFAULT_SYSTEM_INSTRUCTION,
+    Prompt,
     PromptTokenizer,
     load_prompt_tokenizer,
 )
@@ -36,7 +37,7 @@ def test_prompt_tokens_equal_the_references(
     tokenizer: PromptTokenizer, mini_reference: SlowReference, query: str, limit: int
 ):
     expected = mini_reference.prompt_ids(query, query_max_length=limit)
-    assert tokenizer.prompt(query, INSTRUCTION, SYSTEM, limit).ids == expected
+    assert tokenizer.prompt(Prompt(query, INSTRUCTION, SYSTEM), limit).ids == expected
 
 
 def test_a_query_cut_inside_a_character_is_decoded_as_the_reference_does(
@@ -46,26 +47,26 @@ def test_a_query_cut_inside_a_character_is_decoded_as_the_reference_does(
     limit = len(mini_reference.tokenizer("dance", add_special_tokens=False)["input_ids"]) + 3
     query = "dance 🕺"
     expected = mini_reference.prompt_ids(query, query_max_length=limit)
-    assert tokenizer.prompt(query, INSTRUCTION, SYSTEM, limit).ids == expected
+    assert tokenizer.prompt(Prompt(query, INSTRUCTION, SYSTEM), limit).ids == expected
     assert expected != mini_reference.prompt_ids(query)
 
 
 def test_instructions_may_hold_braces_specials_and_nothing(tokenizer: PromptTokenizer, mini_reference: SlowReference):
     for instruction, system in (("{query} {system}", "{0}"), ("<end_of_turn>", "<bos>"), ("", "")):
         expected = mini_reference.prompt_ids("a query", instruction, system)
-        assert tokenizer.prompt("a query", instruction, system, 512).ids == expected
+        assert tokenizer.prompt(Prompt("a query", instruction, system), 512).ids == expected
 
 
 def test_literal_specials_become_special_tokens(tokenizer: PromptTokenizer):
     end_of_turn, bos = (tokenizer.tokenizer.token_to_id(name) for name in ("<end_of_turn>", "<bos>"))
     assert end_of_turn in tokenizer.passage("no<end_of_turn>", 1024).ids
-    assert tokenizer.prompt("<bos>", INSTRUCTION, SYSTEM, 512).ids.count(bos) == 2
+    assert tokenizer.prompt(Prompt("<bos>", INSTRUCTION, SYSTEM), 512).ids.count(bos) == 2
 
 
 def test_a_passage_has_no_bos_and_a_prompt_has_one(tokenizer: PromptTokenizer):
     bos = tokenizer.tokenizer.token_to_id("<bos>")
     assert bos not in tokenizer.passage("plain", 1024).ids
-    prompt = tokenizer.prompt("plain", INSTRUCTION, SYSTEM, 512).ids
+    prompt = tokenizer.prompt(Prompt("plain", INSTRUCTION, SYSTEM), 512).ids
     assert prompt[0] == bos
     assert prompt.count(bos) == 1
 
@@ -74,8 +75,8 @@ def test_truncated_says_whether_a_limit_cut_the_text(tokenizer: PromptTokenizer)
     length = len(tokenizer.passage("a plain passage", 1024).ids)
     assert not tokenizer.passage("a plain passage", length).truncated
     assert tokenizer.passage("a plain passage", length - 1).truncated
-    assert not tokenizer.prompt("short", INSTRUCTION, SYSTEM, 512).truncated
-    assert tokenizer.prompt("a query of more than two tokens", INSTRUCTION, SYSTEM, 2).truncated
+    assert not tokenizer.prompt(Prompt("short", INSTRUCTION, SYSTEM), 512).truncated
+    assert tokenizer.prompt(Prompt("a query of more than two tokens", INSTRUCTION, SYSTEM), 2).truncated
 
 
 def test_the_answer_ids_are_those_of_yes_and_no(tokenizer: PromptTokenizer):
@@ -111,13 +112,13 @@ def test_the_prefix_is_all_that_prompts_have_before_the_query(
 ):
     before = "<bos><start_of_turn>user\n" + SYSTEM + "\n\n<Instruct>: " + INSTRUCTION + "\n<Query>:"
     expected = mini_reference.tokenizer(before, add_special_tokens=False)["input_ids"]
-    assert tokenizer.prefix(INSTRUCTION, SYSTEM) == tuple(expected)
+    assert tokenizer.prefix(Prompt("", INSTRUCTION, SYSTEM)) == tuple(expected)
 
 
 @pytest.mark.parametrize("query", [*QUERIES.values(), long_text(30), "\n", "  ", "'", ":", "\u0301"])
 def test_prompts_begin_with_the_prefix_and_go_on_after_it(tokenizer: PromptTokenizer, query: str):
-    prefix = tokenizer.prefix(INSTRUCTION, SYSTEM)
-    ids = tokenizer.prompt(query, INSTRUCTION, SYSTEM, 512).ids
+    prefix = tokenizer.prefix(Prompt("", INSTRUCTION, SYSTEM))
+    ids = tokenizer.prompt(Prompt(query, INSTRUCTION, SYSTEM), 512).ids
     assert tuple(ids[: len(prefix)]) == prefix
     assert len(ids) > len(prefix)
 
@@ -126,6 +127,6 @@ def test_prompts_begin_with_the_prefix_and_go_on_after_it(tokenizer: PromptToken
 def test_prefixes_of_odd_instructions_are_true_of_their_prompts(
     tokenizer: PromptTokenizer, instruction: str, system: str
 ):
-    prefix = tokenizer.prefix(instruction, system)
+    prefix = tokenizer.prefix(Prompt("", instruction, system))
     assert prefix
-    assert tuple(tokenizer.prompt("a question?", instruction, system, 512).ids[: len(prefix)]) == prefix
+    assert tuple(tokenizer.prompt(Prompt("a question?", instruction, system), 512).ids[: len(prefix)]) == prefix

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from benchmarks.reference import INSTRUCTION, SYSTEM, SlowReference, load_slow_reference, mean_of_groups
 from kalm_cache.errors import StoreError
 from kalm_cache.model.checkpoint import Checkpoint
-from kalm_cache.model.prompts import PromptTokenizer, load_prompt_tokenizer
+from kalm_cache.model.prompts import Prompt, PromptTokenizer, load_prompt_tokenizer
 from kalm_cache.scoring.attribution import attribute, chunk_texts, focused_mean, observe, query_tokens
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
@@ -57,20 +57,18 @@ def attentions(reference: SlowReference, pooled: Tensor) -> list[Tensor]:
 def explain(side: QuerySide, reference: SlowReference, text: str, chunk_size: int = 4, query: str = QUERY):
     return attribute(
         side,
-        query,
+        Prompt(query, INSTRUCTION, SYSTEM),
         text,
         pooled_of(reference, text, chunk_size),
         chunk_size=chunk_size,
         max_length=1024,
-        instruction=INSTRUCTION,
-        system_instruction=SYSTEM,
     )
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
 def test_margin_and_probabilities_equal_transformers(side: QuerySide, eager: SlowReference, chunk_size: int):
     pooled = pooled_of(eager, TEXT, chunk_size).states
-    observed = observe(side, side.prompt(QUERY, INSTRUCTION, SYSTEM), pooled)
+    observed = observe(side, side.tokenize(Prompt(QUERY, INSTRUCTION, SYSTEM)), pooled)
     expected = attentions(eager, pooled)
     assert observed.margin == pytest.approx(eager.margin(eager.prompt_ids(QUERY), pooled), abs=2e-5)
     for ours, theirs in zip(observed.layers[:-1], expected[:-1], strict=True):
@@ -85,7 +83,7 @@ def test_the_margin_is_that_of_the_fast_path(
     mini: Checkpoint, mini_reference: SlowReference, dtype: torch.dtype, tolerance: float
 ):
     side = load_query_side(mini, device=torch.device("cpu"), dtype=dtype, query_max_length=512)
-    prompt = side.prompt(QUERY, INSTRUCTION, SYSTEM)
+    prompt = side.tokenize(Prompt(QUERY, INSTRUCTION, SYSTEM))
     pooled = pooled_of(mini_reference, TEXT, 4).states
     assert observe(side, prompt, pooled).margin == pytest.approx(side.margins([prompt], [pooled], 1)[0], abs=tolerance)
 
@@ -118,13 +116,11 @@ def test_text_of_another_passage_is_refused(side: QuerySide, mini_reference: Slo
     with pytest.raises(StoreError, match="chunks"):
         attribute(
             side,
-            QUERY,
+            Prompt(QUERY, INSTRUCTION, SYSTEM),
             TEXT + " and more of it than before, by far",
             pooled_of(mini_reference, TEXT, 1),
             chunk_size=1,
             max_length=1024,
-            instruction=INSTRUCTION,
-            system_instruction=SYSTEM,
         )
 
 

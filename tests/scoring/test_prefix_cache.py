@@ -13,7 +13,7 @@ import torch
 from kalm_cache import PassageIndex
 from kalm_cache.errors import UnknownIdError, UsageError
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Tokens
+from kalm_cache.model.prompts import Prompt, PromptTokens
 from kalm_cache.scoring.prefix_cache import GIB, CachedPrefix, PrefixCache, PrefixKey
 from tests.indexes import TEXTS, build, make_embedder, settings_for
 from tests.query_service.conftest import serving
@@ -110,17 +110,17 @@ def test_a_prompt_that_does_not_begin_with_the_prefix_is_served_from_the_pooled_
     folder: Path, plain: PassageIndex
 ):
     with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1) as index:
-        prefix = index.query_side.prefix(DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
-        odd = Tokens([*prefix[:-1], prefix[-1] + 1, 5], False)
-        passages = index.passages(IDS, [odd], DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+        prefix = index.query_side.prefix(Prompt(""))
+        odd = PromptTokens([*prefix[:-1], prefix[-1] + 1, 5], False, Prompt("odd"))
+        passages = index.passages(IDS, [odd])
         assert all(isinstance(passage.states, torch.Tensor) for passage in passages)
         assert index.prefix_cache.stats().misses == 0
 
 
 @pytest.mark.parametrize("query", ["a", "?", " leading", "\n", "<Query>: x", "日本", "é", "<end_of_turn>"])
 def test_the_prompt_of_any_query_begins_with_the_prefix_or_is_known_not_to(plain: PassageIndex, query: str):
-    prefix = plain.query_side.prefix(DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
-    prompt = plain.query_side.prompt(query, DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION)
+    prefix = plain.query_side.prefix(Prompt(""))
+    prompt = plain.query_side.tokenize(Prompt(query))
     assert 3 < len(prefix) < len(prompt.ids)
     assert tuple(prompt.ids[: len(prefix)]) == prefix
 

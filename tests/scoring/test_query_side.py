@@ -10,15 +10,15 @@ from kalm_cache.errors import NonFiniteLogitsError
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.layers.decoder_pass import Prompts
-from kalm_cache.model.prompts import Tokens
-from kalm_cache.scoring import query_side
+from kalm_cache.model.prompts import Prompt, Tokens
+from kalm_cache.scoring import batching
 from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of
 from tests.checkpoints import MINI, edit_tensors, make_checkpoint
 from tests.texts import DOCUMENTS, QUERIES, long_text
 
 
 def prompts_of(side: QuerySide, *names: str) -> list[Tokens]:
-    return [side.prompt(QUERIES[name], INSTRUCTION, SYSTEM) for name in names]
+    return [side.tokenize(Prompt(QUERIES[name], INSTRUCTION, SYSTEM)) for name in names]
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> QuerySide:
@@ -40,7 +40,7 @@ def passages(mini_reference: SlowReference) -> list[Tensor]:
 def test_one_prompt_over_many_passages_equals_the_reference(
     side: QuerySide, mini_reference: SlowReference, passages: list[Tensor]
 ):
-    prompt = side.prompt(QUERIES["plain"], INSTRUCTION, SYSTEM)
+    prompt = side.tokenize(Prompt(QUERIES["plain"], INSTRUCTION, SYSTEM))
     expected = [mini_reference.margin(mini_reference.prompt_ids(QUERIES["plain"]), pooled) for pooled in passages]
     assert side.margins([prompt] * len(passages), passages, 32) == pytest.approx(expected, abs=2e-5)
 
@@ -50,26 +50,28 @@ def test_ragged_prompts_and_passages_equal_the_reference_in_the_order_given(
 ):
     queries = [*QUERIES.values(), long_text(40)]
     pairs = [(query, pooled) for query in queries for pooled in passages[::3]]
-    prompts = [side.prompt(query, INSTRUCTION, SYSTEM) for query, _ in pairs]
+    prompts = [side.tokenize(Prompt(query, INSTRUCTION, SYSTEM)) for query, _ in pairs]
     expected = [mini_reference.margin(mini_reference.prompt_ids(query), pooled) for query, pooled in pairs]
     assert side.margins(prompts, [pooled for _, pooled in pairs], 5) == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])
 def test_the_batch_size_changes_no_margin(side: QuerySide, passages: list[Tensor], batch_size: int):
-    prompts = [side.prompt(query, INSTRUCTION, SYSTEM) for query in (*QUERIES.values(), "one more", "and two")]
+    prompts = [
+        side.tokenize(Prompt(query, INSTRUCTION, SYSTEM)) for query in (*QUERIES.values(), "one more", "and two")
+    ]
     expected = side.margins(prompts, passages, 3)
     assert side.margins(prompts, passages, batch_size) == pytest.approx(expected, abs=1e-5)
 
 
 def test_pooled_states_of_another_dtype_are_cast_to_the_runs(side: QuerySide, passages: list[Tensor]):
-    prompt = side.prompt(QUERIES["plain"], INSTRUCTION, SYSTEM)
+    prompt = side.tokenize(Prompt(QUERIES["plain"], INSTRUCTION, SYSTEM))
     stored = passages[0].to(torch.float16)
     assert side.margins([prompt], [stored], 1) == pytest.approx(side.margins([prompt], [stored.float()], 1), abs=1e-6)
 
 
 def test_passages_of_different_dtypes_may_stand_in_one_batch(side: QuerySide, passages: list[Tensor]):
-    prompt = side.prompt(QUERIES["plain"], INSTRUCTION, SYSTEM)
+    prompt = side.tokenize(Prompt(QUERIES["plain"], INSTRUCTION, SYSTEM))
     half, full = passages[1].to(torch.float16), passages[0]
     assert len(half) < len(full)  # the shorter one stands first in the batch
     alone = [side.margins([prompt], [pooled], 1)[0] for pooled in (half, full)]
@@ -82,8 +84,8 @@ def test_no_pairs_have_no_margins(side: QuerySide):
 
 def test_a_cut_query_is_marked(mini: Checkpoint):
     side = load_query_side(mini, device=torch.device("cpu"), dtype=torch.float32, query_max_length=5)
-    assert side.prompt("What is the capital of China?", INSTRUCTION, SYSTEM).truncated
-    assert not side.prompt("yes", INSTRUCTION, SYSTEM).truncated
+    assert side.tokenize(Prompt("What is the capital of China?", INSTRUCTION, SYSTEM)).truncated
+    assert not side.tokenize(Prompt("yes", INSTRUCTION, SYSTEM)).truncated
 
 
 def test_float16_overflow_is_an_error_that_names_the_way_out(tmp_path: Path, passages: list[Tensor]):
@@ -91,7 +93,7 @@ def test_float16_overflow_is_an_error_that_names_the_way_out(tmp_path: Path, pas
     name = "model.decoder.layers.1.mlp.up_proj.weight"
     edit_tensors(folder, lambda tensors: tensors | {name: tensors[name] * 3e4})  # 65504 is float16's largest
     checkpoint = open_checkpoint(str(folder))
-    prompt = load(checkpoint).prompt(QUERIES["plain"], INSTRUCTION, SYSTEM)
+    prompt = load(checkpoint).tokenize(Prompt(QUERIES["plain"], INSTRUCTION, SYSTEM))
     message = "not finite in float16; use bfloat16 or float32"
     with pytest.raises(NonFiniteLogitsError, match=message):
         load(checkpoint, torch.float16).margins([prompt], passages[:1], 1)
@@ -118,7 +120,7 @@ def test_pooled_states_that_are_not_finite_are_an_error(
 def test_kept_states_that_are_not_finite_are_an_error(side: QuerySide, passages: list[Tensor], kept_dtype: torch.dtype):
     damaged = passages[0].clone()
     damaged[0, 0] = math.nan
-    cached = side.prefill(side.prefix(INSTRUCTION, SYSTEM), [passages[1], damaged], 2, kept_dtype)
+    cached = side.prefill(side.prefix(Prompt("", INSTRUCTION, SYSTEM)), [passages[1], damaged], 2, kept_dtype)
     with pytest.raises(NonFiniteLogitsError):
         side.margins(prompts_of(side, "plain") * 2, cached, 2)
     assert math.isfinite(side.margins(prompts_of(side, "plain"), cached[:1], 2)[0])
@@ -169,7 +171,7 @@ def _watch_batches(monkeypatch: pytest.MonkeyPatch, batch_tokens: int) -> list[t
         sizes.append((len(counts), max(map(len, prompts.ids)) + max(counts)))
         return margins(self, prompts, pooled, counts)
 
-    monkeypatch.setattr(query_side, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(batching, "BATCH_TOKENS", batch_tokens)
     monkeypatch.setattr(QueryDecoder, "margins", watched)
     return sizes
 
@@ -182,19 +184,19 @@ def test_warming_up_decodes_and_leaves_nothing_behind(side: QuerySide, passages:
 
 
 def test_prompts_begin_with_the_prefix_of_their_instruction_whatever_the_query(side: QuerySide):
-    prefix = side.prefix(INSTRUCTION, SYSTEM)
+    prefix = side.prefix(Prompt("", INSTRUCTION, SYSTEM))
     for query in QUERIES.values():
-        ids = side.prompt(query, INSTRUCTION, SYSTEM).ids
+        ids = side.tokenize(Prompt(query, INSTRUCTION, SYSTEM)).ids
         assert tuple(ids[: len(prefix)]) == prefix
         assert len(ids) > len(prefix)
-    other = side.prefix("Find the ferry's timetable.", SYSTEM)
+    other = side.prefix(Prompt("", "Find the ferry's timetable.", SYSTEM))
     assert other != prefix
-    assert tuple(side.prompt("q", "Find the ferry's timetable.", SYSTEM).ids[: len(other)]) == other
+    assert tuple(side.tokenize(Prompt("q", "Find the ferry's timetable.", SYSTEM)).ids[: len(other)]) == other
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_margins_go_on_from_kept_prefixes(side: QuerySide, passages: list[Tensor], batch_size: int):
-    prefix = side.prefix(INSTRUCTION, SYSTEM)
+    prefix = side.prefix(Prompt("", INSTRUCTION, SYSTEM))
     cached = side.prefill(prefix, passages, batch_size, torch.float32)
     assert [(entry.prefix, entry.pooled) for entry in cached] == [(prefix, len(pooled)) for pooled in passages]
     for name in ("plain", "empty", "specials"):
@@ -207,7 +209,7 @@ def test_margins_go_on_from_kept_prefixes(side: QuerySide, passages: list[Tensor
 def test_prefixes_kept_in_fewer_bits_give_margins_nearby(
     side: QuerySide, passages: list[Tensor], dtype: torch.dtype, within: float
 ):
-    cached = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, dtype)
+    cached = side.prefill(side.prefix(Prompt("", INSTRUCTION, SYSTEM)), passages, 32, dtype)
     prompts = prompts_of(side, "plain") * len(passages)
     assert side.margins(prompts, cached, 32) == pytest.approx(side.margins(prompts, passages, 32), abs=within)
 
@@ -215,14 +217,14 @@ def test_prefixes_kept_in_fewer_bits_give_margins_nearby(
 def test_kept_and_pooled_passages_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
     prompts = prompts_of(side, *QUERIES)
     expected = side.margins(prompts, passages[: len(prompts)], 32)
-    cached = side.prefill(side.prefix(INSTRUCTION, SYSTEM), passages, 32, torch.float32)
+    cached = side.prefill(side.prefix(Prompt("", INSTRUCTION, SYSTEM)), passages, 32, torch.float32)
     mixed = [cached[i] if i % 3 else passages[i] for i in range(len(prompts))]
     for batch_size in (1, 4, 32):
         assert side.margins(prompts, mixed, batch_size) == pytest.approx(expected, abs=1e-5)
 
 
 def test_passages_kept_in_different_dtypes_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
-    prefix, [prompt] = side.prefix(INSTRUCTION, SYSTEM), prompts_of(side, "plain")
+    prefix, [prompt] = side.prefix(Prompt("", INSTRUCTION, SYSTEM)), prompts_of(side, "plain")
     cached = [
         side.prefill(prefix, [pooled], 1, dtype)[0]
         for pooled, dtype in zip(passages, (torch.float32, torch.bfloat16, torch.int8), strict=False)
@@ -233,17 +235,17 @@ def test_passages_kept_in_different_dtypes_may_stand_in_one_call(side: QuerySide
 
 def test_passages_kept_under_different_instructions_may_stand_in_one_call(side: QuerySide, passages: list[Tensor]):
     instructions = [INSTRUCTION, "Find it.", "Judge it.", ""]
-    prompts = [side.prompt(QUERIES["plain"], instruction, SYSTEM) for instruction in instructions]
+    prompts = [side.tokenize(Prompt(QUERIES["plain"], instruction, SYSTEM)) for instruction in instructions]
     expected = side.margins(prompts, passages[:4], 32)
     cached = [
-        side.prefill(side.prefix(instruction, SYSTEM), [pooled], 1, torch.float32)[0]
+        side.prefill(side.prefix(Prompt("", instruction, SYSTEM)), [pooled], 1, torch.float32)[0]
         for instruction, pooled in zip(instructions, passages, strict=False)
     ]
     assert side.margins(prompts, cached, 32) == pytest.approx(expected, abs=1e-5)
 
 
 def test_nothing_to_keep_keeps_nothing(side: QuerySide):
-    assert side.prefill(side.prefix(INSTRUCTION, SYSTEM), [], 32, torch.bfloat16) == []
+    assert side.prefill(side.prefix(Prompt("", INSTRUCTION, SYSTEM)), [], 32, torch.bfloat16) == []
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def _searched(client: httpx.Client, query: str) -> Said:
 
 def _reranked(client: httpx.Client, query: str) -> Said:
     answer = _answer(client, "/rerank", {"query": query, "ids": list(KEPT), "return_margin": True})
-    margins = {one["id"]: one["margin"] for one in answer["results"]}
+    margins = {one["doc_id"]: one["margin"] for one in answer["results"]}
     return Said(f"{query} of ids", answer["meta"]["index_version"], margins)
 
 

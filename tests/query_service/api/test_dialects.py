@@ -34,7 +34,7 @@ def test_a_stored_document_is_taken_from_the_cache_and_another_text_under_its_id
 def test_ids_may_bring_their_texts_which_serve_where_the_id_is_not_stored(service: httpx.Client) -> None:
     body = {"ids": ["s1", "gone"], "documents": [CORPUS["s1"], "a text of its own"]}
     answer = post(service, "/rerank", **body, return_documents=True).json()
-    assert {one["id"]: (one["cache"], one["document"]["text"]) for one in answer["results"]} == {
+    assert {one["doc_id"]: (one["cache"], one["document"]["text"]) for one in answer["results"]} == {
         "s1": ("hit", CORPUS["s1"]),
         "gone": ("encoded", "a text of its own"),
     }
@@ -49,7 +49,7 @@ def test_an_id_without_a_text_that_is_not_stored_is_a_404(service: httpx.Client,
 
 def test_missing_passages_may_be_skipped_and_are_named(service: httpx.Client) -> None:
     answer = post(service, "/rerank", ids=["gone", "s1"], on_missing="skip").json()
-    assert [(one["index"], one["id"]) for one in answer["results"]] == [(1, "s1")]
+    assert [(one["index"], one["doc_id"]) for one in answer["results"]] == [(1, "s1")]
     assert answer["meta"]["missing"] == ["gone"]
 
 

@@ -155,7 +155,7 @@ def test_damaged_passages_are_left_out_named_and_counted(spare_folder: Path) -> 
         damage_record(shard_of(spare_folder), "s1")
         answer = client.post("/rerank", json=Q | {"ids": ["s2", "s1", "s0"], "return_documents": True}).json()
         assert answer["meta"]["damaged"] == ["s1"]
-        assert [one["id"] for one in answer["results"]] == [one["id"] for one in whole["results"]]
+        assert [one["doc_id"] for one in answer["results"]] == [one["doc_id"] for one in whole["results"]]
         assert sorted(one["index"] for one in answer["results"]) == [0, 2]
         assert client.get("/health").json()["damaged_reads"] == 1
         found = client.post("/search", json=Q | {"k": 18, "top_n": 0, "first_stage": "dense"}).json()

@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.scoring.query_side import score_of
 from tests.query_service.conftest import CORPUS, MAX_LENGTH
@@ -33,7 +34,7 @@ def test_ids_score_as_the_index_in_process(
 ) -> None:
     margins = index.margins(QUERY, IDS, **options)
     results = rerank(service, ids=IDS, return_margin=True, **options)["results"]
-    assert [(result["index"], result["id"]) for result in results] == [(i, IDS[i]) for i in ranking(margins)]
+    assert [(result["index"], result["doc_id"]) for result in results] == [(i, IDS[i]) for i in ranking(margins)]
     for result in results:
         assert result["margin"] == pytest.approx(margins[result["index"]], abs=1e-5)
         assert result["score"] == result["relevance_score"] == pytest.approx(score_of(result["margin"]))
@@ -71,14 +72,14 @@ def test_the_envelope_has_what_the_clients_of_all_services_read(service: httpx.C
         "missing": [],
         "damaged": [],
     }
-    assert all(result.keys() == {"index", "relevance_score", "score", "id", "cache"} for result in answer["results"])
+    assert {*map(frozenset, answer["results"])} == {frozenset({"index", "relevance_score", "score", "doc_id", "cache"})}
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
 def test_every_path_gives_the_same_answer(service: httpx.Client, path: str) -> None:
     results = [rerank(service, path, documents=TEXTS)["results"], rerank(service, documents=TEXTS)["results"]]
     assert results[0] == results[1]
-    assert all(result.keys() == {"index", "relevance_score", "score", "cache"} for result in results[0])
+    assert {*map(frozenset, results[0])} == {frozenset({"index", "relevance_score", "score", "cache"})}
 
 
 @pytest.mark.parametrize(
@@ -111,10 +112,29 @@ def test_documents_come_back_when_asked_for(service: httpx.Client, source: dict[
     assert [result["document"] for result in results] == [{"text": TEXTS[result["index"]]} for result in results]
 
 
-def test_documents_keep_the_ids_that_they_came_with(service: httpx.Client) -> None:
-    documents = ["no id", {"text": "a name", "id": "ü"}, {"text": "a number", "id": 7, "title": "ignored"}]
-    results = rerank(service, documents=documents)["results"]
-    assert {result["index"]: result.get("id") for result in results} == {0: None, 1: "ü", 2: 7}
+@pytest.mark.parametrize("source", ["documents", "texts"])
+def test_documents_keep_the_ids_that_they_came_with(service: httpx.Client, source: str) -> None:
+    documents = [
+        "no id",
+        {"text": "a name", "id": "ü"},
+        {"text": "a number", "id": 7, "title": "ignored"},
+        {"text": "in the index's word", "doc_id": "n"},
+        {"text": "in both", "doc_id": "n", "id": 8},
+    ]
+    answer = rerank(service, **{source: documents})
+    results = answer if source == "texts" else answer["results"]
+    assert {result["index"]: (result.get("doc_id"), result.get("id")) for result in results} == {
+        0: (None, None),
+        1: ("ü", "ü"),
+        2: (None, 7),
+        3: ("n", None),
+        4: ("n", 8),
+    }
+
+
+def test_a_stored_document_is_known_by_either_name_of_its_id(service: httpx.Client) -> None:
+    documents = [{"text": CORPUS["s1"], name: "s1"} for name in ("doc_id", "id")]
+    assert [result["cache"] for result in rerank(service, documents=documents)["results"]] == ["hit", "hit"]
 
 
 def test_texts_are_answered_by_a_bare_array(service: httpx.Client) -> None:
@@ -127,7 +147,7 @@ def test_texts_are_answered_by_a_bare_array(service: httpx.Client) -> None:
 
 
 def test_usage_counts_real_tokens(service: httpx.Client, reranker: KaLMReranker) -> None:
-    prompt = reranker.query_side.prompt(QUERY, reranker.instruction, reranker.system_instruction)
+    prompt = reranker.query_side.tokenize(Prompt(QUERY, reranker.instruction, reranker.system_instruction))
     passages = sum(len(tokens.ids) for tokens in reranker.passage_side.tokenize(TEXTS))
     expected = {"prompt_tokens": len(prompt.ids) * len(IDS), "passage_tokens": passages}
     expected["total_tokens"] = sum(expected.values())

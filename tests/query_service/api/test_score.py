@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.reranker import KaLMReranker
 from tests.query_service.conftest import CORPUS
 
@@ -18,12 +19,12 @@ def score(client: httpx.Client, path: str = "/score", **request: object) -> dict
 
 
 @pytest.mark.parametrize("path", ["/score", "/v1/score"])
-def test_pairs_of_raw_and_stored_passages_keep_their_order_and_ids(
+def test_pairs_of_raw_and_stored_passages_keep_their_order_and_labels(
     service: httpx.Client, index: PassageIndex, reranker: KaLMReranker, path: str
 ) -> None:
     pairs = [
-        {"id": "a", "query": QUERIES[0], "document": DOCUMENTS[0]},
-        {"id": 2, "query": QUERIES[1], "doc_id": "s5"},
+        {"label": "a", "query": QUERIES[0], "document": DOCUMENTS[0]},
+        {"label": 2, "query": QUERIES[1], "doc_id": "s5"},
         {"query": QUERIES[1], "document": {"text": DOCUMENTS[2]}},
         {"id": "d", "query": QUERIES[0], "doc_id": "s5"},
     ]
@@ -33,12 +34,8 @@ def test_pairs_of_raw_and_stored_passages_keep_their_order_and_ids(
     expected = [raw[0]["margin"], stored[0], raw[1]["margin"], stored[1]]
     assert answer["object"] == "score"
     assert [result["margin"] for result in answer["results"]] == pytest.approx(expected, abs=1e-5)
-    assert [(result["index"], result.get("id")) for result in answer["results"]] == [
-        (0, "a"),
-        (1, 2),
-        (2, None),
-        (3, "d"),
-    ]
+    names = [[result.get(name) for name in ("index", "label", "id", "doc_id")] for result in answer["results"]]
+    assert names == [[0, "a", None, None], [1, 2, None, "s5"], [2, None, None, None], [3, "d", "d", "s5"]]
     assert all(0 < result["score"] < 1 for result in answer["results"])
 
 
@@ -71,7 +68,9 @@ def test_one_text_against_one_text_is_one_score(service: httpx.Client, reranker:
 
 
 def test_usage_counts_the_prompt_of_every_pair(service: httpx.Client, reranker: KaLMReranker) -> None:
-    prompts = [reranker.query_side.prompt(q, reranker.instruction, reranker.system_instruction) for q in QUERIES]
+    prompts = [
+        reranker.query_side.tokenize(Prompt(q, reranker.instruction, reranker.system_instruction)) for q in QUERIES
+    ]
     passages = reranker.passage_side.tokenize(DOCUMENTS)
     usage = score(service, queries=QUERIES, documents=DOCUMENTS)["usage"]
     assert usage["prompt_tokens"] == sum(len(tokens.ids) for tokens in prompts)

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from query_service.engine.admission import Admission, BusyError
+from query_service.engine.admission import Admission
 from query_service.engine.cost import CostModel
 from query_service.engine.engine import Engine
-from query_service.engine.request_context import Places
+from query_service.engine.errors import BusyError
 
 
 def test_no_more_than_the_limit_are_let_in_and_who_leaves_makes_room() -> None:
-    admission = Admission(1, Engine(CostModel()), Places(1))
+    admission = Admission(1, Engine(CostModel()))
     with admission.enter(1000):
         assert admission.under_way == 1
         with pytest.raises(BusyError, match="1 requests are under way") as refusal, admission.enter(1000):
@@ -20,7 +20,7 @@ def test_no_more_than_the_limit_are_let_in_and_who_leaves_makes_room() -> None:
 
 
 def test_a_request_that_fails_makes_room_too() -> None:
-    admission = Admission(1, Engine(CostModel()), Places(1))
+    admission = Admission(1, Engine(CostModel()))
     with pytest.raises(ZeroDivisionError), admission.enter(1000):
         _ = 1 / 0
     assert admission.under_way == 0

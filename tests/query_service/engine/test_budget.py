@@ -6,7 +6,7 @@ import torch
 
 from kalm_cache.scoring.cached_passages import LookUp
 from kalm_cache.scoring.pooling import PooledPassage
-from query_service.engine.budget import Plan, fit, reduced
+from query_service.engine.budget import Plan, fit, shortened
 
 TOKENS = [64, 32, 16, 8]  # 30 pooled states of four tokens, 15 of eight, 8 of sixteen (the last passage has one)
 
@@ -48,7 +48,7 @@ def test_a_plan_keeps_the_first_candidates_and_averages_their_states() -> None:
     states = torch.arange(6.0).reshape(6, 1)
     hits = {"a": PooledPassage(8, False, states[:2]), "c": PooledPassage(14, False, states[2:])}
     found = LookUp(["a", "damaged", "c", "d"], 4, (), hits | {"d": hits["a"]}, {}, [])
-    left = reduced(found, Plan(2, 8, 0.0, True))
+    left = shortened(found, Plan(2, 8, 0.0, True))
     assert (list(left.ids), left.chunk_size, list(left.hits)) == (["a", "damaged", "c"], 8, ["a", "c"])
     assert left.hits["a"].states.tolist() == [[0.5]]
     # tokens 0-7 and 8-13: the last stored state is of two tokens

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kalm_cache.errors import NonFiniteLogitsError
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.model.prompts import Tokens
+from kalm_cache.model.prompts import Prompt, Tokens
+from kalm_cache.scoring.batching import DistinctPairs, Pair
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from query_service.engine.cost import CostModel
 from query_service.engine.engine import Decoded, Engine
@@ -30,6 +31,22 @@ class Batches:
         assert tokens > pairs
 
 
+class Clock:
+    """Seconds that pass when a test says so, and a microsecond at every look."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        self.seconds += 1e-6
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
 @pytest.fixture(scope="module")
 def side(mini_folder: Path) -> QuerySide:
     checkpoint = open_checkpoint(str(mini_folder))
@@ -42,8 +59,8 @@ def batches() -> Batches:
 
 
 @pytest.fixture
-def engine(batches: Batches) -> Iterator[Engine]:
-    opened = Engine(CostModel(ms_per_unit=1.0), batches, batch_pairs=8)
+def engine(batches: Batches, clock: Clock) -> Iterator[Engine]:
+    opened = Engine(CostModel(ms_per_unit=1.0), batches, batch_pairs=8, clock=clock)
     opened.start()
     yield opened
     opened.close()
@@ -66,7 +83,11 @@ def passages(side: QuerySide, count: int, seed: int = 0) -> list[Tensor]:
 
 
 def prompt(side: QuerySide, query: str = "bees") -> Tokens:
-    return side.prompt(query, "Find it.", "Judge.")
+    return side.tokenize(Prompt(query, "Find it.", "Judge."))
+
+
+def pairs(side: QuerySide, count: int) -> list[Pair]:
+    return DistinctPairs.of([prompt(side)] * count, passages(side, count)).pairs
 
 
 def alone(side: QuerySide, one: Tokens, states: list[Tensor]) -> list[float]:
@@ -149,22 +170,22 @@ def test_requests_of_equal_size_are_served_in_the_order_of_arrival(
     assert ended == [0, 1, 2, 3, 4]
 
 
-def test_a_long_request_is_not_passed_for_ever(engine: Engine, gate: Event, side: QuerySide) -> None:
-    """Its place is its arrival plus its cost: who comes later than that comes after it."""
-    units = engine.cost.units(side, [prompt(side)], passages(side, 1))[0]
-    long = engine.decode(side, [prompt(side)] * 20, passages(side, 20))
-    item = engine._items[-1]
-    assert item.key - item.arrived == pytest.approx(sum(item.sizes) / 1000)
-    late = engine.decode(side, [prompt(side)], passages(side, 1))
-    late_item = next(one for one in engine._items if one.future is late)
-    late_item.key += 20 * units / 1000 + 1  # as if it came a second after the long one's turn
-    engine._items.sort(key=lambda one: one.key)
+@pytest.mark.parametrize(("after_its_turn_s", "order"), [(-0.001, ["late", "long"]), (0.001, ["long", "late"])])
+def test_a_long_request_is_passed_until_its_arrival_plus_its_cost_and_no_longer(
+    engine: Engine, gate: Event, side: QuerySide, clock: Clock, after_its_turn_s: float, order: list[str]
+) -> None:
+    def cost_s(count: int) -> float:
+        return engine.cost.ms(sum(engine.cost.units(side, pairs(side, count)))) / 1000
+
     ended: list[str] = []
+    long = engine.decode(side, [prompt(side)] * 20, passages(side, 20))
+    clock.seconds += cost_s(20) - cost_s(1) + after_its_turn_s
+    late = engine.decode(side, [prompt(side)], passages(side, 1))
     long.add_done_callback(lambda _: ended.append("long"))
     late.add_done_callback(lambda _: ended.append("late"))
     gate.set()
     long.result(), late.result()
-    assert ended == ["long", "late"]
+    assert ended == order
 
 
 def test_equal_pairs_tie_even_when_their_request_is_split(engine: Engine, side: QuerySide) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
+from query_service.engine.admission import STATE_HOLDERS
 from query_service.engine.cost import CostModel
-from query_service.engine.service import HOLD_STATES, Service
+from query_service.engine.service import Service
 from query_service.server import open_service
 from tests.query_service.conftest import running
 
@@ -131,13 +132,13 @@ def test_while_it_starts_or_stops_the_service_is_alive_but_not_ready(hits: Held)
 
 def test_however_many_wait_only_some_hold_states_in_memory(index_folder: Path) -> None:
     service = open_service(index_folder, load_settings(device="cpu", dtype="float32", reader_threads=4))
-    with running(create_app(service)) as client, ThreadPoolExecutor(HOLD_STATES + 8) as threads:
+    with running(create_app(service)) as client, ThreadPoolExecutor(STATE_HOLDERS + 8) as threads:
         assert client.get("/ready").status_code == 200
         hits = Held(service, client)
-        asked = [threads.submit(hits.ask) for _ in range(HOLD_STATES + 8)]
-        wait_for(lambda: service.admission.under_way == HOLD_STATES + 8)
-        wait_for(lambda: service.engine.depth == HOLD_STATES)
-        assert service._places.waiting == 8
+        asked = [threads.submit(hits.ask) for _ in range(STATE_HOLDERS + 8)]
+        wait_for(lambda: service.admission.under_way == STATE_HOLDERS + 8)
+        wait_for(lambda: service.engine.depth == STATE_HOLDERS)
+        assert service.admission.waiting == 8
         hits.gate.set()
         assert {future.result().status_code for future in asked} == {200}
-        assert service._places.waiting == service.admission.under_way == 0
+        assert service.admission.waiting == service.admission.under_way == 0

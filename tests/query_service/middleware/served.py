@@ -1,4 +1,4 @@
-"""A small application behind parts of the edge, on a real server on a loopback port."""
+"""A small application behind middleware, on a real server on a loopback port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from query_service.middleware.request_log import note_query
+from query_service.middleware.request_log import note_answer, note_query
 
 
 async def size_of_body(request: Request) -> Response:
@@ -24,8 +24,8 @@ async def size_of_body(request: Request) -> Response:
 
 async def item(request: Request) -> Response:
     note_query("who found penicillin?")
-    headers = {"X-Index-Version": "000007", "Server-Timing": "queue;dur=1.5, decode;dur=20"}
-    return JSONResponse({"id": request.path_params["id"]}, headers=headers)
+    note_answer("000007", {"queue": 1.5, "decode": 20.0})
+    return JSONResponse({"id": request.path_params["id"]})
 
 
 async def fail(request: Request) -> Response:

@@ -14,7 +14,7 @@ from query_service.api.errors import add_error_handlers
 from query_service.middleware.docs import add_docs
 from query_service.middleware.metrics import CONTENT_TYPE, Metrics
 from query_service.middleware.security_headers import HEADERS
-from query_service.middleware.stack import Edge, EdgedFastAPI
+from query_service.middleware.stack import MiddlewareStack, StackedFastAPI
 from tests.query_service.middleware.served import serving
 
 PAGE = "https://page.example"
@@ -24,7 +24,7 @@ KEY = {"Authorization": "Bearer alpha"}
 
 def make_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
-    app = EdgedFastAPI(Edge.from_settings(settings, metrics), docs_url=None, redoc_url=None)
+    app = StackedFastAPI(MiddlewareStack.from_settings(settings, metrics), docs_url=None, redoc_url=None)
     add_error_handlers(app)
     add_docs(app)
 
@@ -44,7 +44,7 @@ def make_app(settings: Settings) -> FastAPI:
 
 
 @pytest.fixture(scope="module")
-def edged() -> Iterator[httpx.Client]:
+def stacked() -> Iterator[httpx.Client]:
     with serving(make_app(Settings.model_validate(SETTINGS))) as client:
         yield client
 
@@ -63,10 +63,10 @@ def edged() -> Iterator[httpx.Client]:
     ],
 )
 def test_answers_of_every_origin_have_an_id_guards_and_one_shape(
-    edged: httpx.Client, method: str, path: str, headers: dict[str, str], content: bytes, status: int
+    stacked: httpx.Client, method: str, path: str, headers: dict[str, str], content: bytes, status: int
 ) -> None:
     sent = {"Content-Type": "application/json", "X-Request-Id": "the-id", "Origin": PAGE, **headers}
-    answer = edged.request(method, path, headers=sent, content=content)
+    answer = stacked.request(method, path, headers=sent, content=content)
     assert answer.status_code == status
     assert answer.headers["x-request-id"] == "the-id"
     assert answer.headers["access-control-allow-origin"] == PAGE
@@ -75,21 +75,21 @@ def test_answers_of_every_origin_have_an_id_guards_and_one_shape(
         assert set(answer.json()["error"]) == {"type", "message"}
 
 
-def test_all_of_them_are_counted(edged: httpx.Client) -> None:
+def test_all_of_them_are_counted(stacked: httpx.Client) -> None:
     for headers in ({}, KEY):
-        edged.get("/fail", headers=headers)
-    rendered = edged.get("/metrics", headers=KEY).text
+        stacked.get("/fail", headers=headers)
+    rendered = stacked.get("/metrics", headers=KEY).text
     for status in ("401", "500"):
         assert f'kalm_cache_requests_total{{method="GET",path="/fail",status="{status}"}}' in rendered
 
 
-def test_a_large_body_without_a_key_is_a_401_and_is_not_read(edged: httpx.Client) -> None:
-    assert edged.post("/echo", content=b"x" * 1000).status_code == 401
+def test_a_large_body_without_a_key_is_a_401_and_is_not_read(stacked: httpx.Client) -> None:
+    assert stacked.post("/echo", content=b"x" * 1000).status_code == 401
 
 
-def test_a_browsers_preflight_needs_no_key(edged: httpx.Client) -> None:
+def test_a_browsers_preflight_needs_no_key(stacked: httpx.Client) -> None:
     headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
-    assert edged.options("/echo", headers=headers).status_code == 200
+    assert stacked.options("/echo", headers=headers).status_code == 200
 
 
 def test_a_bad_key_file_ends_the_start_not_a_request(tmp_path: Path) -> None:
@@ -97,16 +97,16 @@ def test_a_bad_key_file_ends_the_start_not_a_request(tmp_path: Path) -> None:
         make_app(Settings(admin_keys_file=tmp_path / "nowhere"))
 
 
-def test_the_docs_page_works_without_a_key_and_without_anything_from_outside(edged: httpx.Client) -> None:
-    page = edged.get("/docs")
+def test_the_docs_page_works_without_a_key_and_without_anything_from_outside(stacked: httpx.Client) -> None:
+    page = stacked.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "unsafe" not in page.headers["content-security-policy"]
     assert not re.search(r"https?://|<script>|\son\w+=", page.text)
     for name in re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text):
-        asset = edged.get(f"/{name}")
+        asset = stacked.get(f"/{name}")
         assert asset.status_code == 200
         assert asset.headers["content-type"].split(";")[0] in ("text/javascript", "text/css")
-    description = edged.get("/openapi.json").json()
+    description = stacked.get("/openapi.json").json()
     assert description["openapi"].startswith("3.")
     assert not any(path.startswith("/docs") for path in description["paths"])
     assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"

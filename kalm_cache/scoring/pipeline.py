@@ -1,0 +1,233 @@
+"""The rerank, for every caller: look up states → prepare → decode margins → results. Knows nothing of threads or HTTP.
+
+The steps are functions over values; `rerank` puts them in their order. Where a step runs is the driver's business:
+`InlineDriver` runs each at once in the caller's thread (`PassageIndex`, evaluation), a service's request awaits reader
+threads and a decoder that it shares with others. One coroutine serves both: under `InlineDriver` it never suspends, so
+that `run_inline` needs no event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from kalm_cache.errors import DamagedRecordError
+from kalm_cache.first_stage import Candidates, z_scores
+from kalm_cache.model.kernels.prefix_kv import PrefixKV
+from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
+from kalm_cache.scoring.batching import DECODE_BATCH
+from kalm_cache.scoring.cached_passages import LookUp, ReadPassages
+from kalm_cache.scoring.query_side import QuerySide, score_of
+from kalm_cache.scoring.ranking import SearchResult, best_first, interpolate
+from kalm_cache.scoring.state_reader import Damaged
+
+_T = TypeVar("_T")
+FindTexts = Callable[[Sequence[str]], Sequence[str | DamagedRecordError | None]]
+Shorten = Callable[[PromptTokens, LookUp], LookUp]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortlist:
+    """The passages to rerank, best first.
+
+    candidates: their first-stage scores, in this order; `None` = ids were given.
+    damaged: names candidates whose id cannot be read, which are not in the list.
+    """
+
+    doc_ids: Sequence[str]
+    candidates: Candidates | None = None
+    damaged: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RerankOptions:
+    """How passages are ranked for a prompt.
+
+    chunk_size: pooling ratio; the stored one or a multiple of it.
+    top_n: how many results; `None` = all.
+    first_stage_weight: of the first stage's z-scores in the order, see `interpolate`; 0 = the margins alone.
+    find_texts: fills `SearchResult.text`, as `PassageIndex.find_texts` does; `None` = leaves it empty.
+    """
+
+    chunk_size: int
+    top_n: int | None = None
+    first_stage_weight: float = 0.0
+    find_texts: FindTexts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """Results, best first. `left_out`: passages whose states are damaged, which have no result.
+
+    `damaged` names these, and those whose id or text alone cannot be read.
+    """
+
+    query_truncated: bool
+    results: list[SearchResult]
+    left_out: list[Damaged]
+    damaged: list[str]
+
+
+class PassageSource(Protocol):
+    """Where stored passages come from: an open index, or a store beside it (`CachedPassages`)."""
+
+    @property
+    def query_side(self) -> QuerySide:
+        """The decoder that their states were made for."""
+
+    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int) -> LookUp:
+        """As `CachedPassages.look_up`."""
+
+    def prepare(self, lookup: LookUp) -> ReadPassages:
+        """As `CachedPassages.prepare`."""
+
+
+class Driver(Protocol):
+    """Runs the steps of a rerank, and adds up their milliseconds by stage."""
+
+    def holding_states(self) -> AbstractAsyncContextManager[None]:
+        """From the look-up to the margins: each rerank in here holds megabytes of states."""
+
+    async def read(self, stage: str, step: Callable[[], _T]) -> _T:
+        """Run a step that reads, searches or tokenises."""
+
+    async def prepare(self, source: PassageSource, lookup: LookUp) -> ReadPassages:
+        """Run `source.prepare(lookup)`, which may compute."""
+
+    async def margins(
+        self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]
+    ) -> list[float]:
+        """As `QuerySide.margins`."""
+
+
+async def rerank(
+    driver: Driver,
+    source: PassageSource,
+    prompt: Prompt,
+    shortlist: Shortlist,
+    options: RerankOptions,
+    shorten: Shorten | None = None,
+) -> Reranked:
+    """Rank stored passages for a prompt.
+
+    Args:
+        driver: runs the steps.
+        source: of the passages.
+        prompt: query and instruction.
+        shortlist: what is ranked; equal margins keep its order.
+        options: how.
+        shorten: leaves out a part of the look-up before it is decoded.
+
+    Raises:
+        UnknownIdError: ids that the source does not hold.
+        UsageError: a chunk size that is no multiple of the stored one.
+        NonFiniteLogitsError: the model overflowed.
+    """
+
+    def look_up() -> tuple[PromptTokens, LookUp]:
+        tokens = source.query_side.tokenize(prompt)
+        lookup = source.look_up(shortlist.doc_ids, [tokens], options.chunk_size)
+        return tokens, lookup if shorten is None else shorten(tokens, lookup)
+
+    async with driver.holding_states():
+        tokens, lookup = await driver.read("read", look_up)
+        read = await driver.prepare(source, lookup)
+        states = [passage.states for passage in read.passages]
+        margins = await driver.margins(source.query_side, [tokens] * len(states), states)
+    results, textless = await driver.read("read", lambda: rank(shortlist, read.positions, margins, options))
+    damaged = dict.fromkeys([*shortlist.damaged, *(record.doc_id for record in read.damaged), *textless])
+    return Reranked(tokens.truncated, results, read.damaged, list(damaged))
+
+
+def rank(
+    shortlist: Shortlist, positions: Sequence[int], margins: Sequence[float], options: RerankOptions
+) -> tuple[list[SearchResult], list[str]]:
+    """Results, best first, and the ids among them whose text is damaged.
+
+    Args:
+        shortlist: the passages that were asked for.
+        positions: where in `shortlist` the passage of each margin is.
+        margins: of the passages that were scored.
+        options: order, number and texts of the results.
+    """
+    candidates = shortlist.candidates
+    order = best_first(_ordering(margins, positions, candidates, options.first_stage_weight), options.top_n)
+    places = [positions[i] for i in order]
+    doc_ids = [shortlist.doc_ids[place] for place in places]
+    texts = [None] * len(order) if options.find_texts is None else options.find_texts(doc_ids)
+    results = [
+        SearchResult(
+            doc_id=shortlist.doc_ids[place],
+            score=score_of(margins[i]),
+            margin=margins[i],
+            rank=number,
+            first_stage_rank=None if candidates is None else place + 1,
+            first_stage_score=None if candidates is None else float(candidates.scores[place]),
+            text=text if isinstance(text, str) else None,
+        )
+        for number, (i, place, text) in enumerate(zip(order, places, texts, strict=True), start=1)
+    ]
+    textless = [doc_id for doc_id, text in zip(doc_ids, texts, strict=True) if isinstance(text, DamagedRecordError)]
+    return results, textless
+
+
+def _ordering(
+    margins: Sequence[float], positions: Sequence[int], candidates: Candidates | None, weight: float
+) -> Sequence[float]:
+    """The values that the passages at `positions` are ordered by."""
+    if candidates is None or not weight:
+        return margins
+    return interpolate(margins, z_scores(candidates.scores)[list(positions)].tolist(), weight)
+
+
+@dataclass(slots=True)
+class InlineDriver:
+    """Runs every step at once, in the caller's thread. `timings_ms`: by stage, with `total` at the end."""
+
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def holding_states(self) -> AbstractAsyncContextManager[None]:
+        """No bound: the caller holds the states of one rerank at a time."""
+        return nullcontext()
+
+    async def read(self, stage: str, step: Callable[[], _T]) -> _T:
+        """Run a step, timed."""
+        return self._timed(stage, step)
+
+    async def prepare(self, source: PassageSource, lookup: LookUp) -> ReadPassages:
+        """Prefill what the prefix cache lacks; it counts as decoding."""
+        return self._timed("decode", lambda: source.prepare(lookup))
+
+    async def margins(
+        self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]
+    ) -> list[float]:
+        """Decode, timed."""
+        return self._timed("decode", lambda: side.margins(prompts, passages, DECODE_BATCH))
+
+    def finished(self) -> dict[str, float]:
+        """The timings, with `total` since the driver was made."""
+        return self.timings_ms | {"total": (time.perf_counter() - self.started) * 1000}
+
+    def _timed(self, stage: str, step: Callable[[], _T]) -> _T:
+        started = time.perf_counter()
+        result = step()
+        ms = (time.perf_counter() - started) * 1000
+        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + ms
+        return result
+
+
+def run_inline(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """The result of a coroutine whose driver is an `InlineDriver`: it runs to its end without suspending."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("the coroutine waits for something; only an InlineDriver's runs without an event loop")

@@ -1,0 +1,40 @@
+"""What all answers to pairs have: score values, token usage, meta. Of requests it knows the options alone."""
+
+from __future__ import annotations
+
+from kalm_cache.scoring.query_side import score_of
+from query_service.api.requests import PairOptions
+from query_service.api.responses import Meta, Usage
+from query_service.engine.request_context import RequestContext
+from query_service.engine.scoring import Score, Scores
+
+
+def value_of(score: Score, request: PairOptions) -> float:
+    """The number that a result carries as its score: P(yes), or the margin under `raw_scores`."""
+    return score.margin if request.raw_scores else score_of(score.margin)
+
+
+def margin_of(score: Score, request: PairOptions) -> float | None:
+    """The margin, where the request asks for it."""
+    return score.margin if request.return_margin else None
+
+
+def usage_of(scores: Scores) -> Usage:
+    """Real tokens."""
+    return Usage(
+        prompt_tokens=scores.prompt_tokens,
+        passage_tokens=scores.passage_tokens,
+        total_tokens=scores.prompt_tokens + scores.passage_tokens,
+    )
+
+
+def meta_of(scores: Scores, context: RequestContext) -> Meta:
+    """What made the answer, and what it lacks."""
+    return Meta(
+        index_version=context.served.version,
+        query_truncated=scores.query_truncated,
+        truncated=scores.truncated,
+        missing=scores.missing,
+        damaged=[record.doc_id for record in scores.damaged],
+        timings_ms=context.finished(),
+    )

@@ -1,0 +1,134 @@
+"""`POST /rerank`, in the native dialect, as the bare array that `texts` get, and as Infinity has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from kalm_cache.errors import DamagedRecordError
+from kalm_cache.scoring.ranking import best_first
+from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
+from query_service.api.request_values import check_count, document_of, passage_of, prompt_of, scoring_options
+from query_service.api.requests import Document, ItemId, RerankRequest
+from query_service.api.responses import (
+    DocumentText,
+    InfinityResponse,
+    InfinityResult,
+    RerankResponse,
+    RerankResult,
+    TextResult,
+)
+from query_service.engine.request_context import RequestContext
+from query_service.engine.scoring import AnyPassage, Score, Scores, StoredPassage, score_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One passage of a request, and the names that its result gets: the table in `responses.py` has the rule."""
+
+    passage: AnyPassage
+    doc_id: ItemId | None
+    id: ItemId | None = None
+
+
+async def answer_rerank(request: RerankRequest, context: RequestContext) -> RerankResponse | list[TextResult]:
+    """Stored or raw passages by falling margin; equal margins keep their order. `texts` get a bare array.
+
+    Damaged ones are left out, and named.
+
+    Raises:
+        TooManyError: more documents than the service takes.
+        EncoderOffError, UnknownIdError, UsageError: as `score_pairs`.
+        DamagedRecordError: a damaged passage, where the answer is a bare array.
+    """
+    items, scores = await _score(request, context)
+    if request.texts is not None:
+        scores.require_valid()  # their clients count the elements of the array
+    scored = {i: score for i, score in enumerate(scores.scores) if score is not None}
+    positions = list(scored)
+    best = best_first([score.margin for score in scored.values()], request.limit)
+    order = [positions[place] for place in best]
+    texts: list[str | None] = [None] * len(order)
+    if request.return_documents or request.return_text:
+        texts = await context.read("read", lambda: _texts([items[i].passage for i in order], context))
+    results = [_result(i, items[i], scored[i], text, request) for i, text in zip(order, texts, strict=True)]
+    if request.texts is not None:
+        return [_text_result(result) for result in results]
+    return RerankResponse(
+        id=f"rerank-{uuid4().hex}",
+        created=int(time.time()),
+        model=context.model,
+        results=results,
+        usage=usage_of(scores),
+        meta=meta_of(scores, context),
+    )
+
+
+async def answer_infinity_rerank(request: RerankRequest, context: RequestContext) -> InfinityResponse:
+    """As `answer_rerank`, with documents as plain strings, as Infinity has them."""
+    answer = await answer_rerank(
+        request.model_copy(update={"documents": request.texts or request.documents, "texts": None}), context
+    )
+    assert isinstance(answer, RerankResponse)
+    results = [
+        InfinityResult(
+            **result.model_dump(exclude={"document"}),
+            document=None if result.document is None else result.document.text,
+        )
+        for result in answer.results
+    ]
+    return InfinityResponse(**answer.model_dump(exclude={"results"}), results=results)
+
+
+async def _score(request: RerankRequest, context: RequestContext) -> tuple[list[_Item], Scores]:
+    items = _items(request)
+    check_count(len(items), "documents", context)
+    only_ids = request.ids is not None and request.documents is None
+    options = scoring_options(request, on_missing="error" if only_ids else "encode")
+    prompt = prompt_of(request.query, request.instruction, context.settings)
+    return items, await score_pairs(context, [prompt] * len(items), [item.passage for item in items], options)
+
+
+def _items(request: RerankRequest) -> list[_Item]:
+    documents = request.documents if request.texts is None else request.texts
+    given = [document_of(document) for document in documents or []]
+    if request.ids is None:
+        return [_item(document) for document in given]
+    texts: Sequence[str | None] = [document.text for document in given] or [None] * len(request.ids)
+    return [_Item(StoredPassage(doc_id, text), doc_id) for doc_id, text in zip(request.ids, texts, strict=True)]
+
+
+def _item(document: Document) -> _Item:
+    doc_id = document.stored_id if document.doc_id is None else document.doc_id
+    return _Item(passage_of(document), doc_id, document.id)
+
+
+def _result(index: int, item: _Item, score: Score, text: str | None, request: RerankRequest) -> RerankResult:
+    value = value_of(score, request)
+    return RerankResult(
+        index=index,
+        relevance_score=value,
+        score=value,
+        doc_id=item.doc_id,
+        id=item.id,
+        margin=margin_of(score, request),
+        cache=score.cache,
+        document=None if text is None else DocumentText(text=text),
+    )
+
+
+def _text_result(result: RerankResult) -> TextResult:
+    text = None if result.document is None else result.document.text
+    return TextResult(**result.model_dump(include={"index", "score", "doc_id", "id", "margin"}), text=text)
+
+
+def _texts(passages: Sequence[AnyPassage], context: RequestContext) -> list[str | None]:
+    """The text of each passage; `None` where the index keeps none, or a damaged one."""
+    to_read = [passage for passage in passages if isinstance(passage, StoredPassage) and passage.text is None]
+    stored: dict[AnyPassage, str | DamagedRecordError | None] = dict(
+        zip(to_read, context.index.find_texts([passage.doc_id for passage in to_read]), strict=True)
+    )
+    texts = [stored.get(passage, passage.text) for passage in passages]
+    return [text if isinstance(text, str) else None for text in texts]

@@ -1,0 +1,79 @@
+"""`POST /score`: pairs in the order given, as `pairs` or as two columns."""
+
+from __future__ import annotations
+
+import time
+from uuid import uuid4
+
+from kalm_cache.passage import OnMissing
+from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
+from query_service.api.request_values import check_count, document_of, passage_of, prompt_of, scoring_options
+from query_service.api.requests import ScorePair, ScoreRequest
+from query_service.api.responses import PairResult, PairsResponse, ScoreData, ScoreResponse
+from query_service.engine.request_context import RequestContext
+from query_service.engine.scoring import AnyPassage, Score, StoredPassage, score_pairs
+
+
+async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsResponse | ScoreResponse:
+    """The score of each pair, in the dialect that the pairs came in.
+
+    Raises:
+        TooManyError: more pairs than the service takes.
+        EncoderOffError, UnknownIdError, UsageError: as `score_pairs`.
+        DamagedRecordError: a damaged passage.
+    """
+    if request.pairs is not None:
+        return await _answer_pairs(request, request.pairs, context)
+    return await _answer_columns(request, context)
+
+
+async def _answer_columns(request: ScoreRequest, context: RequestContext) -> ScoreResponse:
+    queries, documents = request.columns()
+    if len(queries) == 1:
+        queries = queries * len(documents)
+    check_count(len(documents), "documents", context)
+    prompts = [prompt_of(query, request.instruction, context.settings) for query in queries]
+    passages = [passage_of(document_of(document)) for document in documents]
+    scores = await score_pairs(context, prompts, passages, scoring_options(request, on_missing="encode"))
+    return ScoreResponse(
+        id=f"score-{uuid4().hex}",
+        created=int(time.time()),
+        model=context.model,
+        data=[
+            ScoreData(index=i, score=value_of(score, request), margin=margin_of(score, request))
+            for i, score in enumerate(scores.require_valid())
+        ],
+        usage=usage_of(scores),
+        meta=meta_of(scores, context),
+    )
+
+
+async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: RequestContext) -> PairsResponse:
+    check_count(len(pairs), "pairs", context)
+    prompts = [prompt_of(pair.query, request.instruction, context.settings) for pair in pairs]
+    default: OnMissing = "error" if any(pair.document is None for pair in pairs) else "encode"
+    options = scoring_options(request, on_missing=default)
+    scores = await score_pairs(context, prompts, [_passage(pair) for pair in pairs], options)
+    results = [
+        _pair_result(i, pair, score, request)
+        for i, (pair, score) in enumerate(zip(pairs, scores.require_valid(), strict=True))
+    ]
+    return PairsResponse(model=context.model, results=results, usage=usage_of(scores), meta=meta_of(scores, context))
+
+
+def _passage(pair: ScorePair) -> AnyPassage:
+    if pair.document is not None:
+        return passage_of(document_of(pair.document))
+    return StoredPassage(str(pair.doc_id))
+
+
+def _pair_result(index: int, pair: ScorePair, score: Score, request: ScoreRequest) -> PairResult:
+    passage = _passage(pair)
+    return PairResult(
+        index=index,
+        label=pair.id if pair.label is None else pair.label,
+        id=pair.id,
+        doc_id=passage.doc_id if isinstance(passage, StoredPassage) else None,
+        score=value_of(score, request),
+        margin=margin_of(score, request),
+    )

@@ -1,0 +1,49 @@
+"""`POST /search`: first stage and cached rerank of one query, in a time budget where one is given."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from kalm_cache.first_stage import Mode
+from kalm_cache.scoring.pipeline import rerank
+from query_service.api.request_values import check_count, prompt_of
+from query_service.api.requests import SearchRequest
+from query_service.api.responses import Plan, SearchHit, SearchResponse
+from query_service.engine.budget import TimeBudget
+from query_service.engine.request_context import RequestContext
+
+
+async def answer_search(request: SearchRequest, context: RequestContext) -> SearchResponse:
+    """The best passages of the index for a query.
+
+    Raises:
+        TooManyError: more candidates than the service reranks.
+        UsageError: a first stage that was not built; a chunk size that is no multiple of the stored one.
+    """
+    settings, index = context.settings, context.index
+    k = settings.k if request.k is None else request.k
+    check_count(k, "candidates", context)
+    mode: Mode | None = request.first_stage or settings.first_stage
+    weight = settings.first_stage_weight if request.first_stage_weight is None else request.first_stage_weight
+    top_n = (settings.top_n if request.top_n is None else request.top_n) or None
+    budget = None if request.budget_ms is None else TimeBudget(context, request.budget_ms)
+
+    shortlist = await context.read("first_stage", lambda: index.find(request.query, k, mode))
+    reranked = await rerank(
+        context,
+        index,
+        prompt_of(request.query, request.instruction, settings),
+        shortlist,
+        index.rerank_options(request.chunk_size, top_n, with_text=request.return_documents, first_stage_weight=weight),
+        budget.shorten if budget else None,
+    )
+    context.counts.queries_cut += reranked.query_truncated
+    return SearchResponse(
+        query=request.query,
+        query_truncated=reranked.query_truncated,
+        results=[SearchHit(**asdict(result)) for result in reranked.results],
+        timings_ms=context.finished(),
+        index_version=context.served.version,
+        damaged=reranked.damaged,
+        plan=Plan(**asdict(budget.plan)) if budget and budget.plan else None,
+    )
