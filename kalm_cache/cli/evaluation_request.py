@@ -137,7 +137,9 @@ def _load(source: CollectionConfig, data: Path, split: str) -> Iterator[Collecti
 
 def _weights(value: str | None, found: EvalConfig | None, settings: Settings) -> tuple[float, ...]:
     """Of the flag, or else of the file, or else of the settings; 0 is always measured and left out here."""
-    given: Sequence[float] = (found.first_stage_weights if found else None) or [settings.first_stage_weight]
+    given: Sequence[float] = (found.first_stage_weights if found else None) or [
+        settings.first_stage_weight_for(settings.model)
+    ]
     if value is not None:
         try:
             given = [float(part) for part in value.split(",")]

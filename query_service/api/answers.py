@@ -56,7 +56,9 @@ async def answer_search(request: SearchRequest, work: RequestContext) -> SearchR
     instruction = settings.instruction if request.instruction is None else request.instruction
     top_n = settings.top_n if request.top_n is None else request.top_n
     k = settings.k if request.k is None else request.k
-    weight = settings.first_stage_weight if request.first_stage_weight is None else request.first_stage_weight
+    weight = request.first_stage_weight
+    if weight is None:
+        weight = settings.first_stage_weight_for(index.generation.manifest.model)
     _check_count(k, "candidates", work)
     mode: Mode | None = request.first_stage or settings.first_stage
     found = await work.read("first_stage", lambda: index.find(request.query, k, mode))

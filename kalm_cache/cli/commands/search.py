@@ -57,7 +57,7 @@ def search(
                 k=settings.k,
                 top_n=settings.top_n,
                 first_stage=settings.first_stage,
-                first_stage_weight=settings.first_stage_weight,
+                first_stage_weight=settings.first_stage_weight_for(passages.generation.manifest.model),
                 instruction=settings.instruction,
                 system_instruction=settings.system_instruction,
             )

@@ -15,8 +15,11 @@ ANALYSIS = "english-snowball-cjk-bigrams-1"  # stored beside an index; change it
 
 # Lucene's: `EnglishAnalyzer.ENGLISH_STOP_WORDS_SET` (Apache-2.0), which bm25s (MIT) ships as `STOPWORDS_EN`
 STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
+    (
+        *("a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not"),
+        *("of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was"),
+        *("will", "with"),
+    )
 )
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Han: written without spaces
 _MARKS = "\u0300-\u036f\u0900-\u0963\u0966-\u0dff"  # diacritics; Indic vowel signs (no \w), without the danda
