@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from kalm_cache.errors import UsageError
+from kalm_cache.model.checkpoint import ALIASES
 from kalm_cache.settings import Settings, load_settings, source_of
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MODEL_FILES = sorted(path for path in CONFIGS.glob("*.toml") if path.stem != "base")
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +166,33 @@ def test_source_of_names_the_variable_the_file_or_the_default(config: Path, monk
         str(config),
         "default",
     ]
+
+
+def test_the_base_file_lists_every_setting_with_its_default():
+    lines = (CONFIGS / "base.toml").read_text("utf-8").splitlines()
+    shown = {line.removeprefix("# ").split(" = ")[0] for line in lines if " = " in line}
+    assert shown >= set(Settings.model_fields)
+    values = tomllib.loads("\n".join(lines))
+    assert values == {name: getattr(Settings(), name) for name in values}
+    without_value = {"first_stage", "first_stage_weight", "api_keys_file", "admin_keys_file"}
+    assert set(Settings.model_fields) - set(values) == without_value | {"api_keys", "admin_keys"}  # None, or secret
+
+
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda path: path.stem)
+def test_a_models_file_loads_alone_and_holds_only_its_name_and_what_differs_from_the_defaults(file: Path):
+    settings, defaults = load_settings(file), Settings()
+    assert settings.model == file.stem
+    same = {name for name in settings.model_fields_set if getattr(settings, name) == getattr(defaults, name)}
+    assert same <= {"model"}
+
+
+def test_there_is_a_file_for_every_model_that_has_an_alias():
+    assert {file.stem for file in MODEL_FILES} == {"tiny", *ALIASES}
+
+
+@pytest.mark.parametrize(("model", "weight"), [("tiny", 1.0), ("nano", 0.0), ("/models/tiny", 0.0)])
+def test_the_first_stages_weight_that_is_left_out_is_the_models_own(model: str, weight: float):
+    assert load_settings().first_stage_weight_for(model) == weight
+    assert load_settings(CONFIGS / "base.toml").first_stage_weight_for(model) == weight
+    assert load_settings(first_stage_weight=0.5).first_stage_weight_for(model) == 0.5
+    assert load_settings(first_stage_weight=0.0).first_stage_weight_for(model) == 0.0

@@ -11,8 +11,11 @@ from kalm_cache.cli.commands.demo import demo
 from kalm_cache.cli.commands.doctor import doctor
 from kalm_cache.cli.commands.evaluate import evaluate
 from kalm_cache.cli.commands.index import index
-from kalm_cache.cli.commands.search import rerank, search, serve
+from kalm_cache.cli.commands.rerank import rerank
+from kalm_cache.cli.commands.search import search
+from kalm_cache.cli.commands.serve import serve
 from kalm_cache.cli.commands.upkeep import gc, rollback, stats, verify
+from kalm_cache.cli.option_groups import with_flags
 from kalm_cache.cli.output import start_logging
 
 app = typer.Typer(
@@ -36,8 +39,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 for _command in (index, reindex, add, delete, search, rerank, serve, client, stats, verify, rollback, gc, doctor, demo):
-    app.command()(_command)
-app.command("eval")(evaluate)
+    app.command()(with_flags(_command))
+app.command("eval")(with_flags(evaluate))
 app.add_typer(config_app, name="config")
 
 

@@ -1,4 +1,4 @@
-"""What `kalm-cache eval` was asked for, from flags and an evaluation's file: collections, plan, settings."""
+"""What `kalm-cache eval` measures, from flags and an evaluation's file: collections, plan, settings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kalm_cache.cli.options import settings_from
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
+    from kalm_cache.cli.evaluation_options import CollectionOptions, PlanOptions
     from kalm_cache.evaluation.collections.collection import Collection
     from kalm_cache.evaluation.config import CollectionConfig, EvalConfig
     from kalm_cache.evaluation.study import Plan
+    from kalm_cache.first_stage import Mode
     from kalm_cache.settings import Settings
 
 
@@ -40,11 +43,10 @@ class Request:
         """The collections, each loaded when it is asked for. Raises as their loaders do."""
         for source in self.sources:
             for collection in _load(source, self.data, self.split):
-                own = source.instruction or collection.instruction
-                yield replace(collection, instruction=own)
+                yield replace(collection, instruction=source.instruction or collection.instruction)
 
     def run_of(self, collection: Collection) -> Path | None:
-        """The TREC run that has this collection's candidates. Raises `UsageError` when a folder has none for it."""
+        """The TREC run that has this collection's candidates. Raises `UsageError` for a folder without one."""
         if self.run is None or not self.run.is_dir():
             return self.run
         for name in (collection.task.name, f"{collection.task.name}-{collection.task.split}"):
@@ -55,69 +57,82 @@ class Request:
 
 
 def read_request(
-    *,
-    config: Path | None,
-    beir: Sequence[Path],
-    ir_datasets: Sequence[str],
-    mteb_tasks: Sequence[str],
-    data: Path,
-    split: str,
-    run: Path | None,
-    chunk_sizes: str | None,
-    codecs: str | None,
-    first_stages: bool,
-    dense: Sequence[str],
-    bi_encoders: Sequence[str],
-    first_stage_weights: str | None,
-    max_queries: int | None,
-    flags: dict[str, Any],
+    collections: CollectionOptions, plan: PlanOptions, *settings: Any, every_first_stage: bool = False
 ) -> Request:
-    """Put flags, file and settings together. `first_stages`: measure every mode of the first stage.
+    """Put flags, the file of `--config` and settings together.
+
+    Args:
+        collections: what to evaluate; its `config` is an evaluation's file, or one of settings.
+        plan: what to measure; its values come before those of the file.
+        settings: further groups, whose fields are settings.
+        every_first_stage: measure each mode of the first stage.
 
     Raises:
         UsageError: nothing to evaluate, or a value that cannot be served.
     """
-    from kalm_cache.evaluation.config import CollectionConfig, load_eval_config
-    from kalm_cache.evaluation.points import Point
-    from kalm_cache.evaluation.study import Plan
-    from kalm_cache.settings import load_settings
+    from kalm_cache.evaluation.config import load_eval_config
 
-    found = load_eval_config(config) if config is not None and config.is_file() else None
-    given = [CollectionConfig(beir=str(folder.absolute())) for folder in beir]
-    given += [CollectionConfig(ir_dataset=name) for name in ir_datasets]
-    given += [CollectionConfig(mteb=name) for name in mteb_tasks]
-    sources = given or (list(found.collections) if found else [])
-    if not sources:
+    path = collections.config
+    file = load_eval_config(path) if path is not None and path.is_file() else None
+    loaded = settings_from(
+        _settings_file(path, file),
+        *settings,
+        k=file.k if file and plan.k is None else plan.k,
+        first_stage=file.first_stage if file and plan.first_stage is None else plan.first_stage,
+        instruction=plan.instruction,
+    )
+    return Request(
+        sources=_sources(collections, file),
+        plan=_plan(plan, file, loaded, every_first_stage),
+        settings=loaded,
+        data=collections.data,
+        split=collections.split,
+        run=plan.run,
+    )
+
+
+def _settings_file(config: Path | None, file: EvalConfig | None) -> Path | None:
+    if config is None or file is None:
+        return config
+    return config.parent / file.settings if file.settings else None
+
+
+def _sources(given: CollectionOptions, file: EvalConfig | None) -> list[CollectionConfig]:
+    """The collections of the flags, or else of the file."""
+    from kalm_cache.evaluation.config import CollectionConfig
+
+    sources = [CollectionConfig(beir=str(folder.absolute())) for folder in given.beir or []]
+    sources += [CollectionConfig(ir_dataset=name) for name in given.ir_dataset or []]
+    sources += [CollectionConfig(mteb=name) for name in given.mteb_task or []]
+    if not sources and file is None:
         raise UsageError(
             "nothing to evaluate: give --beir, --ir-dataset, --mteb-task, or --config configs/eval/NAME.toml"
         )
-    own = {"k": found.k, "first_stage": found.first_stage} if found else {}
-    settings = load_settings(
-        _settings_file(config, found),
-        **{name: own.get(name) if value is None else value for name, value in flags.items()},
+    return sources or (list(file.collections) if file else [])
+
+
+def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every_first_stage: bool) -> Plan:
+    """What is asked of each collection: by the flags, or else by the file, or else by the settings."""
+    from kalm_cache.evaluation.points import Point
+    from kalm_cache.evaluation.study import Plan
+
+    chunk_sizes = _chunk_sizes(given.chunk_size) or (file.chunk_sizes if file else None) or [settings.chunk_size]
+    codecs: Sequence[str | None] = (
+        (given.codecs.split(",") if given.codecs else None) or (file.codecs if file else None) or [None]
     )
-    sizes = _chunk_sizes(chunk_sizes) or (found.chunk_sizes if found else None) or [settings.chunk_size]
-    names: Sequence[str | None] = (codecs.split(",") if codecs else found.codecs if found else None) or [None]
-    points = [Point(chunk_size, codec) for codec in names for chunk_size in sizes]
-    plan = Plan(
-        points=tuple(dict.fromkeys(points)),
+    modes: tuple[Mode, ...] = ("dense", "bm25", "fused") if settings.bm25 else ("dense",)
+    return Plan(
+        points=tuple(dict.fromkeys(Point(chunk_size, codec) for codec in codecs for chunk_size in chunk_sizes)),
         k=settings.k,
         first_stage=settings.first_stage,
-        compared=(("dense", "bm25", "fused") if settings.bm25 else ("dense",)) if first_stages else (),
-        dense=tuple(dense or (found.dense if found else ())),
-        bi_encoders=tuple(bi_encoders or (found.bi_encoders if found else ())),
-        first_stage_weights=_weights(first_stage_weights, found, settings),
-        max_queries=max_queries or (found.max_queries if found else None),
+        compared=modes if every_first_stage else (),
+        dense=tuple(given.dense or (file.dense if file else ())),
+        bi_encoders=tuple(given.bi_encoder or (file.bi_encoders if file else ())),
+        first_stage_weights=_weights(given.first_stage_weights, file, settings),
+        max_queries=given.max_queries or (file.max_queries if file else None),
         instruction=settings.instruction if "instruction" in settings.model_fields_set else None,
         system_instruction=settings.system_instruction,
     )
-    return Request(sources, plan, settings, data, split, run)
-
-
-def _settings_file(config: Path | None, found: EvalConfig | None) -> Path | None:
-    if config is None or found is None:
-        return config
-    return config.parent / found.settings if found.settings else None
 
 
 def _load(source: CollectionConfig, data: Path, split: str) -> Iterator[Collection]:
@@ -135,26 +150,27 @@ def _load(source: CollectionConfig, data: Path, split: str) -> Iterator[Collecti
         yield from load_mteb(source.mteb or "", source.subsets)
 
 
-def _weights(value: str | None, found: EvalConfig | None, settings: Settings) -> tuple[float, ...]:
-    """Of the flag, or else of the file, or else of the settings; 0 is always measured and left out here."""
-    given: Sequence[float] = (found.first_stage_weights if found else None) or [settings.first_stage_weight]
-    if value is not None:
+def _weights(flag: str | None, file: EvalConfig | None, settings: Settings) -> tuple[float, ...]:
+    """Of the flag, or else of the file, or else of the model. 0 is always measured, and left out here."""
+    default = settings.first_stage_weight_for(settings.model)
+    weights: Sequence[float] = (file.first_stage_weights if file else None) or [default]
+    if flag is not None:
         try:
-            given = [float(part) for part in value.split(",")]
+            weights = [float(part) for part in flag.split(",")]
         except ValueError as exc:
-            raise UsageError(f"--first-stage-weights {value}: give numbers, as 1 or 0.5,1,2") from exc
-    if not all(0 <= one < math.inf for one in given):
-        raise UsageError(f"--first-stage-weights {value}: a weight is a number of 0 or more")
-    return tuple(dict.fromkeys(one for one in given if one))
+            raise UsageError(f"--first-stage-weights {flag}: give numbers, as 1 or 0.5,1,2") from exc
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise UsageError(f"--first-stage-weights {flag}: a weight is a number of 0 or more")
+    return tuple(dict.fromkeys(weight for weight in weights if weight))
 
 
-def _chunk_sizes(value: str | None) -> list[int]:
-    if value is None:
+def _chunk_sizes(flag: str | None) -> list[int]:
+    if flag is None:
         return []
     try:
-        chunk_sizes = [int(part) for part in value.split(",")]
+        chunk_sizes = [int(part) for part in flag.split(",")]
     except ValueError as exc:
-        raise UsageError(f"--chunk-size {value}: give whole numbers, as 4 or 4,16") from exc
+        raise UsageError(f"--chunk-size {flag}: give whole numbers, as 4 or 4,16") from exc
     if min(chunk_sizes) < 1:
-        raise UsageError(f"--chunk-size {value}: a chunk size is 1 or more")
+        raise UsageError(f"--chunk-size {flag}: a chunk size is 1 or more")
     return chunk_sizes

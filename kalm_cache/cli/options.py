@@ -1,33 +1,66 @@
-"""Options that several commands share. A flag that is not given is `None`, so that environment and file can speak."""
+"""Options that several commands share. A flag that is not given is `None`, and the next source decides."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+if TYPE_CHECKING:
+    from kalm_cache.settings import Settings
+
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
 IndexFolder = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
-Model = Annotated[str | None, typer.Option("--model", help="tiny, nano, small, large, …-r2, a folder, or a hub id.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
-DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16|bf16, float16|fp16, float32|fp32, int8.")]
 Codec = Annotated[
     str | None, typer.Option("--codec", help="How states are stored: fp32, bf16, fp16, int8, int4, int3, int2; +zstdN.")
 ]
-DenseIndex = Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")]
-Corpus = Annotated[str, typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, or -.")]
-ErrorsFile = Annotated[Path | None, typer.Option("--errors", help="Write rejected lines to this file.")]
 ChunkSize = Annotated[int | None, typer.Option("--chunk-size", help="Pooling ratio r; reading: a multiple of r.")]
-MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens of a passage that count.")]
-QueryMaxLength = Annotated[int | None, typer.Option("--query-max-length", help="Tokens of a query that count.")]
 Embedder = Annotated[str | None, typer.Option("--embedder", help="static, or a model2vec/sentence-transformers one.")]
 BatchTokens = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens encoded together.")]
 Instruction = Annotated[str | None, typer.Option("--instruction", help="What the query asks for.")]
 FirstStageMode = Annotated[str | None, typer.Option("--first-stage", help="dense, bm25 or fused.")]
-FirstStageWeight = Annotated[
-    float | None,
-    typer.Option("--first-stage-weight", help="Order by margin + this x the first stage's z-score; 0: margin."),
-]
 Candidates = Annotated[int | None, typer.Option("--k", help="Candidates that are reranked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; logs stay on stderr.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model runs, and where."""
+
+    panel: ClassVar = "Model"
+    model: Annotated[
+        str | None, typer.Option("--model", help="tiny, nano, small, large, …-r2, a folder, or a hub id.")
+    ] = None
+    device: Device = None
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="auto, bfloat16|bf16, float16|fp16, float32|fp32, int8.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingOptions:
+    """What of a passage is encoded, stored and searched."""
+
+    panel: ClassVar = "Encoding"
+    codec: Codec = None
+    chunk_size: ChunkSize = None
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens of a passage that count.")] = None
+    embedder: Embedder = None
+    dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
+    batch_tokens: BatchTokens = None
+
+
+def settings_from(config: Path | None, *groups: Any, **flags: Any) -> Settings:
+    """Settings from `--config`, groups whose fields are named like settings, further flags, and the environment.
+
+    Raises:
+        UsageError: the file cannot be read, or a value does not fit.
+    """
+    from kalm_cache.settings import load_settings
+
+    for group in groups:
+        flags |= asdict(group)
+    return load_settings(config, **flags)

@@ -1,4 +1,4 @@
-"""What commands share towards the person at the terminal: exit codes, logs on stderr, data on stdout."""
+"""What a command shows: exit codes, logs on stderr, data on stdout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -20,7 +21,7 @@ EXIT_INTERRUPTED = 130
 
 
 def start_logging() -> None:
-    """Our own log lines on stderr; what libraries log stays off, but for Python's last resort: their warnings."""
+    """Log lines of our packages on stderr. Libraries keep Python's default: their warnings alone."""
     handler = StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for package in ("kalm_cache", "indexer", "query_service"):
@@ -37,7 +38,7 @@ def exit_codes(resumable: bool = False) -> Iterator[None]:
     except KalmCacheError as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(exc.exit_code) from exc
-    except OSError as exc:  # a full disk, a missing permission: what no part could say more of
+    except OSError as exc:  # a full disk or a missing permission: the system's message says all there is
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(1) from exc
     except KeyboardInterrupt as exc:
@@ -51,8 +52,16 @@ def print_json(data: Any) -> None:
 
 
 def stdout_console() -> Console:
-    """Where tables for people go."""
+    """Where tables and lines for people go."""
     return Console(highlight=False)
+
+
+def print_report(report: Any, in_words: str, as_json: bool) -> None:
+    """A dataclass on stdout: in words, or as JSON."""
+    if as_json:
+        print_json(asdict(report))
+    else:
+        stdout_console().print(in_words, soft_wrap=True)
 
 
 def human_bytes(count: float) -> str:

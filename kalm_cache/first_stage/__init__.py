@@ -1,6 +1,6 @@
 """The first stage: from a query to candidate document numbers, by FAISS, by BM25, or by both.
 
-Importing this package imports none of faiss, bm25s, model2vec and sentence-transformers: they load on first use.
+Importing this package imports none of faiss, PyStemmer, model2vec and sentence-transformers: they load on first use.
 """
 
 from kalm_cache.first_stage.bm25.bm25_index import BM25Index, Taken

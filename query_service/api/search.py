@@ -24,7 +24,9 @@ async def answer_search(request: SearchRequest, context: RequestContext) -> Sear
     k = settings.k if request.k is None else request.k
     check_count(k, "candidates", context)
     mode: Mode | None = request.first_stage or settings.first_stage
-    weight = settings.first_stage_weight if request.first_stage_weight is None else request.first_stage_weight
+    weight = request.first_stage_weight
+    if weight is None:
+        weight = settings.first_stage_weight_for(index.generation.manifest.model)
     top_n = (settings.top_n if request.top_n is None else request.top_n) or None
     budget = None if request.budget_ms is None else TimeBudget(context, request.budget_ms)
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.reranker import KaLMReranker
+from kalm_cache.settings import FIRST_STAGE_WEIGHTS
 from tests.checkpoints import make_checkpoint
 from tests.cli.conftest import PASSAGES, Run
 
@@ -111,13 +113,12 @@ def test_config_show_prints_a_file_that_gives_the_same_settings(run: Run, tmp_pa
     assert run("config", "show", "--config", file).stdout == file.read_text("utf-8")
 
 
-@pytest.mark.parametrize("config", sorted(Path("configs").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_bundled_config_is_valid_and_complete(run: Run, config: Path) -> None:
-    import tomllib
-
-    from kalm_cache.settings import Settings
-
-    assert run("config", "show", "--config", config).exit_code == 0
-    keys = set(tomllib.loads(config.read_text("utf-8")))
-    commented_out = {"first_stage", "api_keys", "api_keys_file", "admin_keys", "admin_keys_file"}  # no value, or secret
-    assert set(Settings.model_fields) - keys == commented_out
+@pytest.mark.parametrize(("flags", "weight"), [((), 1.0), (("--first-stage-weight", 0), 0.0)])
+def test_search_orders_by_the_first_stages_weight_of_the_indexs_model(
+    run: Run, index: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...], weight: float
+) -> None:
+    with PassageIndex.open(index) as passages:
+        monkeypatch.setitem(FIRST_STAGE_WEIGHTS, passages.generation.manifest.model, 1.0)
+        expected = passages.search(QUERY, first_stage_weight=weight).results
+    results = json.loads(run("search", QUERY, "--index", index, *flags, "--json").stdout)["results"]
+    assert [one["doc_id"] for one in results] == [one.doc_id for one in expected]

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kalm_cache.cli import options as opt
-from kalm_cache.cli.commands.index import check_errors_file, warn
-from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_json, stdout_console
+from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects
+from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
     from indexer.change.delta import AddReport, DeleteReport
     from indexer.change.reindex import ReindexReport
+    from kalm_cache.settings import Settings
 
 
 def reindex(
-    corpus: opt.Corpus,
+    source: CorpusOptions,
     index: opt.IndexFolder,
+    model: opt.ModelOptions,
+    encoding: opt.EncodingOptions,
     config: opt.ConfigFile = None,
-    model: opt.Model = None,
-    device: opt.Device = None,
-    dtype: opt.DType = None,
-    codec: opt.Codec = None,
-    chunk_size: opt.ChunkSize = None,
-    max_length: opt.MaxLength = None,
-    embedder: opt.Embedder = None,
-    dense_index: opt.DenseIndex = None,
-    batch_tokens: opt.BatchTokens = None,
     store_text: Annotated[bool | None, typer.Option("--text/--no-text", help="Keep the passages' text.")] = None,
     delete_missing: Annotated[
         bool, typer.Option("--delete-missing/--keep-missing", help="What becomes of passages that CORPUS has not.")
     ] = True,
-    errors: opt.ErrorsFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     json: opt.AsJson = False,
 ) -> None:
@@ -46,62 +37,45 @@ def reindex(
     Settings that are not given are those of the index. Interrupted, it goes on where it stopped when run again. Exit
     code 3 when lines were rejected.
     """
-    from kalm_cache.settings import load_settings
-
     with exit_codes(resumable=True):
-        from indexer.change.reindex import plan_reindex, run_reindex
-        from indexer.corpus import read_corpus
-        from indexer.corpus.rejects import ErrorsFile
-        from indexer.models import load_encoders, settings_from_manifest
-        from kalm_cache.generations.generation import open_current
-
-        said = load_settings(
-            config,
-            model=model,
-            device=device,
-            dtype=dtype,
-            codec=codec,
-            chunk_size=chunk_size,
-            max_length=max_length,
-            embedder=embedder,
-            dense_index=dense_index,
-            batch_tokens=batch_tokens,
-            store_text=store_text,
-        )
-        check_errors_file(errors, corpus)
-        lines = read_corpus(corpus, stdin=sys.stdin.buffer)  # first: a wrong path should not cost a model's loading
-        settings = settings_from_manifest(open_current(index).manifest, said)
-        encoders = load_encoders(settings)
-        with ErrorsFile(errors) as rejects:
-            if dry_run:
-                report = plan_reindex(lines, index, encoders, keep_missing=not delete_missing, on_reject=rejects.add)
-            else:
-                total = None if corpus == "-" else sum(1 for _ in read_corpus(corpus))
-                with show_progress(total) as on_progress:
-                    report = run_reindex(
-                        lines,
-                        index,
-                        settings,
-                        encoders,
-                        keep_missing=not delete_missing,
-                        on_reject=rejects.add,
-                        on_progress=on_progress,
-                    )
-        warn(rejects, 0, settings)
-    if json:
-        print_json(dataclasses.asdict(report))
-    else:
-        stdout_console().print(_reindexed(report), soft_wrap=True)
+        overrides = opt.settings_from(config, model, encoding, store_text=store_text)
+        report = _reindex(source, index, overrides, keep_missing=not delete_missing, dry_run=dry_run)
+    print_report(report, _reindexed(report), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
 
 
+def _reindex(
+    source: CorpusOptions, index: Path, overrides: Settings, *, keep_missing: bool, dry_run: bool
+) -> ReindexReport:
+    from indexer.change.reindex import plan_reindex, run_reindex
+    from indexer.corpus.rejects import ErrorsFile
+    from indexer.models import load_encoders, settings_from_manifest
+    from kalm_cache.generations.generation import open_current
+
+    lines = source.lines()
+    settings = settings_from_manifest(open_current(index).manifest, overrides)
+    encoders = load_encoders(settings)
+    with ErrorsFile(source.errors) as rejects:
+        if dry_run:
+            report = plan_reindex(lines, index, encoders, keep_missing=keep_missing, on_reject=rejects.add)
+        else:
+            with show_progress(source.count()) as on_progress:
+                report = run_reindex(
+                    *(lines, index, settings, encoders),
+                    keep_missing=keep_missing,
+                    on_reject=rejects.add,
+                    on_progress=on_progress,
+                )
+    warn_of_rejects(rejects)
+    return report
+
+
 def add(
-    corpus: opt.Corpus,
+    source: CorpusOptions,
     index: opt.IndexFolder,
     device: opt.Device = None,
     batch_tokens: opt.BatchTokens = None,
-    errors: opt.ErrorsFile = None,
     json: opt.AsJson = False,
 ) -> None:
     """Add passages to an index, or replace those whose texts changed, without touching the others.
@@ -109,29 +83,25 @@ def add(
     They are encoded as the index was, and are there for whoever opens it next. Interrupted, it goes on where it
     stopped when run again. Exit code 3 when lines were rejected.
     """
-    from kalm_cache.settings import load_settings
-
     with exit_codes(resumable=True):
-        from indexer.change.delta import add_passages
-        from indexer.corpus import read_corpus
-        from indexer.corpus.rejects import ErrorsFile
-        from indexer.models import load_encoders_of
-        from kalm_cache.generations.generation import open_current
-
-        said = load_settings(device=device, batch_tokens=batch_tokens)
-        check_errors_file(errors, corpus)
-        lines = read_corpus(corpus, stdin=sys.stdin.buffer)
-        settings, encoders = load_encoders_of(open_current(index).manifest, said)
-        total = None if corpus == "-" else sum(1 for _ in read_corpus(corpus))
-        with ErrorsFile(errors) as rejects, show_progress(total) as on_progress:
-            report = add_passages(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
-        warn(rejects, 0, settings)
-    if json:
-        print_json(dataclasses.asdict(report))
-    else:
-        stdout_console().print(_added(report), soft_wrap=True)
+        report = _add(source, index, opt.settings_from(None, device=device, batch_tokens=batch_tokens))
+    print_report(report, _added(report), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
+
+
+def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
+    from indexer.change.delta import add_passages
+    from indexer.corpus.rejects import ErrorsFile
+    from indexer.models import load_encoders_of
+    from kalm_cache.generations.generation import open_current
+
+    lines = source.lines()
+    settings, encoders = load_encoders_of(open_current(index).manifest, overrides)
+    with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
+        report = add_passages(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
+    warn_of_rejects(rejects)
+    return report
 
 
 def delete(
@@ -147,14 +117,11 @@ def delete(
     with exit_codes():
         from indexer.change.delta import delete_passages
 
-        wanted = [*(ids or []), *_ids_in(ids_file)]
-        if not wanted:
+        doc_ids = [*(ids or []), *_ids_in(ids_file)]
+        if not doc_ids:
             raise UsageError("give ids, or --ids-file")
-        report = delete_passages(wanted, index)
-    if json:
-        print_json(dataclasses.asdict(report))
-    else:
-        stdout_console().print(_deleted(report), soft_wrap=True)
+        report = delete_passages(doc_ids, index)
+    print_report(report, _deleted(report), json)
     if report.unknown:
         raise typer.Exit(EXIT_PARTIAL)
 

@@ -13,6 +13,14 @@ from collections.abc import Iterable, Iterator
 
 ANALYSIS = "english-snowball-cjk-bigrams-1"  # stored beside an index; change it with anything in this file
 
+# Lucene's: `EnglishAnalyzer.ENGLISH_STOP_WORDS_SET` (Apache-2.0), which bm25s (MIT) ships as `STOPWORDS_EN`
+STOP_WORDS = frozenset(
+    (
+        *("a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not"),
+        *("of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was"),
+        *("will", "with"),
+    )
+)
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Han: written without spaces
 _MARKS = "\u0300-\u036f\u0900-\u0963\u0966-\u0dff"  # diacritics; Indic vowel signs (no \w), without the danda
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
@@ -23,12 +31,10 @@ _WORDS_AND_RUNS = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_MARKS}])
 def terms_of(texts: Iterable[str]) -> Iterator[list[str]]:
     """The terms of each text, in order and with repeats; streams, and keeps nothing of a text."""
     import Stemmer  # PyStemmer ships no types
-    from bm25s.stopwords import STOPWORDS_EN
 
     stemmer = Stemmer.Stemmer("english")  # one for each call: a stemmer has a cache and is not for several threads
-    stop_words = frozenset(STOPWORDS_EN)
     for text in texts:
-        yield stemmer.stemWords([word for word in split_words(text.lower()) if word not in stop_words])
+        yield stemmer.stemWords([word for word in split_words(text.lower()) if word not in STOP_WORDS])
 
 
 def split_words(text: str) -> list[str]:

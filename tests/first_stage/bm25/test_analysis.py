@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from bm25s.stopwords import STOPWORDS_EN
 
-from kalm_cache.first_stage.bm25.analysis import split_words, terms_of
+from kalm_cache.first_stage.bm25.analysis import STOP_WORDS, split_words, terms_of
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,7 @@ def test_words_of_several_scripts(text: str, words: list[str]) -> None:
 
 def test_terms_are_lower_cased_without_stop_words_and_stemmed() -> None:
     assert list(terms_of(["The Cats and the RUNNING dogs", "the", ""])) == [["cat", "run", "dog"], [], []]
+
+
+def test_the_stop_words_are_those_of_bm25s() -> None:
+    assert sorted(STOP_WORDS) == sorted(STOPWORDS_EN)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.settings import FIRST_STAGE_WEIGHTS
 from tests.query_service.conftest import CORPUS
 
 QUERY = "When does the ferry to the island leave?"
@@ -45,6 +46,15 @@ def test_answers_are_those_of_the_index_in_process(
     assert (answer["query"], answer["query_truncated"]) == (QUERY, False)
     assert answer["index_version"] == index.generation.manifest.generation == "000001"
     assert answer["timings_ms"].keys() == {"queue", "first_stage", "read", "decode", "total"}
+
+
+def test_the_weight_of_the_first_stage_is_the_models_own_unless_the_request_says_otherwise(
+    service: httpx.Client, index: PassageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FIRST_STAGE_WEIGHTS, index.generation.manifest.model, 2.5)
+    for options, weight in (({}, 2.5), ({"first_stage_weight": 0}, 0.0)):
+        expected = index.search(QUERY, first_stage_weight=weight)
+        assert search(service, **options)["results"] == close_to([asdict(result) for result in expected.results])
 
 
 def test_k_is_100_and_top_n_10_unless_the_request_says_otherwise(service: httpx.Client) -> None:

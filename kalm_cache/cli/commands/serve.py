@@ -1,0 +1,48 @@
+"""`kalm-cache serve`: the query service over one index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from kalm_cache.cli import options as opt
+from kalm_cache.cli.output import exit_codes
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """How `serve` serves."""
+
+    panel: ClassVar = "Service"
+    host: Annotated[str | None, typer.Option("--host", help="Address to bind; 127.0.0.1 by default.")] = None
+    port: Annotated[int | None, typer.Option("--port", help="Port to bind; 0 = any free one.")] = None
+    prefix_cache_gib: Annotated[
+        float | None, typer.Option("--prefix-cache-gib", help="Memory for passages met before; 0 = none.")
+    ] = None
+    with_encoder: Annotated[
+        bool | None, typer.Option("--with-encoder/--without-encoder", help="Score raw documents too.")
+    ] = None
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; they share weights and index.")] = None
+    api_keys_file: Annotated[
+        Path | None, typer.Option("--api-keys-file", help="Bearer keys, one a line; or KALM_CACHE_API_KEYS.")
+    ] = None
+    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None
+
+
+def serve(
+    index: opt.IndexFolder,
+    service: ServiceOptions,
+    model: opt.ModelOptions,
+    config: opt.ConfigFile = None,
+) -> None:
+    """Serve an index over HTTP until SIGTERM: /search, /rerank, /score, /metrics, /docs, and a page at /.
+
+    Every other limit is a setting: see kalm-cache config show.
+    """
+    from query_service.server import run_server
+
+    with exit_codes():
+        run_server(index, opt.settings_from(config, service, model))

@@ -1,0 +1,66 @@
+"""The corpus of a command: where its lines come from, and what becomes of those that are rejected."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kalm_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from indexer.corpus import CorpusLine, RejectedLine
+    from indexer.corpus.rejects import ErrorsFile
+
+STDIN = "-"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusOptions:
+    """A corpus, and the file that takes its rejected lines."""
+
+    corpus: Annotated[str, typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, or -.")]
+    errors: Annotated[Path | None, typer.Option("--errors", help="Write rejected lines to this file.")] = None
+
+    def lines(self) -> Iterable[CorpusLine | RejectedLine]:
+        """The corpus, opened. Call it before a model is loaded: a wrong path then costs no time.
+
+        Raises:
+            CorpusError: it cannot be read.
+            UsageError: rejected lines would be written over it.
+        """
+        from indexer.corpus import read_corpus
+
+        if self.errors is not None and self.errors.exists() and self._is_corpus(self.errors):
+            raise UsageError(f"--errors {self.errors} is the corpus itself; name another file")
+        return read_corpus(self.corpus, stdin=sys.stdin.buffer)
+
+    def count(self) -> int | None:
+        """How many lines there are, for a progress bar: reads the corpus once. `None` for stdin, which is read once."""
+        from indexer.corpus import read_corpus
+
+        return None if self.corpus == STDIN else sum(1 for _ in read_corpus(self.corpus))
+
+    def _is_corpus(self, path: Path) -> bool:
+        return self.corpus != STDIN and Path(self.corpus).exists() and path.samefile(self.corpus)
+
+
+def warn_of_rejects(rejects: ErrorsFile) -> None:
+    """Log the first rejected lines, and where the rest is."""
+    for line in rejects.first:
+        logger.warning("rejected %s: %s", line.location, line.reason)
+    if rejects.count > len(rejects.first):
+        where = f"all of them are in {rejects.path}" if rejects.path else "use --errors FILE to keep them all"
+        logger.warning("… and %d more rejected lines; %s", rejects.count - len(rejects.first), where)
+
+
+def warn_of_cut(passages: int, max_length: int) -> None:
+    """Log how many passages were longer than `max_length` tokens."""
+    if passages:
+        logger.warning("%d passages are longer than max_length=%d tokens and were cut", passages, max_length)
