@@ -127,7 +127,7 @@ def test_stored_and_raw_passages_are_scored_together(client: Client, index: Pass
     scores = client.score([(QUERY, {"id": "s5"}), {"id": 7, "query": QUERY, "document": CORPUS["s5"]}])
     assert scores[0].margin == pytest.approx(index.margins(QUERY, ["s5"])[0], abs=1e-5)
     assert scores[1].margin == pytest.approx(scores[0].margin, abs=5e-3)  # stored in half precision
-    assert scores[1].id == 7
+    assert scores[1].label == 7
     assert client.margins(QUERY, IDS) == pytest.approx(index.margins(QUERY, IDS), abs=1e-5)
 
 
