@@ -51,7 +51,7 @@ class Client:
             api_key: `None` = `KALM_CACHE_API_KEY`; empty = none.
             timeout: seconds for each try; `None` = no limit.
             retries: further tries where the service is busy, not ready or out of reach, or a policy.
-            http: httpx's client, with address, proxies and certificates; the address, key and timeout above are then unused.
+            http: httpx's client in place of `base_url`, `api_key` and `timeout`, for proxies, certificates and so on.
         """
         self._http = httpx.Client(**_http_options(base_url, api_key, timeout)) if http is None else http
         self._retries = Retries(retries) if isinstance(retries, int) else retries
