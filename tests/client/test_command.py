@@ -55,6 +55,8 @@ def test_stored_passages_are_ranked_and_scored_by_their_ids(run: Run, index: Pas
         ({"index": 0, "id": "s0", "score": 0.5}, "index=0  id=s0  score=0.5"),
         ({"index": 0, "id": "s0", "doc_id": "s0", "score": 0.5}, "index=0  doc_id=s0  score=0.5"),
         ({"index": 0, "id": 7, "label": 7, "score": 0.5, "margin": 1.0}, "index=0  label=7  score=0.5"),
+        ({"index": 0, "id": "s0", "label": "s0", "doc_id": "s0", "score": 0.5}, "index=0  doc_id=s0  score=0.5"),
+        ({"index": 0, "id": 7, "label": 7, "doc_id": "s0", "score": 0.5}, "index=0  doc_id=s0  label=7  score=0.5"),
     ],
 )
 def test_an_id_is_printed_once(run: Run, monkeypatch: pytest.MonkeyPatch, result: dict[str, object], line: str) -> None:

@@ -115,11 +115,11 @@ def test_documents_are_ranked_and_pairs_are_scored_as_by_the_reranker(client: Cl
     texts = [CORPUS[doc_id] for doc_id in IDS]
     expected = reranker.rank(QUERY, texts, return_margin=True)
     ranking = client.rank(QUERY, texts, return_margin=True)
-    assert [one["corpus_id"] for one in ranking] == [one["corpus_id"] for one in expected]
-    assert [one["margin"] for one in ranking] == pytest.approx([one["margin"] for one in expected], abs=1e-4)
+    assert [entry["corpus_id"] for entry in ranking] == [entry["corpus_id"] for entry in expected]
+    assert [entry["margin"] for entry in ranking] == pytest.approx([entry["margin"] for entry in expected], abs=1e-4)
     answer = client.rerank(QUERY, documents=[{"text": text, "id": f"my {i}"} for i, text in enumerate(texts)])
-    assert [(one.doc_id, one.text) for one in answer.results] == [
-        (f"my {one['corpus_id']}", texts[one["corpus_id"]]) for one in expected
+    assert [(hit.doc_id, hit.text) for hit in answer.results] == [
+        (f"my {entry['corpus_id']}", texts[entry["corpus_id"]]) for entry in expected
     ]
     pairs = [(QUERY, text) for text in texts]
     assert client.predict(pairs, batch_size=3) == pytest.approx(reranker.predict(pairs), abs=1e-5)
@@ -138,7 +138,7 @@ def test_unknown_ids_are_an_error_or_left_out(client: Client) -> None:
         client.rerank(QUERY, ["s0", "not-there"])
     assert failure.value.ids == ["not-there"]
     answer = client.rerank(QUERY, ["s0", "not-there"], on_missing="skip")
-    assert ([one.doc_id for one in answer.results], answer.missing) == (["s0"], ["not-there"])
+    assert ([hit.doc_id for hit in answer.results], answer.missing) == (["s0"], ["not-there"])
 
 
 def test_what_the_service_cannot_serve_is_a_usage_error(client: Client, without_encoder: Client) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from kalm_cache.client import Client
 
 ENDPOINTS = ("search", "rerank", "score")
-SHOWN = ("rank", "index", "label", "doc_id", "id", "score", "margin", "cache", "text")
+SHOWN = ("rank", "index", "doc_id", "label", "id", "score", "margin", "cache", "text")
+TAGS = ("label", "id")  # not shown where they repeat `doc_id`
 
 
 def client(
@@ -115,11 +116,11 @@ def _result_options(endpoint: str, top_k: int | None, return_margin: bool) -> di
 def _print(answer: Any, return_margin: bool) -> None:
     console = stdout_console()
     for result in _results(answer):
-        hidden = set() if return_margin else {"margin"}
-        if result.get("doc_id") is not None or result.get("label") is not None:
-            hidden.add("id")  # the same value, under the name that other services give it
-        fields = [name for name in SHOWN if result.get(name) is not None and name not in hidden]
-        console.print("  ".join(f"{name}={result[name]}" for name in fields), soft_wrap=True, markup=False)
+        names = [name for name in SHOWN if result.get(name) is not None and (name != "margin" or return_margin)]
+        names = [name for name in names if name not in TAGS or result[name] != result.get("doc_id")]
+        if "label" in names and "id" in names:  # `id` is the label once more, as services of earlier releases call it
+            names.remove("id")
+        console.print("  ".join(f"{name}={result[name]}" for name in names), soft_wrap=True, markup=False)
 
 
 def _results(answer: Any) -> list[Mapping[str, Any]]:
