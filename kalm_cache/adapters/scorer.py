@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 from anyio import to_thread
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, StoredScores, ranked, stored_ids, texts_to_encode
-from kalm_cache.client import AsyncClient, Client, PairScore, ServedAnswer
+from kalm_cache.client import AsyncClient, Client, PairScore
 from kalm_cache.client.calls import OnMissing, pairs_of
 from kalm_cache.errors import UnknownIdError, UsageError
 
@@ -188,6 +188,6 @@ def score_candidates(
     return ranked(candidates, stored, dict(zip(texts, scores, strict=True)))
 
 
-def _by_id(answer: Answer | ServedAnswer) -> StoredScores:
+def _by_id(answer: Answer) -> StoredScores:
     scores = {result.doc_id: PairScore(result.score, result.margin) for result in answer.results}
     return StoredScores(scores, answer.damaged)

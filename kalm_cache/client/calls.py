@@ -43,12 +43,12 @@ class SearchOptions(TypedDict, total=False):
     k: candidates that are reranked; 100.
     top_n: results; 10, `None` = all.
     first_stage: `dense`, `bm25`, `fused`; `None` = the service's.
-    first_stage_weight: of the first stage's z-score beside the margin, in the order; `None` = the service's.
+    first_stage_weight: results are ordered by margin + this · the first stage's z-score; `None` = the service's.
     instruction: what the query asks for; `None` = the service's.
     chunk_size: pooling ratio of this answer; `None` = the service's.
     with_text: fill `text` of the results; true.
     budget_ms: the service takes fewer candidates or a coarser ratio to answer in this time, and says so in `plan`.
-    timeout_ms: the service gives up after this time.
+    timeout_ms: the service answers by then, or with an error.
     """
 
     k: int
@@ -246,14 +246,14 @@ def predicted(scores: Sequence[PairScore], return_margin: bool) -> list[Any]:
 
 
 def pairs_of(query: str, documents: Sequence[DocumentLike]) -> Iterator[PairLike]:
-    """One query's documents as pairs."""
+    """One query's documents as pairs. Raises `UsageError` for a string in place of a list."""
     if isinstance(documents, str):
         raise UsageError("documents is one string; expected a list of strings")
     return ((query, document) for document in documents)
 
 
 def stored_pairs_of(query: str, ids: Sequence[str]) -> Iterator[PairLike]:
-    """One query's stored passages as pairs."""
+    """One query's stored passages as pairs. Raises `UsageError` for a string in place of a list."""
     if isinstance(ids, str):
         raise UsageError("ids is one string; expected a list of strings")
     return ({"query": query, "doc_id": doc_id} for doc_id in ids)
