@@ -60,10 +60,8 @@ class KaLMRanker:
         """
         named = [name for name, value in (("base_url", base_url), ("index", index), ("model", model)) if value]
         if (backend is None) == (not named) or ("base_url" in named and len(named) > 1):
-            raise UsageError(
-                f"give a backend, base_url, index or model; got {' and '.join(named) or 'none'}"
-                f"{' beside a backend' if backend is not None else ''}"
-            )
+            got = f"{' and '.join(named) or 'none'}{' beside a backend' if backend is not None else ''}"
+            raise UsageError(f"give a backend, base_url, index or model; got {got}")
         self.backend, self.base_url, self.api_key, self.index, self.model = backend, base_url, api_key, index, model
         self.top_k, self.min_score, self.id_field = top_k, min_score, id_field
         self.on_missing, self.instruction, self.chunk_size = on_missing, instruction, chunk_size
