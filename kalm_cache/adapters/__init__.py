@@ -1,6 +1,7 @@
 """Rerankers for other libraries' pipelines, over an index, a service or a reranker. Each loads on first use.
 
-`judging.py` decides what is read by id and what is encoded, `sources.py` asks; the rest is each library's own types.
+`candidates.py` decides what is scored by id and what by text, `scorer.py` gets the scores from a backend; the other
+modules speak each library's types.
 """
 
 from __future__ import annotations

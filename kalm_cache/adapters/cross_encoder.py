@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kalm_cache.adapters.judging import Candidate, Judged, OnMissing
-from kalm_cache.adapters.sources import Backend, Judge
+from kalm_cache.adapters.candidates import Candidate, ScoredCandidate
+from kalm_cache.adapters.scorer import Backend, Scorer
+from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import DamagedRecordError, UsageError
+from kalm_cache.scoring.ranking import best_first
 
 if TYPE_CHECKING:
     from kalm_cache.reranker import KaLMReranker
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 class KaLMCrossEncoder:
     """A backend behind the signatures of a `CrossEncoder`.
 
-    A document is a text, `{"id"}` for a stored passage, or `{"id", "text"}`, whose text is encoded only where the index
-    does not hold the id and `on_missing` is `encode`.
+    A document is a text, `{"doc_id"}` (or `{"id"}`) for a stored passage, or `{"doc_id", "text"}`: its text is encoded
+    only where the index does not hold the id and `on_missing` is `encode`.
     """
 
     def __init__(
@@ -33,17 +35,17 @@ class KaLMCrossEncoder:
         """Wrap a `Client`, `PassageIndex` or `KaLMReranker`.
 
         Args:
-            backend: what judges.
+            backend: what scores.
             reranker: beside a `PassageIndex`, what encodes texts.
             on_missing: `error`, or `encode` the text of what is not stored.
             prompts: instructions by name, for `prompt_name`.
-            default_prompt_name: the one that holds where a call names none.
+            default_prompt_name: the name of the instruction for calls without a prompt.
             chunk_size: pooling ratio; `None` = the backend's own.
         """
         if on_missing == "skip":
             raise UsageError("on_missing='skip' leaves pairs without a score; choose error or encode")
         self.prompts, self.default_prompt_name = dict(prompts or {}), default_prompt_name
-        self._judge = Judge(backend, reranker, on_missing, None, chunk_size)
+        self._scorer = Scorer(backend, reranker, on_missing, None, chunk_size)
 
     def predict(
         self,
@@ -62,10 +64,10 @@ class KaLMCrossEncoder:
 
         Args:
             inputs: pairs, or one pair.
-            batch_size: ignored, as `show_progress_bar` and the rest is: the backend has batches of its own.
+            batch_size: ignored: the backend chooses its batches.
             show_progress_bar: ignored.
             activation_fn: of a tensor of margins (float64); `None` = P(yes).
-            apply_softmax: not to be had: there is one score a pair.
+            apply_softmax: refused: a pair has a single score.
             convert_to_numpy: an array (float64: no ties where float32 is 1.0 already), unless `convert_to_tensor`.
             convert_to_tensor: a tensor; where both are false, a list of floats.
             prompt: the instruction, what queries ask for.
@@ -76,8 +78,8 @@ class KaLMCrossEncoder:
             raise UsageError("apply_softmax needs several scores a pair; this model gives one")
         single = bool(inputs) and isinstance(inputs[0], str)
         pairs = [inputs] if single else list(inputs)
-        judged = self._judged(pairs, self._instruction(prompt, prompt_name))
-        scores = _converted(judged, activation_fn, convert_to_numpy, convert_to_tensor)
+        scored = self._scored(pairs, self._instruction(prompt, prompt_name))
+        scores = _converted(scored, activation_fn, convert_to_numpy, convert_to_tensor)
         return scores[0] if single else scores
 
     def rank(
@@ -98,9 +100,9 @@ class KaLMCrossEncoder:
         `text` is the document as it was given; further arguments are those of `predict`.
         """
         pairs = [(query, document) for document in documents]
-        judged = self._judged(pairs, self._instruction(prompt, prompt_name))
-        scores = _converted(judged, activation_fn, False, False)
-        order = sorted(range(len(pairs)), key=lambda i: -judged[i].margin)[:top_k]
+        scored = self._scored(pairs, self._instruction(prompt, prompt_name))
+        scores = _converted(scored, activation_fn, False, False)
+        order = best_first([pair.margin for pair in scored], top_k)
         ranking = [{"corpus_id": i, "score": scores[i]} for i in order]
         if return_documents:
             ranking = [entry | {"text": documents[entry["corpus_id"]]} for entry in ranking]
@@ -114,22 +116,22 @@ class KaLMCrossEncoder:
             raise UsageError(f"prompt_name is {name!r}; the prompts are {', '.join(map(repr, self.prompts)) or 'none'}")
         return self.prompts[name]
 
-    def _judged(self, pairs: Sequence[Any], instruction: str | None) -> list[Judged]:
-        """Each pair's judgement, in the order of the pairs; those of one query are asked for together."""
+    def _scored(self, pairs: Sequence[Any], instruction: str | None) -> list[ScoredCandidate]:
+        """Each pair's score, in the order of the pairs; pairs of one query are scored together."""
         positions: dict[str, list[int]] = {}
         for i, pair in enumerate(pairs):
             positions.setdefault(_query(pair, i), []).append(i)
-        judged: dict[int, Judged] = {}
-        for query, where in positions.items():
-            candidates = [_candidate(pairs[i][1], i) for i in where]
-            for one in self._judge.judge(query, candidates, instruction):
-                judged[where[one.index]] = one
-        lost = [i for i in range(len(pairs)) if i not in judged]
+        scored: dict[int, ScoredCandidate] = {}
+        for query, of_query in positions.items():
+            candidates = [_candidate(pairs[i][1], i) for i in of_query]
+            for candidate in self._scorer.score(query, candidates, instruction):
+                scored[of_query[candidate.index]] = candidate
+        lost = [i for i in range(len(pairs)) if i not in scored]
         if lost:
             raise DamagedRecordError(
                 f"pair {lost[0]} has no score: its stored passage is damaged; run kalm-cache verify"
             )
-        return [judged[i] for i in range(len(pairs))]
+        return [scored[i] for i in range(len(pairs))]
 
 
 def _query(pair: Any, i: int) -> str:
@@ -141,20 +143,24 @@ def _query(pair: Any, i: int) -> str:
 def _candidate(document: Any, i: int) -> Candidate:
     if isinstance(document, str):
         return Candidate(None, document)
-    if isinstance(document, Mapping) and ("id" in document or "text" in document):
-        doc_id = document.get("id")
+    if isinstance(document, Mapping) and not {"doc_id", "id", "text"}.isdisjoint(document):
+        doc_id = document.get("doc_id", document.get("id"))
         return Candidate(None if doc_id is None else str(doc_id), document.get("text"))
-    raise UsageError(f"the document of pair {i} is a {type(document).__name__}; expected a text or {{'id', 'text'}}")
+    raise UsageError(
+        f"the document of pair {i} is a {type(document).__name__}; expected a text or {{'doc_id', 'text'}}"
+    )
 
 
-def _converted(judged: Sequence[Judged], activation: Callable[..., Any] | None, numpy: bool, tensor: bool) -> Any:
+def _converted(
+    scored: Sequence[ScoredCandidate], activation: Callable[..., Any] | None, numpy: bool, tensor: bool
+) -> Any:
     if activation is None and not tensor:
-        scores: Any = [one.score for one in judged]
+        scores: Any = [pair.score for pair in scored]
     else:
         import torch
 
-        wanted = [one.score if activation is None else one.margin for one in judged]
-        scores = torch.tensor(wanted, dtype=torch.float64)
+        values = [pair.score if activation is None else pair.margin for pair in scored]
+        scores = torch.tensor(values, dtype=torch.float64)
         scores = scores if activation is None else activation(scores)
     if tensor:
         return scores

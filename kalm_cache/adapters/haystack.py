@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from kalm_cache.adapters.judging import Candidate, Judged, OnMissing, id_of
-from kalm_cache.adapters.sources import Backend, Judge
+from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
+from kalm_cache.adapters.scorer import Backend, Scorer
 from kalm_cache.client import Client
+from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import MissingExtraError, UsageError
 
 try:
@@ -59,10 +60,8 @@ class KaLMRanker:
         """
         named = [name for name, value in (("base_url", base_url), ("index", index), ("model", model)) if value]
         if (backend is None) == (not named) or ("base_url" in named and len(named) > 1):
-            raise UsageError(
-                f"give a backend, base_url, index or model; got {' and '.join(named) or 'none'}"
-                f"{' beside a backend' if backend is not None else ''}"
-            )
+            got = f"{' and '.join(named) or 'none'}{' beside a backend' if backend is not None else ''}"
+            raise UsageError(f"give a backend, base_url, index or model; got {got}")
         self.backend, self.base_url, self.api_key, self.index, self.model = backend, base_url, api_key, index, model
         self.top_k, self.min_score, self.id_field = top_k, min_score, id_field
         self.on_missing, self.instruction, self.chunk_size = on_missing, instruction, chunk_size
@@ -92,14 +91,14 @@ class KaLMRanker:
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
         """The best documents for a query, best first, as `{"documents": […]}`."""
-        return self._kept(documents, self._judge().judge(query, self._candidates(documents)), top_k)
+        return self._kept(documents, self._scorer().score(query, self._candidates(documents)), top_k)
 
     @component.output_types(documents=list[Document])
     async def run_async(
         self, query: str, documents: list[Document], top_k: int | None = None
     ) -> dict[str, list[Document]]:
         """As `run`, without holding up the event loop."""
-        return self._kept(documents, await self._judge().ajudge(query, self._candidates(documents)), top_k)
+        return self._kept(documents, await self._scorer().ascore(query, self._candidates(documents)), top_k)
 
     def to_dict(self) -> dict[str, Any]:
         """The component as data. Raises `UsageError` where its backend was handed over as an object."""
@@ -127,18 +126,18 @@ class KaLMRanker:
             data["init_parameters"]["api_key"] = Secret.from_dict(key)
         return default_from_dict(cls, data)
 
-    def _judge(self) -> Judge:
+    def _scorer(self) -> Scorer:
         self.warm_up()
         assert self._opened is not None
         backend, reranker = self._opened
-        return Judge(backend, reranker, self.on_missing, self.instruction, self.chunk_size)
+        return Scorer(backend, reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
-        return [Candidate(id_of(one.meta, one.id, self.id_field), one.content) for one in documents]
+        return [Candidate(id_of(document.meta, document.id, self.id_field), document.content) for document in documents]
 
     def _kept(
-        self, documents: Sequence[Document], ranking: Sequence[Judged], top_k: int | None
+        self, documents: Sequence[Document], ranking: Sequence[ScoredCandidate], top_k: int | None
     ) -> dict[str, list[Document]]:
         limit = self.top_k if top_k is None else top_k
-        kept = [one for one in ranking if self.min_score is None or one.score >= self.min_score][:limit]
-        return {"documents": [replace(documents[one.index], score=one.score) for one in kept]}
+        kept = [scored for scored in ranking if self.min_score is None or scored.score >= self.min_score][:limit]
+        return {"documents": [replace(documents[scored.index], score=scored.score) for scored in kept]}

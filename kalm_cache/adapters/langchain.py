@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from kalm_cache.adapters.judging import Candidate, Judged, OnMissing, id_of
-from kalm_cache.adapters.sources import Judge
+from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
+from kalm_cache.adapters.scorer import Scorer
+from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import MissingExtraError
 
 try:
@@ -46,26 +47,29 @@ class KaLMCompressor(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """The best documents for a query, best first. The given ones stay as they are."""
-        return self._kept(documents, self._judge().judge(query, self._candidates(documents)))
+        """The best documents for a query, best first, as copies."""
+        return self._kept(documents, self._scorer().score(query, self._candidates(documents)))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """As `compress_documents`, without holding up the event loop."""
-        return self._kept(documents, await self._judge().ajudge(query, self._candidates(documents)))
+        return self._kept(documents, await self._scorer().ascore(query, self._candidates(documents)))
 
-    def _judge(self) -> Judge:
-        return Judge(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
+    def _scorer(self) -> Scorer:
+        return Scorer(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
-        return [Candidate(id_of(one.metadata, one.id, self.id_field), one.page_content) for one in documents]
+        return [
+            Candidate(id_of(document.metadata, document.id, self.id_field), document.page_content)
+            for document in documents
+        ]
 
-    def _kept(self, documents: Sequence[Document], ranking: Sequence[Judged]) -> list[Document]:
-        kept = [one for one in ranking if self.min_score is None or one.score >= self.min_score]
-        return [_scored(documents[one.index], one) for one in kept[: self.top_n]]
+    def _kept(self, documents: Sequence[Document], ranking: Sequence[ScoredCandidate]) -> list[Document]:
+        kept = [scored for scored in ranking if self.min_score is None or scored.score >= self.min_score]
+        return [_with_score(documents[scored.index], scored) for scored in kept[: self.top_n]]
 
 
-def _scored(document: Document, judged: Judged) -> Document:
-    metadata = {**document.metadata, "relevance_score": judged.score, "relevance_margin": judged.margin}
+def _with_score(document: Document, scored: ScoredCandidate) -> Document:
+    metadata = {**document.metadata, "relevance_score": scored.score, "relevance_margin": scored.margin}
     return document.model_copy(update={"metadata": metadata})

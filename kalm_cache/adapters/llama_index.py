@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kalm_cache.adapters.judging import Candidate, Judged, OnMissing, id_of
-from kalm_cache.adapters.sources import Judge
+from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
+from kalm_cache.adapters.scorer import Scorer
+from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import MissingExtraError, UsageError
 
 try:
@@ -47,28 +48,28 @@ class KaLMPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self._kept(nodes, self._judge().judge(_query(query_bundle), self._candidates(nodes)))
+        return self._kept(nodes, self._scorer().score(_query(query_bundle), self._candidates(nodes)))
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self._kept(nodes, await self._judge().ajudge(_query(query_bundle), self._candidates(nodes)))
+        return self._kept(nodes, await self._scorer().ascore(_query(query_bundle), self._candidates(nodes)))
 
-    def _judge(self) -> Judge:
-        return Judge(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
+    def _scorer(self) -> Scorer:
+        return Scorer(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, nodes: Sequence[NodeWithScore]) -> list[Candidate]:
         return [
-            Candidate(id_of(one.node.metadata, one.node.node_id, self.id_field), one.node.get_content())
-            for one in nodes
+            Candidate(id_of(hit.node.metadata, hit.node.node_id, self.id_field), hit.node.get_content())
+            for hit in nodes
         ]
 
-    def _kept(self, nodes: Sequence[NodeWithScore], ranking: Sequence[Judged]) -> list[NodeWithScore]:
+    def _kept(self, nodes: Sequence[NodeWithScore], ranking: Sequence[ScoredCandidate]) -> list[NodeWithScore]:
         kept = ranking[: self.top_n]
         if self.keep_retrieval_score:
-            for one in kept:
-                nodes[one.index].node.metadata["retrieval_score"] = nodes[one.index].score
-        return [NodeWithScore(node=nodes[one.index].node, score=one.score) for one in kept]
+            for scored in kept:
+                nodes[scored.index].node.metadata["retrieval_score"] = nodes[scored.index].score
+        return [NodeWithScore(node=nodes[scored.index].node, score=scored.score) for scored in kept]
 
 
 def _query(bundle: QueryBundle | None) -> str:

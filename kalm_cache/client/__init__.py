@@ -1,14 +1,13 @@
 """Clients of the query service, with the methods that an index or a reranker has in this process.
 
-`calls.py` says what is sent and how answers are read, `retries.py` when to try again; both know nothing of sockets.
-`client.py` and `async_client.py` are what remains: one loop around httpx each.
+`calls.py` makes requests, `answers.py` reads their bodies, `failures.py` reads everything else and decides on another
+try. None of the three opens a socket: `client.py` does, with one loop around httpx for each client.
 """
 
 from kalm_cache.client.answers import AttendedChunk, Explanation, PairScore, ServedAnswer, ServedPlan, ServedResult
-from kalm_cache.client.async_client import AsyncClient
 from kalm_cache.client.calls import DocumentLike, ExplainOptions, PairLike, RerankOptions, ScoreOptions, SearchOptions
-from kalm_cache.client.client import Client
-from kalm_cache.client.retries import Retries
+from kalm_cache.client.client import AsyncClient, Client
+from kalm_cache.client.failures import Retries
 
 __all__ = [
     "AsyncClient",

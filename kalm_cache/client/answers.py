@@ -1,7 +1,8 @@
 """Response bodies -> values. Knows nothing of requests or sockets.
 
 Answers are those of `PassageIndex`, with what a service adds to them. Fields that a service does not send have their
-defaults, and fields that are not known here are ignored: clients understand services of other releases.
+defaults, and fields that are not known here are ignored: clients understand services of other releases. `doc_id` and
+`label` were `id` in older ones, and are read from it too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from kalm_cache.scoring.ranking import Answer, SearchResult
 
 @dataclass(frozen=True, slots=True)
 class ServedResult(SearchResult):
-    """One passage of a service's answer. A raw document without an id has its position as `doc_id`.
+    """One passage of a service's answer. A document that was sent without an id has its position as `doc_id`.
 
-    `index` is the passage's position in the request (`None` after a search); `cache` says whether its states were
-    stored (`hit`) or computed for this request (`encoded`), where the service says so.
+    `index` is the passage's position in the request (`None` after a search); `cache` is `hit` where its states were
+    stored and `encoded` where they were computed for this request (`None`: the service does not tell).
     """
 
     index: int | None = None
@@ -27,7 +28,7 @@ class ServedResult(SearchResult):
 
 @dataclass(frozen=True, slots=True)
 class ServedPlan:
-    """What a time budget allowed: so many candidates, at this pooling ratio; `reduced` = less than was asked for."""
+    """What a time budget allowed: `k` candidates at pooling ratio `chunk_size`; `reduced`: less than requested."""
 
     k: int
     chunk_size: int
@@ -37,7 +38,7 @@ class ServedPlan:
 
 @dataclass(frozen=True, slots=True)
 class ServedAnswer(Answer):
-    """A service's answer: which generation gave it, and what is not in it as it was asked for.
+    """A service's answer: the index's generation (`index_version`), and where it differs from what was requested.
 
     `missing`: ids that the index does not hold (under `on_missing="skip"`); `truncated`: positions in the request of
     documents that were cut; `plan`: what `budget_ms` led to.
@@ -52,16 +53,16 @@ class ServedAnswer(Answer):
 
 @dataclass(frozen=True, slots=True)
 class PairScore:
-    """One pair's judgement: `score` = P(yes), `margin` = yes_logit − no_logit, `id` = the client's name of the pair."""
+    """One pair: `score` = P(yes), `margin` = yes_logit − no_logit, `label` = the caller's own tag, sent along."""
 
     score: float
     margin: float
-    id: str | int | None = None
+    label: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AttendedChunk:
-    """Characters `start … end` of a passage's text, pooled from so many `tokens`, and their share of the attention."""
+    """Characters `start … end` of a passage's text, how many `tokens` they are, and their share of the attention."""
 
     start: int
     end: int
@@ -76,7 +77,7 @@ class Explanation:
     `truncated`: the text's end was cut when it was indexed, and has no weight.
     """
 
-    id: str
+    doc_id: str
     score: float
     margin: float
     chunk_size: int
@@ -88,12 +89,12 @@ class Explanation:
 
 
 def read_search(body: Mapping[str, Any]) -> ServedAnswer:
-    """What `POST /search` answered. Raises `KeyError`, `TypeError` or `ValueError` where it is no such body."""
+    """The body of `POST /search`. Raises `KeyError`, `TypeError` or `ValueError` where it is none."""
     plan = body.get("plan")
     return ServedAnswer(
         query=str(body["query"]),
         query_truncated=bool(body["query_truncated"]),
-        results=[_searched(result) for result in body["results"]],
+        results=[_search_result(result) for result in body["results"]],
         timings_ms=dict(body["timings_ms"]),
         damaged=list(body.get("damaged") or ()),
         index_version=str(body["index_version"]),
@@ -102,12 +103,12 @@ def read_search(body: Mapping[str, Any]) -> ServedAnswer:
 
 
 def read_rerank(body: Mapping[str, Any], query: str, texts: Sequence[str | None] | None = None) -> ServedAnswer:
-    """What `POST /rerank` answered, with margins asked for. `texts`: those of the request, which are not sent back."""
+    """The body of `POST /rerank` with margins. `texts`: those of the request, which are not sent back."""
     meta = body.get("meta") or {}
     return ServedAnswer(
         query=query,
         query_truncated=bool(meta.get("query_truncated", False)),
-        results=[_ranked(rank, result, texts) for rank, result in enumerate(body["results"], 1)],
+        results=[_rerank_result(rank, result, texts) for rank, result in enumerate(body["results"], 1)],
         timings_ms=dict(meta.get("timings_ms") or {}),
         damaged=list(meta.get("damaged") or ()),
         index_version=str(meta.get("index_version", "")),
@@ -117,15 +118,15 @@ def read_rerank(body: Mapping[str, Any], query: str, texts: Sequence[str | None]
 
 
 def read_scores(body: Mapping[str, Any]) -> list[PairScore]:
-    """What `POST /score` answered to `pairs`, in their order."""
-    return [PairScore(float(one["score"]), float(one["margin"]), one.get("id")) for one in body["results"]]
+    """The body of `POST /score` for `pairs`, in their order."""
+    return [PairScore(float(pair["score"]), float(pair["margin"]), _named(pair, "label")) for pair in body["results"]]
 
 
 def read_explanation(body: Mapping[str, Any]) -> Explanation:
-    """What `POST /explain` answered."""
-    chunks = [AttendedChunk(**{name: one[name] for name in AttendedChunk.__slots__}) for one in body["chunks"]]
-    own = {name: body[name] for name in Explanation.__slots__ if name != "chunks"}
-    return Explanation(**own, chunks=chunks)
+    """The body of `POST /explain`."""
+    chunks = [AttendedChunk(**{name: chunk[name] for name in AttendedChunk.__slots__}) for chunk in body["chunks"]]
+    fields = {name: body[name] for name in Explanation.__slots__ if name not in ("doc_id", "chunks")}
+    return Explanation(doc_id=str(body.get("doc_id") or body["id"]), chunks=chunks, **fields)
 
 
 def read_models(body: Mapping[str, Any]) -> list[str]:
@@ -133,7 +134,7 @@ def read_models(body: Mapping[str, Any]) -> list[str]:
     return [str(model["id"]) for model in body["data"]]
 
 
-def _searched(result: Mapping[str, Any]) -> ServedResult:
+def _search_result(result: Mapping[str, Any]) -> ServedResult:
     return ServedResult(
         doc_id=str(result["doc_id"]),
         score=float(result["score"]),
@@ -145,12 +146,12 @@ def _searched(result: Mapping[str, Any]) -> ServedResult:
     )
 
 
-def _ranked(rank: int, result: Mapping[str, Any], texts: Sequence[str | None] | None) -> ServedResult:
-    index, name = int(result["index"]), result.get("doc_id", result.get("id"))
+def _rerank_result(rank: int, result: Mapping[str, Any], texts: Sequence[str | None] | None) -> ServedResult:
+    index, doc_id = int(result["index"]), _named(result, "doc_id")
     document = result.get("document")
     text = document["text"] if document else texts[index] if texts is not None else None
     return ServedResult(
-        doc_id=str(index if name is None else name),
+        doc_id=str(index if doc_id is None else doc_id),
         score=float(result["score"]),
         margin=float(result["margin"]),
         rank=rank,
@@ -160,3 +161,9 @@ def _ranked(rank: int, result: Mapping[str, Any], texts: Sequence[str | None] | 
         index=index,
         cache=result.get("cache"),
     )
+
+
+def _named(fields: Mapping[str, Any], name: str) -> Any:
+    """The field of that name; an older service calls it `id`."""
+    value = fields.get(name)
+    return fields.get("id") if value is None else value

@@ -1,4 +1,4 @@
-"""What is asked of a service -> requests, and how replies are read. Knows nothing of sockets or of trying again."""
+"""Arguments -> requests, and how their responses are read. Opens no socket and knows nothing of trying again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+
+import httpx
 
 from kalm_cache.client.answers import (
     Explanation,
@@ -18,9 +20,8 @@ from kalm_cache.client.answers import (
     read_scores,
     read_search,
 )
-from kalm_cache.client.failures import failure_of, foreign_reply
-from kalm_cache.client.reply import Reply
-from kalm_cache.errors import UsageError
+from kalm_cache.client.failures import Outcome, failure_of, failure_without_response, foreign_response
+from kalm_cache.errors import DeadlineExceededError, ServiceUnavailableError, UsageError
 from kalm_cache.scoring.ranking import best_first
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ class SearchOptions(TypedDict, total=False):
     k: candidates that are reranked; 100.
     top_n: results; 10, `None` = all.
     first_stage: `dense`, `bm25`, `fused`; `None` = the service's.
-    first_stage_weight: of the first stage's z-score beside the margin, in the order; `None` = the service's.
+    first_stage_weight: results are ordered by margin + this · the first stage's z-score; `None` = the service's.
     instruction: what the query asks for; `None` = the service's.
     chunk_size: pooling ratio of this answer; `None` = the service's.
     with_text: fill `text` of the results; true.
     budget_ms: the service takes fewer candidates or a coarser ratio to answer in this time, and says so in `plan`.
-    timeout_ms: the service gives up after this time.
+    timeout_ms: the service answers by then, or with an error.
     """
 
     k: int
@@ -100,7 +101,7 @@ class ScoreOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[_Value]):
-    """One request, and what its reply means. `body` is JSON-like; `None` = GET."""
+    """One request, and how its response is read. `body` is JSON-like; `None` = GET."""
 
     path: str
     body: Mapping[str, Any] | None
@@ -113,7 +114,7 @@ class Call(Generic[_Value]):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The request's own headers."""
+        """What the request adds to the client's headers."""
         return {} if self.body is None else JSON_HEADERS
 
     @property
@@ -126,18 +127,20 @@ class Call(Generic[_Value]):
         except (TypeError, ValueError) as exc:
             raise UsageError(f"the request cannot be written as JSON: {exc}") from exc
 
-    def finish(self, reply: Reply) -> _Value:
-        """The value that a reply stands for.
+    def finish(self, outcome: Outcome) -> _Value:
+        """The value that the last try's outcome stands for.
 
         Raises:
-            KalmCacheError: the one that the reply's status and body name; `ServiceError` where nothing fits.
+            KalmCacheError: the one that the response's status and body name; `ServiceError` where nothing fits.
         """
-        if reply.status != 200:
-            raise failure_of(reply)
+        if isinstance(outcome, httpx.RequestError):
+            raise failure_without_response(outcome) from outcome
+        if outcome.status_code != 200:
+            raise failure_of(outcome)
         try:
-            return self.read(json.loads(reply.content))
+            return self.read(json.loads(outcome.content))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
-            raise foreign_reply(reply) from exc
+            raise foreign_response(outcome) from exc
 
 
 def search(query: str, options: SearchOptions) -> Call[ServedAnswer]:
@@ -161,7 +164,7 @@ def rerank(
     documents: Sequence[DocumentLike] | None,
     options: RerankOptions,
 ) -> Call[ServedAnswer]:
-    """Stored passages by id (no text is sent), or documents: texts, or `{"text", "id"}`."""
+    """Stored passages by id (no text is sent), or documents: texts, or `{"text", "doc_id"}`."""
     if (ids is None) == (documents is None):
         raise UsageError("give either ids or documents")
     if isinstance(ids, str) or isinstance(documents, str):
@@ -171,7 +174,7 @@ def rerank(
     body = _given(
         query=query,
         ids=None if ids is None else list(ids),
-        documents=None if documents is None else [_document(one) for one in documents],
+        documents=None if documents is None else [_document(document) for document in documents],
         return_margin=True,
         return_documents=with_text and documents is None,
         **_same(options, "top_n", "instruction", "chunk_size", "on_missing", "truncate", "timeout_ms"),
@@ -185,7 +188,7 @@ def score(pairs: Iterable[PairLike], options: ScoreOptions) -> Iterator[Call[lis
     if size < 1:
         raise UsageError(f"batch_size is {size}; it must be 1 or more")
     common = _same(options, "instruction", "chunk_size", "truncate", "timeout_ms")
-    for batch in _batches((_pair(position, pair) for position, pair in enumerate(pairs)), size):
+    for batch in _batches((_pair(i, pair) for i, pair in enumerate(pairs)), size):
         yield Call("/score", _given(pairs=batch, return_margin=True, **common), _exactly(len(batch), read_scores))
 
 
@@ -201,8 +204,16 @@ def health() -> Call[dict[str, Any]]:
 
 
 def ready() -> Call[bool]:
-    """Whether requests are answered now."""
+    """Whether requests are answered now; read its outcome with `is_ready`."""
     return Call("/ready", None, lambda _: True)
+
+
+def is_ready(outcome: Outcome) -> bool:
+    """What a `ready` came to. Out of reach, busy, starting and too late are no failures here: they mean "no"."""
+    try:
+        return ready().finish(outcome)
+    except (ServiceUnavailableError, DeadlineExceededError):
+        return False
 
 
 def models() -> Call[list[str]]:
@@ -211,7 +222,7 @@ def models() -> Call[list[str]]:
 
 
 def raw(path: str, body: Mapping[str, Any] | None) -> Call[Any]:
-    """Any request, whose JSON answer is handed back as it is."""
+    """Any request; its JSON response is returned unchanged."""
     return Call(path, body, lambda answer: answer)
 
 
@@ -219,7 +230,7 @@ def ranked(scores: Sequence[PairScore], top_k: int | None, return_margin: bool) 
     """Scores of one query's documents -> `[{"corpus_id", "score", "margin"?}]`, best first, as `KaLMReranker.rank`."""
     if top_k is not None and top_k < 0:
         raise UsageError(f"top_k is {top_k}; it must be a whole number, 0 or more")
-    order = best_first([one.margin for one in scores], top_k)
+    order = best_first([pair.margin for pair in scores], top_k)
     ranking: list[Ranked] = [{"corpus_id": i, "score": scores[i].score} for i in order]
     if return_margin:
         for entry in ranking:
@@ -230,37 +241,42 @@ def ranked(scores: Sequence[PairScore], top_k: int | None, return_margin: bool) 
 def predicted(scores: Sequence[PairScore], return_margin: bool) -> list[Any]:
     """Scores -> P(yes) of each, or `{"score", "margin"}`, as `KaLMReranker.predict`."""
     if return_margin:
-        return [{"score": one.score, "margin": one.margin} for one in scores]
-    return [one.score for one in scores]
+        return [{"score": pair.score, "margin": pair.margin} for pair in scores]
+    return [pair.score for pair in scores]
 
 
 def pairs_of(query: str, documents: Sequence[DocumentLike]) -> Iterator[PairLike]:
-    """One query's documents as pairs."""
+    """One query's documents as pairs. Raises `UsageError` for a string in place of a list."""
     if isinstance(documents, str):
         raise UsageError("documents is one string; expected a list of strings")
     return ((query, document) for document in documents)
 
 
 def stored_pairs_of(query: str, ids: Sequence[str]) -> Iterator[PairLike]:
-    """One query's stored passages as pairs."""
+    """One query's stored passages as pairs. Raises `UsageError` for a string in place of a list."""
     if isinstance(ids, str):
         raise UsageError("ids is one string; expected a list of strings")
     return ({"query": query, "doc_id": doc_id} for doc_id in ids)
 
 
-def _pair(position: int, pair: PairLike) -> dict[str, Any]:
+def _pair(i: int, pair: PairLike) -> dict[str, Any]:
     if isinstance(pair, Mapping):
-        return dict(pair)
+        return _renamed(pair, "label")
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
-        raise UsageError(f"pairs[{position}] is {pair!r}; expected (query, document)")
-    query, document = pair
+        raise UsageError(f"pairs[{i}] is {pair!r}; expected (query, document)")
+    query, document = pair[0], _document(pair[1])
     if isinstance(document, Mapping) and "text" not in document and "id" in document:
         return {"query": query, "doc_id": document["id"]}
-    return {"query": query, "document": _document(document)}
+    return {"query": query, "document": document}
 
 
 def _document(document: DocumentLike) -> DocumentLike:
-    return document if isinstance(document, str) else dict(document)
+    return document if isinstance(document, str) else _renamed(document, "doc_id")
+
+
+def _renamed(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The fields, with `name` as `id`: services of every release take that."""
+    return {"id" if field == name else field: value for field, value in fields.items()}
 
 
 def _text(document: DocumentLike) -> str | None:

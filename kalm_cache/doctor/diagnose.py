@@ -1,54 +1,65 @@
-"""All checks in their order. One that cannot be made is a failed check, and the others go on."""
+"""The table of all checks, in their order, and what runs it. A check that breaks off has failed; the others go on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from kalm_cache.doctor.check import Check
-from kalm_cache.doctor.configuration import check_access, check_packages, check_settings
-from kalm_cache.doctor.disk import check_disk
-from kalm_cache.doctor.index import check_index, check_page_cache, check_records
-from kalm_cache.doctor.machine import check_kernels, check_limits, check_openmp, check_threads
-from kalm_cache.doctor.model import check_model
-from kalm_cache.doctor.port import check_port
-from kalm_cache.doctor.speed import check_dtype
+from kalm_cache.doctor.check import Check, Report
+from kalm_cache.doctor.index import check_disk, check_index, check_model, check_page_cache, check_records
+from kalm_cache.doctor.machine import check_dtype, check_kernels, check_limits, check_openmp, check_threads
+from kalm_cache.doctor.service import check_access, check_packages, check_port, check_settings
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.settings import Settings, load_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is checked: settings (the defaults where `problem` says why they could not be read), maybe an index."""
+
+    settings: Settings
+    problem: str | None
+    index: Path | None
+
+
+def of_index(check: Callable[[Path], Report]) -> Callable[[Subject], Report | None]:
+    """A check of an index; without one, there is nothing to check."""
+    return lambda subject: None if subject.index is None else check(subject.index)
+
+
+CHECKS: dict[str, Callable[[Subject], Report | None]] = {
+    "settings": lambda subject: check_settings(subject.problem),
+    "access": lambda subject: check_access(subject.settings),
+    "packages": lambda _: check_packages(),
+    "threads": lambda subject: check_threads(subject.settings.workers),
+    "dtype": lambda subject: check_dtype(subject.settings.device, subject.settings.dtype),
+    "openmp": lambda _: check_openmp(),
+    "kernels": lambda _: check_kernels(),
+    "limits": lambda subject: check_limits(subject.settings.queue_limit, subject.settings.workers),
+    "port": lambda subject: check_port(subject.settings.host, subject.settings.port),
+    "model": lambda subject: check_model(subject.settings, subject.index),
+    "disk": of_index(check_disk),
+    "index": of_index(check_index),
+    "records": of_index(check_records),
+    "page cache": of_index(check_page_cache),
+}
 
 
 def diagnose(index: Path | None = None, config: Path | None = None) -> list[Check]:
     """Check the machine, the settings and, with `index`, its disk and what it holds."""
     try:
-        settings, problem = load_settings(config), None
+        subject = Subject(load_settings(config), None, index)
     except UsageError as exc:
-        settings, problem = Settings.model_construct(), str(exc)  # the rest is checked as if nothing had been said
-    checks: dict[str, Callable[[], Check]] = {
-        "settings": lambda: check_settings(problem),
-        "access": lambda: check_access(settings),
-        "packages": check_packages,
-        "threads": lambda: check_threads(settings.workers),
-        "dtype": lambda: check_dtype(settings.device, settings.dtype),
-        "openmp": check_openmp,
-        "kernels": check_kernels,
-        "limits": lambda: check_limits(settings.queue_limit, settings.workers),
-        "port": lambda: check_port(settings.host, settings.port),
-        "model": lambda: check_model(settings, index),
-    }
-    if index is not None:
-        checks |= {
-            "disk": lambda: check_disk(index),
-            "index": lambda: check_index(index),
-            "records": lambda: check_records(index),
-            "page cache": lambda: check_page_cache(index),
-        }
-    made = [_made(name, check) for name, check in checks.items()]
-    said = {check.found: check for check in reversed(made)}  # an index that does not open is one finding, not three
-    return [check for check in made if said[check.found] is check]
+        subject = Subject(Settings.model_construct(), str(exc), index)
+    checks = [check for name in CHECKS if (check := _run(name, subject))]
+    first = {check.found: check for check in reversed(checks)}  # an index that does not open is reported once
+    return [check for check in checks if first[check.found] is check]
 
 
-def _made(name: str, check: Callable[[], Check]) -> Check:
+def _run(name: str, subject: Subject) -> Check | None:
     try:
-        return check()
+        report = CHECKS[name](subject)
     except (KalmCacheError, OSError) as exc:
-        return Check(name, "fail", str(exc))  # our own errors say the way out
+        return Check(name, "fail", str(exc))  # the project's errors name the way out themselves
+    return None if report is None else Check(name, report.status, report.found, report.advice)

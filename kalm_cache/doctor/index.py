@@ -1,27 +1,92 @@
-"""A published index: opens, whole by a sample, unfinished work, memory. `kalm-cache verify` checks all of it."""
+"""Checks of an index: its model, its disk, a sample of its records, its size. `kalm-cache verify` reads all of it."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
+import shutil
 from pathlib import Path
 
-from kalm_cache.doctor.check import Check, verdict
-from kalm_cache.errors import DamagedRecordError, StoreError
-from kalm_cache.generations.build_folders import unfinished_builds as builds_in
+from kalm_cache.doctor.check import Report
+from kalm_cache.errors import CheckpointError, DamagedRecordError, KalmCacheError, StoreError
+from kalm_cache.generations.build_folders import unfinished_builds
 from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.generation import Generation, open_current, published_names, require_valid
 from kalm_cache.generations.journal import journal_problem
-from kalm_cache.generations.manifest import SegmentReceipt
+from kalm_cache.generations.manifest import Manifest, SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
+from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.precision import dtype_name
+from kalm_cache.model.prompts import load_prompt_tokenizer
+from kalm_cache.settings import Settings
 from kalm_cache.storage.locks import LOCK, exclude
 
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "glusterfs", "fuse.sshfs", "fuse.s3fs"}
+LEAST_FREE_BYTES = 64 << 20
+USUAL_PAGE_BYTES = 4096
 SAMPLED = 64  # records of the whole index
 MEMINFO = Path("/proc/meminfo")
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def check_index(index: Path) -> Check:
-    """Opens the live generation, reads its first stage, and looks for work that was left."""
+def check_model(settings: Settings, index: Path | None) -> Report:
+    """The model that `serve` would load: that of the settings where they name one, or else the index's."""
+    manifest = _manifest(index)
+    name = settings.model if manifest is None or "model" in settings.model_fields_set else manifest.model
+    try:
+        checkpoint = open_checkpoint(name, local_files_only=True)
+        dtypes = sorted(_stored_dtypes(checkpoint))
+        load_prompt_tokenizer(checkpoint.folder).answer_ids()
+    except CheckpointError as exc:
+        return Report(str(exc), [_way_to_model(name)])
+    found = f"{name} in {checkpoint.folder}, {len(checkpoint.files):,} tensors in {', '.join(dtypes)}"
+    if manifest is None:
+        return Report(found)
+    digest, built_with = checkpoint.digest(), manifest.fingerprint.model
+    if digest == built_with:
+        return Report(f"{found}; digest {digest[:12]}…, as the index's")
+    advice = (
+        f"the index was built with model {manifest.model!r}, digest {built_with[:12]}…: leave KALM_CACHE_MODEL out, or "
+        f"run kalm-cache reindex CORPUS --index {index} --model {name}"
+    )
+    return Report(f"{found}; digest {digest[:12]}…", [advice])
+
+
+def check_disk(index: Path) -> Report:
+    """The disk where an index lies, or would lie: space, file system, locks."""
+    folder = next(parent for parent in (index.absolute(), *index.absolute().parents) if parent.is_dir())
+    free, kind, page = shutil.disk_usage(folder).free, file_system(folder), os.sysconf("SC_PAGE_SIZE")
+    size = sum(path.stat().st_size for path in index.rglob("*") if path.is_file())
+    fail, warn = [], []
+    if not _has_locks(folder):
+        fail.append("its file system refuses locks: use a local disk, or mount NFS with its lock service (not nolock)")
+    if free < LEAST_FREE_BYTES:
+        fail.append("the disk is full: free some space")
+    elif free < size:
+        warn.append("a re-index builds the next generation beside this one: free as much as the index takes")
+    warn += _drawbacks(kind)
+    if page != USUAL_PAGE_BYTES:
+        warn.append(f"memory pages of {page:,} bytes: a look-up reads more than it needs")
+    if not os.access(folder, os.W_OK):
+        warn.append("the folder cannot be written: it can be searched, but not changed")
+    space = f"{free / 2**30:,.1f} GiB free, the index takes {size / 2**30:,.2f} GiB"
+    return Report(f"{folder} on {kind}, {space}; pages {page:,} B", fail, warn)
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that holds a path, as /proc/self/mountinfo names it."""
+    kind, longest = "unknown", -1
+    for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        mount = Path(before.split()[4].replace("\\040", " "))
+        if path.resolve().is_relative_to(mount) and len(mount.parts) >= longest:
+            kind, longest = after.split()[0], len(mount.parts)
+    return kind
+
+
+def check_index(index: Path) -> Report:
+    """Opens the live generation, reads its first stage, and looks for unfinished work."""
     generation = open_current(index)
     require_valid(generation)
     require_valid_first_stage(generation)
@@ -31,78 +96,122 @@ def check_index(index: Path) -> Check:
         f"{manifest.fingerprint.chunk_size}, {manifest.fingerprint.codec}, {len(manifest.segments)} segments; "
         f"{earlier} other generations"
     )
-    changing, warn = _is_changing(index), []
-    builds = builds_in(index)
-    if changing:
+    is_changing, builds, warn = _is_changing(index), unfinished_builds(index), []
+    if is_changing:
         found += "; a job is changing it"
     elif builds:
         warn.append(f"{', '.join(path.name for path in builds)} was not finished: run its command again to go on")
     if problem := journal_problem(index):
         warn.append(f"JOURNAL {problem}: the next publication writes it anew")
-    return verdict("index", found, warn=warn)
+    return Report(found, warn=warn)
 
 
-def check_records(index: Path, seed: int = 0) -> Check:
+def check_records(index: Path, seed: int = 0) -> Report:
     """Reads some records and texts, at random places, and their checksums with them."""
     generation = open_current(index)
-    require_valid(generation)  # first: a map of a file that was cut kills the process
+    require_valid(generation)  # first: reading a map of a file that was cut kills the process
     read, damaged = 0, []
     with SegmentSet(generation) as store:
-        for doc_id in store.find_doc_ids(_ordinals(generation, random.Random(seed))):
+        for doc_id in store.find_doc_ids(_sample_ordinals(generation, random.Random(seed))):
             if isinstance(doc_id, DamagedRecordError):
                 if not _is_gap(doc_id):
                     damaged.append(doc_id)
                 continue
             with store.snapshot() as records:
-                found = [*records.records([doc_id]), *store.find_texts([doc_id])]
-            damaged += [one for one in found if isinstance(one, DamagedRecordError)]
+                stored = [*records.records([doc_id]), *store.find_texts([doc_id])]
+            damaged += [error for error in stored if isinstance(error, DamagedRecordError)]
             read += 1
     total = generation.manifest.counts.passages
     fail = [f"{damaged[0]}; run: kalm-cache verify --repair --index {index}"] if damaged else []
-    return verdict("records", f"{read:,} of {total:,} read, {len(damaged)} damaged", fail=fail)
+    return Report(f"{read:,} of {total:,} read, {len(damaged)} damaged", fail)
 
 
-def check_page_cache(index: Path) -> Check:
+def check_page_cache(index: Path) -> Report:
     """The index's size against memory: what does not fit is read from disk again and again."""
     size = sum(receipt.bytes for receipt in open_current(index).manifest.files.values())
     memory = available_memory_bytes()
-    found = f"{size / 2**30:,.2f} GiB of index, {memory / 2**30:,.1f} GiB of memory can be had"
     warn = []
     if size > memory:
         warn.append(
             "searches will wait for the disk: add memory, or store less (a larger --chunk-size, --codec int8 or int4)"
         )
-    return verdict("page cache", found, warn=warn)
+    return Report(f"{size / 2**30:,.2f} GiB of index, {memory / 2**30:,.1f} GiB of memory can be had", warn=warn)
 
 
 def available_memory_bytes() -> int:
     """What the kernel could give without swapping, page cache included, within the control group's limit."""
     fields = dict(line.split(":") for line in MEMINFO.read_text("ascii").splitlines())
     limits = [path.read_text("ascii").strip() for path in MEMORY_LIMITS if path.is_file()]
-    return min([int(fields["MemAvailable"].split()[0]) << 10, *(int(one) for one in limits if one.isdigit())])
+    available = int(fields["MemAvailable"].split()[0]) << 10
+    return min([available, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def _manifest(index: Path | None) -> Manifest | None:
+    """`None` also where the index cannot be opened, which `check_index` reports."""
+    try:
+        return None if index is None else open_current(index).manifest
+    except KalmCacheError:
+        return None
+
+
+def _stored_dtypes(checkpoint: Checkpoint) -> set[str]:
+    """The dtypes of one tensor of each file: every file's header is read, which fails where it was cut."""
+    tensor_of = {file: name for name, file in checkpoint.files.items()}
+    return {dtype_name(checkpoint.tensor(name).dtype) for name in tensor_of.values()}
+
+
+def _way_to_model(name: str) -> str:
+    if Path(name).is_dir():
+        return "copy the whole folder again: config.json, safetensors, tokenizer"
+    return f"a model on Hugging Face is downloaded at first use; for a machine without network: hf download {name}"
+
+
+def _drawbacks(file_system: str) -> list[str]:
+    if file_system in NETWORK:
+        slow = "LMDB maps and locks its files, which is slow or unsafe over a network; use a local disk"
+        return [f"{file_system}: {slow}"]
+    if file_system == "tmpfs":
+        return ["tmpfs: the index takes memory, and is gone after a restart"]
+    if file_system == "overlay":
+        return ["overlay: the index goes with its container; mount a volume"]
+    return []
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether the folder itself can be locked, in shared mode: nothing is written for it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:  # another process holds one, so there are locks
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _is_changing(index: Path) -> bool:
     try:
         with exclude(index / LOCK) as free:
             return not free
-    except StoreError:  # read-only, or without locks: check_disk's to say
+    except StoreError:  # read-only, or without locks, which check_disk reports
         return False
 
 
-def _ordinals(generation: Generation, chance: random.Random) -> list[int]:
-    """Passage numbers, each shard's share by its size."""
+def _sample_ordinals(generation: Generation, chance: random.Random) -> list[int]:
+    """Some ordinals of passages, from each segment by its size."""
     segments = generation.manifest.segments
     stored = sum(segment.counts.passages for segment in segments)
 
-    def some(segment: SegmentReceipt) -> list[int]:
+    def sample(segment: SegmentReceipt) -> list[int]:
         ordinals = range(segment.first_ordinal, segment.next_ordinal)
         share = -(-SAMPLED * segment.counts.passages // max(stored, 1))
         return chance.sample(ordinals, min(share, len(ordinals)))
 
-    return [ordinal for segment in segments for ordinal in some(segment)]
+    return [ordinal for segment in segments for ordinal in sample(segment)]
 
 
 def _is_gap(error: DamagedRecordError) -> bool:
-    """A number that no passage has: one that was deleted, and its bytes collected."""
+    """An ordinal that no passage has: that passage was deleted, and its bytes collected."""
     return "is not there" in str(error)

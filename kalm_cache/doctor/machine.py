@@ -1,4 +1,4 @@
-"""Cores, threads, OpenMP, compiled kernels and limits of the machine, as this process sees them."""
+"""Checks of the machine as this process sees it: threads, dtype, OpenMP, compiled kernels, limits."""
 
 from __future__ import annotations
 
@@ -7,18 +7,44 @@ import os
 import re
 import resource
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from kalm_cache.doctor.check import Check, verdict
+from kalm_cache.doctor.check import Report
 from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels import CHOICE, choose_kernels
 from kalm_cache.model.kernels.compile import cache_folder
+from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 
 CGROUP = Path("/sys/fs/cgroup")
 OPENMP = re.compile(r"/lib(gomp|omp|iomp5)[-.][^/]*$")
 LEAST_FILES, LEAST_MAPS, LEAST_SHARED_BYTES = 1024, 65_530, 64 << 20
+ROWS, WIDTH, OUTPUTS = 512, 640, 1536  # the shape of a small decoder's products
+MEASURED_S = 0.012  # for each dtype
+FASTER = 1.3  # a dtype is advised from so many times the chosen dtype's speed on
+CPU_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni")
+
+
+def check_threads(workers: int) -> Report:
+    """Cores against threads: too many wait for each other, too few leave cores idle."""
+    cores, threads = usable_cores(), torch.get_num_threads()
+    setting = os.environ.get("OMP_NUM_THREADS")
+    # serve gives each of several workers its share of the affinity, whatever torch would take
+    running = threads if workers == 1 else workers * max(1, len(os.sched_getaffinity(0)) // workers)
+    found = f"{cores:g} cores usable of {os.cpu_count()}, torch takes {threads} threads, "
+    found += f"OMP_NUM_THREADS {setting or 'unset'}"
+    found += f", {workers} workers with {running} in all" if workers > 1 else ""
+    warn = []
+    if running > math.ceil(cores):
+        fewer = f"OMP_NUM_THREADS={math.ceil(cores)}" if workers == 1 else f"--workers {max(1, math.floor(cores))}"
+        warn.append(f"{running} threads share {cores:g} cores and wait for each other: set {fewer}")
+    elif running < math.floor(cores):
+        way = "unset OMP_NUM_THREADS, or set it" if setting else "set OMP_NUM_THREADS"
+        warn.append(f"{math.floor(cores) - running} of {cores:g} cores stay idle: {way} to {math.floor(cores)}")
+    return Report(found, warn=warn)
 
 
 def usable_cores() -> float:
@@ -26,28 +52,43 @@ def usable_cores() -> float:
     return min([float(len(os.sched_getaffinity(0))), *_quotas()])
 
 
-def check_threads(workers: int) -> Check:
-    """Cores against threads: too many wait for each other, too few leave cores idle."""
-    cores, threads = usable_cores(), torch.get_num_threads()
-    said = os.environ.get("OMP_NUM_THREADS")
-    # serve gives each of several workers its share of the affinity, whatever torch would take
-    working = threads if workers == 1 else workers * max(1, len(os.sched_getaffinity(0)) // workers)
-    found = (
-        f"{cores:g} cores usable of {os.cpu_count()}, torch takes {threads} threads, OMP_NUM_THREADS {said or 'unset'}"
-    )
-    found += f", {workers} workers with {working} in all" if workers > 1 else ""
+def check_dtype(device: str, dtype: str) -> Report:
+    """What `device` and `dtype` resolve to, and how fast dtypes are here: some 50 ms of matrix products.
+
+    Raises:
+        UsageError: the device or the dtype is unknown.
+    """
+    resolved = resolve_device(device)
+    chosen = resolve_dtype(dtype, resolved)
+    speeds = {candidate: gflops(candidate, resolved) for candidate in _measured_dtypes(resolved)}
+    shown = ", ".join(f"{dtype_name(name)} {speed:,.0f}" for name, speed in speeds.items())
+    found = f"dtype {dtype} is {dtype_name(chosen)} on {_described(resolved)}; GFLOP/s: {shown}"
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    found += f" (beside other work: load {load:.1f} on {cores} cores)" if load > cores else ""
+    exact = {name: speed for name, speed in speeds.items() if name != torch.int8}  # int8 moves margins: never advised
+    best = max(exact, key=exact.__getitem__)
     warn = []
-    if working > math.ceil(cores):
-        fewer = f"OMP_NUM_THREADS={math.ceil(cores)}" if workers == 1 else f"--workers {max(1, math.floor(cores))}"
-        warn.append(f"{working} threads share {cores:g} cores and wait for each other: set {fewer}")
-    elif working < math.floor(cores):
-        way = "unset OMP_NUM_THREADS, or set it" if said else "set OMP_NUM_THREADS"
-        warn.append(f"{math.floor(cores) - working} of {cores:g} cores stay idle: {way} to {math.floor(cores)}")
-    return verdict("threads", found, warn=warn)
+    if chosen in speeds and exact[best] > FASTER * speeds[chosen]:
+        times = exact[best] / speeds[chosen]
+        warn.append(f"{dtype_name(best)} is {times:.1f} times as fast here: set dtype {dtype_name(best)}")
+    return Report(found, warn=warn)
 
 
-def check_openmp() -> Check:
-    """The OpenMP runtimes that torch and FAISS bring along: each has a pool of threads of its own."""
+def gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """Billions of operations a second in a matrix product of a dtype: the best run of those that fit in the time."""
+    x, weight = (torch.ones(rows, WIDTH, dtype=dtype, device=device) for rows in (ROWS, OUTPUTS))
+    product = torch._int_mm if dtype == torch.int8 else torch.mm
+    call = lambda: product(x, weight.t())  # noqa: E731
+    _seconds(call, device)  # the first call sets up
+    best, spent = float("inf"), 0.0
+    while spent < MEASURED_S:
+        seconds = _seconds(call, device)
+        best, spent = min(best, seconds), spent + seconds
+    return 2 * ROWS * WIDTH * OUTPUTS / best / 1e9
+
+
+def check_openmp() -> Report:
+    """The OpenMP runtimes that torch and FAISS bring along: each has a thread pool of its own."""
     import faiss
 
     runtimes = openmp_runtimes()
@@ -60,7 +101,7 @@ def check_openmp() -> Check:
             f"runtimes of {len(kinds)} kinds ({', '.join(sorted(kinds))}) in one process can crash or spin: install "
             "torch and faiss-cpu from one source (both from PyPI, or both from conda-forge)"
         )
-    return verdict("openmp", found, warn=warn)
+    return Report(found, warn=warn)
 
 
 def openmp_runtimes() -> list[Path]:
@@ -70,50 +111,51 @@ def openmp_runtimes() -> list[Path]:
     return sorted(paths)
 
 
-def check_kernels() -> Check:
+def check_kernels() -> Report:
     """Whether the native kernels are there, or can be compiled and kept."""
     choice, folder = os.environ.get(CHOICE, "auto"), cache_folder()
     try:
         kernels = choose_kernels(torch.device("cpu"), torch.float32)
     except UsageError as exc:
-        return Check("kernels", "fail", str(exc), f"unset {CHOICE}, or install a C++ compiler")
+        return Report(str(exc), [f"unset {CHOICE}, or install a C++ compiler"])
     found = f"{kernels.name} ({CHOICE} {choice}), kept in {folder}"
     if kernels.name == "native":
-        return Check("kernels", "ok", found)
+        return Report(found)
     if choice == "torch":
-        return Check("kernels", "warn", found, f"plain torch is slower: unset {CHOICE} to compile the native kernels")
+        return Report(found, warn=[f"plain torch is slower: unset {CHOICE} to compile the native kernels"])
     if not _is_writable(folder):
         way_out = f"{folder} cannot be written: set XDG_CACHE_HOME to a folder that can"
     elif not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
         way_out = "there is no C++ compiler: install one (Debian: apt-get install g++), or set CXX"
     else:
         way_out = "they could not be compiled: see the warning that was logged"
-    return Check("kernels", "warn", found, f"plain torch is slower; {way_out}")
+    return Report(found, warn=[f"plain torch is slower; {way_out}"])
 
 
-def check_limits(queue_limit: int, workers: int) -> Check:
+def check_limits(queue_limit: int, workers: int) -> Report:
     """Open files, memory maps, shared memory."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files_text = "unlimited" if files == resource.RLIM_INFINITY else f"{files:,}"
+    unlimited = files == resource.RLIM_INFINITY
     maps_file = Path("/proc/sys/vm/max_map_count")
     maps = int(maps_file.read_text("ascii")) if maps_file.is_file() else LEAST_MAPS
     shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    wanted = max(LEAST_FILES, 2 * queue_limit)  # connections that wait, and as many that are idle
+    needed = max(LEAST_FILES, 2 * queue_limit)  # connections that wait, and as many that are idle
     warn = []
-    if files != resource.RLIM_INFINITY and files < wanted:
-        warn.append(f"few open files for {queue_limit} requests under way: ulimit -n {wanted}")
+    if not unlimited and files < needed:
+        warn.append(f"few open files for {queue_limit} requests under way: ulimit -n {needed}")
     if maps < LEAST_MAPS:
         warn.append(f"few memory maps: sysctl -w vm.max_map_count={LEAST_MAPS}")
     if workers > 1 and shared < LEAST_SHARED_BYTES:
         warn.append("little shared memory for several workers: give /dev/shm 64 MiB (docker: --shm-size)")
+    files_text = "unlimited" if unlimited else f"{files:,}"
     found = f"{files_text} open files, {maps:,} memory maps, {shared >> 20:,} MiB free in /dev/shm"
-    return verdict("limits", found, warn=warn)
+    return Report(found, warn=warn)
 
 
 def _quotas() -> list[float]:
     """CPUs that each control group above this process grants; both versions of cgroups."""
     quotas = []
-    for folder in _groups():
+    for folder in _control_groups():
         for name in ("cpu.max", "cpu.cfs_quota_us"):
             if (folder / name).is_file():
                 words = [*(folder / name).read_text("ascii").split()]
@@ -124,15 +166,15 @@ def _quotas() -> list[float]:
     return quotas
 
 
-def _groups() -> list[Path]:
-    own = Path("/proc/self/cgroup")
-    lines = own.read_text("utf-8").splitlines() if own.is_file() else []
+def _control_groups() -> list[Path]:
+    """Folders of this process's control groups and of those above them."""
+    file = Path("/proc/self/cgroup")
     folders = {CGROUP, CGROUP / "cpu"}
-    for line in lines:
+    for line in file.read_text("utf-8").splitlines() if file.is_file() else []:
         _, controllers, path = line.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
-            at = (CGROUP if not controllers else CGROUP / controllers) / path.lstrip("/")
-            folders |= {at, *(parent for parent in at.parents if parent.is_relative_to(CGROUP))}
+            folder = (CGROUP if not controllers else CGROUP / controllers) / path.lstrip("/")
+            folders |= {folder, *(parent for parent in folder.parents if parent.is_relative_to(CGROUP))}
     return sorted(folders)
 
 
@@ -140,3 +182,22 @@ def _is_writable(folder: Path) -> bool:
     """Whether the folder, or what would be made on the way to it, can be written."""
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _measured_dtypes(device: torch.device) -> list[torch.dtype]:
+    return [torch.float32, torch.bfloat16, *([torch.int8] if device.type == "cpu" else [])]
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+    return f"a CPU with {', '.join(flag for flag in CPU_FLAGS if capabilities.get(flag)) or 'none of its extensions'}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kalm_cache import Client, KaLMReranker, PassageIndex
+from kalm_cache import KaLMReranker, PassageIndex
 from kalm_cache.adapters import KaLMCrossEncoder
 from kalm_cache.errors import UsageError
 from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
@@ -43,7 +43,7 @@ def test_predict_gives_arrays_tensors_lists_or_a_scalar(unpooled: KaLMReranker) 
 
 
 def test_an_activation_takes_margins(unpooled: KaLMReranker) -> None:
-    margins = [one["margin"] for one in unpooled.predict(PAIRS, return_margin=True)]
+    margins = [pair["margin"] for pair in unpooled.predict(PAIRS, return_margin=True)]
     encoder = KaLMCrossEncoder(unpooled)
     assert encoder.predict(PAIRS, activation_fn=torch.nn.Identity()).tolist() == pytest.approx(margins, abs=1e-5)
     assert encoder.predict(PAIRS, activation_fn=torch.nn.Sigmoid()) == pytest.approx(encoder.predict(PAIRS), abs=1e-6)
@@ -52,20 +52,24 @@ def test_an_activation_takes_margins(unpooled: KaLMReranker) -> None:
 def test_rank_is_sorted_cut_and_gives_documents_back(unpooled: KaLMReranker) -> None:
     expected = unpooled.rank(QUERY, TEXTS)
     ranking = KaLMCrossEncoder(unpooled).rank(QUERY, TEXTS, return_documents=True)
-    assert [one["corpus_id"] for one in ranking] == [one["corpus_id"] for one in expected]
-    assert [one["text"] for one in ranking] == [TEXTS[one["corpus_id"]] for one in expected]
+    assert [entry["corpus_id"] for entry in ranking] == [entry["corpus_id"] for entry in expected]
+    assert [entry["text"] for entry in ranking] == [TEXTS[entry["corpus_id"]] for entry in expected]
     assert KaLMCrossEncoder(unpooled).rank(QUERY, TEXTS, top_k=2) == [
-        {"corpus_id": one["corpus_id"], "score": pytest.approx(one["score"], abs=1e-6)} for one in expected[:2]
+        {"corpus_id": entry["corpus_id"], "score": pytest.approx(entry["score"], abs=1e-6)} for entry in expected[:2]
     ]
 
 
-def test_stored_passages_are_pairs_by_their_ids(index: PassageIndex, client: Client, sent: Sent) -> None:
+@pytest.mark.parametrize(("backend", "paths"), [("index", []), ("client", ["/rerank"])])
+@pytest.mark.parametrize("key", ["doc_id", "id"])
+def test_stored_passages_are_pairs_by_their_ids(
+    request: pytest.FixtureRequest, index: PassageIndex, sent: Sent, backend: str, paths: list[str], key: str
+) -> None:
     expected = index.rerank(QUERY, IDS).results
-    for backend in (index, client):
-        ranking = KaLMCrossEncoder(backend).rank(QUERY, STORED)
-        assert [IDS[one["corpus_id"]] for one in ranking] == [one.doc_id for one in expected]
-        assert [one["score"] for one in ranking] == pytest.approx([one.score for one in expected], abs=1e-6)
-    assert [path for path, _ in sent] == ["/rerank"]
+    encoder = KaLMCrossEncoder(request.getfixturevalue(backend))
+    ranking = encoder.rank(QUERY, [{key: doc_id} for doc_id in IDS])
+    assert [IDS[entry["corpus_id"]] for entry in ranking] == [hit.doc_id for hit in expected]
+    assert [entry["score"] for entry in ranking] == pytest.approx([hit.score for hit in expected], abs=1e-6)
+    assert [path for path, _ in sent] == paths
 
 
 def test_pairs_of_several_queries_keep_their_order(index: PassageIndex) -> None:
@@ -76,8 +80,8 @@ def test_pairs_of_several_queries_keep_their_order(index: PassageIndex) -> None:
 
 def test_prompts_are_instructions(index: PassageIndex) -> None:
     encoder = KaLMCrossEncoder(index, prompts={"find": "Find the passage."}, default_prompt_name="find")
-    named = encoder.predict([(QUERY, one) for one in STORED])
-    given = KaLMCrossEncoder(index).predict([(QUERY, one) for one in STORED], prompt="Find the passage.")
+    named = encoder.predict([(QUERY, document) for document in STORED])
+    given = KaLMCrossEncoder(index).predict([(QUERY, document) for document in STORED], prompt="Find the passage.")
     assert named.tolist() == given.tolist()
     with pytest.raises(UsageError, match="prompt_name is 'other'; the prompts are 'find'"):
         encoder.predict([(QUERY, STORED[0])], prompt_name="other")

@@ -15,23 +15,23 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before haystack is importe
 haystack = pytest.importorskip("haystack", reason="haystack-ai is not installed")
 adapters = pytest.importorskip("kalm_cache.adapters.haystack")
 
-FOUND = [haystack.Document(content=CORPUS[doc_id], meta={"id": doc_id}) for doc_id in IDS]
+RETRIEVED = [haystack.Document(content=CORPUS[doc_id], meta={"id": doc_id}) for doc_id in IDS]
 
 
 def test_documents_are_reranked_by_their_ids(index: PassageIndex, client: Client, sent: Sent) -> None:
     expected = index.rerank(QUERY, IDS, top_n=2).results
     for backend in (index, client):
-        kept = adapters.KaLMRanker(backend, top_k=2).run(query=QUERY, documents=FOUND)["documents"]
-        assert [one.meta["id"] for one in kept] == [one.doc_id for one in expected]
-        assert [one.score for one in kept] == pytest.approx([one.score for one in expected])
+        kept = adapters.KaLMRanker(backend, top_k=2).run(query=QUERY, documents=RETRIEVED)["documents"]
+        assert [document.meta["id"] for document in kept] == [hit.doc_id for hit in expected]
+        assert [document.score for document in kept] == pytest.approx([hit.score for hit in expected])
     assert [body["ids"] for _, body in sent] == [IDS]
-    assert FOUND[0].score is None
+    assert RETRIEVED[0].score is None
 
 
 def test_an_asynchronous_pipeline_awaits_an_asynchronous_client(async_client: AsyncClient, index: PassageIndex) -> None:
     async def rerank(backend: Any) -> list[str]:
-        answer = await adapters.KaLMRanker(backend).run_async(query=QUERY, documents=FOUND, top_k=3)
-        return [one.meta["id"] for one in answer["documents"]]
+        answer = await adapters.KaLMRanker(backend).run_async(query=QUERY, documents=RETRIEVED, top_k=3)
+        return [document.meta["id"] for document in answer["documents"]]
 
     assert anyio.run(rerank, async_client) == anyio.run(rerank, index)
 
@@ -40,8 +40,10 @@ def test_a_saved_pipeline_reranks_as_the_one_that_was_saved(index_folder: Path, 
     pipeline = haystack.Pipeline()
     pipeline.add_component("ranker", adapters.KaLMRanker(index=str(index_folder), top_k=2, id_field="id"))
     loaded = haystack.Pipeline.loads(pipeline.dumps(), allowed_modules=[adapters.__name__])
-    kept = loaded.run({"ranker": {"query": QUERY, "documents": FOUND}})["ranker"]["documents"]
-    assert [one.meta["id"] for one in kept] == [one.doc_id for one in index.rerank(QUERY, IDS, top_n=2).results]
+    kept = loaded.run({"ranker": {"query": QUERY, "documents": RETRIEVED}})["ranker"]["documents"]
+    assert [document.meta["id"] for document in kept] == [
+        hit.doc_id for hit in index.rerank(QUERY, IDS, top_n=2).results
+    ]
     loaded.get_component("ranker").close()
 
 
@@ -55,12 +57,12 @@ def test_a_service_is_named_by_its_address_and_its_key_by_a_variable(client: Cli
     }
     again = adapters.KaLMRanker.from_dict(data)
     assert again.to_dict() == adapters.KaLMRanker(base_url=client.base_url, min_score=0.0).to_dict()
-    assert len(again.run(query=QUERY, documents=FOUND)["documents"]) == len(IDS)
+    assert len(again.run(query=QUERY, documents=RETRIEVED)["documents"]) == len(IDS)
     again.close()
 
 
 def test_texts_are_encoded_by_a_model_that_is_named(mini_folder: Path) -> None:
-    kept = adapters.KaLMRanker(model=str(mini_folder)).run(query=QUERY, documents=FOUND)["documents"]
+    kept = adapters.KaLMRanker(model=str(mini_folder)).run(query=QUERY, documents=RETRIEVED)["documents"]
     assert len(kept) == len(IDS)
 
 

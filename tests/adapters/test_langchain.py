@@ -9,24 +9,26 @@ from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
 documents = pytest.importorskip("langchain_core.documents", reason="langchain-core is not installed")
 adapters = pytest.importorskip("kalm_cache.adapters.langchain")
 
-FOUND = [documents.Document(CORPUS[doc_id], metadata={"_id": doc_id, "page": 3}) for doc_id in IDS]
+RETRIEVED = [documents.Document(CORPUS[doc_id], metadata={"_id": doc_id, "page": 3}) for doc_id in IDS]
 
 
 def test_documents_are_reranked_by_their_ids(index: PassageIndex, client: Client, sent: Sent) -> None:
     expected = index.rerank(QUERY, IDS, top_n=2).results
     for backend in (index, client):
-        kept = adapters.KaLMCompressor(backend=backend, top_n=2).compress_documents(FOUND, QUERY)
-        assert [one.metadata["_id"] for one in kept] == [one.doc_id for one in expected]
-        assert [one.metadata["relevance_margin"] for one in kept] == pytest.approx([one.margin for one in expected])
+        kept = adapters.KaLMCompressor(backend=backend, top_n=2).compress_documents(RETRIEVED, QUERY)
+        assert [document.metadata["_id"] for document in kept] == [hit.doc_id for hit in expected]
+        assert [document.metadata["relevance_margin"] for document in kept] == pytest.approx(
+            [hit.margin for hit in expected]
+        )
         assert kept[0].metadata["page"] == 3
     assert [set(body) for _, body in sent] == [{"query", "ids", "return_margin", "return_documents", "on_missing"}]
-    assert FOUND[0].metadata == {"_id": IDS[0], "page": 3}
+    assert RETRIEVED[0].metadata == {"_id": IDS[0], "page": 3}
 
 
 def test_an_asynchronous_chain_awaits_an_asynchronous_client(async_client: AsyncClient, index: PassageIndex) -> None:
-    kept = anyio.run(adapters.KaLMCompressor(backend=async_client).acompress_documents, FOUND, QUERY)
-    same = anyio.run(adapters.KaLMCompressor(backend=index).acompress_documents, FOUND, QUERY)
-    assert [one.metadata["_id"] for one in kept] == [one.metadata["_id"] for one in same]
+    kept = anyio.run(adapters.KaLMCompressor(backend=async_client).acompress_documents, RETRIEVED, QUERY)
+    same = anyio.run(adapters.KaLMCompressor(backend=index).acompress_documents, RETRIEVED, QUERY)
+    assert [document.metadata["_id"] for document in kept] == [document.metadata["_id"] for document in same]
 
 
 def test_ids_may_be_those_of_the_documents_or_of_a_field(index: PassageIndex) -> None:
@@ -34,13 +36,13 @@ def test_ids_may_be_those_of_the_documents_or_of_a_field(index: PassageIndex) ->
     field = [documents.Document(CORPUS[doc_id], id=f"row {doc_id}", metadata={"key": doc_id}) for doc_id in IDS]
     by_own = adapters.KaLMCompressor(backend=index).compress_documents(own, QUERY)
     by_field = adapters.KaLMCompressor(backend=index, id_field="key").compress_documents(field, QUERY)
-    assert [one.id for one in by_own] == [one.metadata["key"] for one in by_field]
+    assert [document.id for document in by_own] == [document.metadata["key"] for document in by_field]
 
 
 def test_documents_below_the_least_score_are_left_out(index: PassageIndex) -> None:
-    scores = [one.score for one in index.rerank(QUERY, IDS).results]
+    scores = [hit.score for hit in index.rerank(QUERY, IDS).results]
     compressor = adapters.KaLMCompressor(backend=index, min_score=(scores[1] + scores[2]) / 2)
-    assert len(compressor.compress_documents(FOUND, QUERY)) == 2
+    assert len(compressor.compress_documents(RETRIEVED, QUERY)) == 2
     assert compressor.compress_documents([], QUERY) == []
 
 
@@ -50,7 +52,7 @@ def test_a_retriever_that_compresses_is_a_search_and_a_rerank(index: PassageInde
 
     class FirstStage(BaseRetriever):
         def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[object]:
-            return FOUND
+            return RETRIEVED
 
     chain = retrievers.ContextualCompressionRetriever(
         base_compressor=adapters.KaLMCompressor(backend=index, top_n=1), base_retriever=FirstStage()

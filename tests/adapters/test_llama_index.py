@@ -24,8 +24,8 @@ def test_nodes_are_reranked_by_their_ids(index: PassageIndex, client: Client, se
     expected = index.rerank(QUERY, IDS, top_n=2).results
     for backend in (index, client):
         kept = adapters.KaLMPostprocessor(backend=backend, top_n=2).postprocess_nodes(nodes(), query_str=QUERY)
-        assert [one.node.metadata["id"] for one in kept] == [one.doc_id for one in expected]
-        assert [one.score for one in kept] == pytest.approx([one.score for one in expected])
+        assert [hit.node.metadata["id"] for hit in kept] == [hit.doc_id for hit in expected]
+        assert [hit.score for hit in kept] == pytest.approx([hit.score for hit in expected])
     assert [body["ids"] for _, body in sent] == [IDS]
     assert not any(text in str(sent) for text in CORPUS.values() if text)
 
@@ -33,7 +33,7 @@ def test_nodes_are_reranked_by_their_ids(index: PassageIndex, client: Client, se
 def test_an_asynchronous_query_awaits_an_asynchronous_client(async_client: AsyncClient, index: PassageIndex) -> None:
     async def rerank(backend: Any) -> list[str]:
         given = adapters.KaLMPostprocessor(backend=backend)
-        return [one.node.metadata["id"] for one in await given.apostprocess_nodes(nodes(), query_str=QUERY)]
+        return [hit.node.metadata["id"] for hit in await given.apostprocess_nodes(nodes(), query_str=QUERY)]
 
     assert anyio.run(rerank, async_client) == anyio.run(rerank, index)
 
@@ -41,7 +41,7 @@ def test_an_asynchronous_query_awaits_an_asynchronous_client(async_client: Async
 def test_ids_may_be_those_of_the_nodes(index: PassageIndex) -> None:
     given = [schema.NodeWithScore(node=schema.TextNode(text="", id_=doc_id)) for doc_id in IDS]
     kept = adapters.KaLMPostprocessor(backend=index).postprocess_nodes(given, query_str=QUERY)
-    assert [one.node.node_id for one in kept] == [one.doc_id for one in index.rerank(QUERY, IDS).results]
+    assert [hit.node.node_id for hit in kept] == [hit.doc_id for hit in index.rerank(QUERY, IDS).results]
 
 
 def test_the_score_of_the_retrieval_is_kept_where_it_is_wanted(index: PassageIndex) -> None:

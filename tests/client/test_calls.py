@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import httpx
 import pytest
 
-from kalm_cache.client import PairScore, ServedPlan, calls
-from kalm_cache.client.reply import Reply
+from kalm_cache.client import Explanation, PairScore, ServedPlan, calls
 from kalm_cache.errors import KalmCacheError, ServiceError, UsageError
 
 HIT = {
@@ -34,8 +33,20 @@ RANKED = {
 }
 
 
-def reply(body: Any, status: int = 200) -> Reply:
-    return Reply(status, json.dumps(body).encode(), "http://service/path")
+EXPLAINED = {
+    "score": 0.9,
+    "margin": 2.2,
+    "chunk_size": 4,
+    "query_truncated": False,
+    "truncated": False,
+    "text": "a text",
+    "chunks": [{"start": 0, "end": 6, "weight": 1.0, "tokens": 2}],
+    "index_version": "000002",
+}
+
+
+def reply(body: Any, status: int = 200) -> httpx.Response:
+    return httpx.Response(status, json=body, request=httpx.Request("POST", "http://service/path"))
 
 
 def test_a_search_sends_what_an_index_has_as_defaults() -> None:
@@ -80,7 +91,7 @@ def test_a_rerank_answer_names_documents_without_an_id_by_their_position() -> No
     call = calls.rerank("q", None, ["first", {"text": "second", "id": "b"}], {})
     assert call.body["return_documents"] is False  # type: ignore[index]  # their texts are here already
     answer = call.finish(reply(RANKED))
-    assert [(one.doc_id, one.index, one.rank, one.text, one.cache) for one in answer.results] == [
+    assert [(hit.doc_id, hit.index, hit.rank, hit.text, hit.cache) for hit in answer.results] == [
         ("b", 1, 1, "second", "hit"),
         ("0", 0, 2, "first", "encoded"),
     ]
@@ -89,7 +100,29 @@ def test_a_rerank_answer_names_documents_without_an_id_by_their_position() -> No
 
 def test_texts_are_left_out_of_a_rerank_answer_where_they_are_not_wanted() -> None:
     answer = calls.rerank("q", None, ["first", "second"], {"with_text": False}).finish(reply(RANKED))
-    assert [one.text for one in answer.results] == [None, None]
+    assert [hit.text for hit in answer.results] == [None, None]
+
+
+@pytest.mark.parametrize("fields", [{"doc_id": "b"}, {"id": "b"}, {"doc_id": "b", "id": "b"}, {"doc_id": "b", "id": 7}])
+def test_the_stored_id_is_read_from_services_of_either_age(fields: dict[str, Any]) -> None:
+    result = {"index": 0, "score": 0.9, "margin": 2.2, **fields}
+    [ranked] = calls.rerank("q", ["b"], None, {}).finish(reply({"results": [result]})).results
+    assert ranked.doc_id == "b"
+    explained = calls.explain("q", "b", {}).finish(reply({**EXPLAINED, **fields}))
+    assert isinstance(explained, Explanation)
+    assert (explained.doc_id, explained.chunks[0].end) == ("b", 6)
+
+
+def test_an_explanation_without_an_id_is_no_answer() -> None:
+    with pytest.raises(ServiceError, match="no answer of a kalm-cache service"):
+        calls.explain("q", "b", {}).finish(reply(EXPLAINED))
+
+
+def test_ids_are_sent_under_the_name_that_services_of_every_age_take() -> None:
+    assert calls.explain("q", "b", {}).body == {"query": "q", "id": "b"}
+    documents = calls.rerank("q", None, [{"text": "t", "doc_id": "b"}, {"text": "u", "id": "c"}], {}).body
+    assert documents is not None
+    assert documents["documents"] == [{"text": "t", "id": "b"}, {"text": "u", "id": "c"}]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +140,8 @@ def test_pairs_go_out_in_batches_and_name_stored_passages_by_id() -> None:
         ("q", {"id": "d1"}),
         {"id": 7, "query": "q", "doc_id": "d2"},
         ("q", {"text": "t"}),
+        ("q", {"doc_id": "d3"}),
+        {"label": "mine", "query": "q", "document": "text"},
     ]
     bodies = [call.body for call in calls.score(pairs, {"batch_size": 3, "instruction": "Find."})]
     assert bodies == [
@@ -119,7 +154,15 @@ def test_pairs_go_out_in_batches_and_name_stored_passages_by_id() -> None:
             "return_margin": True,
             "instruction": "Find.",
         },
-        {"pairs": [{"query": "q", "document": {"text": "t"}}], "return_margin": True, "instruction": "Find."},
+        {
+            "pairs": [
+                {"query": "q", "document": {"text": "t"}},
+                {"query": "q", "doc_id": "d3"},
+                {"id": "mine", "query": "q", "document": "text"},
+            ],
+            "return_margin": True,
+            "instruction": "Find.",
+        },
     ]
 
 
@@ -129,10 +172,11 @@ def test_what_is_no_pair_is_named_by_its_position(pair: Any) -> None:
         list(calls.score([("q", "d"), pair], {}))
 
 
-def test_scores_keep_the_names_of_their_pairs() -> None:
+@pytest.mark.parametrize("tag", [{"id": 7}, {"label": 7}, {"label": 7, "id": 7}])
+def test_scores_keep_the_labels_of_their_pairs(tag: dict[str, int]) -> None:
     [call] = calls.score([("q", "d")], {})
-    assert call.finish(reply({"results": [{"index": 0, "id": 7, "score": 0.9, "margin": 2.2}]})) == [
-        PairScore(0.9, 2.2, 7)
+    assert call.finish(reply({"results": [{"index": 0, "score": 0.9, "margin": 2.2, **tag}]})) == [
+        PairScore(0.9, 2.2, label=7)
     ]
 
 
@@ -144,13 +188,13 @@ def test_an_answer_with_another_number_of_scores_is_refused() -> None:
 
 @pytest.mark.parametrize("body", [[], {}, {"results": [{}]}, {**SEARCHED, "results": 1}, None, "text"])
 def test_a_body_that_is_no_answer_is_a_service_error_that_shows_it(body: Any) -> None:
-    with pytest.raises(ServiceError, match=r"http://service/path.*|is base_url right"):
+    with pytest.raises(ServiceError, match=r"is base_url right\? \(HTTP 200 from http://service/path\)"):
         calls.search("q", {}).finish(reply(body))
 
 
 def test_a_body_that_is_no_json_is_a_service_error() -> None:
     with pytest.raises(ServiceError, match="<html>"):
-        calls.health().finish(Reply(200, b"<html>", "http://service/"))
+        calls.health().finish(httpx.Response(200, text="<html>", request=httpx.Request("GET", "http://service/")))
 
 
 @pytest.mark.parametrize("query", ["half \ud83d", float("nan"), object()])

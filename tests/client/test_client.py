@@ -170,6 +170,7 @@ def test_the_key_and_the_address_come_from_the_environment(monkeypatch: pytest.M
         assert "authorization" not in client._http.headers
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -179,10 +180,9 @@ def test_the_key_and_the_address_come_from_the_environment(monkeypatch: pytest.M
         ({"api_key": "line\nbreak"}, "printable ASCII"),
     ],
 )
-def test_what_no_connection_can_use_is_a_usage_error(options: dict[str, Any], message: str) -> None:
-    for kind in (Client, AsyncClient):
-        with pytest.raises(UsageError, match=message):
-            kind(**options)
+def test_what_no_connection_can_use_is_a_usage_error(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        kind(**options)
 
 
 def test_the_key_is_in_no_message() -> None:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from kalm_cache import Client, PassageIndex
 from kalm_cache.cli import app as cli
 
 QUERY = "Where do bees dance?"
@@ -32,19 +33,35 @@ def run(service: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_a_search_prints_its_results(run: Run, service: httpx.Client) -> None:
     expected = service.post("/search", json={"query": QUERY, "k": 5, "top_n": 2}).json()["results"]
+    assert len(expected) == 2
     lines = run(QUERY, "--k", 5, "--top-k", 2).stdout.splitlines()
-    assert [line.split("  ")[1] for line in lines] == [f"doc_id={one['doc_id']}" for one in expected]
+    assert [line.split("  ")[1] for line in lines] == [f"doc_id={result['doc_id']}" for result in expected]
     assert "margin=" not in lines[0]
     assert "margin=" in run(QUERY, "--return-margin").stdout
 
 
-def test_stored_passages_are_ranked_and_scored_by_their_ids(run: Run) -> None:
+def test_stored_passages_are_ranked_and_scored_by_their_ids(run: Run, index: PassageIndex) -> None:
     ranked = json.loads(run(QUERY, "--endpoint", "rerank", "--ids", "s0,s5", "--ids", "l3", "--json").stdout)
-    assert {one["doc_id"] for one in ranked["results"]} == {"s0", "s5", "l3"}
-    scored = run(QUERY, "--endpoint", "score", "--ids", "s0,s5", "--return-margin", "--json")
-    assert [one["id"] for one in json.loads(scored.stdout)["results"]] == ["s0", "s5"]
-    margins = {one["id"]: one["margin"] for one in json.loads(scored.stdout)["results"]}
-    assert margins["s0"] == pytest.approx(margins["s0"])
+    assert {result["doc_id"] for result in ranked["results"]} == {"s0", "s5", "l3"}
+    scored = json.loads(run(QUERY, "--endpoint", "score", "--ids", "s0,s5", "--return-margin", "--json").stdout)
+    assert [pair["doc_id"] for pair in scored["results"]] == ["s0", "s5"]
+    margins = [pair["margin"] for pair in scored["results"]]
+    assert margins == pytest.approx(index.margins(QUERY, ["s0", "s5"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        ({"index": 0, "id": "s0", "score": 0.5}, "index=0  id=s0  score=0.5"),
+        ({"index": 0, "id": "s0", "doc_id": "s0", "score": 0.5}, "index=0  doc_id=s0  score=0.5"),
+        ({"index": 0, "id": 7, "label": 7, "score": 0.5, "margin": 1.0}, "index=0  label=7  score=0.5"),
+        ({"index": 0, "id": "s0", "label": "s0", "doc_id": "s0", "score": 0.5}, "index=0  doc_id=s0  score=0.5"),
+        ({"index": 0, "id": 7, "label": 7, "doc_id": "s0", "score": 0.5}, "index=0  doc_id=s0  label=7  score=0.5"),
+    ],
+)
+def test_an_id_is_printed_once(run: Run, monkeypatch: pytest.MonkeyPatch, result: dict[str, object], line: str) -> None:
+    monkeypatch.setattr(Client, "request", lambda *_: {"results": [result]})
+    assert run(QUERY).stdout == f"{line}\n"
 
 
 def test_documents_are_ranked_and_scored_by_their_texts(run: Run) -> None:

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import pytest
 
-from kalm_cache.client.failures import failure_of, failure_without_reply, retry_after_seconds
-from kalm_cache.client.reply import NoReply, Reply
+from kalm_cache.client.failures import BY_STATUS, BY_TYPE, failure_of, failure_without_response, retry_after_seconds
 from kalm_cache.errors import (
     AccessDeniedError,
     DamagedRecordError,
@@ -21,10 +20,13 @@ from kalm_cache.errors import (
     UsageError,
 )
 
+REQUEST = httpx.Request("POST", "http://service/rerank")
 
-def reply(status: int, body: Any, **headers: str) -> Reply:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Reply(status, content, "http://service/rerank", {name.replace("_", "-"): headers[name] for name in headers})
+
+def reply(status: int, body: Any, **headers: str) -> httpx.Response:
+    content = {"content": body} if isinstance(body, bytes) else {"json": body}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, headers=named, request=REQUEST, **content)
 
 
 def error(kind: str, **more: Any) -> dict[str, Any]:
@@ -97,8 +99,16 @@ def test_retry_after_is_read_as_a_date() -> None:
 
 
 def test_no_reply_is_unavailable_or_too_late() -> None:
-    lost = failure_without_reply(NoReply("ConnectError: refused", "http://service/search", False))
-    late = failure_without_reply(NoReply("ReadTimeout", "http://service/search", True))
+    lost = failure_without_response(httpx.ConnectError("refused", request=REQUEST))
+    late = failure_without_response(httpx.ReadTimeout("", request=REQUEST))
     assert isinstance(lost, ServiceUnavailableError)
-    assert "cannot be reached (ConnectError: refused)" in str(lost)
+    assert "http://service/rerank cannot be reached (ConnectError: refused)" in str(lost)
     assert isinstance(late, DeadlineExceededError)
+    assert "did not answer in time (ReadTimeout)" in str(late)
+
+
+def test_the_tables_of_exceptions_hold_no_entry_that_is_never_reached() -> None:
+    assert {failure: type(failure_of(reply(500, error(failure)))) for failure in BY_TYPE} == BY_TYPE
+    assert {status: type(failure_of(reply(status, {}))) for status in BY_STATUS} == BY_STATUS
+    located = {status for status in range(400, 600) if "HTTP" in str(failure_of(reply(status, {})))}
+    assert not located & set(BY_STATUS)

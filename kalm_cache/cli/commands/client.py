@@ -1,4 +1,4 @@
-"""`kalm-cache client`: ask a running service, with options or with a request body from a file."""
+"""`kalm-cache client`: requests to a running service, from options or with a body from a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from kalm_cache.client import Client
 
 ENDPOINTS = ("search", "rerank", "score")
-SHOWN = ("rank", "index", "doc_id", "id", "score", "margin", "cache", "text")
+SHOWN = ("rank", "index", "doc_id", "label", "id", "score", "margin", "cache", "text")
+TAGS = ("label", "id")  # not shown where they repeat `doc_id`
 
 
 def client(
@@ -43,7 +44,7 @@ def client(
 ) -> None:
     """Ask a running service to search, rerank or score; the key is KALM_CACHE_API_KEY.
 
-    With --json, the service's answer as it came. A service that is not ready ends --health with exit code 1.
+    --json prints the service's response unchanged. With --health, a service that is not ready is exit code 1.
     """
     from kalm_cache.client import Client
 
@@ -54,7 +55,7 @@ def client(
             options = {"k": k, "chunk_size": chunk_size, "first_stage": first_stage, "instruction": instruction}
             body = _body_of(endpoint, query, json_file, ids, document)
             body |= {name: value for name, value in options.items() if value is not None}
-            body |= _shown(endpoint, top_k, return_margin)
+            body |= _result_options(endpoint, top_k, return_margin)
             answer = service.request(f"/{endpoint}", body)
     if json:
         print_json(answer)
@@ -74,23 +75,23 @@ def _body_of(
 ) -> dict[str, Any]:
     if endpoint not in ENDPOINTS:
         raise UsageError(f"--endpoint {endpoint}: choose one of {', '.join(ENDPOINTS)}")
-    wanted = [one for group in ids or [] for one in group.split(",") if one]
+    doc_ids = [doc_id for group in ids or [] for doc_id in group.split(",") if doc_id]
     if file is not None:
-        if query is not None or wanted or documents:
+        if query is not None or doc_ids or documents:
             raise UsageError("--json-file holds the whole request: leave out the query, --ids and --document")
         return _read(file)
     if query is None:
         raise UsageError("give a query, or --json-file, or --health")
     if endpoint == "search":
-        if wanted or documents:
+        if doc_ids or documents:
             raise UsageError("--endpoint search takes a query alone; for --ids and --document: --endpoint rerank")
         return {"query": query}
-    if bool(wanted) == bool(documents):
+    if bool(doc_ids) == bool(documents):
         raise UsageError(f"--endpoint {endpoint}: give either --ids or --document")
     if endpoint == "score":
-        named = [{"id": one, "query": query, "doc_id": one} for one in wanted]
-        return {"pairs": named or [{"query": query, "document": text} for text in documents or []]}
-    return {"query": query, "ids": wanted} if wanted else {"query": query, "documents": documents}
+        stored = [{"id": doc_id, "query": query, "doc_id": doc_id} for doc_id in doc_ids]
+        return {"pairs": stored or [{"query": query, "document": text} for text in documents or []]}
+    return {"query": query, "ids": doc_ids} if doc_ids else {"query": query, "documents": documents}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -104,19 +105,22 @@ def _read(file: Path) -> dict[str, Any]:
     return body
 
 
-def _shown(endpoint: str, top_k: int | None, return_margin: bool) -> dict[str, Any]:
-    """What the flags say of the results, over what the body says."""
+def _result_options(endpoint: str, top_k: int | None, return_margin: bool) -> dict[str, Any]:
+    """Fields of the body that --top-k and --return-margin override."""
     if endpoint == "score" and top_k is not None:
         raise UsageError("--top-k: scores come in the order of the pairs, all of them; use --endpoint rerank")
-    said: dict[str, Any] = {} if top_k is None else {"top_n": top_k}
-    return said | ({"return_margin": True} if return_margin and endpoint != "search" else {})
+    fields: dict[str, Any] = {} if top_k is None else {"top_n": top_k}
+    return fields | ({"return_margin": True} if return_margin and endpoint != "search" else {})
 
 
 def _print(answer: Any, return_margin: bool) -> None:
     console = stdout_console()
     for result in _results(answer):
-        fields = [name for name in SHOWN if result.get(name) is not None and (name != "margin" or return_margin)]
-        console.print("  ".join(f"{name}={result[name]}" for name in fields), soft_wrap=True, markup=False)
+        names = [name for name in SHOWN if result.get(name) is not None and (name != "margin" or return_margin)]
+        names = [name for name in names if name not in TAGS or result[name] != result.get("doc_id")]
+        if "label" in names and "id" in names:  # `id` is the label once more, as services of earlier releases call it
+            names.remove("id")
+        console.print("  ".join(f"{name}={result[name]}" for name in names), soft_wrap=True, markup=False)
 
 
 def _results(answer: Any) -> list[Mapping[str, Any]]:

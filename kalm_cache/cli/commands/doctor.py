@@ -44,8 +44,8 @@ def _table(checks: list[Check]) -> Table:
     table.add_column("")
     table.add_column("found, and → what to do", overflow="fold")
     for check in checks:
-        said = Text(check.found)
+        style, text = STYLES[check.status], Text(check.found)
         if check.advice:
-            said.append(f"\n→ {check.advice}", STYLES[check.status])
-        table.add_row(check.name, Text(check.status, STYLES[check.status]), said)
+            text.append(f"\n→ {check.advice}", style)
+        table.add_row(check.name, Text(check.status, style), text)
     return table
