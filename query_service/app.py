@@ -42,7 +42,7 @@ from query_service.middleware.disconnect import CancelOnDisconnect
 from query_service.middleware.docs import add_docs
 from query_service.middleware.metrics import CONTENT_TYPE
 from query_service.middleware.request_log import note_answer, note_query
-from query_service.middleware.stack import MiddlewareStack, StackedFastAPI
+from query_service.middleware.stack import WrappedFastAPI, middleware_stack
 from query_service.page import page_router
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
@@ -69,8 +69,8 @@ def create_app(service: Service) -> FastAPI:
         yield
         await to_thread.run_sync(service.close)
 
-    app = StackedFastAPI(
-        MiddlewareStack.from_settings(service.settings, service.metrics, service.tracing),
+    app = WrappedFastAPI(
+        middleware_stack(service.settings, service.metrics, service.tracing),
         title="kalm-cache",
         version=__version__,
         responses=ERRORS,

@@ -139,15 +139,15 @@ def rerank(
         candidates: by query id; equal margins keep their order.
         on_query: called after each query.
     """
-    source, options = CachedPassages(name, point.reader, query_side), RerankOptions(point.chunk_size)
+    source = CachedPassages(name, point.reader, query_side, point.chunk_size)
     run, timings = {}, []
     for query_id, ranked in candidates.items():
-        driver, shortlist = InlineDriver(), Shortlist([one.doc_id for one in ranked])
-        reranked = run_inline(pipeline.rerank(driver, source, prompts[query_id].prompt, shortlist, options))
-        timings.append(driver.timings_ms)
-        for record in reranked.left_out:
-            logger.error("a ranking does without a passage: %s", record.problem)
-        run[query_id] = [Scored(result.doc_id, result.margin) for result in reranked.results]
+        prompt, shortlist = prompts[query_id].prompt, Shortlist([one.doc_id for one in ranked])
+        answer = run_inline(pipeline.rerank(InlineDriver(), source, prompt, shortlist, RerankOptions()))
+        timings.append(answer.timings_ms)
+        if answer.damaged:
+            logger.error("a ranking does without damaged passages: %s", ", ".join(answer.damaged))
+        run[query_id] = [Scored(result.doc_id, result.margin) for result in answer.results]
         on_query()
     cost = Cost(
         chunk_size=point.chunk_size,

@@ -43,7 +43,9 @@ class PassageIndex:
         self.damaged_reads = 0  # passages and texts that an answer had to do without, since the index was opened
         stored = parts.generation.manifest.fingerprint
         reader = StateReader(parts.store, get_codec(stored.codec), stored.chunk_size)
-        self._passages = CachedPassages(parts.generation.name, reader, parts.query_side, parts.prefix_cache)
+        self._passages = CachedPassages(
+            parts.generation.name, reader, parts.query_side, parts.chunk_size, parts.prefix_cache
+        )
 
     @classmethod
     def open(
@@ -151,8 +153,8 @@ class PassageIndex:
             raise UsageError(f"first_stage_weight is {first_stage_weight}, expected a number of 0 or more")
         driver = InlineDriver()
         shortlist = run_inline(driver.read("first_stage", lambda: self.find(query, k, first_stage)))
-        options = self.rerank_options(chunk_size, top_n, with_text=with_text, first_stage_weight=first_stage_weight)
-        return self._rerank(driver, Prompt(query, instruction, system_instruction), shortlist, options)
+        options = RerankOptions(chunk_size, top_n, first_stage_weight, self.find_texts if with_text else None)
+        return run_inline(rerank(driver, self, Prompt(query, instruction, system_instruction), shortlist, options))
 
     def rerank(
         self,
@@ -172,8 +174,9 @@ class PassageIndex:
         Raises:
             UnknownIdError: ids that the index does not hold.
         """
-        options = self.rerank_options(chunk_size, top_n, with_text=with_text)
-        return self._rerank(InlineDriver(), Prompt(query, instruction, system_instruction), Shortlist(ids), options)
+        prompt = Prompt(query, instruction, system_instruction)
+        options = RerankOptions(chunk_size, top_n, find_texts=self.find_texts if with_text else None)
+        return run_inline(rerank(InlineDriver(), self, prompt, Shortlist(ids), options))
 
     def margins(
         self,
@@ -226,7 +229,7 @@ class PassageIndex:
             UnknownIdError: ids that the index does not hold.
             UsageError: a chunk size that is no multiple of the stored one.
         """
-        lookup = self._passages.look_up(ids, prompts, self.chunk_size if chunk_size is None else chunk_size)
+        lookup = self._passages.look_up(ids, prompts, chunk_size)
         self._count_damage([record.problem for record in lookup.damaged])
         return lookup
 
@@ -249,21 +252,6 @@ class PassageIndex:
             UsageError: a chunk size that is no multiple of the stored one.
         """
         return self._passages.reader.read(ids, self.chunk_size if chunk_size is None else chunk_size)
-
-    def rerank_options(
-        self, chunk_size: int | None, top_n: int | None, *, with_text: bool, first_stage_weight: float = 0.0
-    ) -> RerankOptions:
-        """Options of a rerank over this index; `chunk_size` `None` = the index's default, `top_n` `None` = all."""
-        return RerankOptions(
-            self.chunk_size if chunk_size is None else chunk_size,
-            top_n,
-            first_stage_weight,
-            self.find_texts if with_text else None,
-        )
-
-    def _rerank(self, driver: InlineDriver, prompt: Prompt, shortlist: Shortlist, options: RerankOptions) -> Answer:
-        reranked = run_inline(rerank(driver, self, prompt, shortlist, options))
-        return Answer(prompt.query, reranked.query_truncated, reranked.results, driver.finished(), reranked.damaged)
 
     def _count_damage(self, problems: Sequence[str]) -> None:
         self.damaged_reads += len(problems)

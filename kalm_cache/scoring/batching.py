@@ -5,8 +5,8 @@ Legend: P pooled states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
@@ -75,37 +75,29 @@ class DistinctPairs:
         return [results[place] for place in self.places]
 
 
-@dataclass(slots=True)
-class Batch:
-    """Pairs of one kind that are decoded together: at most `limit`, padded to at most `BATCH_TOKENS`."""
-
-    limit: int
-    pairs: list[Pair] = field(default_factory=list)
-    _prompt: int = 0  # the longest of each: what all pairs are padded to
-    _pooled: int = 0
-
-    def add(self, pair: Pair) -> bool:
-        """Take a pair if it fits; the first one always does."""
-        prompt, pooled = max(self._prompt, pair.size.prompt), max(self._pooled, pair.size.pooled)
-        if self.pairs and (
-            self.full
-            or pair.size.kind != self.pairs[0].size.kind
-            or (len(self.pairs) + 1) * (prompt + pooled) > BATCH_TOKENS
-        ):
-            return False
-        self.pairs.append(pair)
-        self._prompt, self._pooled = prompt, pooled
-        return True
-
-    @property
-    def full(self) -> bool:
-        """Whether no pair of any size fits."""
-        return len(self.pairs) >= self.limit
-
-
 def by_size(pairs: Sequence[Pair]) -> list[int]:
     """Positions of the pairs, those of one kind together, small ones first: neighbours need little padding."""
     return sorted(range(len(pairs)), key=lambda i: pairs[i].size)
+
+
+def fill_batch(pairs: Iterable[Pair], limit: int) -> list[int]:
+    """Positions of the pairs to decode together: the first one, and each later one of its kind that still fits.
+
+    At most `limit` pairs, padded to at most `BATCH_TOKENS`; the first one is taken however long it is.
+    """
+    taken: list[int] = []
+    kind, prompt, pooled = None, 0, 0
+    for i, pair in enumerate(pairs):
+        longest = max(prompt, pair.size.prompt), max(pooled, pair.size.pooled)
+        if not taken:
+            kind = pair.size.kind
+        elif pair.size.kind != kind or (len(taken) + 1) * sum(longest) > BATCH_TOKENS:
+            continue
+        taken.append(i)
+        prompt, pooled = longest
+        if len(taken) == limit:
+            break
+    return taken
 
 
 def compute_in_batches(
@@ -116,20 +108,12 @@ def compute_in_batches(
 ) -> list[_T]:
     """What `compute` makes of each (prompt, passage) pair, in the order given; it gets at most `limit` at a time."""
     distinct = DistinctPairs.of(prompts, passages)
-    order = by_size(distinct.pairs)
-    results = [result for batch in _batches([distinct.pairs[i] for i in order], limit) for result in compute(batch)]
-    return distinct.spread(dict(zip(order, results, strict=True)))
-
-
-def _batches(pairs: Iterable[Pair], limit: int) -> Iterator[list[Pair]]:
-    batch = Batch(limit)
-    for pair in pairs:
-        if not batch.add(pair):
-            yield batch.pairs
-            batch = Batch(limit)
-            batch.add(pair)
-    if batch.pairs:
-        yield batch.pairs
+    left, results = by_size(distinct.pairs), dict[int, _T]()
+    while left:
+        batch = [left[i] for i in fill_batch((distinct.pairs[place] for place in left), limit)]
+        results.update(zip(batch, compute([distinct.pairs[place] for place in batch]), strict=True))
+        left = [place for place in left if place not in results]
+    return distinct.spread(results)
 
 
 def distinct_prompts(pairs: Sequence[Pair]) -> tuple[list[list[int]], list[int]]:

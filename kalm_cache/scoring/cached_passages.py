@@ -44,14 +44,18 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class CachedPassages:
-    """The passages of one generation. `prefix_cache` may be shared with others: its keys name the generation."""
+    """The passages of one generation, at `chunk_size` unless asked otherwise.
+
+    `prefix_cache` may be shared with other generations: its keys name them.
+    """
 
     generation: str
     reader: StateReader
     query_side: QuerySide
+    chunk_size: int
     prefix_cache: PrefixCache | None = None
 
-    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int) -> LookUp:
+    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> LookUp:
         """Find passages for prompts of one instruction: in the prefix cache, else in the store.
 
         Where a prompt does not begin with the instruction's prefix, as its query changed the tokens before it, all are
@@ -61,6 +65,7 @@ class CachedPassages:
             UnknownIdError: ids that the index does not hold.
             UsageError: a ratio that is no multiple of the stored one.
         """
+        chunk_size = self.chunk_size if chunk_size is None else chunk_size
         prefix = self._common_prefix(prompts)
         hits = self._cached(list(dict.fromkeys(ids)), chunk_size, prefix)
         missing = [doc_id for doc_id in dict.fromkeys(ids) if doc_id not in hits]

@@ -1,6 +1,6 @@
 """The rerank, for every caller: look up states → prepare → decode margins → results. Knows nothing of threads or HTTP.
 
-The steps are functions over values; `rerank` puts them in their order. Where a step runs is the driver's business:
+The steps are functions over values; `rerank` puts them in order. Where a step runs is the driver's business:
 `InlineDriver` runs each at once in the caller's thread (`PassageIndex`, evaluation), a service's request awaits reader
 threads and a decoder that it shares with others. One coroutine serves both: under `InlineDriver` it never suspends, so
 that `run_inline` needs no event loop.
@@ -23,12 +23,10 @@ from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import LookUp, ReadPassages
 from kalm_cache.scoring.query_side import QuerySide, score_of
-from kalm_cache.scoring.ranking import SearchResult, best_first, interpolate
-from kalm_cache.scoring.state_reader import Damaged
+from kalm_cache.scoring.ranking import Answer, SearchResult, best_first, interpolate
 
 _T = TypeVar("_T")
 FindTexts = Callable[[Sequence[str]], Sequence[str | DamagedRecordError | None]]
-Shorten = Callable[[PromptTokens, LookUp], LookUp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +46,32 @@ class Shortlist:
 class RerankOptions:
     """How passages are ranked for a prompt.
 
-    chunk_size: pooling ratio; the stored one or a multiple of it.
+    chunk_size: pooling ratio; `None` = the source's.
     top_n: how many results; `None` = all.
     first_stage_weight: of the first stage's z-scores in the order, see `interpolate`; 0 = the margins alone.
     find_texts: fills `SearchResult.text`, as `PassageIndex.find_texts` does; `None` = leaves it empty.
+    shorten: leaves out a part of the look-up before it is decoded.
     """
 
-    chunk_size: int
+    chunk_size: int | None = None
     top_n: int | None = None
     first_stage_weight: float = 0.0
     find_texts: FindTexts | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reranked:
-    """Results, best first. `left_out`: passages whose states are damaged, which have no result.
-
-    `damaged` names these, and those whose id or text alone cannot be read.
-    """
-
-    query_truncated: bool
-    results: list[SearchResult]
-    left_out: list[Damaged]
-    damaged: list[str]
+    shorten: Callable[[PromptTokens, LookUp], LookUp] = lambda prompt, lookup: lookup
 
 
 class PassageSource(Protocol):
-    """Where stored passages come from: an open index, or a store beside it (`CachedPassages`)."""
+    """Where stored passages come from: an open index, or a store beside one; see `CachedPassages` for the methods."""
 
     @property
     def query_side(self) -> QuerySide:
-        """The decoder that their states were made for."""
+        """The decoder that the states were made for."""
 
-    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int) -> LookUp:
-        """As `CachedPassages.look_up`."""
+    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None) -> LookUp:
+        """Read."""
 
     def prepare(self, lookup: LookUp) -> ReadPassages:
-        """As `CachedPassages.prepare`."""
+        """Compute what the prefix cache lacks."""
 
 
 class Driver(Protocol):
@@ -104,24 +91,14 @@ class Driver(Protocol):
     ) -> list[float]:
         """As `QuerySide.margins`."""
 
+    def finished(self) -> dict[str, float]:
+        """Milliseconds by stage, and in `total`."""
+
 
 async def rerank(
-    driver: Driver,
-    source: PassageSource,
-    prompt: Prompt,
-    shortlist: Shortlist,
-    options: RerankOptions,
-    shorten: Shorten | None = None,
-) -> Reranked:
-    """Rank stored passages for a prompt.
-
-    Args:
-        driver: runs the steps.
-        source: of the passages.
-        prompt: query and instruction.
-        shortlist: what is ranked; equal margins keep its order.
-        options: how.
-        shorten: leaves out a part of the look-up before it is decoded.
+    driver: Driver, source: PassageSource, prompt: Prompt, shortlist: Shortlist, options: RerankOptions
+) -> Answer:
+    """Rank stored passages for a prompt; equal margins keep the order of `shortlist`.
 
     Raises:
         UnknownIdError: ids that the source does not hold.
@@ -132,7 +109,7 @@ async def rerank(
     def look_up() -> tuple[PromptTokens, LookUp]:
         tokens = source.query_side.tokenize(prompt)
         lookup = source.look_up(shortlist.doc_ids, [tokens], options.chunk_size)
-        return tokens, lookup if shorten is None else shorten(tokens, lookup)
+        return tokens, options.shorten(tokens, lookup)
 
     async with driver.holding_states():
         tokens, lookup = await driver.read("read", look_up)
@@ -141,7 +118,7 @@ async def rerank(
         margins = await driver.margins(source.query_side, [tokens] * len(states), states)
     results, textless = await driver.read("read", lambda: rank(shortlist, read.positions, margins, options))
     damaged = dict.fromkeys([*shortlist.damaged, *(record.doc_id for record in read.damaged), *textless])
-    return Reranked(tokens.truncated, results, read.damaged, list(damaged))
+    return Answer(prompt.query, tokens.truncated, results, driver.finished(), list(damaged))
 
 
 def rank(
@@ -149,11 +126,7 @@ def rank(
 ) -> tuple[list[SearchResult], list[str]]:
     """Results, best first, and the ids among them whose text is damaged.
 
-    Args:
-        shortlist: the passages that were asked for.
-        positions: where in `shortlist` the passage of each margin is.
-        margins: of the passages that were scored.
-        options: order, number and texts of the results.
+    `positions` says where in `shortlist` the passage of each margin is.
     """
     candidates = shortlist.candidates
     order = best_first(_ordering(margins, positions, candidates, options.first_stage_weight), options.top_n)
@@ -172,8 +145,7 @@ def rank(
         )
         for number, (i, place, text) in enumerate(zip(order, places, texts, strict=True), start=1)
     ]
-    textless = [doc_id for doc_id, text in zip(doc_ids, texts, strict=True) if isinstance(text, DamagedRecordError)]
-    return results, textless
+    return results, [id_ for id_, text in zip(doc_ids, texts, strict=True) if isinstance(text, DamagedRecordError)]
 
 
 def _ordering(
@@ -187,39 +159,35 @@ def _ordering(
 
 @dataclass(slots=True)
 class InlineDriver:
-    """Runs every step at once, in the caller's thread. `timings_ms`: by stage, with `total` at the end."""
+    """Runs every step at once, in the caller's thread, which holds the states of one rerank at a time."""
 
     timings_ms: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def holding_states(self) -> AbstractAsyncContextManager[None]:
-        """No bound: the caller holds the states of one rerank at a time."""
+        """No bound."""
         return nullcontext()
 
     async def read(self, stage: str, step: Callable[[], _T]) -> _T:
         """Run a step, timed."""
-        return self._timed(stage, step)
+        started = time.perf_counter()
+        result = step()
+        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (time.perf_counter() - started) * 1000
+        return result
 
     async def prepare(self, source: PassageSource, lookup: LookUp) -> ReadPassages:
-        """Prefill what the prefix cache lacks; it counts as decoding."""
-        return self._timed("decode", lambda: source.prepare(lookup))
+        """Prefill, timed as decoding."""
+        return await self.read("decode", lambda: source.prepare(lookup))
 
     async def margins(
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]
     ) -> list[float]:
         """Decode, timed."""
-        return self._timed("decode", lambda: side.margins(prompts, passages, DECODE_BATCH))
+        return await self.read("decode", lambda: side.margins(prompts, passages, DECODE_BATCH))
 
     def finished(self) -> dict[str, float]:
         """The timings, with `total` since the driver was made."""
         return self.timings_ms | {"total": (time.perf_counter() - self.started) * 1000}
-
-    def _timed(self, stage: str, step: Callable[[], _T]) -> _T:
-        started = time.perf_counter()
-        result = step()
-        ms = (time.perf_counter() - started) * 1000
-        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + ms
-        return result
 
 
 def run_inline(coroutine: Coroutine[Any, Any, _T]) -> _T:

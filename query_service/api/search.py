@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from kalm_cache.first_stage import Mode
-from kalm_cache.scoring.pipeline import rerank
+from kalm_cache.scoring.pipeline import RerankOptions, rerank
 from query_service.api.request_values import check_count, prompt_of
 from query_service.api.requests import SearchRequest
 from query_service.api.responses import Plan, SearchHit, SearchResponse
@@ -31,21 +31,18 @@ async def answer_search(request: SearchRequest, context: RequestContext) -> Sear
     budget = None if request.budget_ms is None else TimeBudget(context, request.budget_ms)
 
     shortlist = await context.read("first_stage", lambda: index.find(request.query, k, mode))
-    reranked = await rerank(
-        context,
-        index,
-        prompt_of(request.query, request.instruction, settings),
-        shortlist,
-        index.rerank_options(request.chunk_size, top_n, with_text=request.return_documents, first_stage_weight=weight),
-        budget.shorten if budget else None,
-    )
-    context.counts.queries_cut += reranked.query_truncated
+    options = RerankOptions(request.chunk_size, top_n, weight, index.find_texts if request.return_documents else None)
+    if budget is not None:
+        options = replace(options, shorten=budget.shorten)
+    prompt = prompt_of(request.query, request.instruction, settings)
+    answer = await rerank(context, index, prompt, shortlist, options)
+    context.counts.queries_cut += answer.query_truncated
     return SearchResponse(
         query=request.query,
-        query_truncated=reranked.query_truncated,
-        results=[SearchHit(**asdict(result)) for result in reranked.results],
-        timings_ms=context.finished(),
+        query_truncated=answer.query_truncated,
+        results=[SearchHit(**asdict(result)) for result in answer.results],
+        timings_ms=answer.timings_ms,
         index_version=context.served.version,
-        damaged=reranked.damaged,
+        damaged=answer.damaged,
         plan=Plan(**asdict(budget.plan)) if budget and budget.plan else None,
     )

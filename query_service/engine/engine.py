@@ -1,16 +1,19 @@
 """One thread that computes for all requests: their pairs share the decoder's batches.
 
-The next batch always takes the most urgent pairs (`jobs.py` says which). Work whose future was cancelled, as its client
-left or its deadline passed, is dropped before it runs. Knows nothing of HTTP, indexes or generations.
+The next batch always takes the most urgent pairs. Urgent is what came early or costs little: a job is due at its
+arrival plus its predicted cost, so that a short one need not wait for a very long one before it, and none waits
+forever. Jobs whose future was cancelled, as the client left or the deadline passed, are dropped before they run.
+Knows nothing of HTTP, indexes or generations.
 """
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Protocol, TypeVar
 
@@ -18,10 +21,9 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.scoring.batching import DECODE_BATCH, DistinctPairs, by_size
+from kalm_cache.scoring.batching import DECODE_BATCH, DistinctPairs, Pair, by_size, fill_batch
 from kalm_cache.scoring.query_side import QuerySide
 from query_service.engine.cost import WEIGHT_OF_THE_LATEST, CostModel
-from query_service.engine.jobs import CallJob, DecodeJob, Job, JobQueue, Share
 
 _T = TypeVar("_T")
 
@@ -42,6 +44,42 @@ class Decoded:
     decode_ms: float
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A function to run between batches."""
+
+    future: Future[Any]
+    due: float  # seconds
+    function: Callable[[], Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Decode:
+    """The pairs of a request. `costs`: of each distinct pair, in units; `left`: places of those no batch has taken."""
+
+    future: Future[Any]
+    due: float  # seconds: arrival plus predicted cost
+    arrived: float
+    side: QuerySide
+    distinct: DistinctPairs
+    costs: list[float]
+    left: list[int]
+    margins: dict[int, float] = field(default_factory=dict)  # by place
+    started: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One pair of a batch: the job that it belongs to, and its place there."""
+
+    job: _Decode
+    place: int
+
+    @property
+    def pair(self) -> Pair:
+        return self.job.distinct.pairs[self.place]
+
+
 class Engine:
     """The thread and its queue. `start` it, `close` it."""
 
@@ -56,7 +94,7 @@ class Engine:
         """Decode at most `batch_pairs` pairs together; `cost` learns from every batch; `clock` gives seconds."""
         self.cost = cost
         self._on_batch, self._batch_pairs, self._clock = on_batch, batch_pairs, clock
-        self._queue = JobQueue()
+        self._jobs: list[_Call | _Decode] = []  # the most urgent one first
         self._request_units = 0.0  # of one request, on average
         self._changed = Condition()
         self._closing = False
@@ -77,8 +115,7 @@ class Engine:
     def call(self, function: Callable[[], _T]) -> Future[_T]:
         """Run a function between batches: one that computes, but not with pairs (the encoder, a prefill)."""
         future: Future[_T] = Future()
-        now = self._clock()
-        self._put(CallJob(future, now, now, function))
+        self._put(_Call(future, self._clock(), function))
         return future
 
     def decode(
@@ -94,7 +131,7 @@ class Engine:
         units, now = sum(costs), self._clock()
         self._request_units += WEIGHT_OF_THE_LATEST * (units - self._request_units)
         due = now + self.cost.ms(units) / 1000
-        self._put(DecodeJob(future, now, due, side, distinct, costs, by_size(distinct.pairs)))
+        self._put(_Decode(future, due, now, side, distinct, costs, by_size(distinct.pairs)))
         return future
 
     @property
@@ -106,76 +143,96 @@ class Engine:
     def depth(self) -> int:
         """Requests that wait or are being computed."""
         with self._changed:
-            return sum(1 for _ in self._queue.jobs())
+            return sum(not job.future.cancelled() for job in self._jobs)
 
     @property
     def backlog_ms(self) -> float:
         """How long the pairs that wait will take, as predicted."""
         with self._changed:
-            return self.cost.ms(sum(job.units_left for job in self._queue.jobs() if isinstance(job, DecodeJob)))
+            waiting = [job for job in self._jobs if isinstance(job, _Decode) and not job.future.cancelled()]
+            return self.cost.ms(sum(job.costs[place] for job in waiting for place in job.left))
 
-    def _put(self, job: Job) -> None:
+    def _put(self, job: _Call | _Decode) -> None:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the engine is closed")
-            self._queue.add(job)
+            bisect.insort(self._jobs, job, key=lambda queued: queued.due)
             self._changed.notify()
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
-            if isinstance(work, CallJob):
+            if isinstance(work, _Call):
                 self._call(work)
             else:
                 self._decode(work)
             del work  # or the last request's states would stay in memory while nothing comes
 
-    def _next(self) -> CallJob | list[Share] | None:
-        """What to compute now; waits for it. `None` when the engine is closed and has computed everything."""
+    def _next(self) -> _Call | list[_Entry] | None:
+        """The most urgent call or batch; waits for one. `None` when the engine is closed and everything is computed."""
         with self._changed:
-            while (work := self._queue.next(self._batch_pairs)) is None and not self._closing:
+            while True:
+                self._jobs = [job for job in self._jobs if not job.future.cancelled()]
+                if self._jobs:
+                    return self._take()
+                if self._closing:
+                    return None
                 self._changed.wait()
-            return work
 
-    def _call(self, job: CallJob) -> None:
+    def _take(self) -> _Call | list[_Entry]:
+        first = self._jobs[0]
+        if isinstance(first, _Call):
+            self._jobs.remove(first)
+            return first
+        jobs = [job for job in self._jobs if isinstance(job, _Decode) and job.side is first.side]
+        entries = [_Entry(job, place) for job in jobs for place in job.left]
+        batch = [entries[i] for i in fill_batch((entry.pair for entry in entries), self._batch_pairs)]
+        for entry in batch:
+            entry.job.left.remove(entry.place)
+        self._jobs = [job for job in self._jobs if isinstance(job, _Call) or job.left]
+        return batch
+
+    def _call(self, job: _Call) -> None:
         try:
             _finish(job.future, job.function())
         except BaseException as exc:
             self._fail(job, exc)
 
-    def _decode(self, shares: list[Share]) -> None:
-        started = self._clock()
-        for share in shares:
-            share.job.started = share.job.started or started
+    def _decode(self, batch: list[_Entry]) -> None:
+        jobs = list(dict.fromkeys(entry.job for entry in batch))
+        for job in jobs:
+            job.started = job.started or self._clock()
         try:
-            self._decode_batch(shares)
+            self._decode_batch(batch)
         except BaseException as exc:
-            if len(shares) == 1:
-                self._fail(shares[0].job, exc)
+            if len(jobs) == 1:
+                self._fail(jobs[0], exc)
                 return
-            for share in shares:  # one request's failure is not the others'
-                self._decode([share])
+            for job in jobs:  # one request's failure is not the others'
+                self._decode([entry for entry in batch if entry.job is job])
+        else:
+            for job in jobs:
+                if len(job.margins) == len(job.distinct.pairs):
+                    self._answer(job)
 
-    def _decode_batch(self, shares: list[Share]) -> None:
-        pairs = [share.job.distinct.pairs[place] for share in shares for place in share.places]
+    def _decode_batch(self, batch: list[_Entry]) -> None:
+        pairs = [entry.pair for entry in batch]
         started = time.perf_counter()
-        margins = iter(shares[0].job.side.decode(pairs))
+        margins = batch[0].job.side.decode(pairs)
         took_ms = (time.perf_counter() - started) * 1000
-        self.cost.learn(sum(share.job.costs[place] for share in shares for place in share.places), took_ms)
+        self.cost.learn(sum(entry.job.costs[entry.place] for entry in batch), took_ms)
         if self._on_batch is not None:
             self._on_batch(pairs=len(pairs), tokens=sum(pair.tokens for pair in pairs))
-        for share in shares:
-            share.job.margins.update(zip(share.places, margins, strict=False))
-            if len(share.job.margins) == len(share.job.distinct.pairs):
-                self._answer(share.job)
+        for entry, margin in zip(batch, margins, strict=True):
+            entry.job.margins[entry.place] = margin
 
-    def _answer(self, job: DecodeJob) -> None:
+    def _answer(self, job: _Decode) -> None:
         started = job.started or job.arrived
         waited_ms, took_ms = (started - job.arrived) * 1000, (self._clock() - started) * 1000
         _finish(job.future, Decoded(job.distinct.spread(job.margins), waited_ms, took_ms))
 
-    def _fail(self, job: Job, why: BaseException) -> None:
+    def _fail(self, job: _Call | _Decode, why: BaseException) -> None:
         with self._changed:
-            self._queue.remove(job)
+            self._jobs = [queued for queued in self._jobs if queued is not job]
         with suppress(InvalidStateError):  # cancelled meanwhile
             job.future.set_exception(why)
 

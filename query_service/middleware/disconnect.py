@@ -20,42 +20,48 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        messages: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)  # the body is not read faster than it is used
         answered = False
-
-        async def pump() -> None:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                await messages.put(message)
 
         async def send_and_note(message: Message) -> None:
             nonlocal answered
             answered = answered or (message["type"] == "http.response.body" and not message.get("more_body", False))
             await send(message)
 
-        async def receive_pumped() -> Message:
-            if pumping.done() and messages.empty():
-                pumping.result()  # raises what `receive` raised
-                return {"type": "http.disconnect"}
-            getting = asyncio.ensure_future(messages.get())
-            await asyncio.wait({getting, pumping}, return_when=asyncio.FIRST_COMPLETED)
-            if getting.done():
-                return getting.result()
-            getting.cancel()
-            return await receive_pumped()
-
-        pumping = asyncio.ensure_future(pump())
-        answering = asyncio.ensure_future(self._app(scope, receive_pumped, send_and_note))
+        ahead = _ReadAhead(receive)
+        answering = asyncio.ensure_future(self._app(scope, ahead.receive, send_and_note))
         try:
-            await asyncio.wait({pumping, answering}, return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done() and not answered and pumping.exception() is None:
+            await asyncio.wait({ahead.reading, answering}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done() and not answered and ahead.reading.exception() is None:
                 self._on_disconnect()
                 answering.cancel()
             await asyncio.wait({answering})
             if not answering.cancelled():
                 answering.result()
         finally:
-            for task in (pumping, answering):
+            for task in (ahead.reading, answering):
                 task.cancel()
+
+
+class _ReadAhead:
+    """Receives one message before it is asked for; `reading` ends when the client has left."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)  # bodies are not read faster than used
+        self.reading = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        while (message := await self._receive())["type"] != "http.disconnect":
+            await self._messages.put(message)
+
+    async def receive(self) -> Message:
+        """As ASGI's `receive`."""
+        getting = asyncio.ensure_future(self._messages.get())
+        await asyncio.wait({getting, self.reading}, return_when=asyncio.FIRST_COMPLETED)
+        if getting.done():
+            return getting.result()
+        getting.cancel()
+        if not self._messages.empty():
+            return self._messages.get_nowait()
+        self.reading.result()  # raises what `receive` raised
+        return {"type": "http.disconnect"}

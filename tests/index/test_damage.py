@@ -45,10 +45,10 @@ def test_damage_is_an_error_where_every_passage_must_have_an_answer(copied: Path
         assert len(index.margins(QUERIES[0], ["d1", "d2"])) == 2
 
 
-def test_with_a_prefix_tier_damaged_records_are_left_out_too(copied: Path):
+def test_with_a_prefix_cache_damaged_records_are_left_out_too(copied: Path):
     damage_record(shard_of(copied), "d3")
     with PassageIndex.open(copied, device="cpu", prefix_cache_gib=0.01) as index:
-        for _ in range(2):  # read, and then held
+        for _ in range(2):  # read, and then cached
             answer = index.rerank(QUERIES[0], IDS)
             assert answer.damaged == ["d3"]
             assert len(answer.results) == 11

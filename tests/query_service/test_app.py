@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,9 +47,33 @@ def test_the_openapi_document_describes_every_path_with_examples(service: httpx.
 
 def test_the_examples_of_the_openapi_document_are_valid_requests(service: httpx.Client) -> None:
     schemas = service.get("/openapi.json").json()["components"]["schemas"]
-    for path, name in (("/search", "SearchRequest"), ("/rerank", "RerankRequest"), ("/score", "ScoreRequest")):
-        [example] = schemas[name]["examples"]
-        assert service.post(path, json=example).status_code in (200, 404)  # the ids of the examples are not stored
+    answers = {
+        path: service.post(path, json=schemas[f"{path[1:].title()}Request"]["examples"][0])
+        for path in ("/search", "/rerank", "/score", "/explain")
+    }
+    errors = {path: answer.json().get("error", {}).get("type") for path, answer in answers.items()}
+    unknown = "UnknownIdError"  # the ids of the examples are not stored
+    assert errors == {"/search": None, "/rerank": unknown, "/score": unknown, "/explain": unknown}
+
+
+def test_header_log_line_and_body_have_the_same_timings(
+    service: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "query_service.middleware.request_log")
+    request_id = {"X-Request-Id": "timed"}
+    answer = service.post("/search", json={"query": "bees"}, headers=request_id)
+    header = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    body = answer.json()["timings_ms"]
+    assert list(header) == list(body) == ["queue", "first_stage", "read", "decode", "total"]
+    stages = {stage: float(ms) for stage, ms in header.items() if stage != "total"}  # the body's is taken earlier
+    assert stages == {stage: pytest.approx(ms, abs=0.006) for stage, ms in body.items() if stage != "total"}
+    deadline = time.monotonic() + 60
+    while "POST /search" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)  # the line is written after the last byte was sent
+    lines = [vars(record).get("fields", {}) for record in caplog.records]  # a test before this may be late with its own
+    [line] = [line for line in lines if line.get("path") == "/search"]
+    assert line["timings_ms"] == {stage: float(ms) for stage, ms in header.items()}
+    assert line["index_version"] == answer.headers["x-index-version"] == "000001"
 
 
 def test_the_encoder_loads_when_the_first_raw_document_comes(index_folder: Path) -> None:

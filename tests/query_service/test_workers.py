@@ -34,7 +34,7 @@ def ask(url: str) -> dict[str, float]:
     """From a connection of its own, so that any worker may answer."""
     answer = httpx.post(f"{url}/rerank", json=BODY, timeout=60)
     assert answer.status_code == 200, answer.text
-    return {one["id"]: one["relevance_score"] for one in answer.json()["results"]}
+    return {one["doc_id"]: one["relevance_score"] for one in answer.json()["results"]}
 
 
 def wait_until_ready(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The prefix cache: what it holds, what it lets go of, and that answers with it equal those without it."""
+"""The prefix cache: what it keeps, what it evicts, and that answers with it equal those without it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def kept(numbers: int) -> CachedPrefix:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path) -> Path:
-    root = tmp_path_factory.mktemp("tier")
+    root = tmp_path_factory.mktemp("prefix-cache")
     build(root / "index", settings_for(mini_folder, make_embedder(root / "embedder")), TEXTS)
     return root / "index"
 
@@ -55,7 +55,7 @@ def test_the_least_recently_used_passages_leave_when_the_bytes_are_used_up():
     assert (stats.hits, stats.misses, stats.evicted, stats.passages, stats.bytes) == (3, 1, 1, 2, 80)
 
 
-def test_a_passage_larger_than_the_tier_is_not_held():
+def test_a_passage_larger_than_the_cache_is_not_taken():
     prefix_cache = PrefixCache(100 / GIB)
     prefix_cache.put(key("a"), kept(10))
     prefix_cache.put(key("b"), kept(26))
@@ -69,7 +69,7 @@ def test_a_passage_put_twice_counts_once():
     assert (prefix_cache.stats().passages, prefix_cache.stats().bytes) == (1, 80)
 
 
-def test_generations_ratios_and_prefixes_do_not_share_what_is_held():
+def test_generations_ratios_and_prefixes_do_not_share_entries():
     prefix_cache = PrefixCache(1)
     prefix_cache.put(key("a"), kept(1))
     others = [key("a", "000002"), PrefixKey("000001", "a", 8, (1, 2)), PrefixKey("000001", "a", 4, (1, 3))]
@@ -77,14 +77,14 @@ def test_generations_ratios_and_prefixes_do_not_share_what_is_held():
 
 
 @pytest.mark.parametrize(("capacity", "dtype"), [(-1, "int8"), (0, "int8"), (1, "int4")])
-def test_a_tier_that_cannot_be_is_refused(capacity: float, dtype: str):
+def test_a_cache_of_no_size_or_of_another_dtype_is_refused(capacity: float, dtype: str):
     with pytest.raises(UsageError, match="prefix_cache"):
         PrefixCache(capacity, dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1), ("int8", 0.3)])
 @pytest.mark.parametrize("chunk_size", [4, 8])
-def test_margins_with_the_tier_equal_those_without_it(
+def test_margins_with_the_prefix_cache_equal_those_without_it(
     folder: Path, plain: PassageIndex, dtype: str, tolerance: float, chunk_size: int
 ):
     with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1, prefix_cache_dtype=dtype) as index:
@@ -113,7 +113,7 @@ def test_a_prompt_that_does_not_begin_with_the_prefix_is_served_from_the_pooled_
         prefix = index.query_side.prefix(Prompt(""))
         odd = PromptTokens([*prefix[:-1], prefix[-1] + 1, 5], False, Prompt("odd"))
         passages = index.passages(IDS, [odd])
-        assert all(isinstance(passage.states, torch.Tensor) for passage in passages)
+        assert [type(passage.states) for passage in passages] == [torch.Tensor] * len(IDS)
         assert index.prefix_cache.stats().misses == 0
 
 
@@ -125,7 +125,7 @@ def test_the_prompt_of_any_query_begins_with_the_prefix_or_is_known_not_to(plain
     assert tuple(prompt.ids[: len(prefix)]) == prefix
 
 
-def test_ids_asked_for_twice_and_unknown_ones_are_treated_as_without_the_tier(folder: Path, plain: PassageIndex):
+def test_ids_asked_for_twice_and_unknown_ones_are_treated_as_without_the_cache(folder: Path, plain: PassageIndex):
     with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1, prefix_cache_dtype="float32") as index:
         twice = ["d3", "d1", "d3"]
         np.testing.assert_allclose(index.margins("ferry", twice), plain.margins("ferry", twice), atol=1e-5)
@@ -133,14 +133,14 @@ def test_ids_asked_for_twice_and_unknown_ones_are_treated_as_without_the_tier(fo
             index.margins("ferry", ["d1", "nowhere"])
 
 
-def test_search_ranks_alike_with_and_without_the_tier(folder: Path, plain: PassageIndex):
+def test_search_ranks_alike_with_and_without_the_cache(folder: Path, plain: PassageIndex):
     with PassageIndex.open(folder, device="cpu", prefix_cache_gib=1, prefix_cache_dtype="float32") as index:
         for _ in range(2):
             ranked = [result.doc_id for result in index.search(QUERIES[0], k=12, top_n=12).results]
             assert ranked == [result.doc_id for result in plain.search(QUERIES[0], k=12, top_n=12).results]
 
 
-def test_the_service_reports_the_tiers_hits_and_bytes(folder: Path):
+def test_the_service_reports_hits_and_bytes_of_the_prefix_cache(folder: Path):
     with serving(folder, prefix_cache_gib=1) as client:
         answers = [_rerank(client) for _ in range(2)]
         hits = client.get("/health").json()["prefix_cache"]

@@ -25,6 +25,7 @@ def test_an_answer_of_another_generation_would_be_noticed(
 ) -> None:
     index = Swapped(tmp_path, mini_folder, embedder_folder)
     index.close()
+    assert len(index.names) > 1
     for one, other in combinations(index.names, 2):
         for asked, margins in index.expected[one].items():
             assert _problem(Said(asked, one, margins), index.expected) is None
