@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kalm_cache.client import PairScore
-from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import UsageError
+from kalm_cache.passage import OnMissing
 from kalm_cache.scoring.ranking import best_first
 
 ID_FIELDS = ("id", "_id")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate
 from kalm_cache.adapters.scorer import Backend, Scorer
-from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import DamagedRecordError, UsageError
+from kalm_cache.passage import OnMissing
 from kalm_cache.scoring.ranking import best_first
 
 if TYPE_CHECKING:

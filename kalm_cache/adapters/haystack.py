@@ -10,8 +10,8 @@ from typing import Any
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
 from kalm_cache.adapters.scorer import Backend, Scorer
 from kalm_cache.client import Client
-from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import MissingExtraError, UsageError
+from kalm_cache.passage import OnMissing
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict

@@ -9,8 +9,8 @@ from pydantic import ConfigDict
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
 from kalm_cache.adapters.scorer import Scorer
-from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import MissingExtraError
+from kalm_cache.passage import OnMissing
 
 try:
     from langchain_core.callbacks import Callbacks

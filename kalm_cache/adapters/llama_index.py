@@ -7,8 +7,8 @@ from typing import Any
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
 from kalm_cache.adapters.scorer import Scorer
-from kalm_cache.client.calls import OnMissing
 from kalm_cache.errors import MissingExtraError, UsageError
+from kalm_cache.passage import OnMissing
 
 try:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor

@@ -11,8 +11,9 @@ from anyio import to_thread
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, StoredScores, ranked, stored_ids, texts_to_encode
 from kalm_cache.client import AsyncClient, Client, PairScore
-from kalm_cache.client.calls import OnMissing, pairs_of
+from kalm_cache.client.calls import pairs_of
 from kalm_cache.errors import UnknownIdError, UsageError
+from kalm_cache.passage import OnMissing
 
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import httpx
 
@@ -22,6 +22,7 @@ from kalm_cache.client.answers import (
 )
 from kalm_cache.client.failures import Outcome, failure_of, failure_without_response, foreign_response
 from kalm_cache.errors import DeadlineExceededError, ServiceUnavailableError, UsageError
+from kalm_cache.passage import OnMissing
 from kalm_cache.scoring.ranking import best_first
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 PAIRS_PER_REQUEST = 256
 JSON_HEADERS = {"content-type": "application/json"}
-OnMissing = Literal["error", "skip", "encode"]
 DocumentLike = str | Mapping[str, Any]
 PairLike = tuple[str, DocumentLike] | Mapping[str, Any]
 _Value = TypeVar("_Value")
