@@ -47,6 +47,7 @@ def test_stored_passages_are_ranked_and_scored_by_their_ids(run: Run, index: Pas
     assert [pair["doc_id"] for pair in scored["results"]] == ["s0", "s5"]
     margins = [pair["margin"] for pair in scored["results"]]
     assert margins == pytest.approx(index.margins(QUERY, ["s0", "s5"]), abs=1e-5)
+    assert run(QUERY, "--endpoint", "score", "--ids", "s0").stdout.startswith("index=0  doc_id=s0  score=")
 
 
 @pytest.mark.parametrize(

@@ -126,10 +126,12 @@ def test_documents_are_ranked_and_pairs_are_scored_as_by_the_reranker(client: Cl
 
 
 def test_stored_and_raw_passages_are_scored_together(client: Client, index: PassageIndex) -> None:
-    scores = client.score([(QUERY, {"id": "s5"}), {"id": 7, "query": QUERY, "document": CORPUS["s5"]}])
+    tagged = [{name: 7, "query": QUERY, "document": CORPUS["s5"]} for name in ("label", "id")]
+    scores = client.score([(QUERY, {"doc_id": "s5"}), *tagged, (QUERY, {"id": "s5"})])
     assert scores[0].margin == pytest.approx(index.margins(QUERY, ["s5"])[0], abs=1e-5)
     assert scores[1].margin == pytest.approx(scores[0].margin, abs=5e-3)  # stored in half precision
-    assert scores[1].label == 7
+    assert scores[3].margin == pytest.approx(scores[0].margin, abs=1e-5)
+    assert [pair.label for pair in scores] == [None, 7, 7, None]
     assert client.margins(QUERY, IDS) == pytest.approx(index.margins(QUERY, IDS), abs=1e-5)
 
 
