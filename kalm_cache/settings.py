@@ -18,7 +18,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
 ENV_PREFIX = "KALM_CACHE_"
-NO_SETTINGS = ("KERNELS", "API_KEY", "BASE_URL")  # of the kernels and of the client
+NO_SETTINGS = ("KERNELS", "KERNEL_MARCH", "API_KEY", "BASE_URL")  # of the kernels and of the client
 logger = logging.getLogger(__name__)
 DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", "int8"]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from kalm_cache.doctor.check import Check, verdict
+from kalm_cache.model.layers.int8 import multiply_int8
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 
 ROWS, WIDTH, OUTPUTS = 512, 640, 1536  # the shape of a small decoder's products
@@ -39,7 +40,7 @@ def gflops(dtype: torch.dtype, device: torch.device) -> float:
     """Billions of operations a second of one matrix product in a dtype: the best of what fits into the time."""
     if dtype == torch.int8:
         x, weight = (torch.ones(rows, WIDTH, dtype=dtype) for rows in (ROWS, OUTPUTS))
-        call: Callable[[], object] = lambda: torch._int_mm(x, weight.t())  # noqa: E731
+        call: Callable[[], object] = lambda: multiply_int8(x, weight)  # noqa: E731
     else:
         x, weight = (torch.ones(rows, WIDTH, dtype=dtype, device=device) for rows in (ROWS, OUTPUTS))
         call = lambda: torch.mm(x, weight.t())  # noqa: E731

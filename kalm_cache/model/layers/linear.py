@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized, select_product
 from kalm_cache.model.kernels.rotation import rotate
+from kalm_cache.model.layers.int8 import multiply_int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Linear:
         """x (R, D) -> (R, O); int8 weights take and give int8's forms, the others plain tensors."""
         if isinstance(x, Quantized):
             assert self.scale is not None
-            return Accumulated(torch._int_mm(x.values, self.weight.t()), x.scale, self.scale)
+            return Accumulated(multiply_int8(x.values, self.weight), x.scale, self.scale)
         return F.linear(x, self.weight)
 
     def empty(self, rows: int, template: Activation) -> Product:
@@ -39,7 +40,7 @@ class Linear:
         if isinstance(x, Quantized):
             assert isinstance(out, Accumulated)
             rows = slice(start, start + len(x.values))
-            torch._int_mm(x.values, self.weight.t(), out=out.values[rows])
+            multiply_int8(x.values, self.weight, out.values[rows])
             out.row_scale[rows] = x.scale
         else:
             assert isinstance(out, Tensor)
