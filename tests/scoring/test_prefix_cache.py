@@ -82,6 +82,7 @@ def test_a_tier_that_cannot_be_is_refused(capacity: float, dtype: str):
         PrefixCache(capacity, dtype)
 
 
+# in a float32 run, what is rounded is the same on every processor
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1), ("int8", 0.3)])
 @pytest.mark.parametrize("chunk_size", [4, 8])
 def test_margins_with_the_tier_equal_those_without_it(
