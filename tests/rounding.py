@@ -30,4 +30,3 @@ RANDOM_WITHIN = {torch.bfloat16: 8**0.5 * 4 / 256, torch.int8: 8**0.5 / 20}
 def rms_error(margins: Sequence[float], exact: Sequence[float]) -> float:
     """The root mean square of what margins are off by."""
     return math.sqrt(sum((a - b) ** 2 for a, b in zip(margins, exact, strict=True)) / len(exact))
-

@@ -256,7 +256,7 @@ def test_different_prefixes_of_one_length_may_stand_in_one_batch(
     assert margins == pytest.approx(whole, abs=1e-5)
 
 
-# times what the whole run is off by: keeping bfloat16 rounds nothing that is not rounded already, int8 about as much again
+# times what the whole run is off by: bfloat16 was rounded already; int8 rounds about as much again
 @pytest.mark.parametrize(("kept_dtype", "times"), [(torch.bfloat16, 1.5), (torch.int8, 2.0)])
 def test_a_bfloat16_run_goes_on_from_what_it_kept(
     mini_folder: Path,

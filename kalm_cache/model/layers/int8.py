@@ -1,4 +1,7 @@
-"""Products of int8 matrices, exact on every processor. Knows nothing of scales. Legend: R rows, D width in, O width out."""
+"""Products of int8 matrices, exact on every processor. Knows nothing of scales.
+
+Legend: R rows, D width in, O width out.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ def multiply_int8(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tenso
 def has_int8_products() -> bool:
     """Whether `torch._int_mm` is fast and exact here.
 
-    torch multiplies int8 by oneDNN where the processor has AVX-512 VNNI; elsewhere a plain loop does it, some fifty times
-    slower than float32 (pytorch pull request 136942). oneDNN kept from VNNI (`ONEDNN_MAX_CPU_ISA`) adds pairs of
+    torch multiplies int8 by oneDNN where the processor has AVX-512 VNNI (pytorch pull request 136942). Elsewhere a plain
+    loop does it, some fifty times slower than float32. oneDNN kept from VNNI (`ONEDNN_MAX_CPU_ISA`) adds pairs of
     products in 16 bits, which saturate.
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
