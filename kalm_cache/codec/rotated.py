@@ -185,9 +185,8 @@ def _with_feedback(x: Float32, bits: int, feedback: Float64) -> tuple[NDArray[np
 
     def nearest(column: Float64, i: int) -> tuple[Float64, NDArray[np.uint8]]:
         unit = units[:, i]
-        codes = np.searchsorted(edges, column / np.where(unit > 0, unit, 1)).astype(
-            np.uint8
-        )  # a block of zeros has unit 0
+        divisor = np.where(unit > 0, unit, 1)  # a block of zeros has unit 0
+        codes = np.searchsorted(edges, column / divisor).astype(np.uint8)
         return steps[codes] * unit, codes
 
     return scales, round_with_feedback(rotated, feedback, nearest)

@@ -28,9 +28,9 @@ def multiply_int8(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tenso
 def has_int8_products() -> bool:
     """Whether `torch._int_mm` is fast and exact here.
 
-    torch multiplies int8 by oneDNN where the processor has AVX-512 VNNI (pytorch pull request 136942). Elsewhere a plain
-    loop does it, some fifty times slower than float32. oneDNN kept from VNNI (`ONEDNN_MAX_CPU_ISA`) adds pairs of
-    products in 16 bits, which saturate.
+    torch multiplies int8 by oneDNN where the processor has AVX-512 VNNI (pytorch pull request 136942). Elsewhere a
+    plain loop does it, some fifty times slower than float32. oneDNN that may not use VNNI (`ONEDNN_MAX_CPU_ISA`) adds
+    pairs of products in 16 bits, which saturate.
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
     if capabilities.get("architecture") == "x86_64" and not capabilities.get("avx512_vnni"):

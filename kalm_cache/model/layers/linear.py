@@ -28,7 +28,7 @@ class Linear:
         return F.linear(x, self.weight)
 
     def empty(self, rows: int, template: Activation) -> Product:
-        """Room for the product of `rows` rows of what `template` is, for `fill`."""
+        """Memory for the product of `rows` rows of the kind of `template`, (rows, O), for `fill`."""
         if isinstance(template, Quantized):
             assert self.scale is not None
             values = template.values.new_empty(rows, len(self.weight), dtype=torch.int32)
@@ -57,21 +57,21 @@ class Linear:
 
 @dataclass(slots=True)
 class ScratchBuffer:
-    """Memory for one product at a time, kept through a run: what is freed between layers is mapped anew, page by page.
+    """Memory for one product at a time, reused through a run. A product is valid until the next one.
 
-    A product is valid until the next one.
+    Large blocks that are freed go back to the system: the next layer's would be mapped anew, page by page.
     """
 
-    _cached: Product | None = field(default=None, init=False)
+    _largest: Product | None = field(default=None, init=False)
 
     def product(self, linear: Linear, x: Activation) -> Product:
         """`linear(x)`, in this memory."""
         rows = len(x.values if isinstance(x, Quantized) else x)
-        if self._cached is None or _rows(self._cached) < rows:
-            self._cached = linear.empty(rows, x)
-        out = select_product(self._cached, slice(rows))
+        if self._largest is None or _rows(self._largest) < rows:
+            self._largest = linear.empty(rows, x)
+        out = select_product(self._largest, slice(rows))  # (rows, O), a view
         if isinstance(out, Accumulated) and linear.scale is not None:
-            out = Accumulated(out.values, out.row_scale, linear.scale)
+            out = Accumulated(out.values, out.row_scale, linear.scale)  # the memory may have been another linear's
         linear.fill(out, 0, x)
         return out
 
@@ -82,7 +82,8 @@ def _rows(product: Product) -> int:
 
 def quantize_weight(weight: Tensor) -> Linear:
     """Symmetric int8 with one scale an output: weight (O, D), rotated, ≈ values · scale, |values| ≤ 127."""
-    weight = rotate(weight.float())
-    scale = weight.abs().amax(dim=1) / 127
+    weight = rotate(weight.float())  # as activations are, so that the products stay the same
+    scale = weight.abs().amax(dim=1) / 127  # (O,)
+    # clamped: an output of zeros has scale 0, and 0 / 0 is no number
     values = (weight / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).round().to(torch.int8)
     return Linear(values, scale)
