@@ -18,7 +18,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
 ENV_PREFIX = "KALM_CACHE_"
-OTHER_VARIABLES = ("KERNELS", "API_KEY", "BASE_URL")  # read by the kernels and by the client
+OTHER_VARIABLES = ("KERNELS", "KERNEL_MARCH", "API_KEY", "BASE_URL")  # read by the kernels and by the client
 logger = logging.getLogger(__name__)
 FIRST_STAGE_WEIGHTS = {"tiny": 1.0}  # it raised nDCG@10 at every chunk size; no other model was measured
 DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", "int8"]

@@ -27,7 +27,7 @@ MINI = Shape(
     query_pre_attn_scalar=32,
     sliding_window=16,
 )
-NANO = replace(SHAPES["nano"], layer_types=(SLIDING, FULL, SLIDING))
+NANO = replace(SHAPES["nano"], layer_types=(SLIDING, FULL))
 SMALL = replace(SHAPES["small"], layer_types=(SLIDING, FULL))
 
 

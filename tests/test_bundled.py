@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from benchmarks.reference import MarginOracle, load_slow_reference
@@ -51,13 +50,6 @@ def test_tiny_gives_the_margins_of_transformers(oracle: MarginOracle, chunk_size
     assert margins == pytest.approx([oracle.margin(*pair, chunk_size) for pair in pairs], abs=1e-4)
 
 
-def test_tiny_in_bfloat16_stays_near_its_float32_margins() -> None:
-    pairs = [(query, passage) for query in QUERIES[:2] for passage in PASSAGES]
-    full, half = (KaLMReranker("tiny", device="cpu", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    expected = [scored["margin"] for scored in full.predict(pairs, return_margin=True)]
-    assert [scored["margin"] for scored in half.predict(pairs, return_margin=True)] == pytest.approx(expected, abs=0.07)
-
-
 def test_tiny_knows_an_answer_from_a_passage_of_another_matter() -> None:
     ranking = KaLMReranker("tiny", device="cpu").rank(QUERIES[0], [PASSAGES[1], PASSAGES[0]])
     assert ranking[0]["corpus_id"] == 1
@@ -97,7 +89,7 @@ def indexes(demo_passages: dict[str, str], tmp_path_factory: pytest.TempPathFact
     """The first demo passages, indexed by the command line: with `tiny` by codec, and without its sensitivity."""
     folder = tmp_path_factory.mktemp("indexes")
     corpus = folder / "corpus.jsonl"
-    lines = [{"_id": one, "text": demo_passages[one]} for one in sorted(demo_passages)[:24]]
+    lines = [{"_id": one, "text": demo_passages[one]} for one in sorted(demo_passages)[:12]]
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     shutil.copytree(BUNDLED_TINY, folder / "model", ignore=shutil.ignore_patterns(SENSITIVITY_FILE))
     wanted = {"fp32": "tiny", "int8": "tiny", "int4": "tiny", "plain int4": str(folder / "model")}
@@ -119,12 +111,12 @@ def test_indexing_rounds_four_bits_by_the_sensitivity_of_tiny(indexes: dict[str,
 
 def test_margins_by_the_sensitivity_of_tiny_are_nearer_to_exact_ones(indexes: dict[str, Path]) -> None:
     assert payloads_of(indexes["int4"]) != payloads_of(indexes["plain int4"])
-    exact, minding, plain = (margins_of(indexes[name]) for name in ("fp32", "int4", "plain int4"))
-    assert np.abs(minding - exact).mean() < 0.7 * np.abs(plain - exact).mean()
+    exact, by_sensitivity, plain = (margins_of(indexes[name]) for name in ("fp32", "int4", "plain int4"))
+    assert np.abs(by_sensitivity - exact).mean() < 0.7 * np.abs(plain - exact).mean()
 
 
 def margins_of(index: Path) -> np.ndarray:
     """(queries, passages)"""
-    queries = list(load_beir(BUNDLED_DEMO).queries.values())[:8]
+    queries = list(load_beir(BUNDLED_DEMO).queries.values())[:6]
     with PassageIndex.open(index, device="cpu") as opened:
         return np.array([opened.margins(query, list(payloads_of(index))) for query in queries])

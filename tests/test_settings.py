@@ -143,7 +143,7 @@ def test_an_unknown_variable_is_warned_of_with_the_nearest_name(
 ):
     monkeypatch.setenv("KALM_CACHE_CHUNKSIZE", "8")
     monkeypatch.setenv("KALM_CACHE_QQQQ", "8")
-    for known in ("KALM_CACHE_KERNELS", "KALM_CACHE_API_KEY", "KALM_CACHE_BASE_URL"):
+    for known in ("KALM_CACHE_KERNELS", "KALM_CACHE_KERNEL_MARCH", "KALM_CACHE_API_KEY", "KALM_CACHE_BASE_URL"):
         monkeypatch.setenv(known, "auto")
     assert load_settings().chunk_size == 4
     assert caplog.messages == [

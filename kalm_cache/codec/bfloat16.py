@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Finite float32 -> bits of bfloat16, little-endian, of the same shape; too large ones become infinite."""
     bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    # half a step minus one, and one more where the last bit that stays is odd: a tie goes to the even neighbour
     nearest: NDArray[np.uint16] = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
     return nearest
 

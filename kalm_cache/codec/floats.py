@@ -50,7 +50,10 @@ class Floats:
     def decode_many(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
         """See `Codec.decode_many`."""
         check_sizes(payloads, [self.payload_bytes(count, width) for count in rows])
-        out[:] = self.widen(np.frombuffer(b"".join(payloads), self.dtype)).reshape(-1, width)
+        # joined first: one conversion of all rows is faster than one a passage
+        out[:] = self.widen(np.frombuffer(b"".join(payloads), self.dtype)).reshape(
+            -1, width
+        )  # (Σ rows · D,) -> (Σ rows, D)
 
 
 def _as_stored(values: NDArray[Any]) -> NDArray[Any]:

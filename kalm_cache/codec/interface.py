@@ -1,4 +1,4 @@
-"""States ↔ bytes. Knows nothing of LMDB or models.
+"""What a codec does: states ↔ bytes. Knows nothing of LMDB or models. `registry` lists the codecs there are.
 
 Legend: P pooled states, D state width, n = ΣP rows of several passages.
 """

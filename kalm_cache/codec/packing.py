@@ -26,18 +26,18 @@ def packed_width(width: int, bits: int) -> int:
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """(n, D) codes below 2^bits -> (n, packed_width) bytes."""
     per_group, _ = _GROUP[bits]
-    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per_group)))
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per_group)))  # (n, codes of whole groups)
     each = np.unpackbits(padded[..., None], axis=-1, count=bits, bitorder="little")  # (n, codes, bits)
-    return np.packbits(each.reshape(len(codes), -1), axis=-1, bitorder="little")
+    return np.packbits(each.reshape(len(codes), -1), axis=-1, bitorder="little")  # (n, codes · bits) -> (n, bytes)
 
 
 def unpack_levels(packed: NDArray[np.uint8], bits: int, width: int) -> NDArray[np.float32]:
     """(n, packed_width) bytes -> (n, D) levels, integers in float32."""
     index = _pairs_of_three_bytes(packed) if bits == 3 else packed
     table = _table(bits)
-    found = np.empty(index.shape, table.dtype)
-    np.take(table, index, out=found, mode="clip")  # "clip" copies nothing, and no index is out of range
-    return found.view(np.float32)[:, :width]
+    looked_up = np.empty(index.shape, table.dtype)  # (n, lookups), each element a few float32 side by side
+    np.take(table, index, out=looked_up, mode="clip")  # "raise" would buffer the output; no index is out of range
+    return looked_up.view(np.float32)[:, :width]  # (n, lookups · codes each) -> (n, D), without the padding
 
 
 def _pairs_of_three_bytes(packed: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -46,7 +46,7 @@ def _pairs_of_three_bytes(packed: NDArray[np.uint8]) -> NDArray[np.uint16]:
     halves = np.empty((*groups.shape[:2], 2), np.uint16)
     halves[..., 0] = groups[..., 0] | (groups[..., 1] & 15) << 8
     halves[..., 1] = groups[..., 1] >> 4 | groups[..., 2] << 4
-    return halves.reshape(len(packed), -1)
+    return halves.reshape(len(packed), -1)  # (n, groups, 2) -> (n, 2 · groups)
 
 
 @functools.cache
@@ -55,5 +55,5 @@ def _table(bits: int) -> NDArray[np.void]:
     count = _LOOKUP_CODES[bits]
     patterns = np.arange(1 << (bits * count))
     codes = patterns[:, None] >> (bits * np.arange(count)) & ((1 << bits) - 1)  # (patterns, count)
-    element = {1: np.float32, 2: np.uint64, 4: np.complex128}[count]
-    return np.ascontiguousarray(levels(bits)[codes]).view(element).ravel()
+    element = {1: np.float32, 2: np.uint64, 4: np.complex128}[count]  # any type of count · 4 bytes: it is only copied
+    return np.ascontiguousarray(levels(bits)[codes]).view(element).ravel()  # (patterns, count) -> (patterns,)

@@ -100,7 +100,7 @@ class Rotated:
         check_sizes(payloads, [self.payload_bytes(count, width) for count in rows])
         try:
             self._decode_all(payloads, rows, width, out)
-        except DamagedRecordError:  # look for the one
+        except DamagedRecordError:  # the fast path knows only that one of them is damaged: look for it
             for i, (payload, count) in enumerate(zip(payloads, rows, strict=True)):
                 try:
                     self._decode_all([payload], [count], width, out[:count])
@@ -115,8 +115,8 @@ class Rotated:
         parts = np.split(out, np.cumsum(rows)[:-1])  # the rows of each passage, views of `out`
         for bits in {shape.row_bits for shape in shapes}:
             chosen = [i for i, shape in enumerate(shapes) if shape.row_bits == bits]
-            stored = _matrix([views[i][starts[i] :] for i in chosen], width, bits)
-            if len(chosen) == len(shapes):  # the common case: straight to its place
+            stored = _matrix([views[i][starts[i] :] for i in chosen], width, bits)  # (rows, vector_bytes)
+            if len(chosen) == len(shapes):  # the common case: decoded straight into `out`
                 decode_into(stored, bits, out)
             else:
                 decoded = decode_vectors(stored, bits, width)
@@ -125,7 +125,7 @@ class Rotated:
             chosen = [i for i, shape in enumerate(shapes) if shape.mean_bits == bits]
             means = decode_vectors(_matrix([views[i][: starts[i]] for i in chosen], width, bits), bits, width)
             for i, mean in zip(chosen, means, strict=True):
-                parts[i] += mean
+                parts[i] += mean  # (rows of the passage, D) + (D,)
 
 
 def vector_bytes(width: int, bits: int) -> int:
@@ -138,7 +138,7 @@ def vector_bytes(width: int, bits: int) -> int:
 def encode_vectors(x: Float32, bits: int, feedback: Float64 | None = None) -> NDArray[np.uint8]:
     """(n, D) finite -> (n, vector_bytes)."""
     scales, codes = _to_nearest(x, bits) if feedback is None else _with_feedback(x, bits, feedback)
-    return np.concatenate([scales.view(np.uint8), pack(codes, bits)], axis=1)
+    return np.concatenate([scales.view(np.uint8), pack(codes, bits)], axis=1)  # (n, 2 · blocks), (n, packed_width)
 
 
 def decode_vectors(stored: NDArray[np.uint8], bits: int, width: int) -> Float32:
@@ -157,9 +157,10 @@ def decode_into(stored: NDArray[np.uint8], bits: int, out: Float32) -> None:
         raise DamagedRecordError("a scale is negative or not finite")
     for start in range(0, len(stored), _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
-        found = unpack_levels(stored[chunk, split:], bits, width)  # (n, D) integers
+        integers = unpack_levels(stored[chunk, split:], bits, width)  # (chunk, D)
         for i, block in enumerate(blocks(width)):
-            np.multiply(hadamard(found[:, block]), scales[chunk, i : i + 1], out=out[chunk, block])
+            # integers go through H, so that sums are exact; the scale comes after: one rounding, the same everywhere
+            np.multiply(hadamard(integers[:, block]), scales[chunk, i : i + 1], out=out[chunk, block])
         out[chunk] *= signs(width)
 
 
@@ -172,7 +173,10 @@ def _to_nearest(x: Float32, bits: int) -> tuple[NDArray[np.uint16], NDArray[np.u
 
 
 def _with_feedback(x: Float32, bits: int, feedback: Float64) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """`_to_nearest`, but by `feedback`."""
+    """`_to_nearest`, but each error is carried on by `feedback` (D, D); codes may differ between machines here.
+
+    The scale is |x| / (w · UNIT), known before the first code is chosen: every error is measured with it.
+    """
     rotated, sizes = _rotate(x.astype(np.float64)), [block.stop - block.start for block in blocks(x.shape[1])]
     lengths = np.stack([np.linalg.norm(rotated[:, block], axis=1) for block in blocks(x.shape[1])], axis=1)
     scales = to_bfloat16((lengths / (np.array(sizes) * UNIT)).astype(np.float32))  # (n, blocks)
@@ -181,7 +185,8 @@ def _with_feedback(x: Float32, bits: int, feedback: Float64) -> tuple[NDArray[np
 
     def nearest(column: Float64, i: int) -> tuple[Float64, NDArray[np.uint8]]:
         unit = units[:, i]
-        codes = np.searchsorted(edges, column / np.where(unit > 0, unit, 1)).astype(np.uint8)
+        divisor = np.where(unit > 0, unit, 1)  # a block of zeros has unit 0
+        codes = np.searchsorted(edges, column / divisor).astype(np.uint8)
         return steps[codes] * unit, codes
 
     return scales, round_with_feedback(rotated, feedback, nearest)
@@ -197,12 +202,12 @@ def _rotate(x: Float64) -> Float64:
 
 def _quantise(x: Float32, bits: int) -> tuple[Float32, NDArray[np.uint8]]:
     """One block of every vector, (n, w) with its signs flipped -> scales (n,) and codes (n, w)."""
-    grid, exponent = _on_grid(x)
+    grid, exponent = _on_grid(x)  # integers: sums below are exact, so that every machine picks the same codes
     energy = (grid * grid).sum(axis=1)  # (n,), exact; it is the mean square of the rotated values, too (Parseval)
     rms = np.sqrt(np.where(energy > 0, energy, 1))
     codes = np.searchsorted(thresholds(bits), hadamard(grid) / rms[:, None]).astype(np.uint8)
     squares = (levels(bits).astype(np.float64)[codes] ** 2).sum(axis=1)  # (n,), exact
-    scales = np.ldexp(np.sqrt(energy / (x.shape[1] * squares)), exponent)
+    scales = np.ldexp(np.sqrt(energy / (x.shape[1] * squares)), exponent)  # (n,): |decoded| = |x|
     return scales.astype(np.float32), codes
 
 
@@ -215,16 +220,19 @@ def _on_grid(x: Float32) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
 
 def _mean(pooled: Float32) -> Float32:
     """(P, D) -> (1, D)."""
-    grid, exponent = _on_grid(pooled.reshape(1, -1))  # one unit for all, so that the sum is exact in any order
+    # (P, D) -> (1, P · D): one unit for all rows, so that the sum is exact in any order
+    grid, exponent = _on_grid(pooled.reshape(1, -1))
     mean = grid.reshape(pooled.shape).sum(axis=0, keepdims=True) / len(pooled)
     scaled: Float32 = np.ldexp(mean, exponent[0]).astype(np.float32)
     return scaled
 
 
 def _matrix(stored: Sequence[memoryview], width: int, bits: int) -> NDArray[np.uint8]:
+    """Payloads' vectors, one below the other: (vectors, vector_bytes)."""
     return np.frombuffer(b"".join(stored), np.uint8).reshape(-1, vector_bytes(width, bits))
 
 
 def _scatter(decoded: Float32, parts: Sequence[Float32]) -> None:
+    """Decoded rows (Σ, D), passage after passage, to where each passage's rows lie."""
     for part, rows in zip(parts, np.split(decoded, np.cumsum([len(part) for part in parts])[:-1]), strict=True):
         part[:] = rows

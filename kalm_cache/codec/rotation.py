@@ -28,12 +28,11 @@ _Float = TypeVar("_Float", np.float32, np.float64)
 @functools.cache
 def blocks(width: int) -> tuple[slice, ...]:
     """The columns of each block: 640 -> 0:512, 512:640."""
-    found, start = [], 0
-    while start < width:
-        size = min(MAX_BLOCK, 1 << ((width - start).bit_length() - 1))
-        found.append(slice(start, start + size))
-        start += size
-    return tuple(found)
+    cut: list[slice] = []
+    while (start := cut[-1].stop if cut else 0) < width:
+        size = min(MAX_BLOCK, 1 << ((width - start).bit_length() - 1))  # the largest power of two that is left
+        cut.append(slice(start, start + size))
+    return tuple(cut)
 
 
 @functools.cache
@@ -41,8 +40,8 @@ def signs(width: int) -> NDArray[np.float32]:
     """(D,) of ±1: -1 where bit i, lowest first, of SHAKE-256 over a fixed seed is set. Narrower ones are prefixes."""
     digest = hashlib.shake_256(_SEED).digest(-(-width // 8))
     bits = np.unpackbits(np.frombuffer(digest, np.uint8), count=width, bitorder="little")
-    fixed = 1 - 2 * bits.astype(np.float32)
-    fixed.flags.writeable = False
+    fixed = 1 - 2 * bits.astype(np.float32)  # 0 -> 1, 1 -> -1
+    fixed.flags.writeable = False  # every caller gets the cached array itself
     return fixed
 
 
@@ -55,12 +54,12 @@ def hadamard(rows: NDArray[_Float]) -> NDArray[_Float]:
     if w <= _DIRECT:
         direct: NDArray[_Float] = rows @ _matrix(w, rows.dtype)
         return direct
+    # H(w) = H(high) ⊗ H(low): two products of w·√w each in place of one of w²
     low = 1 << (w.bit_length() // 2)
     high = w // low
-    # H(w) = H(high) ⊗ H(low): two small products in place of one large
-    inner = np.ascontiguousarray(rows).reshape(-1, low) @ _matrix(low, rows.dtype)  # (n · high, low)
-    outer: NDArray[_Float] = np.matmul(_matrix(high, rows.dtype), inner.reshape(n, high, low))
-    return outer.reshape(n, w)
+    inner = np.ascontiguousarray(rows).reshape(-1, low) @ _matrix(low, rows.dtype)  # (n, w) -> (n · high, low)
+    outer: NDArray[_Float] = np.matmul(_matrix(high, rows.dtype), inner.reshape(n, high, low))  # (n, high, low)
+    return outer.reshape(n, w)  # (n, high, low) -> (n, w)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""How much a checkpoint's margins mind errors of pooled states, in each direction: a file beside its weights.
+"""How far errors of pooled states move a checkpoint's margins, in each direction: a file beside its weights.
 
 `python -m benchmarks.sensitivity` measures it. It is part of the checkpoint's digest, so that an index knows what its
 payloads were rounded by; nothing that reads an index needs it.
@@ -27,9 +27,9 @@ def load_sensitivity(path: Path) -> NDArray[np.float64] | None:
     if not path.is_file():
         return None
     try:
-        found = load_file(path)[TENSOR]
+        sensitivity = load_file(path)[TENSOR]
     except (SafetensorError, OSError, KeyError) as exc:
         raise CheckpointError(f"{path}: not a readable sensitivity: {exc}") from exc
-    if found.ndim != 2 or found.shape[0] != found.shape[1] or not np.isfinite(found).all():
+    if sensitivity.ndim != 2 or sensitivity.shape[0] != sensitivity.shape[1] or not np.isfinite(sensitivity).all():
         raise CheckpointError(f"{path}: not a square of finite numbers")
-    return found.astype(np.float64)
+    return sensitivity.astype(np.float64)

@@ -33,7 +33,7 @@ class Zstd:
     def encode(self, pooled: Float32) -> bytes:
         """See `Codec.encode`."""
         values = np.frombuffer(self.inner.encode(pooled), np.uint8).reshape(-1, self.inner.item_bytes)
-        return compress(values.T.tobytes(), self.level)
+        return compress(values.T.tobytes(), self.level)  # (values, bytes of each) -> (bytes of each, values)
 
     def decode(self, payload: Payload, rows: int, width: int) -> Float32:
         """See `Codec.decode`."""
@@ -52,8 +52,9 @@ class Zstd:
             planes = decompress(payload, self.inner.payload_bytes(rows, width))
         except DamagedRecordError as exc:
             raise DamagedRecordError(f"payload {i}: {exc}") from exc
-        if self.inner.item_bytes == 1:
+        if self.inner.item_bytes == 1:  # one plane: the bytes are in order, and need no copy
             return planes
+        # (bytes of each, values) -> (values, bytes of each)
         return np.frombuffer(planes, np.uint8).reshape(self.inner.item_bytes, -1).T.tobytes()
 
 

@@ -17,6 +17,7 @@ from kalm_cache.doctor.check import Report
 from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels import CHOICE, choose_kernels
 from kalm_cache.model.kernels.compile import cache_folder
+from kalm_cache.model.layers.int8 import multiply_int8
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -77,8 +78,8 @@ def check_dtype(device: str, dtype: str) -> Report:
 def gflops(dtype: torch.dtype, device: torch.device) -> float:
     """Billions of operations a second in a matrix product of a dtype: the best run of those that fit in the time."""
     x, weight = (torch.ones(rows, WIDTH, dtype=dtype, device=device) for rows in (ROWS, OUTPUTS))
-    product = torch._int_mm if dtype == torch.int8 else torch.mm
-    call = lambda: product(x, weight.t())  # noqa: E731
+    product = multiply_int8 if dtype == torch.int8 else torch.nn.functional.linear
+    call = lambda: product(x, weight)  # noqa: E731
     _seconds(call, device)  # the first call sets up
     best, spent = float("inf"), 0.0
     while spent < MEASURED_S:

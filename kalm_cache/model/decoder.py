@@ -40,17 +40,17 @@ class QueryDecoder:
         Returns:
             (N,) float32 on the decoder's device.
         """
-        return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.places))
+        return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.slots))
 
     @torch.inference_mode()
     def margins_after(self, rests: Prompts, cached: Sequence[PrefixKV]) -> Tensor:
-        """`margins` of prompts that begin with the prefix that was kept with each pair's passage, the same for all.
+        """`margins` of prompts that begin with the cached prefix of each pair's passage, the same for all.
 
         Args:
             rests: what comes after the prefix in each prompt, a token or more.
             cached: one a pair, of `prefill`.
         """
-        return self._margins(rests, PrefixPast(self.stack, cached, rests.places))
+        return self._margins(rests, PrefixPast(self.stack, cached, rests.slots))
 
     @torch.inference_mode()
     def prefill(
@@ -64,13 +64,14 @@ class QueryDecoder:
             prefix: token ids that the prompts begin with, L ≥ 1.
             pooled: as in `margins`.
             counts: P of each passage.
-            dtype: what is kept; int8 keeps one scale for each vector.
+            dtype: of the cached keys and values; int8 has one scale for each vector.
         """
         prompts = Prompts([prefix], [0] * len(counts))
-        past = PooledPast(self.stack, pooled, counts, prompts.places)
-        run, own = DecoderPass(self.stack, prompts, past), slice(past.slots, past.slots + len(prefix))
-        layers = [_split(run.layer(index), own, counts) for index in range(len(self.stack.layers) - 1)]
-        layers.append(_split(run.last_keys(), own, counts))
+        past = PooledPast(self.stack, pooled, counts, prompts.slots)
+        run, new = DecoderPass(self.stack, prompts, past), slice(past.slots, past.slots + len(prefix))
+        layers = [_split(run.layer(index), new, counts) for index in range(len(self.stack.layers) - 1)]
+        layers.append(_split(run.last_keys(), new, counts))  # no later layer needs the last one's states
+        # layer by layer, a list of passages -> passage by passage, its layers stacked
         passages = (torch.stack(states) for states in zip(*layers, strict=True))  # (layers, 2, K, L + P, E)
         return [make_prefix_kv(prefix, count, states, dtype) for count, states in zip(counts, passages, strict=True)]
 
@@ -78,15 +79,20 @@ class QueryDecoder:
         run = DecoderPass(self.stack, prompts, past)
         for index in range(len(self.stack.layers) - 1):
             run.layer(index)
-        logits = self._soften(run.answer().float() @ self.answer_rows.T)  # (N, 2)
+        # float32: bfloat16 logits of 4 to 8 lie 2⁻⁵ apart, and the margin is a difference of two
+        logits = self._soften(run.answer().float() @ self.answer_rows.T)  # (N, D) @ (D, 2) -> (N, 2)
         return logits[:, 0] - logits[:, 1]
 
     def _soften(self, logits: Tensor) -> Tensor:
+        """Logits (N, 2), squashed below the checkpoint's cap if it has one."""
         cap = self.stack.config.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _split(buffers: KeyBuffers, own: slice, counts: Sequence[int]) -> list[Tensor]:
-    """Own tokens' keys and values, then the pooled states', of each passage: (2, K, L + P, E)."""
-    both = buffers.both.squeeze(-2)  # (2, N, K, S, E)
-    return [torch.cat((both[:, n, :, own], both[:, n, :, :count]), dim=-2) for n, count in enumerate(counts)]
+def _split(buffers: KeyBuffers, new: slice, counts: Sequence[int]) -> list[Tensor]:
+    """The new tokens' keys and values, then the pooled states', of each passage: (2, K, L + P, E).
+
+    The run has pooled states first; a later run that goes on from a cached prefix has the prefix first.
+    """
+    both = buffers.both.squeeze(-2)  # (2, N, K, S, 1, E) -> (2, N, K, S, E)
+    return [torch.cat((both[:, n, :, new], both[:, n, :, :count]), dim=-2) for n, count in enumerate(counts)]

@@ -1,6 +1,7 @@
 """The passage side of T5Gemma2: token ids -> last hidden states. Knows nothing of pooling, files or queries.
 
-Legend: R rows (real tokens of all passages, end to end), D state width.
+Legend: R rows (real tokens of all passages, end to end), N passages, T tokens of the longest one, D state width, H
+heads, K key/value heads, G = H / K, E head width.
 """
 
 from __future__ import annotations
@@ -38,19 +39,20 @@ class PassageEncoder:
         rows = pack_rows(lengths)
         longest = rows.longest
         slot = stack.move(rows.slots(longest))
-        queries = query_buffer(len(lengths), longest, slot, config, stack.dtype)
-        keys = key_buffers(len(lengths), longest, config, stack.dtype, stack.device)
+        # products run over packed rows; attention alone over buffers padded to the longest passage
+        queries = query_buffer(len(lengths), longest, slot, config, stack.dtype)  # (N, K, T, G, E)
+        keys = key_buffers(len(lengths), longest, config, stack.dtype, stack.device)  # (2, N, K, T, 1, E)
         group = config.num_attention_heads // config.num_key_value_heads
         visible, ropes = {}, {}
         for kind in set(config.layer_types):
-            spans = bidirectional_spans(rows.lengths, config.window_of(kind))
+            spans = bidirectional_spans(rows.lengths, config.window_of(kind))  # (N, T, 4)
             visible[kind] = kernels.visible(stack.move(spans), longest, group)
-            ropes[kind] = rope_of(stack.move(rows.place), longest, config.head_dim, config.rope[kind])
+            ropes[kind] = rope_of(stack.move(rows.position), longest, config.head_dim, config.rope[kind])
         x = stack.embed(stack.move(ids))  # (R, D)
-        h, scratch = stack.start(x), ScratchBuffer()
+        h, scratch = stack.start(x), ScratchBuffer()  # h (R, D): x after the norm, what the next product takes
         for index, layer in enumerate(stack.layers):
-            queries.write_all(layer.qkv(h), keys, slot, layer.norms, kernels, ropes[layer.kind])
-            mixed = queries.attend(keys, visible[layer.kind], kernels)
+            queries.write_all(layer.qkv(h), keys, slot, layer.norms, kernels, ropes[layer.kind])  # (R, (H + 2·K)·E)
+            mixed = queries.attend(keys, visible[layer.kind], kernels)  # (R, H·E)
             h = stack.finish(index, x, mixed, scratch)
         assert isinstance(h, Tensor)
         return h

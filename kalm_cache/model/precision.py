@@ -1,4 +1,4 @@
-"""Device and precision of a run, from what the user said and what the machine has."""
+"""Device and precision of a run, from the settings and what the machine has. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def stream_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What states are kept in during a run: its dtype, but float32 in an int8 run, where only products are int8."""
+    """The dtype of states during a run: the run's, but float32 in an int8 run, where only products are int8."""
     return torch.float32 if dtype == torch.int8 else dtype

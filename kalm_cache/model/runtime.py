@@ -101,12 +101,14 @@ class _Weights:
             raise CheckpointError(f"{checkpoint.folder}: tensors missing {absent[:3]}, not known {unknown[:3]}")
 
     def layer(self, index: int, kind: str) -> Layer:
+        """Layer `index`, its products fused where they share their input: q, k, v; gate and up."""
         at, config = f"layers.{index}.", self._config
         norms = Norms(
             pre_attention=self.norm(f"{at}pre_self_attn_layernorm"),
             post_attention=self.norm(f"{at}post_self_attn_layernorm"),
             pre_mlp=self.norm(f"{at}pre_feedforward_layernorm"),
             post_mlp=self.norm(f"{at}post_feedforward_layernorm"),
+            # attention's scale goes into the queries' norm: one product of numbers less for every score
             query=self.norm(f"{at}self_attn.q_norm") * config.query_pre_attn_scalar**-0.5,
             key=self.norm(f"{at}self_attn.k_norm"),
             eps=config.rms_norm_eps,
@@ -126,13 +128,14 @@ class _Weights:
         return 1.0 + self._read(f"{name}.weight").to(self._device, stream_dtype(self._dtype)).float()
 
     def _linear(self, *names: str) -> Linear:
-        """Matrices of one input, one below the other."""
+        """Matrices (O, D) of one input, one below the other: (ΣO, D), so that one product serves them all."""
         parts = [self._read(f"{name}.weight") for name in names]
         if self._dtype == torch.int8:
-            quantized = [quantize_weight(part.to(self._device)) for part in parts]
+            quantized = [quantize_weight(part.to(self._device)) for part in parts]  # a scale for each output
             scales = [linear.scale for linear in quantized if linear.scale is not None]
             return Linear(torch.cat([linear.weight for linear in quantized]), torch.cat(scales))
         rows = sum(len(part) for part in parts)
+        # filled part by part: `torch.cat` and a cast would hold each matrix twice
         fused = torch.empty(rows, parts[0].shape[1], dtype=self._dtype, device=self._device)
         start = 0
         for part in parts:

@@ -1,8 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -105,37 +103,26 @@ def test_a_hub_id_and_a_revision_open_from_the_hubs_cache(mini_folder: Path, tmp
         assert checkpoint.folder.name == COMMIT
 
 
-DOWNLOADER = """
-import json, sys
-from kalm_cache.errors import CheckpointError
-from kalm_cache.model.checkpoint import open_checkpoint
-results = {}
-for name in ("owner/name", "owner/missing"):
-    try:
-        results[name] = sorted(path.name for path in open_checkpoint(name, cache_dir=sys.argv[1]).folder.iterdir())
-    except CheckpointError as exc:
-        results[name] = str(exc)
-print(json.dumps(results))
-"""
-
-
-def test_a_hub_id_is_downloaded_once_with_the_files_needed_alone(folder: Path, tmp_path: Path):
+def test_a_hub_id_is_downloaded_once_with_the_files_needed_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (folder / "pytorch_model.bin").write_bytes(b"not needed")
     (folder / "README.md").write_text("not needed")
     (folder / SENSITIVITY_FILE).write_bytes(b"needed to index")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    cache = tmp_path / "cache"
     with loopback_hub({"owner/name": folder}) as (endpoint, requests):
-        # The hub's client reads its environment at import: a process of its own
-        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-c", DOWNLOADER, str(tmp_path / "cache")]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-        results = json.loads(run.stdout.splitlines()[-1])
-        needed = ["config.json", "model.safetensors", SENSITIVITY_FILE, "tokenizer.json", "tokenizer_config.json"]
-        assert results["owner/name"] == needed
-        assert results["owner/missing"].startswith("owner/missing: not a local folder, and the download")
-        assert "\n" not in results["owner/missing"]
-        assert any(path.endswith("/model.safetensors") for path in requests)
-    downloaded = open_checkpoint("owner/name", cache_dir=tmp_path / "cache", local_files_only=True)
-    assert downloaded.digest() == open_checkpoint(str(folder)).digest()
+        downloaded = open_checkpoint("owner/name", cache_dir=cache, endpoint=endpoint)
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint("owner/missing", cache_dir=cache, endpoint=endpoint)
+    needed = ["config.json", "model.safetensors", SENSITIVITY_FILE, "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in downloaded.folder.iterdir()) == needed
+    assert str(caught.value).startswith("owner/missing: not a local folder, and the download")
+    assert "\n" not in str(caught.value)
+    assert any(path.endswith("/model.safetensors") for path in requests)
+    again = open_checkpoint("owner/name", cache_dir=cache, local_files_only=True)
+    assert again.digest() == downloaded.digest() == open_checkpoint(str(folder)).digest()
 
 
 def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path):

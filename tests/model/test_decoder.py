@@ -14,10 +14,12 @@ from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.layers.decoder_pass import Prompts
 from kalm_cache.model.runtime import load_decoder
 from tests.checkpoints import FULL, MINI, SLIDING, make_checkpoint
+from tests.rounding import rms_error
 from tests.texts import DOCUMENTS, QUERIES, long_text
 
 CPU = torch.device("cpu")
-KEPT_WITHIN = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.int8: 0.2}  # margins are several units apart
+# Of a float32 run: what is rounded is the same on every processor. 0.02 and 0.043 were seen; margins are units apart.
+KEPT_WITHIN = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.int8: 0.1}
 
 
 def answer_ids(reference: SlowReference) -> tuple[int, int]:
@@ -75,6 +77,17 @@ def pairs(mini_reference: SlowReference) -> list[tuple[list[int], Tensor]]:
     texts = [DOCUMENTS["plain"], DOCUMENTS["empty"], long_text(40), DOCUMENTS["plain"], DOCUMENTS["hebrew"]]
     passages = [mean_of_groups(mini_reference.states(mini_reference.passage_ids(text)), 4) for text in texts]
     return list(zip(prompts, passages, strict=True))
+
+
+@pytest.fixture(scope="module")
+def all_pairs(pairs: list[tuple[list[int], Tensor]]) -> list[tuple[list[int], Tensor]]:
+    """Every prompt over every passage: enough to measure errors of rounding by."""
+    return [(ids, pooled) for ids, _ in pairs for _, pooled in pairs]
+
+
+@pytest.fixture(scope="module")
+def exact(mini_reference: SlowReference, all_pairs: list[tuple[list[int], Tensor]]) -> list[float]:
+    return [mini_reference.margin(ids, pooled) for ids, pooled in all_pairs]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +181,7 @@ def test_margins_are_float32_in_every_run(mini_folder: Path, mini_reference: Slo
         ids, pooled = pairs[0]
         margin = decoder.margins(Prompts([ids], [0]), pooled.to(decoder.stack.dtype), [len(pooled)])
         assert margin.dtype == torch.float32
+        # some five times the error of rounding: how near they are is for tests/test_reranker.py
         assert margin.item() == pytest.approx(mini_reference.margin(ids, pooled), abs=0.3)
 
 
@@ -242,21 +256,31 @@ def test_different_prefixes_of_one_length_may_stand_in_one_batch(
     assert margins == pytest.approx(whole, abs=1e-5)
 
 
-@pytest.mark.parametrize("kept_dtype", [torch.bfloat16, torch.int8])
+# times what the whole run is off by: bfloat16 was rounded already; int8 rounds about as much again
+@pytest.mark.parametrize(("kept_dtype", "times"), [(torch.bfloat16, 1.5), (torch.int8, 2.0)])
 def test_a_bfloat16_run_goes_on_from_what_it_kept(
-    mini_folder: Path, mini_reference: SlowReference, kernels: Kernels, pairs, shared: int, kept_dtype: torch.dtype
+    mini_folder: Path,
+    mini_reference: SlowReference,
+    kernels: Kernels,
+    all_pairs,
+    exact: list[float],
+    shared: int,
+    kept_dtype: torch.dtype,
+    times: float,
 ):
     decoder = load(mini_folder, mini_reference, kernels, torch.bfloat16)
-    exact = [mini_reference.margin(ids, pooled) for ids, pooled in pairs]
-    assert decode_after(decoder, pairs, shared, kept_dtype) == pytest.approx(exact, abs=0.3)
+    whole = rms_error(decode(decoder, all_pairs), exact)
+    assert rms_error(decode_after(decoder, all_pairs, shared, kept_dtype), exact) <= times * whole
 
 
 def test_an_int8_run_goes_on_from_what_it_kept(
-    mini_folder: Path, mini_reference: SlowReference, kernels: Kernels, pairs, shared: int
+    mini_folder: Path, mini_reference: SlowReference, kernels: Kernels, all_pairs, exact: list[float], shared: int
 ):
     decoder = load(mini_folder, mini_reference, kernels, torch.int8)
-    whole = decode(decoder, pairs)
-    assert decode_after(decoder, pairs, shared, torch.float32) == pytest.approx(whole, abs=0.05)
+    whole = decode(decoder, all_pairs)
+    # the same numbers, but for those at the edge of a step that another order of summing moves over it
+    after = decode_after(decoder, all_pairs, shared, torch.float32)
+    assert rms_error(after, whole) <= 0.5 * rms_error(whole, exact)
 
 
 def test_what_is_kept_has_the_layers_keys_and_values_of_prefix_and_passage(

@@ -17,16 +17,18 @@ from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.cli.commands.demo import BUNDLED_DEMO
 from kalm_cache.evaluation import load_beir
 from kalm_cache.model.checkpoint import BUNDLED_TINY
+from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import Prompt
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.scoring.pooling import mean_pool
 from tests.checkpoints import FULL, NANO, SLIDING, SMALL, make_checkpoint
+from tests.rounding import BFLOAT16_TIMES, INT8_TIMES, RANDOM_WITHIN, rms_error
 from tests.texts import DOCUMENTS, QUERIES, long_text
 
 Pairs = list[tuple[str, str]]
 
 # Large's heads, width, window and rope; its feed-forward network is 10 240 wide, which would take gigabytes here
-LARGE = replace(SHAPES["large"], layer_types=(SLIDING, FULL), intermediate_size=2560)
+LARGE = replace(SHAPES["large"], layer_types=(SLIDING, FULL), intermediate_size=1024)
 PAIRS = [
     (QUERIES["plain"], DOCUMENTS["plain"]),
     (QUERIES["chinese"], long_text(60)),
@@ -35,7 +37,7 @@ PAIRS = [
     (QUERIES["specials"], DOCUMENTS["other"]),
     (QUERIES["braces"], long_text(90, 7)),
 ]
-QUESTIONS, PASSAGES = 20, 10
+QUESTIONS, PASSAGES = 12, 10
 
 
 @dataclass
@@ -76,15 +78,16 @@ class Model:
 @pytest.fixture(scope="module", params=["nano", "small", "large"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     shape = {"nano": NANO, "small": SMALL, "large": LARGE}[request.param]
+    ratios = (1, 4, 32) if request.param == "nano" else (4, 32)  # pooling is the same at every width
     folder = make_checkpoint(tmp_path_factory.mktemp(request.param), shape, dtype=torch.bfloat16)
-    yield Model(folder, PAIRS, (1, 4, 32))
+    yield Model(folder, PAIRS, ratios)
     (folder / "model.safetensors").unlink()  # hundreds of megabytes
     gc.collect()
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Model:
-    """Twenty questions of the demo, each with the passage that answers it and its nine neighbours, alike in matter."""
+    """A dozen questions of the demo, each with the passage that answers it and its nine neighbours, alike in matter."""
     lines = [line for line in read_corpus(BUNDLED_DEMO / "corpus.jsonl.zst") if isinstance(line, CorpusLine)]
     ids, texts = [line.passage.doc_id for line in lines], [line.passage.text for line in lines]
     task, pairs = load_beir(BUNDLED_DEMO), []
@@ -95,8 +98,12 @@ def tiny() -> Model:
     return Model(BUNDLED_TINY, pairs, (4,))
 
 
-def distances(margins: dict[int, list[float]], exact: dict[int, list[float]]) -> list[float]:
-    return [abs(a - b) for ratio in exact for a, b in zip(margins[ratio], exact[ratio], strict=True)]
+def flat(margins: dict[int, list[float]]) -> list[float]:
+    return [margin for of_ratio in margins.values() for margin in of_ratio]
+
+
+def largest_distance(margins: dict[int, list[float]], exact: dict[int, list[float]]) -> float:
+    return max(abs(a - b) for a, b in zip(flat(margins), flat(exact), strict=True))
 
 
 def mean(numbers: list[float]) -> float:
@@ -124,47 +131,31 @@ def test_float32_margins_of_the_published_widths_equal_transformers(
         request.getfixturevalue("native")
     monkeypatch.setenv("KALM_CACHE_KERNELS", kernels)
     assert max(model.exact[4]) - min(model.exact[4]) > 2  # the agreement below means something
-    assert max(distances(model.ours("float32"), model.exact)) <= 1e-4
+    assert largest_distance(model.ours("float32"), model.exact) <= 1e-4
 
 
-def test_bfloat16_margins_of_random_weights_are_0_035_from_the_exact_ones_on_average(model: Model):
-    # single ones lie up to 0.1 off, and so do transformers' own
-    errors = distances(model.ours("bfloat16"), model.exact)
-    assert mean(errors) <= 0.035
-    assert max(errors) <= 0.14
-
-
-@pytest.mark.parametrize("model", ["nano"], indirect=True)
-def test_bfloat16_margins_of_random_weights_are_as_near_the_exact_ones_as_transformers_own(model: Model):
-    ours, theirs = distances(model.ours("bfloat16"), model.exact), distances(model.half, model.exact)
-    assert max(theirs) > 0.03  # so noisy is bfloat16 there, whoever computes
-    assert mean(ours) <= 1.5 * mean(theirs)
-
-
-def test_int8_margins_of_random_weights_stay_near_the_exact_ones(model: Model):
-    errors = distances(model.ours("int8"), model.exact)
-    assert max(errors) <= 0.3
-    assert mean(errors) <= 0.12
+@pytest.mark.parametrize("dtype", list(RANDOM_WITHIN), ids=dtype_name)
+def test_reduced_precision_margins_of_random_weights_stay_near_the_exact_ones(model: Model, dtype: torch.dtype):
+    assert rms_error(flat(model.ours(dtype_name(dtype))), flat(model.exact)) <= RANDOM_WITHIN[dtype]
 
 
 def test_float32_margins_and_rankings_of_tiny_equal_transformers_on_real_questions(tiny: Model):
     ours = tiny.ours("float32")
-    assert max(distances(ours, tiny.exact)) <= 1e-4
+    assert largest_distance(ours, tiny.exact) <= 1e-4
     for ratio in tiny.ratios:
         assert rankings(ours[ratio]) == rankings(tiny.exact[ratio])
 
 
-def test_bfloat16_margins_of_tiny_are_within_0_07_or_no_further_off_than_transformers_own(tiny: Model):
-    errors = distances(tiny.ours("bfloat16"), tiny.exact)
-    assert mean(errors) <= 0.025
-    assert max(errors) <= 0.07 or max(errors) <= max(distances(tiny.half, tiny.exact))
+def test_bfloat16_margins_of_tiny_are_as_near_the_exact_ones_as_transformers_own(tiny: Model):
+    ours, theirs = (rms_error(flat(margins), flat(tiny.exact)) for margins in (tiny.ours("bfloat16"), tiny.half))
+    assert ours <= BFLOAT16_TIMES * theirs
 
 
 def test_int8_margins_of_tiny_keep_the_rankings_of_real_questions(tiny: Model):
     ours = tiny.ours("int8")
-    assert max(distances(ours, tiny.exact)) <= 0.3
+    assert rms_error(flat(ours), flat(tiny.exact)) <= INT8_TIMES * rms_error(flat(tiny.half), flat(tiny.exact))
     for ratio in tiny.ratios:
         pairs = list(zip(rankings(ours[ratio]), rankings(tiny.exact[ratio]), strict=True))
-        assert sum(left[0] == right[0] for left, right in pairs) >= QUESTIONS - 3
+        assert sum(left[0] == right[0] for left, right in pairs) >= QUESTIONS - 2
         assert mean([kendall(left, right) for left, right in pairs]) >= 0.96
         assert min(kendall(left, right) for left, right in pairs) >= 0.9

@@ -82,6 +82,7 @@ def test_a_cache_of_no_size_or_of_another_dtype_is_refused(capacity: float, dtyp
         PrefixCache(capacity, dtype)
 
 
+# in a float32 run, what is rounded is the same on every processor
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1), ("int8", 0.3)])
 @pytest.mark.parametrize("chunk_size", [4, 8])
 def test_margins_with_the_prefix_cache_equal_those_without_it(

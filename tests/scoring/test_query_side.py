@@ -205,7 +205,8 @@ def test_margins_go_on_from_kept_prefixes(side: QuerySide, passages: list[Tensor
         assert side.margins(prompts, cached, batch_size) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 0.1), (torch.int8, 0.2)])
+# in a float32 run, what is rounded is the same on every processor: 0.012 and 0.044 were seen
+@pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 0.05), (torch.int8, 0.1)])
 def test_prefixes_kept_in_fewer_bits_give_margins_nearby(
     side: QuerySide, passages: list[Tensor], dtype: torch.dtype, within: float
 ):

@@ -53,4 +53,4 @@ def to_float(product: Product) -> Tensor:
     """The product's numbers in float32, (R, O)."""
     if isinstance(product, Tensor):
         return product.float()
-    return product.values.to(torch.float32) * product.row_scale.unsqueeze(1) * product.column_scale
+    return product.values.to(torch.float32) * product.row_scale.unsqueeze(1) * product.column_scale  # (R, 1), (O,)

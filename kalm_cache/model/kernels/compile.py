@@ -1,4 +1,8 @@
-"""Compile a C++ file for this very processor, once, and load it."""
+"""Compile a C++ file for this very processor, once, and load it. Knows nothing of what the file computes.
+
+The environment variable `KALM_CACHE_KERNEL_MARCH` names another instruction set (`x86-64-v3`, say), as the compiler's
+`-march` takes it. The file's name in the cache holds a digest of it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADER = Path(__file__).with_name("scalars.h")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+MARCH = "KALM_CACHE_KERNEL_MARCH"
 TIMEOUT_S = 120
 logger = logging.getLogger(__name__)
 
@@ -49,23 +54,27 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         for command in (
-            [compiler, *FLAGS, f"-I{HEADER.parent}", "-c", str(source), "-o", str(compiled)],
+            [compiler, *_flags(), f"-I{SOURCE.parent}", "-c", str(source), "-o", str(compiled)],
             [compiler, "-shared", str(compiled), "-o", str(linked)],
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
-        linked.replace(path)  # whole or not at all, also when two processes compile at once
+        linked.replace(path)  # in one step: two processes that compile at once never load half a file
+
+
+def _flags() -> tuple[str, ...]:
+    return (*FLAGS, f"-march={os.environ.get(MARCH) or 'native'}")
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept. Raises `RuntimeError` where there is no home folder."""
+    """The folder of compiled kernels. Raises `RuntimeError` where there is no home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kalm-cache"
 
 
 def _digest(compiler: str, source: Path) -> str:
-    """Changes with whatever changes the code: source, header, flags, compiler, processor."""
+    """Changes with whatever changes the code: source, headers, flags, compiler, processor."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=TIMEOUT_S).stdout
-    sha = hashlib.sha256(source.read_bytes() + HEADER.read_bytes() + " ".join(FLAGS).encode() + version + _processor())
-    return sha.hexdigest()[:16]
+    code = b"".join(path.read_bytes() for path in (source, *HEADERS))
+    return hashlib.sha256(code + " ".join(_flags()).encode() + version + _processor()).hexdigest()[:16]
 
 
 def _processor() -> bytes:

@@ -15,8 +15,8 @@ from torch import Tensor
 class Heads:
     """One kind of heads (queries, keys or values) in a product's columns, and the buffer that they are written to.
 
-    out: (N, K, places, G, E), contiguous, in the run's dtype (G = 1 for keys and values).
-    slot: (R,) int64; row i goes to sequence `slot[i] // places`, place `slot[i] % places`.
+    out: (N, K, slots, G, E), contiguous, in the run's dtype (G = 1 for keys and values).
+    slot: (R,) int64; row i goes to slot `slot[i] % slots` of sequence `slot[i] // slots`.
     weight: (E,) float32, of the heads' norm; `None` = not normalised and not rotated (values).
     """
 
@@ -40,5 +40,5 @@ class Rope:
     def rotate(self, x: Tensor) -> Tensor:
         """x (R, K, G, E) float32 in the half-split layout: (x₁·cos − x₂·sin, x₂·cos + x₁·sin)."""
         cos, sin = self.cos[self.position][:, None, None], self.sin[self.position][:, None, None]  # (R, 1, 1, E / 2)
-        first, second = x.chunk(2, dim=-1)
+        first, second = x.chunk(2, dim=-1)  # (R, K, G, E / 2) each
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -46,13 +46,13 @@ class Kernels(Protocol):
         rope: Rope | None,
         eps: float,
     ) -> None:
-        """Cut a product (R, columns) into heads, queries first, then keys, then values, and write each to its place.
+        """Cut a product (R, columns) into heads, queries first, then keys, then values, and write each to its slots.
 
         Heads with a weight are normalised and, with `rope`, rotated.
         """
 
     def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
-        """Write layer `index` of what was kept of each sequence to the first slots of `out` (2, N, K, S, E)."""
+        """Write layer `index` of each sequence's cached keys and values to the first slots of `out` (2, N, K, S, E)."""
 
     def visible(self, spans: Tensor, keys: int, group: int) -> Tensor:
         """What `attend` takes for spans (N, T, 4) int32: key slots [a, b) and [c, d) of S = `keys` are seen."""

@@ -1,102 +1,11 @@
 // Everything of a T5Gemma2 layer that is no matrix product, fused and row by row. Compiled once on the machine that
 // runs it (native.py); torch_kernels.py says the same in torch. Arithmetic is float32, whatever is stored.
-//
-// A "run" fixes what is stored: Stream, the residual stream and the heads; Sum, what a product gives; Input, what the
-// next product takes. In an int8 run, Sum is int32 with a scale for each row and column, and Input int8 with a scale
-// for each row.
 
-#include "scalars.h"
+#include "rows.h"
 
 namespace {
 
-constexpr int64_t MAX_BLOCKS = 64;  // rotation.py has the same number
-
-struct Float32 {
-    using Stream = float;
-    using Sum = float;
-    using Input = float;
-};
-struct Bfloat16 {
-    using Stream = bfloat16;
-    using Sum = bfloat16;
-    using Input = bfloat16;
-};
-struct Int8 {
-    using Stream = float;
-    using Sum = int32_t;
-    using Input = int8_t;
-};
-struct Int8Last {  // the end of an int8 run: what comes out is no product's input
-    using Stream = float;
-    using Sum = int32_t;
-    using Input = float;
-};
-
-// One row of a product, in float32.
-template <class Sum>
-inline void load_row(const Sum* row, const float*, const float*, int64_t, int64_t width, float* out) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) out[i] = load(row[i]);
-}
-template <>
-inline void load_row<int32_t>(
-    const int32_t* row, const float* row_scale, const float* column_scale, int64_t r, int64_t width, float* out) {
-    const float scale = row_scale[r];
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) out[i] = load(row[i]) * (scale * column_scale[i]);
-}
-
-// Hadamard transform over `blocks` parts of a row, in place, not normalised; rotation.py says what for.
-inline void rotate(float* row, int64_t width, int64_t blocks) {
-    for (int64_t part = width / blocks; part < width; part *= 2) {
-        for (int64_t first = 0; first < width; first += 2 * part) {
-            float *__restrict a = row + first, *__restrict b = row + first + part;
-#pragma omp simd
-            for (int64_t i = 0; i < part; ++i) {
-                const float x = a[i], y = b[i];
-                a[i] = x + y;
-                b[i] = x - y;
-            }
-        }
-    }
-}
-
-// One row of what the next product takes; int8 rows are rotated first, which may change `row`. A row that is not finite
-// gets a scale that is not: nothing is hidden.
-template <class Input>
-inline void store_row(float* row, int64_t width, Input* out, float*, int64_t) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) store(out[i], row[i]);
-}
-template <>
-inline void store_row<int8_t>(float* row, int64_t width, int8_t* out, float* scales, int64_t r) {
-    const int64_t power = width & -width, blocks = power < MAX_BLOCKS ? power : MAX_BLOCKS;
-    rotate(row, width, blocks);
-    float largest = 0.0f, poison = 0.0f;
-#pragma omp simd reduction(max : largest) reduction(+ : poison)
-    for (int64_t i = 0; i < width; ++i) {
-        float magnitude = std::fabs(row[i]);
-        largest = magnitude > largest ? magnitude : largest;
-        poison += row[i] * 0.0f;
-    }
-    scales[r] = largest / (127.0f * std::sqrt(static_cast<float>(blocks))) + poison;
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) out[i] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyintf(row[i] * inverse)));
-}
-
-inline float inverse_rms(const float* row, int64_t width, float eps) {
-    float squares = 0.0f;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < width; ++i) squares += row[i] * row[i];
-    return 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
-}
-
-inline void scale_row(float* row, int64_t width, float factor, const float* weight) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) row[i] = row[i] * factor * weight[i];
-}
-
+// out = x / rms(x) · weight, row by row; x, out (rows, width).
 template <class Run>
 void norm(
     const typename Run::Stream* x, const float* weight, float eps, int64_t rows, int64_t width,
@@ -110,6 +19,8 @@ void norm(
     }
 }
 
+// x += norm(branch, weight), in place, and out = norm(x, next_weight); x, branch, out (rows, width). The sum is not
+// rounded before the second norm: one pass reads and writes the residual stream.
 template <class Run>
 void add_norm(
     typename Run::Stream* x, const typename Run::Sum* branch, const float* row_scale, const float* column_scale,
@@ -129,6 +40,7 @@ void add_norm(
     }
 }
 
+// out (rows, width) = gelu_tanh(gate) · up; gate_up (rows, 2 · width), gates first.
 template <class Run>
 void gated_gelu(
     const typename Run::Sum* gate_up, const float* row_scale, const float* column_scale, int64_t rows, int64_t width,
@@ -148,14 +60,17 @@ void gated_gelu(
     }
 }
 
-// Where one kind of heads goes: out (N, heads, places, group, head width), row r to place slot[r].
+// Where one kind of heads (queries, keys or values) goes: out (N, heads, slots, group, head width). Row r goes to slot
+// slot[r] % slots of sequence slot[r] / slots. weight (head width), of the heads' norm; null: neither norm nor rotation.
 struct Part {
     void* out;
     const int64_t* slot;
     const float* weight;
-    int64_t heads, group, places;
+    int64_t heads, group, slots;
 };
 
+// Cuts product (rows, columns) into heads, part after part, and writes each to its slot: normalised, and rotated by
+// cos and sin (positions, head width / 2) in the half-split layout. One pass over the product for all three kinds.
 template <class Run>
 void split_heads(
     const typename Run::Sum* product, const float* row_scale, const float* column_scale, int64_t rows, int64_t columns,
@@ -169,9 +84,9 @@ void split_heads(
         float* head = row;
         for (const Part* part = parts; part < parts + part_count; ++part) {
             auto* out = static_cast<typename Run::Stream*>(part->out);
-            const int64_t sequence = part->slot[r] / part->places, place = part->slot[r] % part->places;
+            const int64_t sequence = part->slot[r] / part->slots, slot = part->slot[r] % part->slots;
             for (int64_t h = 0; h < part->heads; ++h) {
-                auto* to = out + ((sequence * part->heads + h) * part->places + place) * part->group * head_width;
+                auto* to = out + ((sequence * part->heads + h) * part->slots + slot) * part->group * head_width;
                 for (int64_t g = 0; g < part->group; ++g, head += head_width, to += head_width) {
                     if (!part->weight) {
                         store_row(head, head_width, to, nullptr, r);
@@ -195,27 +110,27 @@ void split_heads(
     }
 }
 
-// What was kept of one sequence at one layer: states (2, heads, places, width), with a scale for each vector if int8.
-struct Kept {
+// A sequence's cached keys and values at one layer: states (2, heads, slots, width); int8 with a scale for each vector.
+struct PrefixKV {
     const void* states;
     const float* scale;
-    int64_t places;
+    int64_t slots;
 };
 
-// out (2, sequences, heads, places, width): the kept vectors to its first places.
+// Copies each sequence's cached vectors to the first slots of out (2, sequences, heads, slots, width).
 template <class From, class Stream>
 void load_kv(
-    const Kept* kept, Stream* out, int64_t sequences, int64_t heads, int64_t places, int64_t width, int threads) {
+    const PrefixKV* cached, Stream* out, int64_t sequences, int64_t heads, int64_t slots, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
     for (int64_t kind = 0; kind < 2; ++kind) {
         for (int64_t n = 0; n < sequences; ++n) {
-            const Kept& entry = kept[n];
+            const PrefixKV& entry = cached[n];
             for (int64_t h = 0; h < heads; ++h) {
-                const int64_t first = (kind * heads + h) * entry.places;
+                const int64_t first = (kind * heads + h) * entry.slots;
                 const From* from = static_cast<const From*>(entry.states) + first * width;
-                Stream* to = out + ((kind * sequences + n) * heads + h) * places * width;
-                for (int64_t p = 0; p < entry.places; ++p, from += width, to += width) {
-                    const float scale = entry.scale ? entry.scale[first + p] : 1.0f;
+                Stream* to = out + ((kind * sequences + n) * heads + h) * slots * width;
+                for (int64_t s = 0; s < entry.slots; ++s, from += width, to += width) {
+                    const float scale = entry.scale ? entry.scale[first + s] : 1.0f;
 #pragma omp simd
                     for (int64_t i = 0; i < width; ++i) store(to[i], load(from[i]) * scale);
                 }
@@ -224,10 +139,12 @@ void load_kv(
     }
 }
 
+// Key slots [begin, end).
 struct Range {
     int64_t begin, end;
 };
 
+// Loads a row's range into out; the largest of it and of `largest`.
 template <class Stream>
 inline float load_largest(const Stream* row, Range range, float* out, float largest) {
 #pragma omp simd reduction(max : largest)
@@ -238,6 +155,7 @@ inline float load_largest(const Stream* row, Range range, float* out, float larg
     return largest;
 }
 
+// row[i] = e^(row[i] − largest) over the range; their sum.
 inline float exponentials(float* row, Range range, float largest) {
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -248,6 +166,7 @@ inline float exponentials(float* row, Range range, float largest) {
     return sum;
 }
 
+// out[i] = row[i] · factor over the range.
 template <class Stream>
 inline void store_scaled(const float* row, Range range, float factor, Stream* out) {
 #pragma omp simd
@@ -255,7 +174,8 @@ inline void store_scaled(const float* row, Range range, float factor, Stream* ou
 }
 
 // scores (batch, queries · group, keys), in place: softmax over the key slots [a, b) and [c, d) of each query's span,
-// zero elsewhere. `spans` (batch / heads, queries, 4).
+// zero elsewhere. `spans` (all batches / heads, queries, 4); the scores are of batch `first` on. Slots that no query
+// sees are never read: only the spans cost time.
 template <class Stream>
 void softmax(
     Stream* scores, const int32_t* spans, int64_t first, int64_t batch, int64_t heads, int64_t queries, int64_t group,
@@ -340,15 +260,16 @@ extern "C" void softmax_bf16(
     softmax(scores, spans, first, batch, heads, queries, group, keys, threads);
 }
 
-#define RECALL(FROM, FROM_SUFFIX, STREAM, SUFFIX)                                                                      \
-    extern "C" void load_kv_##FROM_SUFFIX##_##SUFFIX(                                                                   \
-        const Kept* kept, STREAM* out, int64_t sequences, int64_t heads, int64_t places, int64_t width, int threads) { \
-        load_kv<FROM>(kept, out, sequences, heads, places, width, threads);                                             \
+#define LOAD_KV(FROM, FROM_SUFFIX, STREAM, SUFFIX)                                                                     \
+    extern "C" void load_kv_##FROM_SUFFIX##_##SUFFIX(                                                                  \
+        const PrefixKV* cached, STREAM* out, int64_t sequences, int64_t heads, int64_t slots, int64_t width,           \
+        int threads) {                                                                                                 \
+        load_kv<FROM>(cached, out, sequences, heads, slots, width, threads);                                           \
     }
 
-RECALL(float, f32, float, f32)
-RECALL(bfloat16, bf16, float, f32)
-RECALL(int8_t, i8, float, f32)
-RECALL(float, f32, bfloat16, bf16)
-RECALL(bfloat16, bf16, bfloat16, bf16)
-RECALL(int8_t, i8, bfloat16, bf16)
+LOAD_KV(float, f32, float, f32)
+LOAD_KV(bfloat16, bf16, float, f32)
+LOAD_KV(int8_t, i8, float, f32)
+LOAD_KV(float, f32, bfloat16, bf16)
+LOAD_KV(bfloat16, bf16, bfloat16, bf16)
+LOAD_KV(int8_t, i8, bfloat16, bf16)

@@ -17,23 +17,27 @@ from kalm_cache.model.kernels.heads import Heads, Rope
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-KEPT_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
+PREFIX_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
 SCORE_BYTES = 4 << 20  # attention scores of a few sequences at a time: they stay in the cache
 
 
 class _Part(ctypes.Structure):
+    """`Part` of native.cpp."""
+
     _fields_ = (
         ("out", ctypes.c_void_p),
         ("slot", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("heads", ctypes.c_int64),
         ("group", ctypes.c_int64),
-        ("places", ctypes.c_int64),
+        ("slots", ctypes.c_int64),
     )
 
 
 class _PrefixKV(ctypes.Structure):
-    _fields_ = (("states", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("places", ctypes.c_int64))
+    """`PrefixKV` of native.cpp: one sequence at one layer."""
+
+    _fields_ = (("states", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("slots", ctypes.c_int64))
 
 
 class NativeKernels:
@@ -105,12 +109,12 @@ class NativeKernels:
         """As `Kernels.load_kv`."""
         assert len({entry.states.dtype for entry in cached}) == 1
         entries = (_PrefixKV * len(cached))(*(_cached(entry, index) for entry in cached))
-        name = f"load_kv_{KEPT_SUFFIXES[cached[0].states.dtype]}_{SUFFIXES[out.dtype]}"
-        _, sequences, heads, places, width = out.shape
-        self._call(name, entries, out, sequences, heads, places, width)
+        name = f"load_kv_{PREFIX_SUFFIXES[cached[0].states.dtype]}_{SUFFIXES[out.dtype]}"
+        _, sequences, heads, slots, width = out.shape
+        self._call(name, entries, out, sequences, heads, slots, width)
 
     def visible(self, spans: Tensor, keys: int, group: int) -> Tensor:
-        """As `Kernels.visible`, but the spans themselves: nothing is spelled out."""
+        """As `Kernels.visible`: the spans (N, T, 4) themselves, of which the softmax is computed. No mask is made."""
         return spans
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
@@ -118,15 +122,16 @@ class NativeKernels:
         sequences, heads, rows, _ = query.shape
         queries, keys = visible.shape[1], key.shape[2]
         query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # (N·K, …, E)
-        out = torch.empty_like(query)
+        out = torch.empty_like(query)  # (N·K, T·G, E)
+        # Two products with a softmax in place between them, for so many heads that their scores stay in the cache
         step = max(1, SCORE_BYTES // (rows * keys * query.element_size()))
         for start in range(0, len(query), step):
             some = slice(start, start + step)
-            scores = torch.bmm(query[some], key[some].transpose(1, 2))  # (n, T·G, S)
+            scores = torch.bmm(query[some], key[some].transpose(1, 2))  # (n, T·G, E) @ (n, E, S) -> (n, T·G, S)
             shape = (start, len(scores), heads, queries, rows // queries, keys)
             self._call(f"softmax_{SUFFIXES[scores.dtype]}", scores, visible, *shape)
-            torch.bmm(scores, value[some], out=out[some])
-        return out.unflatten(0, (sequences, heads))
+            torch.bmm(scores, value[some], out=out[some])  # (n, T·G, S) @ (n, S, E)
+        return out.unflatten(0, (sequences, heads))  # (N·K, T·G, E) -> (N, K, T·G, E)
 
     def _call(self, name: str, *arguments: object) -> None:
         """Tensors go by address, whole numbers as int64; the number of threads comes last."""
@@ -135,7 +140,7 @@ class NativeKernels:
 
 def _argument(value: object) -> object:
     if isinstance(value, Tensor):
-        assert value.is_contiguous()
+        assert value.is_contiguous()  # native code knows addresses and sizes, no strides
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.c_int64(value) if isinstance(value, int) else value
 
@@ -165,9 +170,9 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, quantized: bool) -> Activ
 
 
 def _part(heads: Heads) -> _Part:
-    _, count, places, group, _ = heads.out.shape
+    _, kv_heads, slots, group, _ = heads.out.shape
     weight = None if heads.weight is None else heads.weight.data_ptr()
-    return _Part(heads.out.data_ptr(), heads.slot.data_ptr(), weight, count, group, places)
+    return _Part(heads.out.data_ptr(), heads.slot.data_ptr(), weight, kv_heads, group, slots)
 
 
 def _cached(entry: PrefixKV, index: int) -> _PrefixKV:

@@ -1,4 +1,4 @@
-"""Keys and values that were kept of an earlier run.
+"""Keys and values of an earlier run, for the prefix cache.
 
 Legend: L prefix tokens, P pooled states, K key/value heads, E head width.
 """
@@ -31,9 +31,9 @@ class PrefixKV:
 
 
 def make_prefix_kv(prefix: tuple[int, ...], pooled: int, states: Tensor, dtype: torch.dtype) -> PrefixKV:
-    """Keep `states` in `dtype`; int8 has one scale for each vector."""
+    """`states` (layers, 2, K, L + P, E) in `dtype`; int8 has one scale for each vector."""
     if dtype is not torch.int8:
         return PrefixKV(prefix, pooled, states.to(dtype).contiguous())
-    scale = states.abs().amax(-1).float() / 127
+    scale = states.abs().amax(-1).float() / 127  # (layers, 2, K, L + P)
     inverse = 1 / scale.clamp(min=torch.finfo(torch.float32).tiny)
     return PrefixKV(prefix, pooled, (states * inverse.unsqueeze(-1)).round().to(torch.int8), scale)

@@ -27,6 +27,7 @@ class TorchKernels:
         """As `Kernels.quantize`."""
         x = rotate(x.float())
         scale = x.abs().amax(dim=1) / 127
+        # clamped: a row of zeros has scale 0. A row that is not finite keeps a scale that is not, and so stays visible
         values = (x / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).round()
         return Quantized(values.nan_to_num(0.0).clamp(-127, 127).to(torch.int8), scale)
 
@@ -43,7 +44,7 @@ class TorchKernels:
 
     def gated_gelu(self, gate_up: Product, dtype: torch.dtype, *, quantized: bool) -> Activation:
         """As `Kernels.gated_gelu`."""
-        gate, up = to_float(gate_up).chunk(2, dim=1)
+        gate, up = to_float(gate_up).chunk(2, dim=1)  # (R, 2·I) -> (R, I) each
         return self._activation(F.gelu(gate, approximate="tanh") * up, dtype, quantized)
 
     def split_heads(
@@ -57,37 +58,37 @@ class TorchKernels:
         eps: float,
     ) -> None:
         """As `Kernels.split_heads`."""
-        columns = to_float(product)
-        start = 0
+        columns, start = to_float(product), 0
         for part in (queries, keys, values):
             if part is None:
                 continue
-            _, heads, places, group, width = part.out.shape
-            taken = columns[:, start : start + heads * group * width].unflatten(
-                1, (heads, group, width)
-            )  # (R, K, G, E)
-            start += heads * group * width
+            _, kv_heads, slots, group, width = part.out.shape
+            stop = start + kv_heads * group * width
+            heads = columns[:, start:stop].unflatten(1, (kv_heads, group, width))  # (R, K·G·E) -> (R, K, G, E)
+            start = stop
             if part.weight is not None:
-                taken = F.rms_norm(taken, part.weight.shape, part.weight, eps)
-                taken = taken if rope is None else rope.rotate(taken)
-            part.out[part.slot // places, :, part.slot % places] = taken.to(part.out.dtype)
+                heads = F.rms_norm(heads, part.weight.shape, part.weight, eps)
+                heads = heads if rope is None else rope.rotate(heads)
+            # two index tensors apart from each other: their (R,) comes first, (R, K, G, E) on both sides
+            part.out[part.slot // slots, :, part.slot % slots] = heads.to(part.out.dtype)
 
     def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
-        """As `Kernels.recall`."""
+        """As `Kernels.load_kv`."""
         for n, entry in enumerate(cached):
             states = entry.states[index]  # (2, K, L + P, E)
-            to = out[:, n, :, : states.shape[2]]
+            to = out[:, n, :, : states.shape[2]]  # (2, K, L + P, E), a view
             to.copy_(states if entry.scale is None else states * entry.scale[index].unsqueeze(-1))
 
     def visible(self, spans: Tensor, keys: int, group: int) -> Tensor:
         """As `Kernels.visible`."""
-        slot = torch.arange(keys, device=spans.device)
+        slot = torch.arange(keys, device=spans.device)  # (S,)
         first, first_end, second, second_end = (bound.unsqueeze(-1) for bound in spans.unbind(-1))  # (N, T, 1)
         seen = ((slot >= first) & (slot < first_end)) | ((slot >= second) & (slot < second_end))  # (N, T, S)
-        return seen.repeat_interleave(group, dim=1).unsqueeze(1)
+        return seen.repeat_interleave(group, dim=1).unsqueeze(1)  # (N, 1, T·G, S): the same for all K
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         """As `Kernels.attend`."""
+        # scale 1: the queries' norm holds it already
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=1.0)
 
     def _activation(self, x: Tensor, dtype: torch.dtype, quantized: bool) -> Activation:

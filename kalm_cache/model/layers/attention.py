@@ -22,7 +22,10 @@ ROPE_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class KeyBuffers:
-    """Keys and values of a batch: `both` (2, N, K, S, 1, E). Slots that no row is written to must hold zeros."""
+    """Keys and values of a batch: `both` (2, N, K, S, 1, E). Slots that no row is written to must hold zeros.
+
+    The 1 stands where queries have G: kernels write either with the same code.
+    """
 
     both: Tensor
 
@@ -44,7 +47,10 @@ class KeyBuffers:
 
 @dataclass(frozen=True, slots=True)
 class QueryBuffer:
-    """Queries of a batch, (N, K, T, G, E), and slot (R,) of N·T: where each row stands."""
+    """Queries of a batch, (N, K, T, G, E), and the slot (R,) of N·T of each row.
+
+    T before G: the G query heads that share a key/value head are T·G rows of one product with its keys.
+    """
 
     query: Tensor
     slot: Tensor
@@ -65,10 +71,12 @@ class QueryBuffer:
     def attend(self, to: KeyBuffers, visible: Tensor, kernels: Kernels) -> Tensor:
         """Mix the values: (R, H·E)."""
         sequences, kv_heads, longest, group, width = self.query.shape
-        mixed = kernels.attend(self.query.flatten(2, 3), to.key.flatten(2, 3), to.value.flatten(2, 3), visible)
-        by_token = mixed.unflatten(2, (longest, group)).transpose(1, 2)  # (N, T, K, G, E)
-        rows = by_token.reshape(sequences * longest, kv_heads * group * width)
-        return rows[self.slot]
+        query = self.query.flatten(2, 3)  # (N, K, T, G, E) -> (N, K, T·G, E)
+        key, value = to.key.flatten(2, 3), to.value.flatten(2, 3)  # (N, K, S, 1, E) -> (N, K, S, E)
+        mixed = kernels.attend(query, key, value, visible)  # (N, K, T·G, E)
+        by_token = mixed.unflatten(2, (longest, group)).transpose(1, 2)  # -> (N, K, T, G, E) -> (N, T, K, G, E)
+        rows = by_token.reshape(sequences * longest, kv_heads * group * width)  # (N·T, H·E)
+        return rows[self.slot]  # (R, H·E): padding is dropped
 
 
 def query_buffer(sequences: int, longest: int, slot: Tensor, config: StackConfig, dtype: torch.dtype) -> QueryBuffer:
@@ -88,14 +96,14 @@ def key_buffers(
 
 def rope_of(position: Tensor, length: int, head_dim: int, rope: RopeConfig) -> Rope:
     """The rotation of positions (R,) int64, each below `length`."""
-    rows = max(ROPE_ROWS, 1 << (length - 1).bit_length())  # few different tables
+    rows = max(ROPE_ROWS, 1 << (length - 1).bit_length())  # a power of two: few different tables are cached
     return Rope(*_rope_table(rows, head_dim, rope, position.device), position)
 
 
 @functools.lru_cache(maxsize=16)
 def _rope_table(length: int, head_dim: int, rope: RopeConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of every place, (length, E / 2) float32 each."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    """cos and sin of every position, (length, E / 2) float32 each."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim  # (E / 2,)
     inverse_frequency = 1.0 / (rope.theta**exponent) / rope.factor  # (E / 2,)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequency)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequency)  # (length, E / 2)
     return angle.cos().to(device), angle.sin().to(device)

@@ -20,9 +20,10 @@ class TokenEmbedding:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids (R,) int64 -> (R, D) on the ids' device."""
-        rows = F.embedding(ids.to(self.table.device), self.table).to(ids.device, self.dtype)
+        # gathered where the table lies, then moved: R rows travel, not the table
+        rows = F.embedding(ids.to(self.table.device), self.table).to(ids.device, self.dtype)  # (R, D)
         scaled = rows * self.scale.to(ids.device)
         if self.eoi_embedding is None:
             return scaled
-        is_eoi = (ids == self.eoi_token_index).unsqueeze(-1)
+        is_eoi = (ids == self.eoi_token_index).unsqueeze(-1)  # (R, 1); its vector is not scaled
         return torch.where(is_eoi, self.eoi_embedding.to(ids.device, self.dtype), scaled)

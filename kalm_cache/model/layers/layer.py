@@ -6,7 +6,7 @@ Legend: R rows, D state width, I intermediate width, H heads, K key/value heads,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from kalm_cache.model.kernels import Kernels
 from kalm_cache.model.kernels.activations import Activation, Product, Quantized, select_activation
 from kalm_cache.model.layers.linear import Linear, ScratchBuffer
 
-MLP_BYTES = 16 << 20  # of one block's gates, in the product's dtype
+MLP_BYTES = 16 << 20  # of one block's gates (rows, 2·I): bounds what a long batch needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +83,17 @@ class Layer:
             x after the next norm, (R, D).
         """
         norms = self.norms
-        attended = self.o(kernels.quantize(mixed) if quantized else mixed)
+        attended = self.o(kernels.quantize(mixed) if quantized else mixed)  # (R, H·E) -> (R, D)
+        # one kernel adds a branch and makes the next product's input: the stream is read and written once
         h = kernels.add_norm(x, attended, norms.post_attention, norms.pre_mlp, norms.eps, quantized=quantized)
-        branch = self._mlp(h, x.dtype, kernels, scratch)
+        branch = self._mlp(h, x.dtype, kernels, scratch)  # (R, D)
         return kernels.add_norm(x, branch, norms.post_mlp, next_norm, norms.eps, quantized=quantize_next)
 
     def tensors(self) -> list[Tensor]:
         """What it keeps in memory."""
-        norms = self.norms
         products = [tensor for linear in (self.qkv, self.o, self.gate_up, self.down) for tensor in linear.tensors()]
-        return [
-            *products,
-            norms.pre_attention,
-            norms.post_attention,
-            norms.pre_mlp,
-            norms.post_mlp,
-            norms.query,
-            norms.key,
-        ]
+        norms = [value for field in fields(Norms) if isinstance(value := getattr(self.norms, field.name), Tensor)]
+        return products + norms
 
     def _mlp(self, x: Activation, dtype: torch.dtype, kernels: Kernels, scratch: ScratchBuffer) -> Product:
         """down(gelu_tanh(gate(x)) · up(x)), (R, D) -> (R, D), a block of rows at a time."""
@@ -109,12 +102,12 @@ class Layer:
         out = self.down.empty(rows, x)
         item_bytes = 4 if quantized else dtype.itemsize  # int8 products come in int32
         for block in _blocks(rows, max(1, MLP_BYTES // (item_bytes * len(self.gate_up.weight)))):
-            gate_up = scratch.product(self.gate_up, select_activation(x, block))
+            gate_up = scratch.product(self.gate_up, select_activation(x, block))  # (block, D) -> (block, 2·I)
             self.down.fill(out, block.start, kernels.gated_gelu(gate_up, dtype, quantized=quantized))
         return out
 
 
 def _blocks(rows: int, step: int) -> list[slice]:
-    """`rows` in blocks of `step`. A rest below half a block goes with the last: few rows read all weights, too."""
+    """`rows` in blocks of `step`. A rest below half a block joins the last one: every block reads all weights."""
     starts = range(0, max(rows - step // 2, 1), step)
     return [slice(start, rows if start == starts[-1] else start + step) for start in starts]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized, select_product
 from kalm_cache.model.kernels.rotation import rotate
+from kalm_cache.model.layers.int8 import multiply_int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,11 @@ class Linear:
         """x (R, D) -> (R, O); int8 weights take and give int8's forms, the others plain tensors."""
         if isinstance(x, Quantized):
             assert self.scale is not None
-            return Accumulated(torch._int_mm(x.values, self.weight.t()), x.scale, self.scale)
+            return Accumulated(multiply_int8(x.values, self.weight), x.scale, self.scale)
         return F.linear(x, self.weight)
 
     def empty(self, rows: int, template: Activation) -> Product:
-        """Room for the product of `rows` rows of what `template` is, for `fill`."""
+        """Memory for the product of `rows` rows of the kind of `template`, (rows, O), for `fill`."""
         if isinstance(template, Quantized):
             assert self.scale is not None
             values = template.values.new_empty(rows, len(self.weight), dtype=torch.int32)
@@ -39,7 +40,7 @@ class Linear:
         if isinstance(x, Quantized):
             assert isinstance(out, Accumulated)
             rows = slice(start, start + len(x.values))
-            torch._int_mm(x.values, self.weight.t(), out=out.values[rows])
+            multiply_int8(x.values, self.weight, out.values[rows])
             out.row_scale[rows] = x.scale
         else:
             assert isinstance(out, Tensor)
@@ -56,21 +57,21 @@ class Linear:
 
 @dataclass(slots=True)
 class ScratchBuffer:
-    """Memory for one product at a time, kept through a run: what is freed between layers is mapped anew, page by page.
+    """Memory for one product at a time, reused through a run. A product is valid until the next one.
 
-    A product is valid until the next one.
+    Large blocks that are freed go back to the system: the next layer's would be mapped anew, page by page.
     """
 
-    _cached: Product | None = field(default=None, init=False)
+    _largest: Product | None = field(default=None, init=False)
 
     def product(self, linear: Linear, x: Activation) -> Product:
         """`linear(x)`, in this memory."""
         rows = len(x.values if isinstance(x, Quantized) else x)
-        if self._cached is None or _rows(self._cached) < rows:
-            self._cached = linear.empty(rows, x)
-        out = select_product(self._cached, slice(rows))
+        if self._largest is None or _rows(self._largest) < rows:
+            self._largest = linear.empty(rows, x)
+        out = select_product(self._largest, slice(rows))  # (rows, O), a view
         if isinstance(out, Accumulated) and linear.scale is not None:
-            out = Accumulated(out.values, out.row_scale, linear.scale)
+            out = Accumulated(out.values, out.row_scale, linear.scale)  # the memory may have been another linear's
         linear.fill(out, 0, x)
         return out
 
@@ -81,7 +82,8 @@ def _rows(product: Product) -> int:
 
 def quantize_weight(weight: Tensor) -> Linear:
     """Symmetric int8 with one scale an output: weight (O, D), rotated, ≈ values · scale, |values| ≤ 127."""
-    weight = rotate(weight.float())
-    scale = weight.abs().amax(dim=1) / 127
+    weight = rotate(weight.float())  # as activations are, so that the products stay the same
+    scale = weight.abs().amax(dim=1) / 127  # (O,)
+    # clamped: an output of zeros has scale 0, and 0 / 0 is no number
     values = (weight / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).round().to(torch.int8)
     return Linear(values, scale)

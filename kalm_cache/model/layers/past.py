@@ -1,4 +1,4 @@
-"""What a prompt's own tokens see before them: keys and values of pooled states, or those kept of one run.
+"""What a batch's new tokens see before them: the passages' pooled states, or a cached prefix and pooled states.
 
 Legend: N pairs, P pooled states of a pair, L prefix tokens, D state width, K key/value heads, E head width, S slots.
 """
@@ -19,14 +19,14 @@ from kalm_cache.model.layers.stack import Stack
 
 
 class Past(Protocol):
-    """The slots before the own tokens: `prefix` prompt tokens, then `pooled` (N,) states, padded to `slots`."""
+    """The slots before the new tokens: `prefix` prompt tokens, then `pooled` (N,) states, padded to `slots`."""
 
     prefix: int
     pooled: Tensor
     slots: int
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
-        """Buffers of S = `slots` + own places for one layer, the past written; valid until the next call."""
+        """Buffers of S = `slots` + new slots for one layer, the past written; valid until the next call."""
         ...
 
 
@@ -35,38 +35,41 @@ class PooledPast:
 
     prefix = 0
 
-    def __init__(self, stack: Stack, pooled: Tensor, counts: Sequence[int], own: int) -> None:
-        """pooled (sum of counts, D) in the stream's dtype, end to end; `own` places are left after the past."""
+    def __init__(self, stack: Stack, pooled: Tensor, counts: Sequence[int], new_slots: int) -> None:
+        """pooled (sum of counts, D) in the stream's dtype, end to end; `new_slots` are left free after the past."""
         rows = pack_rows(counts).padded()
-        self.pooled, self.slots = rows.lengths, _slots(rows.longest, own)
+        self.pooled, self.slots = rows.lengths, _past_slots(rows.longest, new_slots)
         self._stack = stack
-        pooled = torch.cat((pooled, pooled[-1:].expand(len(rows.place) - len(pooled), -1)))
+        # padded rows repeat the last state, and are written to its slot again: the same numbers, so no harm
+        padding = len(rows.position) - len(pooled)
+        pooled = torch.cat((pooled, pooled[-1:].expand(padding, -1)))  # (ΣP, D) -> (ΣP + padding, D)
+        # states enter every layer as they are: they are quantised once
         self._states = stack.kernels.quantize(pooled) if stack.quantized else pooled
-        self._slot = stack.move(rows.slots(self.slots + own))
-        self._buffers = key_buffers(len(counts), self.slots + own, stack.config, stack.dtype, stack.device)
+        self._slot = stack.move(rows.slots(self.slots + new_slots))
+        self._buffers = key_buffers(len(counts), self.slots + new_slots, stack.config, stack.dtype, stack.device)
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
         """The same buffers every time."""
-        self._buffers.write(layer.kv(self._states), self._slot, layer.norms, self._stack.kernels)
+        self._buffers.write(layer.kv(self._states), self._slot, layer.norms, self._stack.kernels)  # (ΣP, 2·K·E)
         return self._buffers
 
 
 class PrefixPast:
-    """Prefix and pooled states as they were kept, copied into the buffers layer by layer."""
+    """Prefix and pooled states from the prefix cache, copied into the buffers layer by layer."""
 
-    def __init__(self, stack: Stack, cached: Sequence[PrefixKV], own: int) -> None:
+    def __init__(self, stack: Stack, cached: Sequence[PrefixKV], new_slots: int) -> None:
         self.prefix = len(cached[0].prefix)
         self.pooled = torch.tensor([entry.pooled for entry in cached])
-        self.slots = _slots(self.prefix + int(self.pooled.max()), own)
+        self.slots = _past_slots(self.prefix + int(self.pooled.max()), new_slots)
         self._cached, self._kernels = cached, stack.kernels
-        self._buffers = key_buffers(len(cached), self.slots + own, stack.config, stack.dtype, stack.device)
+        self._buffers = key_buffers(len(cached), self.slots + new_slots, stack.config, stack.dtype, stack.device)
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
         """The same buffers every time."""
-        self._kernels.load_kv(self._cached, index, self._buffers.both.squeeze(-2))
+        self._kernels.load_kv(self._cached, index, self._buffers.both.squeeze(-2))  # (2, N, K, S, 1, E) -> without 1
         return self._buffers
 
 
-def _slots(longest: int, own: int) -> int:
-    """Room for the longest past, so that with the own places it is a common number."""
-    return pad_to_bucket(longest + own) - own
+def _past_slots(longest: int, new_slots: int) -> int:
+    """Slots for the longest past, so that S is a common number: attention is compiled for few shapes."""
+    return pad_to_bucket(longest + new_slots) - new_slots

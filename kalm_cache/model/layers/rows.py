@@ -3,10 +3,10 @@
 Products run over such rows: no padding is multiplied. Attention runs over buffers of keys and values with S slots for
 each sequence:
 
-    [ prefix tokens | pooled states ]  padded to `past` slots  [ own tokens ]
+    [ prefix tokens | pooled states ]  padded to `past` slots  [ new tokens ]
 
-An encoder has own tokens only; a decoder's past is the passage's pooled states, and before them the prompt's prefix
-where it was computed earlier.
+New tokens are those that a run computes. An encoder has no past; a decoder's is the passage's pooled states, and before
+them the prompt's prefix where the prefix cache holds it.
 Legend: N sequences, R rows, T longest sequence, S = past + T key slots.
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Sequences end to end. lengths (N,), sequence (R,) and place (R,): row i is token `place[i]` of `sequence[i]`."""
+    """Sequences end to end. lengths (N,); sequence, position (R,): row i is token `position[i]` of `sequence[i]`."""
 
     lengths: Tensor
     sequence: Tensor
-    place: Tensor
+    position: Tensor
 
     @property
     def longest(self) -> int:
@@ -33,13 +33,13 @@ class Rows:
         return int(self.lengths.max())
 
     def slots(self, slots: int, offset: int = 0) -> Tensor:
-        """(R,) int64: where each row stands in a buffer of `slots` places a sequence, from place `offset` on."""
-        return self.sequence * slots + self.place + offset
+        """(R,) int64: each row's slot in a buffer of `slots` a sequence, the first `offset` of which are left free."""
+        return self.sequence * slots + self.position + offset
 
     def padded(self) -> Rows:
         """The same with the last row repeated, so that their number is a common one (`pad_to_bucket`)."""
-        row = torch.arange(pad_to_bucket(len(self.place))).clamp(max=len(self.place) - 1)
-        return Rows(self.lengths, self.sequence[row], self.place[row])
+        row = torch.arange(pad_to_bucket(len(self.position))).clamp(max=len(self.position) - 1)  # (R, padded)
+        return Rows(self.lengths, self.sequence[row], self.position[row])
 
     def first(self) -> Tensor:
         """(N,) int64: the row of each sequence's first token."""
@@ -52,9 +52,9 @@ class Rows:
 
 def pack_rows(lengths: Sequence[int]) -> Rows:
     """The rows of sequences of these lengths."""
-    count = torch.tensor(lengths, dtype=torch.int64)
-    sequence = torch.arange(len(count)).repeat_interleave(count)
-    starts = count.cumsum(0) - count
+    count = torch.tensor(lengths, dtype=torch.int64)  # (N,)
+    sequence = torch.arange(len(count)).repeat_interleave(count)  # (N,) -> (R,): 0 0 0 1 2 2 …
+    starts = count.cumsum(0) - count  # (N,): the row of each sequence's first token
     return Rows(count, sequence, torch.arange(int(count.sum())) - starts[sequence])
 
 
@@ -72,31 +72,34 @@ def bidirectional_spans(lengths: Tensor, window: int | None) -> Tensor:
 
     With a window, token i sees (window + 1) // 2 tokens up to and with itself, and window // 2 after it.
     """
-    place = torch.arange(int(lengths.max())).expand(len(lengths), -1)  # (N, T)
-    end = lengths.unsqueeze(1).expand_as(place)
+    token = torch.arange(int(lengths.max())).expand(len(lengths), -1)  # (T,) -> (N, T)
+    end = lengths.unsqueeze(1).expand_as(token)  # (N,) -> (N, T)
     if window is None:
-        return _spans(torch.zeros_like(place), end)
-    begin = (place - (window + 1) // 2 + 1).clamp(min=0)
-    return _spans(begin, torch.minimum(place + window // 2 + 1, end))
+        return _spans(torch.zeros_like(token), end)
+    begin = (token - (window + 1) // 2 + 1).clamp(min=0)
+    return _spans(begin, torch.minimum(token + window // 2 + 1, end))
 
 
 def causal_spans(count: int, pooled: Tensor, *, past: int, prefix: int, window: int | None) -> Tensor:
-    """The decoder's spans, (N, T, 4) int32: in the past its prefix and every pooled state, then its own tokens so far.
+    """The decoder's spans, (N, T, 4) int32: in the past its prefix and every pooled state, then the new tokens so far.
 
     Args:
-        count: T, own tokens of each sequence, or more.
+        count: T, new tokens of each sequence, or more.
         pooled: (N,) pooled states of each sequence.
-        past: slots before the own tokens.
+        past: slots before the new tokens.
         prefix: prompt tokens in the past, before the pooled states.
         window: how many prompt tokens, itself included, a token sees; `None` = all.
     """
-    place = torch.arange(count).expand(len(pooled), -1)  # (N, T)
-    first = torch.zeros_like(place) if window is None else (prefix + place - window + 1).clamp(min=0)  # prompt token
-    begin, end = first.clamp(max=prefix), (prefix + pooled).unsqueeze(1).expand_as(place)
-    return _spans(begin, end, past + (first - prefix).clamp(min=0), past + place + 1)
+    token = torch.arange(count).expand(len(pooled), -1)  # (T,) -> (N, T)
+    # the first prompt token that the window shows; it lies in the prefix, or among the new tokens
+    first = torch.zeros_like(token) if window is None else (prefix + token - window + 1).clamp(min=0)
+    # pooled states follow the prefix in the buffer, so that what is left of the prefix and all of them are one span
+    begin, end = first.clamp(max=prefix), (prefix + pooled).unsqueeze(1).expand_as(token)
+    return _spans(begin, end, past + (first - prefix).clamp(min=0), past + token + 1)
 
 
 def _spans(begin: Tensor, end: Tensor, second: Tensor | None = None, second_end: Tensor | None = None) -> Tensor:
-    nothing = torch.zeros_like(begin)
-    bounds = (begin, end, nothing if second is None else second, nothing if second_end is None else second_end)
+    """Four bounds (N, T) -> (N, T, 4) int32; native code reads it by address."""
+    empty = torch.zeros_like(begin)
+    bounds = (begin, end, empty if second is None else second, empty if second_end is None else second_end)
     return torch.stack(bounds, dim=-1).to(torch.int32).contiguous()

@@ -23,10 +23,11 @@ def fresh() -> ctypes.CDLL | None:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Path:
-    """An empty cache folder, no `$CXX`, and every message kept."""
+    """An empty cache folder, neither `$CXX` nor an instruction set chosen, and every message kept."""
     caplog.set_level(logging.INFO, logger="kalm_cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv(compile.MARCH, raising=False)
     return tmp_path / "cache" / "kalm-cache"
 
 
@@ -190,6 +191,27 @@ def test_another_compiler_source_or_processor_compiles_anew(
     monkeypatch.setattr(compile, "SOURCE", source)
     assert fresh() is not None
     assert len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "native"), ("", "native"), ("x86-64-v3", "x86-64-v3")])
+def test_the_instruction_set_is_the_processors_or_what_the_variable_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, value: str | None, expected: str
+):
+    monkeypatch.setenv("CXX", pretender(tmp_path, compiled))
+    if value is not None:
+        monkeypatch.setenv(compile.MARCH, value)
+    assert fresh() is not None
+    assert f" -march={expected} " in calls(tmp_path)[0]
+
+
+def test_each_instruction_set_has_a_file_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, cache: Path
+):
+    monkeypatch.setenv("CXX", pretender(tmp_path, compiled))
+    for march in ("native", "x86-64-v2", "x86-64-v3"):
+        monkeypatch.setenv(compile.MARCH, march)
+        assert fresh() is not None
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_a_damaged_file_in_the_cache_is_a_warning(

@@ -17,7 +17,7 @@ from kalm_cache.model.kernels.torch_kernels import TorchKernels
 SLOW = TorchKernels()
 RUNS = ["float32", "bfloat16", "int8"]  # what a run computes in; int8's stream is float32
 SIZES = [(1, 1), (1, 64), (3, 17), (37, 31), (5, 640), (2, 1152)]
-KEPT = [torch.float32, torch.bfloat16, torch.int8]
+CACHED = [torch.float32, torch.bfloat16, torch.int8]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def test_splitting_heads_equals_torchs(
 ):
     draw, names = draws(run), parts.split()
     groups = {"queries": group, "keys": 1, "values": 1}
-    places = {"queries": 4, "keys": 7, "values": 7}
+    slots = {"queries": 4, "keys": 7, "values": 7}
     columns = sum(kv_heads * groups[name] * width for name in names)
     product = draw.product(rows, columns)
     angle = torch.rand(9, width // 2, generator=draw.generator) * 6
@@ -129,9 +129,9 @@ def test_splitting_heads_equals_torchs(
         written = []
         for kernels in (native, SLOW):
             buffers = {
-                name: torch.zeros(2, kv_heads, places[name], groups[name], width, dtype=draw.stream) for name in names
+                name: torch.zeros(2, kv_heads, slots[name], groups[name], width, dtype=draw.stream) for name in names
             }
-            heads = {name: Heads(buffers[name], slot // 4 * places[name] + slot % 4, weights[name]) for name in names}
+            heads = {name: Heads(buffers[name], slot // 4 * slots[name] + slot % 4, weights[name]) for name in names}
             kernels.split_heads(
                 product,
                 queries=heads.get("queries"),
@@ -150,9 +150,9 @@ def test_splitting_heads_equals_torchs(
 
 
 @pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dtype", KEPT)
+@pytest.mark.parametrize("dtype", CACHED)
 @pytest.mark.parametrize(("kv_heads", "width"), [(1, 5), (2, 32)])
-def test_recalling_equals_torchs(
+def test_loading_cached_keys_and_values_equals_torchs(
     native: NativeKernels, dtype: torch.dtype, stream: torch.dtype, kv_heads: int, width: int
 ):
     draw = draws("float32")

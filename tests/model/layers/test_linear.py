@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from kalm_cache.model.kernels.activations import Accumulated, Quantized, to_float
+from kalm_cache.model.layers import int8
+from kalm_cache.model.layers.int8 import multiply_int8
 from kalm_cache.model.layers.linear import Linear, ScratchBuffer, quantize_weight
 
 WEIGHT = torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.0, 0.0], [-4.0, 4.0, 0.01]])
@@ -48,6 +50,43 @@ def test_int8_products_of_any_size_equal_whole_numbers_multiplied(rows: int, wid
     assert torch.equal(product.values.long(), values @ weight.T)
 
 
+@pytest.fixture(params=["torch's int8", "float32"])
+def without_vnni(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as this processor makes them, and as one without VNNI does."""
+    if request.param == "float32":
+        monkeypatch.setattr(int8, "has_int8_products", lambda: False)
+
+
+@pytest.mark.usefixtures("without_vnni")
+@pytest.mark.parametrize("width", [64, 1024, 1025, 10_240])
+def test_the_largest_int8_products_are_exact(width: int):
+    x, weight = torch.full((17, width), 127, dtype=torch.int8), torch.full((5, width), -127, dtype=torch.int8)
+    weight[:, ::7] = 126
+    expected = (x.long() @ weight.long().T).to(torch.int32)
+    out = torch.empty(17, 5, dtype=torch.int32)
+    assert torch.equal(multiply_int8(x, weight), expected)
+    assert torch.equal(multiply_int8(x, weight, out), expected)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "saturates", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_vnni": True}, False, True),
+        ({"architecture": "x86_64", "avx512_vnni": True}, True, False),  # oneDNN was told to do without
+        ({"architecture": "x86_64", "avx512_vnni": False}, False, False),
+        ({}, False, True),
+    ],
+)
+def test_torchs_int8_products_are_used_where_they_are_fast_and_exact(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], saturates: bool, expected: bool
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    largest = 32767 if saturates else 127 * 127 * 64
+    monkeypatch.setattr(torch, "_int_mm", lambda x, weight: torch.full((32, 32), largest))
+    assert int8.has_int8_products.__wrapped__() is expected
+
+
 def test_a_part_of_the_outputs_shares_memory_with_the_whole():
     linear = quantize_weight(WEIGHT)
     part = linear.outputs(1, 3)
@@ -86,23 +125,23 @@ def test_what_is_kept_in_memory_is_the_weight_and_its_scales():
     assert [tensor.dtype for tensor in quantize_weight(WEIGHT).tensors()] == [torch.int8, torch.float32]
 
 
-def test_a_room_gives_each_products_own_numbers_from_the_same_memory():
-    room, generator = ScratchBuffer(), torch.Generator().manual_seed(0)
+def test_a_scratch_buffer_gives_each_product_its_numbers_from_the_same_memory():
+    scratch, generator = ScratchBuffer(), torch.Generator().manual_seed(0)
     first, second = (Linear(torch.randn(6, 4, generator=generator)) for _ in range(2))
     x = torch.randn(5, 4, generator=generator)
-    product = room.product(first, x)
+    product = scratch.product(first, x)
     assert torch.equal(product, first(x))
-    assert torch.equal(fewer := room.product(second, x[:3]), second(x[:3]))
+    assert torch.equal(fewer := scratch.product(second, x[:3]), second(x[:3]))
     assert fewer.data_ptr() == product.data_ptr()
-    more = x.repeat(2, 1)  # than there is room for
-    assert torch.equal(room.product(first, more), first(more))
+    more = x.repeat(2, 1)  # than the buffer holds
+    assert torch.equal(scratch.product(first, more), first(more))
 
 
-def test_a_room_keeps_no_scale_of_an_earlier_product():
-    room, generator = ScratchBuffer(), torch.Generator().manual_seed(0)
+def test_a_scratch_buffer_keeps_no_scale_of_an_earlier_product():
+    scratch, generator = ScratchBuffer(), torch.Generator().manual_seed(0)
     first, second = (quantize_weight(torch.randn(6, 4, generator=generator)) for _ in range(2))
     values = torch.randint(-127, 128, (20, 4), dtype=torch.int8, generator=generator)
     x = Quantized(values, torch.rand(20, generator=generator))
     for linear in (first, second):
-        product = room.product(linear, x)
+        product = scratch.product(linear, x)
         assert torch.equal(to_float(product), to_float(linear(x)))

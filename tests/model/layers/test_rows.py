@@ -15,7 +15,7 @@ def seen(spans: torch.Tensor, slots: int) -> list[list[list[int]]]:
 def test_sequences_lie_end_to_end():
     rows = pack_rows([2, 1, 3])
     assert rows.sequence.tolist() == [0, 0, 1, 2, 2, 2]
-    assert rows.place.tolist() == [0, 1, 0, 0, 1, 2]
+    assert rows.position.tolist() == [0, 1, 0, 0, 1, 2]
     assert rows.longest == 3
     assert rows.first().tolist() == [0, 2, 3]
     assert rows.last().tolist() == [1, 2, 5]
@@ -28,13 +28,13 @@ def test_slots_are_places_in_a_padded_buffer_behind_an_offset():
 
 def test_one_sequence_of_one_token_is_one_row():
     rows = pack_rows([1])
-    assert (rows.sequence.tolist(), rows.place.tolist(), rows.slots(1).tolist()) == ([0], [0], [0])
+    assert (rows.sequence.tolist(), rows.position.tolist(), rows.slots(1).tolist()) == ([0], [0], [0])
 
 
 def test_padded_rows_repeat_the_last_one_and_leave_the_sequences_as_they_are():
     rows = pack_rows([9, 8]).padded()
-    assert len(rows.place) == 32
-    assert set(zip(rows.sequence[17:].tolist(), rows.place[17:].tolist(), strict=True)) == {(1, 7)}
+    assert len(rows.position) == 32
+    assert set(zip(rows.sequence[17:].tolist(), rows.position[17:].tolist(), strict=True)) == {(1, 7)}
     assert rows.slots(9).tolist() == [*range(17), *[16] * 15]
     assert (rows.lengths.tolist(), rows.last().tolist(), rows.longest) == ([9, 8], [8, 16], 9)
 
