@@ -98,6 +98,12 @@ def tiny() -> Model:
     return Model(BUNDLED_TINY, pairs, (4,))
 
 
+@pytest.fixture(scope="module")
+def tiny_few(tiny: Model) -> Model:
+    """The first questions alone: transformers' bfloat16 is very slow on processors that have none."""
+    return Model(tiny.folder, tiny.pairs[: 4 * PASSAGES], tiny.ratios)
+
+
 def flat(margins: dict[int, list[float]]) -> list[float]:
     return [margin for of_ratio in margins.values() for margin in of_ratio]
 
@@ -146,14 +152,15 @@ def test_float32_margins_and_rankings_of_tiny_equal_transformers_on_real_questio
         assert rankings(ours[ratio]) == rankings(tiny.exact[ratio])
 
 
-def test_bfloat16_margins_of_tiny_are_as_near_the_exact_ones_as_transformers_own(tiny: Model):
-    ours, theirs = (rms_error(flat(margins), flat(tiny.exact)) for margins in (tiny.ours("bfloat16"), tiny.half))
-    assert ours <= BFLOAT16_TIMES * theirs
+def test_bfloat16_margins_of_tiny_are_as_near_the_exact_ones_as_transformers_own(tiny_few: Model):
+    exact, theirs = flat(tiny_few.exact), flat(tiny_few.half)
+    assert rms_error(flat(tiny_few.ours("bfloat16")), exact) <= BFLOAT16_TIMES * rms_error(theirs, exact)
 
 
-def test_int8_margins_of_tiny_keep_the_rankings_of_real_questions(tiny: Model):
-    ours = tiny.ours("int8")
-    assert rms_error(flat(ours), flat(tiny.exact)) <= INT8_TIMES * rms_error(flat(tiny.half), flat(tiny.exact))
+def test_int8_margins_of_tiny_keep_the_rankings_of_real_questions(tiny: Model, tiny_few: Model):
+    ours, exact = tiny.ours("int8"), flat(tiny_few.exact)
+    theirs = rms_error(flat(tiny_few.half), exact)
+    assert rms_error(flat(ours)[: len(exact)], exact) <= INT8_TIMES * theirs
     for ratio in tiny.ratios:
         pairs = list(zip(rankings(ours[ratio]), rankings(tiny.exact[ratio]), strict=True))
         assert sum(left[0] == right[0] for left, right in pairs) >= QUESTIONS - 2
