@@ -9,6 +9,7 @@ import lmdb
 import pytest
 
 from kalm_cache.storage.lmdb_pages import Tree, Values, read_tree
+from kalm_cache.storage.passage_store import PASSAGES_DATABASES, PASSAGES_FILE, STATES_DATABASES, STATES_FILE
 
 PAGE = 4096
 
@@ -139,3 +140,15 @@ def test_what_is_no_lmdb_file_is_a_problem(content: bytes):
 @pytest.mark.parametrize("length", [1, 100, PAGE, 2 * PAGE, 100 * PAGE, -1, -PAGE])
 def test_a_file_that_was_cut_is_a_problem(path: Path, length: int):
     assert read_tree(path.read_bytes()[:length]).problems != []
+
+
+def test_a_sealed_segment_is_read_as_the_installed_lmdb_reads_it(folder: Path):
+    """Whatever version wrote it: a layout that `lmdb_pages` does not know would show here first."""
+    for name, databases in ((STATES_FILE, STATES_DATABASES), (PASSAGES_FILE, PASSAGES_DATABASES)):
+        content = (folder / name).read_bytes()
+        tree = read_tree(content)
+        assert (tree.problems, set(tree.databases)) == ([], set(databases)), f"LMDB {lmdb.version()}"
+        with lmdb.open(str(folder / name), subdir=False, readonly=True, lock=False, max_dbs=2) as environment:
+            for database, values in tree.databases.items():
+                with environment.begin(db=environment.open_db(database.encode(), create=False)) as txn:
+                    assert values_of(content, values) == list(txn.cursor()) != []

@@ -266,7 +266,7 @@ def test_another_job_is_refused_while_an_addition_is_unfinished_and_told_why(
 
 @pytest.mark.parametrize("step", range(1, 5))
 def test_a_deletion_that_dies_is_done_or_not(index: Path, monkeypatch: pytest.MonkeyPatch, step: int):
-    from kalm_cache.generations import generation
+    from kalm_cache.generations import publish
     from kalm_cache.storage import durable
 
     steps = 0
@@ -280,7 +280,7 @@ def test_a_deletion_that_dies_is_done_or_not(index: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(durable, "rename_durably", dying)
-        patch.setattr(generation, "rename_durably", dying)
+        patch.setattr(publish, "rename_durably", dying)
         with pytest.raises(KeyboardInterrupt):
             delete_passages(["d1"], index)
     assert texts_of(index) == TEXTS

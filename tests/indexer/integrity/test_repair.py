@@ -185,11 +185,11 @@ def test_without_texts_a_damaged_first_stage_cannot_be_made_anew(
 def test_a_killed_repair_leaves_nothing_behind_for_the_next(
     index: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    import indexer.build.base
+    import indexer.build.build
 
     damage_record(shard_of(index), "d3")
     with monkeypatch.context() as patch:
-        patch.setattr(indexer.build.base, "receipts", lambda folder: 1 / 0)
+        patch.setattr(indexer.build.build, "receipts", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             repair_index(index, settings)
     (index / "generations" / "000007.salvage").mkdir()
