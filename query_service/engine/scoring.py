@@ -155,15 +155,16 @@ async def _gather(
 
 async def _read_stored(
     context: RequestContext,
-    stored: Sequence[StoredPassage],
+    wanted: Sequence[StoredPassage],
     prompts: Sequence[PromptTokens],
     options: ScoringOptions,
     gathered: _Gathered,
 ) -> None:
-    present = await context.read("read", lambda: _split_missing(context, stored, options, gathered))
+    stored = context.index.stored
+    present = await context.read("read", lambda: _split_missing(context, wanted, options, gathered))
     doc_ids = [passage.doc_id for passage in present]
-    lookup = await context.read("read", lambda: context.index.look_up(doc_ids, prompts, options.chunk_size))
-    read = await context.prepare(context.index, lookup)
+    lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
+    read = await context.prepare(stored, lookup)
     gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
     gathered.damaged += read.damaged
 
