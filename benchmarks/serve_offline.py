@@ -59,8 +59,8 @@ class Offline:
     def _look_up(self, query: str) -> _Read:
         prompt = self._index.query_side.tokenize(Prompt(query))
         ids = self._index.find(query, self._k).doc_ids
-        found = self._index.look_up(ids, [prompt])
-        return _Read(prompt, [one.states for one in self._index.prepare(found).passages])
+        found = self._index.stored.look_up(ids, [prompt])
+        return _Read(prompt, [one.states for one in self._index.stored.prepare(found).passages])
 
     def _timed(self, seconds: float, items: Sequence[_T], function: Callable[[_T], object]) -> float:
         started, done = time.perf_counter(), 0

@@ -139,14 +139,12 @@ def rerank(
         candidates: by query id; equal margins keep their order.
         on_query: called after each query.
     """
-    source = CachedPassages(name, point.reader, query_side, point.chunk_size)
+    stored = CachedPassages(name, point.reader, query_side, point.chunk_size, _log_damage)
     run, timings = {}, []
     for query_id, ranked in candidates.items():
         prompt, shortlist = prompts[query_id].prompt, Shortlist([one.doc_id for one in ranked])
-        answer = run_inline(pipeline.rerank(InlineDriver(), source, prompt, shortlist, RerankOptions()))
+        answer = run_inline(pipeline.rerank(InlineDriver(), stored, prompt, shortlist, RerankOptions()))
         timings.append(answer.timings_ms)
-        if answer.damaged:
-            logger.error("a ranking does without damaged passages: %s", ", ".join(answer.damaged))
         run[query_id] = [Scored(result.doc_id, result.margin) for result in answer.results]
         on_query()
     cost = Cost(
@@ -158,6 +156,11 @@ def rerank(
         seconds=sum(timing["read"] + timing["decode"] for timing in timings) / 1000,
     )
     return System(name, "reranker", run, cost)
+
+
+def _log_damage(problems: Sequence[str]) -> None:
+    for problem in problems:
+        logger.error("a ranking does without a passage: %s", problem)
 
 
 def blend(point: System, candidates: ScoredRun, weight: float) -> System:

@@ -17,12 +17,11 @@ from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.first_stage import Candidates, Mode
 from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
-from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt, PromptTokens
+from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.scoring.batching import DECODE_BATCH
-from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadPassages
+from kalm_cache.scoring.cached_passages import CachedPassages
 from kalm_cache.scoring.pipeline import InlineDriver, RerankOptions, Shortlist, rerank, run_inline
 from kalm_cache.scoring.pooling import PooledPassage
-from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.ranking import Answer, SearchResult
 from kalm_cache.scoring.state_reader import StateReader
 
@@ -32,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 class PassageIndex:
-    """One generation with the decoder of the model that built it. Use as a context manager, or `close()` it."""
+    """One generation with the decoder of the model that built it. Use as a context manager, or `close()` it.
+
+    `stored` reads its passages, step by step; `damaged_reads` counts passages and texts that answers had to do without.
+    """
 
     def __init__(self, parts: IndexParts) -> None:
         """The index takes over what `open_parts` has opened, and closes it."""
@@ -40,11 +42,11 @@ class PassageIndex:
         self.generation, self.store, self.first_stage = parts.generation, parts.store, parts.first_stage
         self.query_side, self.embedder = parts.query_side, parts.embedder
         self.chunk_size, self.prefix_cache = parts.chunk_size, parts.prefix_cache
-        self.damaged_reads = 0  # passages and texts that an answer had to do without, since the index was opened
+        self.damaged_reads = 0
         stored = parts.generation.manifest.fingerprint
         reader = StateReader(parts.store, get_codec(stored.codec), stored.chunk_size)
-        self._passages = CachedPassages(
-            parts.generation.name, reader, parts.query_side, parts.chunk_size, parts.prefix_cache
+        self.stored = CachedPassages(
+            parts.generation.name, reader, parts.query_side, parts.chunk_size, self._count_damage, parts.prefix_cache
         )
 
     @classmethod
@@ -154,7 +156,9 @@ class PassageIndex:
         driver = InlineDriver()
         shortlist = run_inline(driver.read("first_stage", lambda: self.find(query, k, first_stage)))
         options = RerankOptions(chunk_size, top_n, first_stage_weight, self.find_texts if with_text else None)
-        return run_inline(rerank(driver, self, Prompt(query, instruction, system_instruction), shortlist, options))
+        return run_inline(
+            rerank(driver, self.stored, Prompt(query, instruction, system_instruction), shortlist, options)
+        )
 
     def rerank(
         self,
@@ -176,7 +180,7 @@ class PassageIndex:
         """
         prompt = Prompt(query, instruction, system_instruction)
         options = RerankOptions(chunk_size, top_n, find_texts=self.find_texts if with_text else None)
-        return run_inline(rerank(InlineDriver(), self, prompt, Shortlist(ids), options))
+        return run_inline(rerank(InlineDriver(), self.stored, prompt, Shortlist(ids), options))
 
     def margins(
         self,
@@ -194,21 +198,8 @@ class PassageIndex:
             DamagedRecordError: a record fails its checksum.
         """
         prompt = self.query_side.tokenize(Prompt(query, instruction, system_instruction))
-        passages = self.passages(ids, [prompt], chunk_size)
+        passages = self.stored.read(ids, [prompt], chunk_size)
         return self.query_side.margins([prompt] * len(ids), [passage.states for passage in passages], DECODE_BATCH)
-
-    def passages(
-        self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None
-    ) -> Sequence[PooledPassage | CachedPrefix]:
-        """Stored passages as `QuerySide.margins` takes them for prompts of one instruction, in the order of `ids`.
-
-        With a prefix cache, its hits come from memory, and the others are read, prefilled under the prompts' prefix
-        and put there. Raises as `pooled`.
-        """
-        lookup = self.look_up(ids, prompts, chunk_size)
-        if lookup.damaged:
-            raise DamagedRecordError(lookup.damaged[0].problem)
-        return self.prepare(lookup).passages
 
     def find(self, query: str, k: int, first_stage: Mode | None = None) -> Shortlist:
         """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
@@ -219,23 +210,6 @@ class PassageIndex:
         nameless = [f"number {ordinal}" for i, ordinal in enumerate(candidates.ordinals) if i not in named]
         rows = list(named)
         return Shortlist(list(named.values()), Candidates(candidates.ordinals[rows], candidates.scores[rows]), nameless)
-
-    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> LookUp:
-        """Find stored passages for prompts of one instruction, without computing; `prepare` makes them ready.
-
-        Those whose records are damaged are left out, named, logged and counted.
-
-        Raises:
-            UnknownIdError: ids that the index does not hold.
-            UsageError: a chunk size that is no multiple of the stored one.
-        """
-        lookup = self._passages.look_up(ids, prompts, chunk_size)
-        self._count_damage([record.problem for record in lookup.damaged])
-        return lookup
-
-    def prepare(self, lookup: LookUp) -> ReadPassages:
-        """The passages of `look_up`, as `QuerySide.margins` takes them: what the prefix cache lacks is computed."""
-        return self._passages.prepare(lookup)
 
     def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
         """The text of each id, `None` where the index keeps none; damage is in its place, logged and counted."""
@@ -251,7 +225,7 @@ class PassageIndex:
             DamagedRecordError: a record fails its checksum.
             UsageError: a chunk size that is no multiple of the stored one.
         """
-        return self._passages.reader.read(ids, self.chunk_size if chunk_size is None else chunk_size)
+        return self.stored.reader.read(ids, self.chunk_size if chunk_size is None else chunk_size)
 
     def _count_damage(self, problems: Sequence[str]) -> None:
         self.damaged_reads += len(problems)

@@ -6,9 +6,10 @@ In two steps, so that a service can read on one thread and compute on another: `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kalm_cache.errors import DamagedRecordError
 from kalm_cache.model.prompts import PromptTokens
 from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.pooling import PooledPassage
@@ -44,15 +45,18 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class CachedPassages:
-    """The passages of one generation, at `chunk_size` unless asked otherwise.
+    """The stored passages of one generation, as the decoder takes them.
 
-    `prefix_cache` may be shared with other generations: its keys name them.
+    chunk_size: pooling ratio, unless a call says otherwise.
+    on_damage: gets the problems of damaged records, which look-ups leave out.
+    prefix_cache: may be shared with other generations, as its keys name them.
     """
 
     generation: str
     reader: StateReader
     query_side: QuerySide
     chunk_size: int
+    on_damage: Callable[[Sequence[str]], None]
     prefix_cache: PrefixCache | None = None
 
     def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> LookUp:
@@ -70,6 +74,7 @@ class CachedPassages:
         hits = self._cached(list(dict.fromkeys(ids)), chunk_size, prefix)
         missing = [doc_id for doc_id in dict.fromkeys(ids) if doc_id not in hits]
         read = self.reader.read_valid(missing, chunk_size, self.query_side.decoder.stack.dtype)
+        self.on_damage([record.problem for record in read.damaged])
         pooled = {missing[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
         if prefix:
             return LookUp(ids, chunk_size, prefix, hits, pooled, read.damaged, read.payload_bytes)
@@ -86,6 +91,15 @@ class CachedPassages:
                 self.prefix_cache.put(self._key(doc_id, lookup.chunk_size, lookup.prefix), cached)
         positions = [i for i, doc_id in enumerate(lookup.ids) if doc_id in ready]
         return ReadPassages(positions, [ready[lookup.ids[i]] for i in positions], lookup.damaged)
+
+    def read(
+        self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None
+    ) -> Sequence[PooledPassage | CachedPrefix]:
+        """Both steps: the passages of `ids`, in this order. Raises as `look_up`, and `DamagedRecordError`."""
+        read = self.prepare(self.look_up(ids, prompts, chunk_size))
+        if read.damaged:
+            raise DamagedRecordError(read.damaged[0].problem)
+        return read.passages
 
     def _common_prefix(self, prompts: Sequence[PromptTokens]) -> tuple[int, ...]:
         """What the cache's entries for these prompts lie under; empty where it cannot serve them."""

@@ -21,7 +21,7 @@ from kalm_cache.first_stage import Candidates, z_scores
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH
-from kalm_cache.scoring.cached_passages import LookUp, ReadPassages
+from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadPassages
 from kalm_cache.scoring.query_side import QuerySide, score_of
 from kalm_cache.scoring.ranking import Answer, SearchResult, best_first, interpolate
 
@@ -46,7 +46,7 @@ class Shortlist:
 class RerankOptions:
     """How passages are ranked for a prompt.
 
-    chunk_size: pooling ratio; `None` = the source's.
+    chunk_size: pooling ratio; `None` = that of the stored passages.
     top_n: how many results; `None` = all.
     first_stage_weight: of the first stage's z-scores in the order, see `interpolate`; 0 = the margins alone.
     find_texts: fills `SearchResult.text`, as `PassageIndex.find_texts` does; `None` = leaves it empty.
@@ -60,20 +60,6 @@ class RerankOptions:
     shorten: Callable[[PromptTokens, LookUp], LookUp] = lambda prompt, lookup: lookup
 
 
-class PassageSource(Protocol):
-    """Where stored passages come from: an open index, or a store beside one; see `CachedPassages` for the methods."""
-
-    @property
-    def query_side(self) -> QuerySide:
-        """The decoder that the states were made for."""
-
-    def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None) -> LookUp:
-        """Read."""
-
-    def prepare(self, lookup: LookUp) -> ReadPassages:
-        """Compute what the prefix cache lacks."""
-
-
 class Driver(Protocol):
     """Runs the steps of a rerank, and adds up their milliseconds by stage."""
 
@@ -83,8 +69,8 @@ class Driver(Protocol):
     async def read(self, stage: str, step: Callable[[], _T]) -> _T:
         """Run a step that reads, searches or tokenises."""
 
-    async def prepare(self, source: PassageSource, lookup: LookUp) -> ReadPassages:
-        """Run `source.prepare(lookup)`, which may compute."""
+    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadPassages:
+        """Run `stored.prepare(lookup)`, which may compute."""
 
     async def margins(
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]
@@ -96,26 +82,26 @@ class Driver(Protocol):
 
 
 async def rerank(
-    driver: Driver, source: PassageSource, prompt: Prompt, shortlist: Shortlist, options: RerankOptions
+    driver: Driver, stored: CachedPassages, prompt: Prompt, shortlist: Shortlist, options: RerankOptions
 ) -> Answer:
     """Rank stored passages for a prompt; equal margins keep the order of `shortlist`.
 
     Raises:
-        UnknownIdError: ids that the source does not hold.
+        UnknownIdError: ids that are not stored.
         UsageError: a chunk size that is no multiple of the stored one.
         NonFiniteLogitsError: the model overflowed.
     """
 
     def look_up() -> tuple[PromptTokens, LookUp]:
-        tokens = source.query_side.tokenize(prompt)
-        lookup = source.look_up(shortlist.doc_ids, [tokens], options.chunk_size)
+        tokens = stored.query_side.tokenize(prompt)
+        lookup = stored.look_up(shortlist.doc_ids, [tokens], options.chunk_size)
         return tokens, options.shorten(tokens, lookup)
 
     async with driver.holding_states():
         tokens, lookup = await driver.read("read", look_up)
-        read = await driver.prepare(source, lookup)
+        read = await driver.prepare(stored, lookup)
         states = [passage.states for passage in read.passages]
-        margins = await driver.margins(source.query_side, [tokens] * len(states), states)
+        margins = await driver.margins(stored.query_side, [tokens] * len(states), states)
     results, textless = await driver.read("read", lambda: rank(shortlist, read.positions, margins, options))
     damaged = dict.fromkeys([*shortlist.damaged, *(record.doc_id for record in read.damaged), *textless])
     return Answer(prompt.query, tokens.truncated, results, driver.finished(), list(damaged))
@@ -175,9 +161,9 @@ class InlineDriver:
         self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (time.perf_counter() - started) * 1000
         return result
 
-    async def prepare(self, source: PassageSource, lookup: LookUp) -> ReadPassages:
+    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadPassages:
         """Prefill, timed as decoding."""
-        return await self.read("decode", lambda: source.prepare(lookup))
+        return await self.read("decode", lambda: stored.prepare(lookup))
 
     async def margins(
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]

@@ -45,8 +45,8 @@ async def answer_rerank(request: RerankRequest, context: RequestContext) -> Rera
     """
     items, scores = await _score(request, context)
     if request.texts is not None:
-        scores.require_valid()  # their clients count the elements of the array
-    scored = {i: score for i, score in enumerate(scores.scores) if score is not None}
+        scores.require_undamaged()  # their clients count the elements of the array
+    scored = scores.by_position
     positions = list(scored)
     best = best_first([score.margin for score in scored.values()], request.limit)
     order = [positions[place] for place in best]

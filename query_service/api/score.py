@@ -15,7 +15,7 @@ from query_service.engine.scoring import AnyPassage, Score, StoredPassage, score
 
 
 async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsResponse | ScoreResponse:
-    """The score of each pair, in the dialect that the pairs came in.
+    """The score of each pair, in the dialect that the pairs came in. Missing passages that are skipped have none.
 
     Raises:
         TooManyError: more pairs than the service takes.
@@ -35,13 +35,14 @@ async def _answer_columns(request: ScoreRequest, context: RequestContext) -> Sco
     prompts = [prompt_of(query, request.instruction, context.settings) for query in queries]
     passages = [passage_of(document_of(document)) for document in documents]
     scores = await score_pairs(context, prompts, passages, scoring_options(request, on_missing="encode"))
+    scores.require_undamaged()
     return ScoreResponse(
         id=f"score-{uuid4().hex}",
         created=int(time.time()),
         model=context.model,
         data=[
             ScoreData(index=i, score=value_of(score, request), margin=margin_of(score, request))
-            for i, score in enumerate(scores.require_valid())
+            for i, score in scores.by_position.items()
         ],
         usage=usage_of(scores),
         meta=meta_of(scores, context),
@@ -54,10 +55,8 @@ async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: 
     default: OnMissing = "error" if any(pair.document is None for pair in pairs) else "encode"
     options = scoring_options(request, on_missing=default)
     scores = await score_pairs(context, prompts, [_passage(pair) for pair in pairs], options)
-    results = [
-        _pair_result(i, pair, score, request)
-        for i, (pair, score) in enumerate(zip(pairs, scores.require_valid(), strict=True))
-    ]
+    scores.require_undamaged()
+    results = [_pair_result(i, pairs[i], score, request) for i, score in scores.by_position.items()]
     return PairsResponse(model=context.model, results=results, usage=usage_of(scores), meta=meta_of(scores, context))
 
 

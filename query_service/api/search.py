@@ -35,7 +35,7 @@ async def answer_search(request: SearchRequest, context: RequestContext) -> Sear
     if budget is not None:
         options = replace(options, shorten=budget.shorten)
     prompt = prompt_of(request.query, request.instruction, settings)
-    answer = await rerank(context, index, prompt, shortlist, options)
+    answer = await rerank(context, index.stored, prompt, shortlist, options)
     context.counts.queries_cut += answer.query_truncated
     return SearchResponse(
         query=request.query,

@@ -66,15 +66,19 @@ class Scores:
     missing: list[str]
 
     @property
+    def by_position(self) -> dict[int, Score]:
+        """The scores of the pairs that have one."""
+        return {i: score for i, score in enumerate(self.scores) if score is not None}
+
+    @property
     def truncated(self) -> list[int]:
         """Positions of passages that were cut."""
-        return [i for i, score in enumerate(self.scores) if score is not None and score.truncated]
+        return [i for i, score in self.by_position.items() if score.truncated]
 
-    def require_valid(self) -> list[Score]:
-        """The scores, where every pair must have one. Raises `DamagedRecordError`."""
+    def require_undamaged(self) -> None:
+        """Raise `DamagedRecordError` if a passage is damaged: for answers that must not leave one out."""
         if self.damaged:
             raise DamagedRecordError(self.damaged[0].problem)
-        return [score for score in self.scores if score is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +159,16 @@ async def _gather(
 
 async def _read_stored(
     context: RequestContext,
-    stored: Sequence[StoredPassage],
+    wanted: Sequence[StoredPassage],
     prompts: Sequence[PromptTokens],
     options: ScoringOptions,
     gathered: _Gathered,
 ) -> None:
-    present = await context.read("read", lambda: _split_missing(context, stored, options, gathered))
+    stored = context.index.stored
+    present = await context.read("read", lambda: _split_missing(context, wanted, options, gathered))
     doc_ids = [passage.doc_id for passage in present]
-    lookup = await context.read("read", lambda: context.index.look_up(doc_ids, prompts, options.chunk_size))
-    read = await context.prepare(context.index, lookup)
+    lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
+    read = await context.prepare(stored, lookup)
     gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
     gathered.damaged += read.damaged
 

@@ -39,6 +39,16 @@ def test_pairs_of_raw_and_stored_passages_keep_their_order_and_labels(
     assert all(0 < result["score"] < 1 for result in answer["results"])
 
 
+def test_missing_passages_may_be_skipped_and_are_named(service: httpx.Client) -> None:
+    pairs = [{"query": "bees", "doc_id": doc_id} for doc_id in ("s1", "gone", "s2")]
+    answer = score(service, pairs=pairs, on_missing="skip")
+    assert [(one["index"], one["doc_id"]) for one in answer["results"]] == [(0, "s1"), (2, "s2")]
+    assert answer["meta"]["missing"] == ["gone"]
+    documents = [{"text": "x", "doc_id": "gone"}, "a text"]
+    columns = score(service, queries="bees", documents=documents, on_missing="skip")
+    assert ([one["index"] for one in columns["data"]], columns["meta"]["missing"]) == ([1], ["gone"])
+
+
 @pytest.mark.parametrize(("left", "right"), [("queries", "documents"), ("text_1", "text_2")])
 def test_two_columns_are_scored_line_by_line(
     service: httpx.Client, reranker: KaLMReranker, left: str, right: str

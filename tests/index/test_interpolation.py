@@ -1,4 +1,4 @@
-"""The first stage's say in the order of results: the formula, and searches that use it."""
+"""Score interpolation: the formula, and searches whose order uses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def search(index: PassageIndex, weight: float) -> list[SearchResult]:
     return index.search(QUERIES[0], top_n=None, first_stage_weight=weight).results
 
 
-def test_a_blend_is_the_margin_and_the_weight_times_the_standard_score() -> None:
+def test_an_interpolated_score_is_the_margin_and_the_weight_times_the_z_score() -> None:
     # scores 0, 0, 3 have mean 1 and standard deviation √2
     scores = z_scores(np.array([0.0, 0.0, 3.0], np.float32))
     values = interpolate([1.0, 0.0, -1.0], scores.tolist(), 2.0)
