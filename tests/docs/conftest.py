@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,22 @@ from typer.testing import CliRunner
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.cli.app import app
 from kalm_cache.cli.commands.demo import BUNDLED_DEMO, CHUNK_SIZES
+from kalm_cache.evaluation import load_beir
+from kalm_cache.evaluation.evaluate import sample_queries
 from tests.query_service.conftest import serving
 
-SHOWN_PASSAGES = (980, 1020)  # those of the demo corpus that the pages show: enough, as margins depend on no other
+SHOWN_PASSAGES = {f"p{number}" for number in range(980, 1020)}  # margins depend on no others
+EVALUATED_QUERIES = 5  # of the demo's, by docs/evaluation.md
 
 
 @pytest.fixture(scope="session")
 def demo_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index as the demo builds it, of the passages that the pages show."""
     folder = tmp_path_factory.mktemp("demo")
-    lines = islice(read_corpus(BUNDLED_DEMO / "corpus.jsonl.zst"), *SHOWN_PASSAGES)
-    passages = [line.passage for line in lines if isinstance(line, CorpusLine)]
+    judged = sample_queries(load_beir(BUNDLED_DEMO), EVALUATED_QUERIES).qrels.values()
+    wanted = SHOWN_PASSAGES.union(*judged)
+    lines = [line for line in read_corpus(BUNDLED_DEMO / "corpus.jsonl.zst") if isinstance(line, CorpusLine)]
+    passages = [line.passage for line in lines if line.passage.doc_id in wanted]
     corpus = folder / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"_id": one.doc_id, "text": one.text}) + "\n" for one in passages), "utf-8")
     given = ["--index", str(folder / "demo-index"), "--chunk-size", str(CHUNK_SIZES[0]), "--device", "cpu"]

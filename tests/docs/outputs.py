@@ -18,10 +18,10 @@ def same_output(shown: str, printed: str) -> None:
     shown = re.sub(r"^ms: .*$", "ms: …", shown, flags=re.M).strip()
     pattern = "".join(_pattern(token) for token in TOKEN.finditer(shown))
     match = re.fullmatch(pattern, printed.strip(), re.S)
-    assert match, f"the page shows\n{shown}\n\nprinted was\n{printed}"
-    expected = [token["float"] for token in TOKEN.finditer(shown) if token["float"]]
-    got = [float(number) for number in match.groups()]
-    assert got == pytest.approx([float(number) for number in expected], abs=1e-3)
+    both = f"the page shows\n{shown}\n\nprinted was\n{printed}"
+    assert match, both
+    expected = [float(token["float"]) for token in TOKEN.finditer(shown) if token["float"]]
+    assert [float(number) for number in match.groups()] == pytest.approx(expected, abs=1e-3), both
 
 
 def _pattern(token: re.Match[str]) -> str:

@@ -55,7 +55,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 def prose_of(page: Path) -> str:
     """The page without its fenced blocks."""
-    return re.sub(r"^(\s*)(`{3,}).*?^\1\2\s*$", "", page.read_text("utf-8"), flags=re.S | re.M)
+    return re.sub(r"^([ \t]*)(`{3,}).*?^\1\2[ \t]*$", "", page.read_text("utf-8"), flags=re.S | re.M)
 
 
 def commands_in(text: str) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import shlex
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _kalm_cache(arguments: list[str]) -> tuple[int, str]:
 
 def _curl(arguments: list[str]) -> tuple[int, str]:
     """As `curl -s URL [-H HEADER] [-d BODY]` does."""
-    given = {"-d": None, "-H": None} | dict(zip(arguments, arguments[1:], strict=False))
+    given = {"-d": None, "-H": None} | dict(pairwise(arguments))
     url = next(word for word in arguments if word.startswith("http"))
     headers = dict([given["-H"].split(": ")]) if given["-H"] else {}
     body = given["-d"]
