@@ -1,6 +1,6 @@
 """A picture of the search page: starts a service on an index, asks it a question, shows why the first result is first.
 
-    python -m benchmarks.screenshot [--index demo-index] [--out benchmarks/results/search-page.png] [--query TEXT]
+    python -m benchmarks.screenshot [--index demo-index] [--out docs/images/search-page.png] [--query TEXT]
         [--width 1280] [--height 900] [--theme light|dark]
 
 `kalm-cache demo` makes the demo's index. Needs Chromium (Debian: apt-get install chromium).
@@ -76,7 +76,7 @@ def main() -> None:
     """Take the picture that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", type=Path, default=Path("demo-index"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search-page.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/search-page.png"))
     parser.add_argument("--query", default=QUERY)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=900)
