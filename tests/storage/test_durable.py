@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,10 +72,13 @@ def test_publishing_a_folder_removes_the_one_in_its_place(tmp_path: Path):
     assert [path.name for path in tmp_path.rglob("*")] == ["bm25", "new"]
 
 
-def test_a_tree_syncs_with_empty_and_nested_folders(tmp_path: Path):
+def test_a_tree_syncs_with_empty_and_nested_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "file").write_bytes(b"x")
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(f"/proc/self/fd/{file}").readlink()))
     sync_tree(tmp_path)
+    assert sorted(synced) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "file"]
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(3_000_000)])
