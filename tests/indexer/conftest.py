@@ -14,13 +14,8 @@ from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.indexer.jobs import LONGER
 from tests.indexer.killed import WINDOW
-from tests.indexes import TEXTS, build, make_embedder, settings_for
+from tests.indexes import TEXTS, build, settings_for
 from tests.torture.forked import run_forked
-
-
-@pytest.fixture(scope="session")
-def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedder(tmp_path_factory.mktemp("embedder"))
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ def test_an_id_that_is_no_utf8_and_a_number_that_is_none_are_damage(folder: Path
 def test_flipped_bits_of_a_store_are_refused_or_answered_with_what_was_stored_or_named_damage(tmp_path: Path):
     write_store(tmp_path, PASSAGES)
     valid = {name: (tmp_path / name).read_bytes() for name in (STATES_FILE, PASSAGES_FILE, SEAL_FILE)}
-    used = {name: [i for i, byte in enumerate(content) if byte] for name, content in valid.items()}  # most zeros are not
+    used = {name: [i for i, byte in enumerate(content) if byte] for name, content in valid.items()}  # few zeros are
     chance, counted = random.Random(0), Counter[str]()
     for _ in range(1000):
         name = chance.choice(list(valid))
