@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.storage.durable import file_digest, publish_folder, rename_durably, sync_tree, write_atomically
+from tests.waiting import wait_for
 
 
 def test_a_written_file_replaces_the_older_one_and_leaves_nothing_beside_it(tmp_path: Path):
@@ -49,6 +50,7 @@ def test_readers_see_the_old_or_the_new_content_while_a_writer_is_killed(tmp_pat
     writer = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
     writer.stdout.readline()
+    wait_for(lambda: path.read_bytes() == new)  # it does write
     seen = {path.read_bytes() for _ in range(300)}
     writer.kill()
     writer.wait()
