@@ -10,6 +10,7 @@ environment, then a table; ends with 1 when a test failed in any, or when one ha
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import re
@@ -46,6 +47,7 @@ ANY = {
     "locale-c": {"LC_ALL": "C"},
     "home-read-only": {"HOME": UNWRITABLE, "XDG_CACHE_HOME": ""},
 }
+PARALLEL = ("-n", "2", "--dist", "loadfile") if importlib.util.find_spec("xdist") else ()
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = ANY | (X86 if platform.machine() in ("x86_64", "AMD64") else {})
 
 
@@ -79,7 +81,8 @@ def counts_of(output: str) -> dict[str, int]:
 
 def run(name: str, tests: Sequence[str]) -> Result:
     """Run these tests in the environment of that name."""
-    command = [sys.executable, "-m", "pytest", "-m", "not slow", "-rfE", "--tb=line", "-p", "no:cacheprovider", *tests]
+    options = ("-m", "not slow", "-rfE", "--tb=line", "-p", "no:cacheprovider", *PARALLEL)
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     started = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENTS[name], capture_output=True, text=True)
     failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
