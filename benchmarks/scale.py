@@ -10,6 +10,7 @@ minutes and 1.5 GB of disk for the first stage, and some ten minutes and 5 GB fo
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -18,11 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scale_first_stage, scale_store
 from benchmarks.scale_steps import Column, Part, Step, run_step
 
-PARTS: tuple[Part, ...] = (scale_store.PART, scale_first_stage.PART)
+PARTS = ("store", "first_stage")
 DEFAULT_SIZES = "10000,100000,1000000"
+
+
+def load_part(name: str) -> Part:
+    """The part of that name; the others, and what they import, stay out of a step's process."""
+    part: Part = importlib.import_module(f"benchmarks.scale_{name}").PART
+    return part
 
 
 def measure(part: Part, step: str, size: int, folder: Path, options: list[str]) -> dict[str, Any]:
@@ -49,18 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run every step of every part for every size, or one step in this very process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=DEFAULT_SIZES, help="numbers of passages")
-    parser.add_argument("--parts", default=",".join(part.name for part in PARTS), help="of: %(default)s")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of: %(default)s")
     parser.add_argument("--folder", type=Path, help="where the indexes are built and stay; default: a temporary folder")
     parser.add_argument("--dense-index", default="auto", choices=("auto", "flat", "hnsw", "ivf"))
     parser.add_argument("--step", help="run this part.step alone, in this process")
     args = parser.parse_args(arguments)
     sizes = [int(size) for size in args.sizes.split(",")]
-    parts = {part.name: part for part in PARTS}
     if args.step:
         name, step = args.step.split(".")
-        print(json.dumps(run_step(parts[name].steps[step], Step(sizes[0], args.folder, args.dense_index))))
+        print(json.dumps(run_step(load_part(name).steps[step], Step(sizes[0], args.folder, args.dense_index))))
         return 0
-    chosen = [parts[name] for name in args.parts.split(",")]
+    chosen = [load_part(name) for name in args.parts.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         run(chosen, sizes, args.folder or Path(temporary), ["--dense-index", args.dense_index])
     return 0

@@ -17,6 +17,7 @@ from kalm_cache.model import precision
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.reranker import KaLMReranker
 from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
+from tests.indexes import make_embedder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +50,11 @@ def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("small"), SMALL, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_embedder(tmp_path_factory.mktemp("embedder"))
 
 
 @pytest.fixture(scope="session")

@@ -20,15 +20,18 @@ from tests.texts import TRAINING_SENTENCES, long_text
 TEXTS = {f"d{i}": long_text(words, seed=i) for i, words in enumerate([3, 40, 12, 25, 7, 60, 18, 9, 33, 14, 50, 5])}
 
 
-def make_embedder(folder: Path, dimension: int = 8) -> Path:
-    """A model2vec model with a random vector for each word of the test sentences."""
+WORDS = (*TRAINING_SENTENCES, "rarewordx")
+
+
+def make_embedder(folder: Path, dimension: int = 8, texts: Iterable[str] = WORDS) -> Path:
+    """A model2vec model with a random vector for each word of these texts."""
     from model2vec import StaticModel
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    words = dict.fromkeys(word for text in [*TRAINING_SENTENCES, "rarewordx"] for word in text.split())
-    vocabulary = {word: i for i, word in enumerate(["[UNK]", *words])}
+    words = dict.fromkeys(word for text in ("[UNK]", *texts) for word in text.split())
+    vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     vectors = np.random.default_rng(0).normal(size=(len(vocabulary), dimension)).astype(np.float32)

@@ -35,12 +35,6 @@ def test_public_names_are_found_and_others_are_attribute_errors() -> None:
         kalm_cache.nothing  # noqa: B018
 
 
-def test_the_outer_packages_never_import_each_other() -> None:
-    command = Path(sys.executable).parent / "lint-imports"  # of this environment, whether it is activated or not
-    result = subprocess.run([command], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
-
-
 @pytest.mark.parametrize("service", ["index", "query-service"])
 def test_the_commands_of_the_compose_file_are_ones_that_the_command_line_takes(service: str) -> None:
     name, *arguments = yaml.safe_load(COMPOSE.read_text("utf-8"))["services"][service]["command"]

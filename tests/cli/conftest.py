@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,8 +41,16 @@ def run(mini_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return invoke
 
 
-@pytest.fixture
-def index(run: Run, corpus: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "index"
-    assert run("index", corpus, "--index", folder, "--chunk-size", 2).exit_code == 0
+@pytest.fixture(scope="session")
+def built(mini_folder: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "index"
+    environment = {"KALM_CACHE_MODEL": str(mini_folder), "KALM_CACHE_DEVICE": "cpu"}
+    arguments = ["index", str(corpus), "--index", str(folder), "--chunk-size", "2"]
+    assert CliRunner().invoke(app, arguments, env=environment).exit_code == 0
     return folder
+
+
+@pytest.fixture
+def index(run: Run, built: Path, tmp_path: Path) -> Path:
+    """An index that the test may change."""
+    return Path(shutil.copytree(built, tmp_path / "index"))

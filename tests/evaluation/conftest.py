@@ -6,15 +6,14 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from indexer.build.index_job import load_encoders, run_index_job
-from indexer.corpus import CorpusLine
+from indexer.corpus import RejectedLine
 from kalm_cache.evaluation import BeirTask
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
+from tests.indexes import build, make_embedder
 
 WORDS = [
     "capital",
@@ -43,17 +42,7 @@ def passages() -> list[Passage]:
 
 @pytest.fixture(scope="session")
 def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from model2vec import StaticModel
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    vectors = np.random.default_rng(0).normal(size=(len(WORDS) + 1, 16)).astype(np.float32)
-    folder = tmp_path_factory.mktemp("embedder")
-    StaticModel(vectors, tokenizer).save_pretrained(folder)
-    return folder
+    return make_embedder(tmp_path_factory.mktemp("embedder"), 16, WORDS)
 
 
 @pytest.fixture(scope="session")
@@ -62,14 +51,9 @@ def index(
 ) -> Iterator[PassageIndex]:
     folder = tmp_path_factory.mktemp("index")
     settings = Settings(model=str(mini_folder), embedder=str(embedder_folder), device="cpu", chunk_size=2)
-    run_index_job(
-        [CorpusLine(passage, f"corpus:{n}") for n, passage in enumerate(passages, start=1)],
-        folder,
-        settings,
-        load_encoders(settings),
-        on_reject=lambda line: pytest.fail(str(line)),
-        on_progress=lambda progress: None,
-    )
+    rejected: list[RejectedLine] = []
+    build(folder, settings, [(passage.doc_id, passage.text) for passage in passages], rejected=rejected)
+    assert rejected == []
     with PassageIndex.open(folder, device="cpu") as opened:
         yield opened
 

@@ -54,6 +54,7 @@ def test_fusion_looks_deeper_than_k(folder: Path, model: Embedder) -> None:
 
 def test_many_queries_give_the_lists_of_single_ones(folder: Path, model: Embedder) -> None:
     stage = FirstStage.open(folder, model)
+    assert set(stage.modes) == {"dense", "bm25", "fused"}
     for mode in stage.modes:
         queries = ["cat", "dog fish", "", "zebra"]
         together = [c.ordinals.tolist() for c in stage.search_many(queries, 3, mode)]

@@ -87,6 +87,7 @@ def test_many_queries_give_the_lists_of_single_ones(parts: list) -> None:
 
 def test_a_set_can_lose_more_passages_and_be_part_of_a_set(parts: list) -> None:
     together = FirstStageSet([(FirstStageSet(parts[:2]), np.array([6])), parts[2]])
+    assert set(together.modes) == {"dense", "bm25", "fused"}
     for mode in together.modes:
         assert not {1, 4, 6, 7} & set(together.search("cat dog fish", 10, mode).ordinals.tolist())
         assert 8 in together.search("cat dog fish", 10, mode).ordinals
@@ -102,6 +103,7 @@ def test_a_mode_is_served_if_every_part_serves_it(tmp_path: Path, model: Embedde
 
 def test_one_stage_loses_passages_in_every_mode(tmp_path: Path, model: Embedder) -> None:
     left = stage(tmp_path, model, BASE).excluding(np.array([1, 3]))
+    assert set(left.modes) == {"dense", "bm25", "fused"}
     for mode in left.modes:
         # vectors: (3 - 1 - 1 + 0, 4 + 2) / 4 has cosine 0.887 with cat's (3, 4), dog's (0, 2) has 0.8
         assert left.search("cat", 1, mode).ordinals.tolist() == [5]

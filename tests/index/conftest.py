@@ -10,20 +10,15 @@ import pytest
 
 from kalm_cache import PassageIndex
 from tests.index.asked import TOLERANCE
-from tests.indexes import TEXTS, build, make_embedder, settings_for
+from tests.indexes import TEXTS, build, settings_for
 
 
 @pytest.fixture(scope="package")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedder(tmp_path_factory.mktemp("embedder"))
-
-
-@pytest.fixture(scope="package")
-def folders(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path, embedder: Path) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path, embedder_folder: Path) -> dict[str, Path]:
     """One index folder for each codec."""
     root = tmp_path_factory.mktemp("indexes")
     for codec in TOLERANCE:
-        build(root / codec, settings_for(mini_folder, embedder, codec=codec), TEXTS)
+        build(root / codec, settings_for(mini_folder, embedder_folder, codec=codec), TEXTS)
     return {codec: root / codec for codec in TOLERANCE}
 
 

@@ -136,14 +136,14 @@ def test_texts_are_left_out_when_not_asked_for(index: PassageIndex):
     assert {result.text for result in index.rerank(QUERIES[0], IDS, with_text=False).results} == {None}
 
 
-def test_an_index_without_texts_answers_with_text_none(tmp_path: Path, mini_folder: Path, embedder: Path):
-    build(tmp_path / "index", settings_for(mini_folder, embedder, store_text=False), TEXTS)
+def test_an_index_without_texts_answers_with_text_none(tmp_path: Path, mini_folder: Path, embedder_folder: Path):
+    build(tmp_path / "index", settings_for(mini_folder, embedder_folder, store_text=False), TEXTS)
     with PassageIndex.open(tmp_path / "index", device="cpu") as index:
         assert {result.text for result in index.search("Gravity attracts", first_stage="dense").results} == {None}
 
 
-def test_an_index_of_no_passages_opens_and_finds_nothing(tmp_path: Path, mini_folder: Path, embedder: Path):
-    build(tmp_path / "index", settings_for(mini_folder, embedder), {})
+def test_an_index_of_no_passages_opens_and_finds_nothing(tmp_path: Path, mini_folder: Path, embedder_folder: Path):
+    build(tmp_path / "index", settings_for(mini_folder, embedder_folder), {})
     with PassageIndex.open(tmp_path / "index", device="cpu") as index:
         assert len(index) == 0
         for mode in ("dense", "bm25", "fused"):
@@ -183,8 +183,8 @@ def test_several_threads_get_the_answers_of_one(index: PassageIndex):
         assert list(pool.map(ask, queries * 2)) == alone * 2
 
 
-def test_what_is_hidden_is_in_no_answer_and_what_replaced_it_is(copied: Path, mini_folder: Path, embedder: Path):
-    settings = settings_for(mini_folder, embedder)
+def test_what_is_hidden_is_in_no_answer_and_what_replaced_it_is(copied: Path, mini_folder: Path, embedder_folder: Path):
+    settings = settings_for(mini_folder, embedder_folder)
     encoders = load_encoders(settings)
     nothing = {"on_reject": lambda line: None, "on_progress": lambda progress: None}
     add_passages(lines_of({"d1": "the rarewordx alone", "n": "a new one"}), copied, settings, encoders, **nothing)

@@ -43,8 +43,8 @@ def test_another_codec_is_refused_with_both_sides_named(folders: dict[str, Path]
     PassageIndex.open(folders["int8"], codec="int8", device="cpu").close()
 
 
-def test_another_state_of_the_embedder_is_refused(tmp_path: Path, mini_folder: Path, embedder: Path):
-    own = Path(shutil.copytree(embedder, tmp_path / "embedder"))
+def test_another_state_of_the_embedder_is_refused(tmp_path: Path, mini_folder: Path, embedder_folder: Path):
+    own = Path(shutil.copytree(embedder_folder, tmp_path / "embedder"))
     build(tmp_path / "index", settings_for(mini_folder, own), {"d1": "text"})
     shutil.rmtree(own)
     make_embedder(own, dimension=4)
@@ -71,9 +71,9 @@ def test_a_cut_or_missing_file_is_refused_before_it_is_mapped(copied: Path, name
 
 
 def test_codecs_are_compared_by_what_they_are_and_not_by_their_spelling(
-    tmp_path: Path, mini_folder: Path, embedder: Path
+    tmp_path: Path, mini_folder: Path, embedder_folder: Path
 ):
-    build(tmp_path / "index", settings_for(mini_folder, embedder, codec="int4+zstd"), {"d1": "text"})
+    build(tmp_path / "index", settings_for(mini_folder, embedder_folder, codec="int4+zstd"), {"d1": "text"})
     PassageIndex.open(tmp_path / "index", codec="int4+zstd3", device="cpu").close()
     with pytest.raises(IndexMismatchError, match=r"codec int4\+zstd3, int4\+zstd9 was asked for"):
         PassageIndex.open(tmp_path / "index", codec="int4+zstd9", device="cpu")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import indexer.build.plan
+import indexer.integrity.verify
 from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.indexer.jobs import LONGER
 from tests.indexer.killed import WINDOW
-from tests.indexes import TEXTS, build, make_embedder, settings_for
-
-
-@pytest.fixture(scope="session")
-def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedder(tmp_path_factory.mktemp("embedder"))
+from tests.indexes import TEXTS, build, settings_for
+from tests.torture.forked import run_forked
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +26,12 @@ def settings(mini_folder: Path, embedder_folder: Path) -> Settings:
 @pytest.fixture(scope="session")
 def encoders(settings: Settings) -> Encoders:
     return load_encoders(settings)
+
+
+@pytest.fixture(autouse=True)
+def forked_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged stores are walked in forks of this process; the command's tests start a new one, as users do."""
+    monkeypatch.setattr(indexer.integrity.verify, "subprocess", SimpleNamespace(run=run_forked))
 
 
 @pytest.fixture

@@ -8,18 +8,16 @@ from pathlib import Path
 from threading import Thread
 
 import httpx
-import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from indexer.build.index_job import load_encoders, run_index_job
-from indexer.corpus import CorpusLine
 from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.passage import Passage
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.server import address_of, bind, make_server, open_service
+from tests import indexes
+from tests.indexes import make_embedder
 from tests.texts import DOCUMENTS, SENTENCES, long_text
 
 MAX_LENGTH = 48
@@ -55,19 +53,7 @@ def serving(folder: Path, **settings: object) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model2vec model with a random vector for every word of the corpus."""
-    from model2vec import StaticModel
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    words = dict.fromkeys(word for text in ("[UNK]", *CORPUS.values()) for word in text.split())
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    folder = tmp_path_factory.mktemp("embedder")
-    vectors = np.random.default_rng(0).normal(size=(len(words), 16)).astype(np.float32)
-    StaticModel(vectors, tokenizer).save_pretrained(folder)
-    return folder
+    return make_embedder(tmp_path_factory.mktemp("embedder"), 16, CORPUS.values())
 
 
 @pytest.fixture(scope="session")
@@ -79,10 +65,7 @@ def build(mini_folder: Path, embedder_folder: Path, tmp_path_factory: pytest.Tem
         given = load_settings(
             model=str(mini_folder), embedder=str(embedder_folder), device="cpu", max_length=MAX_LENGTH, **settings
         )
-        lines = (CorpusLine(Passage(doc_id, text), doc_id) for doc_id, text in CORPUS.items())
-        run_index_job(
-            lines, folder, given, load_encoders(given), on_reject=lambda line: None, on_progress=lambda progress: None
-        )
+        indexes.build(folder, given, CORPUS)
         return folder
 
     return run

@@ -6,24 +6,16 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import psutil
 
 from tests.query_service.test_server import served
+from tests.waiting import wait_for
 
 BODY = {"query": "bees", "ids": ["s1", "s2"]}
 REQUESTS = 12
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def workers_of(process: subprocess.Popen[str]) -> set[int]:
@@ -39,7 +31,7 @@ def ask(url: str) -> dict[str, float]:
 
 def wait_until_ready(url: str) -> None:
     for _ in range(4):  # whichever worker it meets
-        wait_until(lambda: httpx.get(f"{url}/ready", timeout=60).status_code == 200)
+        wait_for(lambda: httpx.get(f"{url}/ready", timeout=60).status_code == 200)
 
 
 def counted(url: str) -> float:
@@ -61,7 +53,7 @@ def test_two_workers_answer_alike_count_together_are_restarted_and_drain(index_f
 
         killed = min(before)
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: len(workers_of(process) - {killed}) == 2)
+        wait_for(lambda: len(workers_of(process) - {killed}) == 2)
         wait_until_ready(url)
         assert [ask(url).keys() for _ in range(4)] == [answers[0].keys()] * 4
         assert counted(url) == REQUESTS + 4  # those of the killed one included

@@ -15,7 +15,7 @@ from kalm_cache.errors import UnknownIdError, UsageError
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, PromptTokens
 from kalm_cache.scoring.prefix_cache import GIB, CachedPrefix, PrefixCache, PrefixKey
-from tests.indexes import TEXTS, build, make_embedder, settings_for
+from tests.indexes import TEXTS, build, settings_for
 from tests.query_service.conftest import serving
 
 IDS = list(TEXTS)
@@ -32,9 +32,9 @@ def kept(numbers: int) -> CachedPrefix:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, mini_folder: Path, embedder_folder: Path) -> Path:
     root = tmp_path_factory.mktemp("prefix-cache")
-    build(root / "index", settings_for(mini_folder, make_embedder(root / "embedder")), TEXTS)
+    build(root / "index", settings_for(mini_folder, embedder_folder), TEXTS)
     return root / "index"
 
 

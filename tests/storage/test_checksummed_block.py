@@ -126,6 +126,7 @@ def test_blocks_are_read_from_any_buffer_without_a_copy(view):
 
 def test_a_lookup_in_a_block_with_any_bit_flipped_finds_what_was_stored_or_damage():
     packed = pack(ENTRIES)
+    assert len(packed) > 50
     valid = {key: (fields, payload, COMMON) for key, fields, payload in ENTRIES}
     for bit in range(8 * len(packed)):
         spoiled = flipped(packed, bit)
@@ -136,6 +137,7 @@ def test_a_lookup_in_a_block_with_any_bit_flipped_finds_what_was_stored_or_damag
 
 def test_every_flipped_bit_of_a_block_is_seen_by_who_reads_all_of_it():
     packed = pack(ENTRIES)
+    assert len(packed) > 50
     for bit in range(8 * len(packed)):
         with pytest.raises(DamagedRecordError):
             block = Block(KIND, flipped(packed, bit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.storage.durable import file_digest, publish_folder, rename_durably, sync_tree, write_atomically
+from tests.waiting import wait_for
 
 
 def test_a_written_file_replaces_the_older_one_and_leaves_nothing_beside_it(tmp_path: Path):
@@ -48,6 +50,7 @@ def test_readers_see_the_old_or_the_new_content_while_a_writer_is_killed(tmp_pat
     writer = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
     writer.stdout.readline()
+    wait_for(lambda: path.read_bytes() == new)  # it does write
     seen = {path.read_bytes() for _ in range(300)}
     writer.kill()
     writer.wait()
@@ -71,10 +74,13 @@ def test_publishing_a_folder_removes_the_one_in_its_place(tmp_path: Path):
     assert [path.name for path in tmp_path.rglob("*")] == ["bm25", "new"]
 
 
-def test_a_tree_syncs_with_empty_and_nested_folders(tmp_path: Path):
+def test_a_tree_syncs_with_empty_and_nested_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "file").write_bytes(b"x")
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(f"/proc/self/fd/{file}").readlink()))
     sync_tree(tmp_path)
+    assert sorted(synced) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "file"]
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(3_000_000)])

@@ -37,7 +37,9 @@ def test_a_job_publishes_every_passage_and_reports_what_it_did(tmp_path: Path, s
 def test_records_say_what_their_passages_are(tmp_path: Path, settings: Settings, encoders: Encoders):
     build(tmp_path / "index", settings, TEXTS, encoders=encoders)
     tokens = dict(zip(TEXTS, encoders.passage_side.tokenize(list(TEXTS.values())), strict=True))
-    for doc_id, record in records_of(tmp_path / "index").items():
+    records = records_of(tmp_path / "index")
+    assert records.keys() == TEXTS.keys()
+    for doc_id, record in records.items():
         assert (record.tokens, record.chunk_size, record.width) == (len(tokens[doc_id].ids), 4, 64)
         assert record.rows == -(-record.tokens // 4)
         assert not record.truncated

@@ -110,7 +110,9 @@ def test_worse_damage_does_not_end_the_verification(index: Path, name: str, dama
 def test_damaged_pages_of_the_store_do_not_end_the_verification(index: Path, name: str):
     path = index / "generations" / "000001" / name
     content = path.read_bytes()
-    for start in range(0, len(content), 4096 if len(content) < 20 * 4096 else 5 * 4096):
+    starts = range(0, len(content), 4096 if len(content) < 20 * 4096 else 5 * 4096)
+    assert len(starts) > 5
+    for start in starts:
         spoiled = bytearray(content)
         spoiled[start : start + 64] = bytes(0xFF ^ byte for byte in spoiled[start : start + 64])  # the page's header
         path.write_bytes(spoiled)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -19,6 +19,7 @@ from kalm_cache.index.from_settings import open_index
 from kalm_cache.settings import Settings, load_settings
 from query_service.engine.live import LiveIndex
 from tests.query_service.conftest import serving
+from tests.waiting import wait_for
 
 Q = {"query": "bees", "ids": ["s2", "s3"]}
 
@@ -40,14 +41,6 @@ def live(folder: Path, settings: Settings) -> Iterator[LiveIndex]:
     opened = LiveIndex(folder, lambda before: open_index(folder, settings, before), with_encoder=True)
     yield opened
     opened.close()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within a minute")
 
 
 def test_a_lease_keeps_its_generation_open_until_it_ends(live: LiveIndex, folder: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -21,6 +20,7 @@ from query_service.engine.cost import CostModel
 from query_service.engine.service import Service
 from query_service.server import open_service
 from tests.query_service.conftest import running
+from tests.waiting import wait_for
 
 BODY = {"query": "bees", "ids": ["s1", "s2", "s3"]}
 
@@ -54,14 +54,6 @@ def hits(index_folder: Path) -> Iterator[Held]:
         one = Held(service, client)
         yield one
         one.gate.set()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within a minute")
 
 
 def test_more_requests_than_may_be_under_way_get_429_and_a_time_to_come_again(hits: Held) -> None:
