@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scale_first_stage, scale_store
-from benchmarks.scale_steps import Column, Part, Step, run_step
+from benchmarks.scale import first_stage as scale_first_stage
+from benchmarks.scale import store as scale_store
+from benchmarks.scale.steps import Column, Part, Step, run_step
 
 PARTS: tuple[Part, ...] = (scale_store.PART, scale_first_stage.PART)
 DEFAULT_SIZES = "10000,100000,1000000"
