@@ -160,7 +160,7 @@ def rerank(
     return System(name, "reranker", run, cost)
 
 
-def blend(point: System, candidates: ScoredRun, weight: float) -> System:
+def interpolate(point: System, candidates: ScoredRun, weight: float) -> System:
     """A reranker's ranking by interpolated scores, see `interpolate`. Computes no margin.
 
     Args:
