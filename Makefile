@@ -1,32 +1,47 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO_STAMP := $(VENV)/.demo
+DEV_STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture audit lint install clean
+.PHONY: demo test test-slow test-processors torture docs audit lint install clean
 
-install: $(STAMP)
+install: $(DEV_STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+	$(PIP_INSTALL) -e .
+	touch $(DEMO_STAMP)
 
-demo: install  ## index the bundled corpus, search it, show before and after reranking
+$(DEV_STAMP): $(DEMO_STAMP)
+	$(PIP_INSTALL) -e ".[dev]"
+	touch $(DEV_STAMP)
+
+demo: $(DEMO_STAMP)  ## index the bundled corpus, search it, show before and after reranking
 	$(BIN)/kalm-cache demo
 
-test: install  ## everything that a change must pass
+lint: install  ## style, types and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test: lint  ## everything that a change must pass
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-processors: install  ## the tests that depend on the processor, under several instruction sets and environments
+	$(BIN)/python -m tests.processors
+
 torture: install  ## kill, cut, refuse, damage: some 20 minutes on two cores; prints what it did and what was lost
 	$(BIN)/python -m tests.torture.run
+
+docs: $(DEMO_STAMP)  ## the user guide, into build/site; a broken link or name is an error
+	$(PIP_INSTALL) -e ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 audit:  ## the pinned versions against the advisories of PyPI; needs the network, and fails where one cannot be checked
 	$(PYTHON) -m venv $(VENV)/audit
@@ -34,4 +49,4 @@ audit:  ## the pinned versions against the advisories of PyPI; needs the network
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 clean:
-	rm -rf $(VENV) demo-index eval-index
+	rm -rf $(VENV) demo-index eval-index build

@@ -1,4 +1,4 @@
-"""Log lines on what `sys.stderr` is at the time. Knows nothing of what is logged."""
+"""Log lines to the present `sys.stderr`. Knows nothing of what is logged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class StderrHandler(logging.StreamHandler[Any]):
-    """Looks for `sys.stderr` at every line: another program in the process may replace it, and close the old one."""
+    """Looks `sys.stderr` up at every line: a library or a test may replace it and close the old one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""

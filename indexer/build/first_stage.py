@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from indexer.build.accepted_passages import AcceptedPassages, Origins
 from indexer.build.batching import batched
 from indexer.build.spec import BuildSpec
-from kalm_cache.first_stage import BM25Index, DenseIndex, Taken
+from kalm_cache.first_stage import BM25Index, DenseIndex, ReusedDocuments
 from kalm_cache.storage.passage_store import PassageStore, doc_id_of
 
 FOLDER = "first_stage"
@@ -34,10 +34,13 @@ class ReusedPostings:
         if source is not None:
             self._by_index.setdefault(id(source), (source, array("q")))[1].extend(ordinals)
 
-    def of_each_source(self) -> list[Taken]:
+    def of_each_source(self) -> list[ReusedDocuments]:
         """By source, that with the lowest ordinals first, so that these rise as they do where texts are analysed."""
-        taken = [Taken(source, np.sort(np.array(ordinals, np.int64))) for source, ordinals in self._by_index.values()]
-        return sorted((part for part in taken if len(part.ordinals)), key=lambda part: int(part.ordinals[0]))
+        parts = [
+            ReusedDocuments(source, np.sort(np.array(ordinals, np.int64)))
+            for source, ordinals in self._by_index.values()
+        ]
+        return sorted((part for part in parts if len(part.ordinals)), key=lambda part: int(part.ordinals[0]))
 
 
 class FirstStageBuild:

@@ -45,7 +45,7 @@ def source_postings(generation: Generation) -> BM25Index | None:
     except (OSError, StoreError, IndexMismatchError) as exc:
         logger.warning("no postings are copied from generation %s: %s", generation.manifest.generation, exc)
         return None
-    return index if index.countable else None
+    return index if index.has_counts else None
 
 
 def _require_valid(generation: Generation, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The indexes that `kalm-cache eval` measures: built once for each collection, and used again."""
+"""The indexes that `kalm-cache eval` measures: one for each collection, built once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationIndexes:
-    """Indexes of one group of settings, one folder each. The models are loaded once, when the first is needed."""
+    """Indexes with the same settings, one folder each. The models are loaded once, at the first use."""
 
     def __init__(self, settings: Settings, chunk_sizes: Sequence[int]) -> None:
-        """`chunk_sizes`: those that the indexes must serve; they are stored at their greatest common divisor."""
+        """`chunk_sizes`: all that the indexes must serve; states are stored at their greatest common divisor."""
         self.settings = settings.model_copy(update={"chunk_size": math.gcd(*chunk_sizes)})
         self._chunk_sizes = chunk_sizes
         self._latest: PassageIndex | None = None
@@ -41,16 +41,16 @@ class EvaluationIndexes:
         return load_encoders(self.settings)
 
     def open(self, name: str, corpus: Corpus, folder: Path) -> PassageIndex:
-        """The index of a corpus in `folder`, built first where there is none that serves; whoever asks closes it.
+        """The opened index of a corpus, built first unless `folder` has one that fits. The caller closes it.
 
         Args:
-            name: what log lines call the corpus.
+            name: of the corpus, in log lines.
             corpus: a file or folder that `kalm-cache index` takes, or a function that yields the passages.
             folder: where the index is or goes.
         """
         from kalm_cache.index.passage_index import PassageIndex
 
-        if self._serves(folder):
+        if self._fits(folder):
             logger.info("using the index in %s as it is; remove it to index again", folder)
         else:
             self._build(name, corpus, folder)
@@ -64,16 +64,16 @@ class EvaluationIndexes:
         )
         return self._latest
 
-    def _serves(self, folder: Path) -> bool:
-        """Whether the live generation has these settings, and a chunk size that all ratios are multiples of."""
+    def _fits(self, folder: Path) -> bool:
+        """Whether the live generation has these settings, and all chunk sizes are multiples of its own."""
         from kalm_cache.generations.generation import open_current
 
         try:
             stored = open_current(folder).manifest.fingerprint
-        except KalmCacheError:  # nothing there, or nothing that could be used
+        except KalmCacheError:  # no index there, or a damaged one
             return False
-        alike = replace(stored, chunk_size=self.settings.chunk_size) == self.encoders.fingerprint
-        return alike and all(chunk_size % stored.chunk_size == 0 for chunk_size in self._chunk_sizes)
+        same = replace(stored, chunk_size=self.settings.chunk_size) == self.encoders.fingerprint
+        return same and all(chunk_size % stored.chunk_size == 0 for chunk_size in self._chunk_sizes)
 
     def _build(self, name: str, corpus: Corpus, folder: Path) -> None:
         from indexer.build.index_job import run_index_job
@@ -96,5 +96,5 @@ def _lines(name: str, corpus: Corpus) -> Iterable[CorpusLine | RejectedLine]:
     if isinstance(corpus, Path):
         yield from read_corpus(corpus)
     else:
-        for number, passage in enumerate(corpus(), start=1):
-            yield CorpusLine(passage, f"{name}:{number}")
+        for line, passage in enumerate(corpus(), start=1):
+            yield CorpusLine(passage, f"{name}:{line}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Collections, in order; what is asked of each; the settings of their indexes.
+    """Collections in order, what is measured of each, and the settings of their indexes.
 
     `data` holds the BEIR folders that a file names; `run` is a TREC run, or a folder of NAME.trec.
     """
@@ -40,7 +40,7 @@ class Request:
         return [point.chunk_size for point in self.plan.points]
 
     def collections(self) -> Iterator[Collection]:
-        """The collections, each loaded when it is asked for. Raises as their loaders do."""
+        """The collections, loaded one after the other. Raises as their loaders do."""
         for source in self.sources:
             for collection in _load(source, self.data, self.split):
                 yield replace(collection, instruction=source.instruction or collection.instruction)
@@ -112,7 +112,7 @@ def _sources(given: CollectionOptions, file: EvalConfig | None) -> list[Collecti
 
 
 def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every_first_stage: bool) -> Plan:
-    """What is asked of each collection: by the flags, or else by the file, or else by the settings."""
+    """What is measured: by the flags, or else by the file, or else by the settings."""
     from kalm_cache.evaluation.points import Point
     from kalm_cache.evaluation.study import Plan
 
@@ -151,7 +151,7 @@ def _load(source: CollectionConfig, data: Path, split: str) -> Iterator[Collecti
 
 
 def _weights(flag: str | None, file: EvalConfig | None, settings: Settings) -> tuple[float, ...]:
-    """Of the flag, or else of the file, or else of the model. 0 is always measured, and left out here."""
+    """The weights of the flag, or else of the file, or else of the model. 0 is always measured, and left out here."""
     default = settings.first_stage_weight_for(settings.model)
     weights: Sequence[float] = (file.first_stage_weights if file else None) or [default]
     if flag is not None:

@@ -1,4 +1,4 @@
-"""A reranker for mteb that builds and keeps its own indexes. Composes the packages, as the command line does."""
+"""A reranker for mteb that builds the index of each corpus. Composes the packages, as the command line does."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def load_mteb_reranker(
     """A model for `mteb.evaluate`, with an index for each corpus under `index_root`, built at its first use.
 
     Args:
-        index_root: folder of the indexes; one that fits the settings is used again.
+        index_root: folder of the indexes; an index there that fits the settings is used again.
         k: candidates that are reranked where mteb gives none.
-        instruction: `None` = a query's own, else the task's prompt, else the model's default.
+        instruction: `None` = the query's, else the task's prompt, else the model's default.
         chunk_size: pooling ratio; `None` = the setting's.
-        settings: as flags of `kalm-cache index`: `model`, `codec`, `embedder`, `device`, `dtype`, `max_length`, …
+        settings: `kalm_cache.settings.Settings`: `model`, `codec`, `embedder`, `device`, `dtype`, `max_length`, …
 
     Raises:
         UsageError: a setting that cannot be served.

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def show_progress(total: int | None) -> Iterator[Callable[[BuildCounts], None]]:
-    """Yield what the job calls with its counts. `total`: lines of the corpus, `None` when it cannot be known."""
+    """Yield the callback that the job gives its counts to. `total`: lines of the corpus, `None` if unknown."""
     rates = _Rates(total)
     if not sys.stderr.isatty():
         yield rates.log
@@ -47,17 +47,17 @@ def show_progress(total: int | None) -> Iterator[Callable[[BuildCounts], None]]:
 
 
 class _Rates:
-    """Passages/s and tokens/s since the start, and the time left at that speed."""
+    """Passages/s and tokens/s since the start, and the time left at this speed."""
 
     def __init__(self, total: int | None) -> None:
         self.total = total
-        self.handled = self.encoded = self.tokens = self.skipped = 0
+        self.handled = self.encoded = self.tokens = self.stored_before = 0
         self._started = self._logged = time.monotonic()
 
     def take(self, progress: BuildCounts) -> None:
         self.handled = progress.done + progress.rejected
         self.encoded, self.tokens = progress.encoded, progress.tokens
-        self.skipped = progress.resumed + progress.copied
+        self.stored_before = progress.resumed + progress.copied
 
     def log(self, progress: BuildCounts) -> None:
         self.take(progress)
@@ -71,8 +71,8 @@ class _Rates:
 
     def line(self) -> str:
         of_total = "" if self.total is None else f" of {self.total:,}"
-        kept = f" ({self.skipped:,} already stored)" if self.skipped else ""
-        return f"{self.handled:,}{of_total} passages{kept}, {self.speed()}{self._eta()}"
+        stored = f" ({self.stored_before:,} already stored)" if self.stored_before else ""
+        return f"{self.handled:,}{of_total} passages{stored}, {self.speed()}{self._eta()}"
 
     def _eta(self) -> str:
         if self.total is None or not self.encoded:

@@ -14,7 +14,7 @@ SNIPPET_CHARS = 200  # the terminal's width cuts it further
 
 
 def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table:
-    """Rank before → after, score, id, snippet. `marked` ids, the known right answers, get a ✓."""
+    """Rank before → after, score, id, snippet. `marked` ids are known to be relevant, and get a ✓."""
     table = Table(title=Text(answer.query, style="bold"), title_justify="left", box=None, pad_edge=False, expand=True)
     for name in ("before", "", "after", "P(yes)", "margin"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -35,7 +35,7 @@ def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table
 
 
 def timings_line(answer: Answer) -> Text:
-    """Where the milliseconds went, in one line."""
+    """The milliseconds of each stage, in one line."""
     parts = [f"{stage} {milliseconds:.1f}" for stage, milliseconds in answer.timings_ms.items()]
     cut = "; the query was cut at query_max_length" if answer.query_truncated else ""
     return Text(f"ms: {' · '.join(parts)}{cut}", style="dim")

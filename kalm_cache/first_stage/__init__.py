@@ -1,9 +1,9 @@
-"""The first stage: from a query to candidate document numbers, by FAISS, by BM25, or by both.
+"""The first stage: a query → the ordinals of candidate passages, by FAISS, by BM25, or by both.
 
-Importing this package imports none of faiss, PyStemmer, model2vec and sentence-transformers: they load on first use.
+Importing this package loads none of faiss, PyStemmer, model2vec and sentence-transformers: they load on first use.
 """
 
-from kalm_cache.first_stage.bm25.bm25_index import BM25Index, Taken
+from kalm_cache.first_stage.bm25.bm25_index import BM25Index, ReusedDocuments
 from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense.dense_index import DenseIndex, DenseInfo
 from kalm_cache.first_stage.dense.faiss_types import DenseChoice
@@ -22,7 +22,7 @@ __all__ = [
     "FirstStage",
     "FirstStageSet",
     "Mode",
-    "Taken",
+    "ReusedDocuments",
     "load_embedder",
     "merge",
     "z_score_fusion",

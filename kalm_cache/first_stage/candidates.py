@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """The documents that one query found, best first.
+    """The passages that a first stage returns for one query, best first.
 
-    `ordinals` (k,) int64 are the store's document numbers; `scores` (k,) float32 are comparable only within one list.
+    `ordinals` (k,) int64 name them in the store; `scores` (k,) float32 are comparable only within one list.
     """
 
     ordinals: NDArray[np.int64]
@@ -24,11 +24,11 @@ class Candidates:
 
 
 def best_first(ordinals: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Candidates:
-    """The `k` highest scores, equal scores by smaller number, so that the same query always gives the same list."""
+    """The `k` highest scores. Equal scores come by ordinal, so that the same query always gives the same list."""
     if len(scores) > k:
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]
-        kept = scores >= cut  # at least k: all that tie at the cut, for the sort below to choose from
-        ordinals, scores = ordinals[kept], scores[kept]
+        high = scores >= cut  # at least k: all that tie at the cut, for the sort below to choose from
+        ordinals, scores = ordinals[high], scores[high]
     order = np.lexsort((ordinals, -scores))[:k]
     return Candidates(np.asarray(ordinals[order], np.int64), np.asarray(scores[order], np.float32))
 

@@ -41,14 +41,14 @@ class FirstStage:
         `threads`: how many a dense search may use.
 
         Raises:
-            IndexMismatchError: the embedder's vectors are not as wide as the dense index, or another BM25 analysis.
+            IndexMismatchError: the embedder's vectors are not as wide as the dense index, or BM25 has another analysis.
             StoreError: an index is damaged.
         """
         dense = DenseIndex.open(folder, threads) if embedder is not None and DenseIndex.exists(folder) else None
         if dense is not None and embedder is not None and dense.dimension != embedder.dimension:
             raise IndexMismatchError(
-                f"the dense index in {folder} holds vectors of {dense.dimension} numbers, the embedder makes "
-                f"{embedder.dimension}: open it with the embedder that built it, or index the corpus again"
+                f"the dense index in {folder} holds vectors {dense.dimension} wide, the embedder's are "
+                f"{embedder.dimension} wide: open it with the embedder that built it, or index the corpus again"
             )
         return FirstStage(dense, BM25Index.open(folder) if BM25Index.exists(folder) else None, embedder)
 
@@ -110,20 +110,21 @@ class FirstStage:
 class FirstStageSet(FirstStage):
     """The first stages of several segments, each without its deleted passages, as one.
 
-    Lists of one kind are merged by score and then fused, so a passage's rank is that in the whole. Embeds a query once.
+    Dense lists are merged by score, and so are BM25 lists. Fusion comes after that: it sees the whole index. A query is
+    embedded once.
     """
 
     def __init__(self, parts: Sequence[tuple[FirstStage, NDArray[np.int64]]]) -> None:
-        """`parts`: segments of one embedder, each with the numbers (m,) int64 that are no longer in it.
+        """`parts`: segments of one embedder, each with the ordinals (m,) int64 that are deleted or replaced.
 
-        A mode is served if every part serves it. One part at least; numbers are distinct over all parts, excluded
+        A mode is served if every part serves it. One part at least; no two parts have a common ordinal, excluded
         ones aside.
         """
-        left = [part.excluding(excluded) if len(excluded) else part for part, excluded in parts]
-        dense = [part._dense for part in left if part._dense is not None]
-        bm25 = [part._bm25 for part in left if part._bm25 is not None]
+        stages = [part.excluding(excluded) if len(excluded) else part for part, excluded in parts]
+        dense = [stage._dense for stage in stages if stage._dense is not None]
+        bm25 = [stage._bm25 for stage in stages if stage._bm25 is not None]
         super().__init__(
-            Merged(dense) if len(dense) == len(left) else None,
-            Merged(bm25) if len(bm25) == len(left) else None,
-            left[0]._embedder,
+            Merged(dense) if len(dense) == len(stages) else None,
+            Merged(bm25) if len(bm25) == len(stages) else None,
+            stages[0]._embedder,
         )

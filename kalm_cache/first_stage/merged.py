@@ -1,7 +1,7 @@
 """Several indexes of one kind, searched as one. Knows nothing of what they hold.
 
-Dense scores are inner products wherever they were computed, up to what 8 bits a number lose. BM25 scores depend on the
-collection: build the index of additions with `statistics_of` the base, and they compare.
+Dense scores of several indexes compare: they are inner products, up to the rounding of 8-bit vectors. BM25 scores
+depend on the collection: they compare where the index of additions was built with `statistics_of` the base.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Searchable(Protocol[Queries]):
 
 
 class Merged(Generic[Queries]):
-    """Indexes whose document numbers are distinct, exclusions aside."""
+    """Indexes without a common ordinal, excluded ones aside."""
 
     def __init__(self, indexes: Sequence[Searchable[Queries]]) -> None:
         self._indexes = indexes
 
     def search(self, queries: Queries, k: int, /) -> list[Candidates]:
         """One list for each query, of the `k` best in all indexes."""
-        found = [index.search(queries, k) for index in self._indexes]
-        return [merge(runs, k) for runs in zip(*found, strict=True)]
+        by_index = [index.search(queries, k) for index in self._indexes]
+        return [merge(runs, k) for runs in zip(*by_index, strict=True)]
 
     def excluding(self, ordinals: NDArray[np.int64], /) -> Merged[Queries]:
         """The same indexes without some documents."""
@@ -44,7 +44,7 @@ class Merged(Generic[Queries]):
 
 
 def merge(runs: Sequence[Candidates], k: int) -> Candidates:
-    """The `k` highest scores of several lists over different documents, equal scores by smaller number."""
+    """The `k` highest scores of several lists over different documents, equal scores by ordinal."""
     if not runs:
         return no_candidates()
     ordinals = np.concatenate([run.ordinals for run in runs])

@@ -89,7 +89,7 @@ def test_unknown_modes_and_k_below_one_are_usage_errors(folder: Path, model: Emb
 
 def test_an_embedder_of_another_width_is_refused_at_opening(folder: Path, model: Embedder) -> None:
     DenseIndex.build([], 3, folder)
-    with pytest.raises(IndexMismatchError, match=r"3 numbers.*2"):
+    with pytest.raises(IndexMismatchError, match=r"3 wide.*2 wide"):
         FirstStage.open(folder, model)
 
 

@@ -31,7 +31,7 @@ def show(
     for name, value in settings.model_dump(mode="json").items():
         source = f" ({source_of(settings, name, config)})" if sources else ""
         typer.echo(f"# {type(settings).model_fields[name].description}{source}")
-        unset = value is None or isinstance(getattr(settings, name), SecretStr)
+        as_comment = value is None or isinstance(getattr(settings, name), SecretStr)  # TOML has no null
         # a JSON string, number or bool is a TOML one too
-        line = "" if value is None else json_module.dumps(value, ensure_ascii=False)
-        typer.echo(f"# {name} = {line}".rstrip() if unset else f"{name} = {line}")
+        text = "" if value is None else json_module.dumps(value, ensure_ascii=False)
+        typer.echo(f"# {name} = {text}".rstrip() if as_comment else f"{name} = {text}")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 CANDIDATES = 50
 MEASURED = 100  # questions behind the closing line
 CHUNK_SIZES = (1, 4)  # stored at the first, served at each
-WEIGHT = 1.0  # of the first stage, where it keeps a say
-SHOWN = (  # picked because the passage that answers moves up; the closing line is the average of all
+WEIGHT = 1.0  # of the first stage's z-score, in the second half of the closing line
+SHOWN = (  # picked because the relevant passage moves up; the closing line is an average over many
     "572685cd5951b619008f7574",
     "56dfa24a38dc421700152144",
     "56e775ec00c9c71400d7715e",
@@ -56,7 +56,7 @@ def _build(index: Path) -> None:
     from indexer.corpus import read_corpus
     from kalm_cache.settings import Settings
 
-    # whatever the environment says: the demo is always the same
+    # model_construct ignores the environment: the demo is always the same
     settings = Settings.model_construct(chunk_size=CHUNK_SIZES[0])
     encoders = load_encoders(settings)
     console = stdout_console()
@@ -78,13 +78,13 @@ def _build(index: Path) -> None:
 
 
 def _measured(passages: PassageIndex, task: BeirTask) -> str:
-    """One line over many questions, so that the ones shown above prove nothing by themselves."""
+    """One line over many questions: the few shown above prove nothing."""
     from kalm_cache.evaluation import evaluate
 
     reports = evaluate(
         passages, task, k=CANDIDATES, chunk_sizes=CHUNK_SIZES, first_stage_weights=[WEIGHT], max_queries=MEASURED
     )
-    alone, together = (
+    margin_alone, interpolated = (
         " and ".join(
             f"{report.reranked.ndcg_at_10:.3f} at chunk size {report.chunk_size}"
             for report in reports
@@ -94,6 +94,6 @@ def _measured(passages: PassageIndex, task: BeirTask) -> str:
     )
     return (
         f"Over {MEASURED} questions of the same set: nDCG@10 {reports[0].first_stage.ndcg_at_10:.3f} before reranking "
-        f"{CANDIDATES} candidates; after it {alone}, read from the same stored states; {together} where the first "
-        f"stage keeps a say (--first-stage-weight {WEIGHT:g})."
+        f"{CANDIDATES} candidates; after it {margin_alone}, read from the same stored states; {interpolated} where "
+        f"the first stage's score counts too (--first-stage-weight {WEIGHT:g}, the default of tiny)."
     )

@@ -1,4 +1,4 @@
-"""`kalm-cache stats`, `verify`, `rollback` and `gc`: what is done to an index without a corpus."""
+"""`kalm-cache stats`, `verify`, `rollback` and `gc`: maintenance of an index, without a corpus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kalm_cache.cli import options as opt
-from kalm_cache.cli.output import exit_codes, human_bytes, print_json, stdout_console
+from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_json, print_report, stdout_console
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def verify(
         repaired = _repair(index, report, device) if repair and not report.ok else None
     if json:
         extra: dict[str, Any] = {"sample": sampled, "repair": repaired}
-        given = {name: dataclasses.asdict(one) for name, one in extra.items() if one is not None}
-        print_json(dataclasses.asdict(report) | given)
+        done = {name: dataclasses.asdict(part) for name, part in extra.items() if part is not None}
+        print_json(dataclasses.asdict(report) | done)
     else:
         _show(report, sampled, repaired)
     if repaired is not None:
-        raise typer.Exit(3 if repaired.quarantined else 0)
+        raise typer.Exit(EXIT_PARTIAL if repaired.quarantined else 0)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -75,12 +75,9 @@ def rollback(
         from indexer.change.rollback import roll_back
 
         report = roll_back(index, to)
-    if json:
-        print_json(dataclasses.asdict(report))
-    else:
-        was = f" (was {report.before})" if report.before else ""
-        line = f"generation {report.generation} of {report.index} is live: {report.passages:,} passages{was}"
-        stdout_console().print(line, soft_wrap=True)
+    was = f" (was {report.before})" if report.before else ""
+    in_words = f"generation {report.generation} of {report.index} is live: {report.passages:,} passages{was}"
+    print_report(report, in_words, json)
 
 
 def gc(
@@ -149,8 +146,8 @@ def _show_gc(report: GcReport, dry_run: bool) -> None:
         )
     lists = ((f"{would}removed", report.removed), ("kept", report.kept), ("in use, run gc again later", report.in_use))
     for what, generations in lists:
-        for one in generations:
-            console.print(f"{one.generation} {what}: {one.why}", soft_wrap=True)
+        for generation in generations:
+            console.print(f"{generation.generation} {what}: {generation.why}", soft_wrap=True)
     console.print(
         f"generation {report.generation} is live; {human_bytes(report.freed_bytes)} freed, {report.seconds:.1f} s",
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""A BM25 index as it lies on disk, mapped; and some of its documents, on their way into another one."""
+"""The files of a BM25 index, memory-mapped, and the postings of some of its documents for another index."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kalm_cache.first_stage.bm25.analysis import ANALYSIS
 from kalm_cache.first_stage.bm25.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, LENGTHS_NAME, TIMES_NAME
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, decode_term
 
-NUMBERS_NAME = "numbers.npy"
+ORDINALS_NAME = "numbers.npy"  # its name on disk from the first version
 INFO_NAME = "bm25.json"
-TAKEN_POSTINGS = 1 << 20  # at a time
+BLOCK_POSTINGS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What scores are computed from: the length (n,) of each document, and how often the term of each posting is there.
+    """The counts behind the scores: each document's length (n,) in terms, and each posting's term frequency (m,).
 
-    An index that an earlier version built has none.
+    An index of an earlier version has none.
     """
 
     lengths: NDArray[np.int32]
@@ -34,7 +34,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class BM25Files:
-    """The numbers (n,) of its documents, and the postings of each term."""
+    """The ordinals (n,) of its documents, and the postings of each term."""
 
     ordinals: NDArray[np.int64]
     vocabulary: Vocabulary
@@ -48,18 +48,18 @@ class BM25Files:
         """The postings of some documents, as blocks (3, m) for `PostingsWriter.add_counted`.
 
         Args:
-            rows: the documents (r,), rising; their positions in it are those of the blocks.
-            term_ids: gets the terms that it does not have yet.
+            rows: the documents (r,), ascending; a block names a document by its position in `rows`.
+            term_ids: gets an id for each term that it does not have yet.
         """
         assert self.counted is not None
         places = np.full(len(self.ordinals), -1, np.int32)
         places[rows] = np.arange(len(rows), dtype=np.int32)
-        for start in range(0, len(self.indices), TAKEN_POSTINGS):
-            end = min(start + TAKEN_POSTINGS, len(self.indices))
-            taken = places[self.indices[start:end]]
-            here = np.flatnonzero(taken >= 0)
-            ids = self._ids(self._terms(start, end)[here], term_ids)
-            yield np.stack([ids, taken[here], self.counted.times[start:end][here]]).astype(np.int32)
+        for start in range(0, len(self.indices), BLOCK_POSTINGS):
+            end = min(start + BLOCK_POSTINGS, len(self.indices))
+            positions = places[self.indices[start:end]]  # -1: of a document that is not asked for
+            wanted = np.flatnonzero(positions >= 0)
+            ids = self._ids(self._terms(start, end)[wanted], term_ids)
+            yield np.stack([ids, positions[wanted], self.counted.times[start:end][wanted]]).astype(np.int32)
 
     def _terms(self, start: int, end: int) -> NDArray[np.int64]:
         """The term of each of the postings from `start` to `end`."""
@@ -96,7 +96,7 @@ def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
     if (path / TIMES_NAME).exists() or (path / LENGTHS_NAME).exists():
         counted = Counted(array_in(LENGTHS_NAME, np.int32), array_in(TIMES_NAME, np.uint8, np.uint16, np.uint32))
     files = BM25Files(
-        array_in(NUMBERS_NAME, np.int64),
+        array_in(ORDINALS_NAME, np.int64),
         Vocabulary.open(path, mmap_mode),
         array_in(INDPTR_NAME, np.int64),
         array_in(INDICES_NAME, np.int32),
@@ -110,7 +110,7 @@ def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
 
 def _check_sizes(files: BM25Files, documents: int) -> None:
     if documents != len(files.ordinals):
-        raise ValueError(f"it scores {documents} documents, {NUMBERS_NAME} holds {len(files.ordinals)}")
+        raise ValueError(f"it scores {documents} documents, {ORDINALS_NAME} holds {len(files.ordinals)}")
     postings, counted = len(files.indices), files.counted
     fit = len(files.indptr) == len(files.vocabulary) + 1 and files.indptr[-1] == postings == len(files.data)
     if not fit or (counted and (len(counted.lengths), len(counted.times)) != (documents, postings)):

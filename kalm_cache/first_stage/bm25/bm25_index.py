@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.bm25.analysis import ANALYSIS, terms_of
-from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, NUMBERS_NAME, BM25Files, load
+from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, ORDINALS_NAME, BM25Files, load
 from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
@@ -33,18 +33,18 @@ RUN_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """Documents of one index that go into another one as they are counted there: their numbers (m,), rising."""
+class ReusedDocuments:
+    """Documents of one index that go into another without their texts: their ordinals (m,), ascending."""
 
     source: BM25Index
     ordinals: NDArray[np.int64]
 
 
 class BM25Index:
-    """Postings of terms, and the document number of each of its rows. Searches may run in several threads."""
+    """Postings of terms, and the ordinal of each row. Searches may run in several threads."""
 
     def __init__(self, files: BM25Files, excluded: NDArray[np.int64] | None = None) -> None:
-        """`excluded`: rows that no search finds."""
+        """`excluded`: rows that no search returns."""
         self._files = files
         self._excluded = excluded
 
@@ -53,9 +53,9 @@ class BM25Index:
         documents: Iterable[tuple[int, str]],
         folder: Path,
         statistics_of: BM25Index | None = None,
-        taken: Sequence[Taken] = (),
+        reused: Sequence[ReusedDocuments] = (),
     ) -> BM25Index:
-        """Write `folder/bm25/` from pairs of number and text, and return it opened.
+        """Write `folder/bm25/` from pairs of ordinal and text, and return it opened.
 
         Texts are read one at a time. In memory are 12 bytes a document, the distinct terms, and a million occurrences;
         the other occurrences wait on disk, 12 bytes for each distinct term of each document.
@@ -66,8 +66,8 @@ class BM25Index:
             statistics_of: the index whose document frequencies and mean length the scores are computed with, so that
                 the scores of both can be compared: a text has the same score in both. Terms that it does not
                 have count as often as they occur here.
-            taken: documents that come before the others, from indexes that are `countable`: the index is, to the
-                last bit, what their texts would have made in this order.
+            reused: documents that come before the others, from indexes with `has_counts`. The index is, to the last
+                bit, what their texts would have made in this order.
 
         Raises:
             StoreError: a file cannot be written.
@@ -77,7 +77,7 @@ class BM25Index:
         shutil.rmtree(written, ignore_errors=True)  # what a killed build left
         try:
             written.mkdir()
-            _write(documents, written, statistics_of, taken)
+            _write(documents, written, statistics_of, reused)
             publish_folder(written, folder / FOLDER_NAME)
         except OSError as exc:
             raise StoreError(f"{written}: cannot be written: {exc}") from exc
@@ -111,12 +111,12 @@ class BM25Index:
 
     @property
     def ordinals(self) -> NDArray[np.int64]:
-        """The number (n,) of each document."""
+        """The ordinal (n,) of each document."""
         return self._files.ordinals
 
     @property
-    def countable(self) -> bool:
-        """Whether documents can be taken from it; not from what an earlier version built."""
+    def has_counts(self) -> bool:
+        """Whether another index can reuse its documents; one of an earlier version has no counts."""
         return self._files.counted is not None
 
     def excluding(self, ordinals: NDArray[np.int64]) -> BM25Index:
@@ -132,14 +132,14 @@ class BM25Index:
         """
         return [self._search_terms(terms, k) for terms in terms_of(queries)]
 
-    def statistics_for(self, terms: Sequence[str], own: Statistics) -> Statistics:
-        """This index's statistics with the frequencies of `terms` (v,); of those that it does not have, `own` ones."""
+    def statistics_for(self, terms: Sequence[str], local: Statistics) -> Statistics:
+        """This index's statistics, with the document frequency of each of `terms` (v,): here, or else in `local`."""
         if not self.ntotal:
-            return own
+            return local
         ids = [self._files.vocabulary.id_of(term) for term in terms]
         indptr = self._files.indptr
-        here = [0 if i is None else int(indptr[i + 1] - indptr[i]) for i in ids]
-        frequencies = np.where(np.array(here, np.int64) > 0, here, np.minimum(own.frequencies, self.ntotal))
+        here = np.array([0 if i is None else int(indptr[i + 1] - indptr[i]) for i in ids], np.int64)
+        frequencies = np.where(here > 0, here, np.minimum(local.frequencies, self.ntotal))
         return Statistics(self.ntotal, self._files.mean_length, frequencies)
 
     def _search_terms(self, terms: list[str], k: int) -> Candidates:
@@ -150,8 +150,8 @@ class BM25Index:
         scores = np.zeros(self.ntotal, np.float32)
         try:
             for i in known:
-                some = slice(files.indptr[i], files.indptr[i + 1])
-                np.add.at(scores, files.indices[some], files.data[some])  # a third of the time of scores[...] +=
+                column = slice(files.indptr[i], files.indptr[i + 1])  # the postings of one term
+                np.add.at(scores, files.indices[column], files.data[column])  # a third of the time of scores[...] +=
         except (IndexError, ValueError) as exc:
             raise StoreError(f"a BM25 index is damaged; run kalm-cache verify: {exc}") from exc
         if self._excluded is not None:
@@ -173,7 +173,10 @@ def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def _write(
-    documents: Iterable[tuple[int, str]], folder: Path, statistics_of: BM25Index | None, taken: Sequence[Taken]
+    documents: Iterable[tuple[int, str]],
+    folder: Path,
+    statistics_of: BM25Index | None,
+    reused: Sequence[ReusedDocuments],
 ) -> None:
     ordinals = array("q")
     vocabulary: dict[str, int] = {}
@@ -184,27 +187,27 @@ def _write(
             yield text
 
     with PostingsWriter(folder) as postings:
-        for some in taken:
-            _take(some, postings, vocabulary)
-            ordinals.frombytes(np.ascontiguousarray(some.ordinals, np.int64).tobytes())
+        for documents_of_source in reused:
+            _add_reused(documents_of_source, postings, vocabulary)
+            ordinals.frombytes(np.ascontiguousarray(documents_of_source.ordinals, np.int64).tobytes())
         for terms in terms_of(texts()):
             postings.add([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
-        own = postings.statistics(len(vocabulary))
-        scored_by = own if statistics_of is None else statistics_of.statistics_for(list(vocabulary), own)
+        local = postings.statistics(len(vocabulary))
+        scored_by = local if statistics_of is None else statistics_of.statistics_for(list(vocabulary), local)
         encoded = [encode_term(term) for term in vocabulary]
         order = sorted(range(len(encoded)), key=encoded.__getitem__)
         Vocabulary.write((encoded[i] for i in order), folder)
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         postings.write(rank, K1, B, scored_by)
-    np.save(folder / NUMBERS_NAME, np.array(ordinals, np.int64))
-    info = {"analysis": ANALYSIS, "documents": len(ordinals), "mean_length": own.mean_length}
+    np.save(folder / ORDINALS_NAME, np.array(ordinals, np.int64))
+    info = {"analysis": ANALYSIS, "documents": len(ordinals), "mean_length": local.mean_length}
     (folder / INFO_NAME).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 
-def _take(some: Taken, postings: PostingsWriter, vocabulary: dict[str, int]) -> None:
-    files = some.source._files
+def _add_reused(reused: ReusedDocuments, postings: PostingsWriter, vocabulary: dict[str, int]) -> None:
+    files = reused.source._files
     if files.counted is None:
-        raise ValueError("an index of an earlier version does not say what its scores were computed from")
-    rows = RowsOf(files.ordinals).require(some.ordinals)
+        raise ValueError("an index of an earlier version has no counts")
+    rows = RowsOf(files.ordinals).require(reused.ordinals)
     postings.add_counted(files.counted.lengths[rows], files.postings_of(rows, vocabulary))

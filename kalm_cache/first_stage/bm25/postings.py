@@ -1,11 +1,10 @@
 """Term occurrences → BM25 scores, sorted by term, on disk. Knows nothing of words: terms are integers.
 
-For each term, the positions of its documents and its scores there stand one after the other, in the layout of a
-compressed sparse column matrix: `indptr` (v + 1,) int64, `indices` int32 and `data` float32. Beside them stands what
-the scores were computed from, so that documents can go into another index without their texts: `times` unsigned, how
-often the document has the term, and `lengths` (n,) int32 in terms. Occurrences are gathered block by block in a
-nameless file, and placed in a second pass, when it is known how often each term occurs. Memory: a block, 4 bytes a
-document, 24 a term.
+The layout is a compressed sparse column matrix with a column for each term: `indptr` (v + 1,) int64, `indices` int32
+(documents) and `data` float32 (scores). Two more arrays hold the counts behind the scores, so that another index can
+reuse documents without their texts: `times` unsigned, the term frequency of each posting, and `lengths` (n,) int32, the
+terms of each document. Occurrences are gathered block by block in a nameless file, and placed in a second pass, when
+the document frequency of each term is known. Memory: a block, 4 bytes a document, 24 a term.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ BLOCK_TOKENS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What BM25 knows of a collection: documents, their mean length, and how many have each term (v,)."""
+    """A collection's documents, their mean length in terms, and each term's document frequency (v,)."""
 
     documents: int
     mean_length: float
@@ -64,10 +63,10 @@ class PostingsWriter:
             self._end_block()
 
     def add_counted(self, lengths: NDArray[np.int32], blocks: Iterable[NDArray[np.int32]]) -> None:
-        """The next documents (n,), as another index has them.
+        """The next documents (n,), by the counts of another index.
 
-        `blocks`: (3, m) term ids, positions in `lengths`, times; equal terms are neighbours, and positions rise with
-        each, over all blocks.
+        `blocks`: (3, m) term ids, positions in `lengths`, term frequencies. Equal terms are neighbours; a term's
+        positions ascend, over all blocks.
         """
         self._end_block()
         first = len(self._lengths)
@@ -77,7 +76,7 @@ class PostingsWriter:
         self._block_starts_at = len(self._lengths)
 
     def statistics(self, terms: int) -> Statistics:
-        """Of all documents so far. `terms`: v, the number of distinct terms."""
+        """The statistics of all documents so far. `terms`: v, the number of distinct terms."""
         self._end_block()
         tokens = int(np.frombuffer(self._lengths, np.int32).sum(dtype=np.int64)) if self._lengths else 0
         return Statistics(len(self._lengths), tokens / max(1, len(self._lengths)), _grown(self._frequencies, terms))
@@ -89,12 +88,11 @@ class PostingsWriter:
             rank: the final id (v,) of each term.
             k1: of BM25.
             b: of BM25.
-            scored_by: what the scores are computed with; `frequencies` by the ids of `add`.
+            scored_by: the statistics behind the scores; `frequencies` in the order of the ids of `add`.
         """
         idf = lucene_idf(scored_by)
-        own = self.statistics(len(rank)).frequencies
         frequencies = np.empty(len(rank), np.int64)
-        frequencies[rank] = own
+        frequencies[rank] = self.statistics(len(rank)).frequencies
         indptr = np.concatenate([[0], np.cumsum(frequencies)]).astype(np.int64)
         lengths = np.frombuffer(self._lengths, np.int32)
         np.save(self._folder / INDPTR_NAME, indptr)
@@ -156,7 +154,7 @@ def lucene_idf(of: Statistics) -> NDArray[np.float64]:
 def _places(
     heads: NDArray[np.int64], ranks: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Where each posting goes, and how many came for each of the distinct ranks; equal ranks are neighbours."""
+    """Where each posting goes; each distinct rank's count, and these ranks. Equal ranks are neighbours."""
     starts = np.concatenate([[0], np.flatnonzero(np.diff(ranks)) + 1])
     counted = np.diff(np.append(starts, len(ranks)))
     within = np.arange(len(ranks)) - np.repeat(starts, counted)

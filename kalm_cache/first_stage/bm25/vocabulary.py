@@ -1,4 +1,4 @@
-"""Term → id, in two memory-mapped arrays, so that opening reads nothing. Knows nothing of what is kept for a term."""
+"""Term → id, in two memory-mapped arrays, so that opening reads nothing. Knows nothing of postings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDS_NAME = "term_ends.npy"
 
 
 class Vocabulary:
-    """Terms in the order of their UTF-8 bytes; a term's id is its place."""
+    """Terms in the order of their UTF-8 bytes; a term's id is its position."""
 
     def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
         """`text`: the terms' bytes one after the other; `ends` (v,): where each one ends."""

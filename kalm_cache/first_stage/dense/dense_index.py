@@ -47,7 +47,7 @@ class DenseInfo:
 
 
 class DenseIndex:
-    """A FAISS index and the document number of each of its rows, memory-mapped. Searches may run in several threads."""
+    """A FAISS index and the ordinal of each of its rows, memory-mapped. Searches may run in several threads."""
 
     def __init__(
         self, index: Any, threads: int, info: DenseInfo | None = None, excluded: NDArray[np.int64] | None = None
@@ -67,7 +67,7 @@ class DenseIndex:
         dense_index: DenseChoice = "auto",
         threads: int = 1,
     ) -> DenseIndex:
-        """Write `folder/dense.faiss` and `dense.json` from batches of numbers (n,) and vectors (n, E), and open it.
+        """Write `folder/dense.faiss` and `dense.json` from batches of ordinals (n,) and vectors (n, E), and open it.
 
         The vectors wait in a nameless file in `folder`. In memory are what the index holds: 4 E bytes a passage if
         flat, E otherwise, and a sample. The same vectors make the same bytes, but for an hnsw built in several threads.
@@ -76,11 +76,11 @@ class DenseIndex:
             batches: read once.
             dimension: E.
             folder: is made if it is not there.
-            dense_index: `auto` = by the number of passages, see `dense_types`.
+            dense_index: `auto` = by the number of passages, see `faiss_types`.
             threads: how many FAISS may use.
 
         Raises:
-            StoreError: a number occurs twice, or a file cannot be written.
+            StoreError: an ordinal occurs twice, or a file cannot be written.
             UsageError: there is no such type.
         """
         choose_type(dense_index, 0)  # refuses an unknown one before any work
@@ -131,7 +131,7 @@ class DenseIndex:
 
     @property
     def exact(self) -> bool:
-        """Whether `vectors` gives back the very numbers that were put in."""
+        """Whether `vectors` returns exactly the vectors that were put in."""
         return self.info.type == "flat"
 
     def excluding(self, ordinals: NDArray[np.int64]) -> DenseIndex:
@@ -142,7 +142,7 @@ class DenseIndex:
     def search(self, vectors: NDArray[np.float32], k: int) -> list[Candidates]:
         """Vectors (q, E) -> one list for each, of the `k` largest inner products (fewer in a smaller index).
 
-        A zero vector is as near to every passage as to any other, and finds none.
+        A zero vector, of a query without known tokens, gets an empty list: all passages are equally near to it.
 
         Raises:
             IndexMismatchError: the vectors are not as wide as the index.
@@ -165,12 +165,12 @@ class DenseIndex:
         ]
 
     def vectors(self, ordinals: NDArray[np.int64] | Sequence[int]) -> NDArray[np.float32]:
-        """Stored vectors (n, E) by document number: those put in if `exact`, else what 8 bits a number kept of them.
+        """Stored vectors (n, E) by ordinal: those put in if `exact`, else as rounded to 8 bits a dimension.
 
         Excluded passages count as stored. Not for several threads at once.
 
         Raises:
-            StoreError: a number is not in the index.
+            StoreError: an ordinal is not in the index.
         """
         import faiss
 
@@ -184,7 +184,7 @@ class DenseIndex:
         return np.asarray(self._index.index.reconstruct_batch(rows), np.float32)
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All numbers and vectors in the order they were put in, as `build` takes them, excluded ones too."""
+        """All ordinals and vectors in the order they were put in, as `build` takes them, excluded ones too."""
         import faiss
 
         ordinals = faiss.vector_to_array(self._index.id_map)
@@ -194,7 +194,7 @@ class DenseIndex:
 
 
 def _inner(index: Any) -> Any:
-    """The index below the numbers, as the class that it is."""
+    """The index inside the `IndexIDMap`, as its own class."""
     import faiss
 
     return faiss.downcast_index(index.index)
@@ -207,7 +207,7 @@ def _selector_without(ordinals: NDArray[np.int64]) -> Any:
 
 
 def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
-    """Set the search parameter by what it finds of the exact neighbours of sampled queries."""
+    """The search parameter, and its recall of the exact neighbours of sampled queries."""
     if kind == "flat":
         return DenseInfo(kind, len(spool))
     queries = sample_queries(spool)
@@ -238,7 +238,7 @@ def _read_info(folder: Path, index: Any) -> DenseInfo:
     path = folder / INFO_NAME
     inner = _inner(index)
     if not index.id_map.size() == inner.ntotal == index.ntotal or inner.d != index.d:
-        raise ValueError(f"it holds {inner.ntotal} vectors and {index.id_map.size()} numbers")
+        raise ValueError(f"it holds {inner.ntotal} vectors and {index.id_map.size()} ordinals")
     found = type(inner).__name__
     if not path.exists() and found == FAISS_CLASSES["flat"]:
         return DenseInfo("flat", int(index.ntotal))  # built before there were other types
@@ -266,4 +266,4 @@ def _check_lists(index: Any) -> None:
 def _check_distinct(ordinals: NDArray[np.int64]) -> None:
     repeated = len(ordinals) - len(np.unique(ordinals))
     if repeated:
-        raise StoreError(f"{repeated} of {len(ordinals)} document numbers are not distinct; index the corpus again")
+        raise StoreError(f"{repeated} of {len(ordinals)} ordinals are not distinct; index the corpus again")

@@ -3,8 +3,8 @@
 | type | vectors | search | passages |
 |---|---|---|---|
 | flat | float32 | exact, all of them | `auto` up to 100,000 |
-| ivf | 8 bits a number | the `nprobe` nearest of `nlist` clusters | `auto` above |
-| hnsw | 8 bits a number | a walk in a graph, `efSearch` wide | when asked for |
+| ivf | 8 bits a dimension | the `nprobe` nearest of `nlist` clusters | `auto` above |
+| hnsw | 8 bits a dimension | a walk in a graph, `efSearch` wide | when asked for |
 
 Measured on one core of a Xeon with AVX-512, with 360,535 real passages and sentences and 1,372 real queries, E = 256
 (static embedder). Flat: 27 ms a query, so 7.5 ms at 100,000, which is little beside reranking. IVF: built in 20 s,

@@ -33,13 +33,13 @@ class VectorSpool:
 
     @property
     def ordinals(self) -> NDArray[np.int64]:
-        """The document number of each row (n,)."""
+        """The ordinal of each row (n,)."""
         return np.array(self._ordinals, np.int64)
 
     def append(self, ordinals: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Numbers (n,) and vectors (n, E). Raises: ValueError where these do not fit together; OSError."""
+        """Ordinals (n,) and vectors (n, E). Raises `ValueError` where these do not fit together, and `OSError`."""
         if vectors.shape != (len(ordinals), self.dimension):
-            raise ValueError(f"{len(ordinals)} numbers with vectors of shape {vectors.shape}, width {self.dimension}")
+            raise ValueError(f"{len(ordinals)} ordinals with vectors of shape {vectors.shape}, width {self.dimension}")
         self._ordinals.frombytes(np.ascontiguousarray(ordinals, np.int64).tobytes())
         self._file.write(np.ascontiguousarray(vectors, np.float32).tobytes())
 

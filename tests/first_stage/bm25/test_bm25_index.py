@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kalm_cache.errors import IndexMismatchError, StoreError
-from kalm_cache.first_stage import BM25Index, Taken
+from kalm_cache.first_stage import BM25Index, ReusedDocuments
 
 DOCUMENTS = [(7, "cats chase mice"), (1000, "the cat and the cat sleep"), (2**40, "dogs bark loudly today")]
 FILES = [
@@ -227,15 +227,15 @@ def random_texts(count: int, seed: int) -> list[str]:
 def test_documents_taken_from_other_indexes_make_the_bytes_that_their_texts_make(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int, block_tokens: int
 ) -> None:
-    monkeypatch.setattr("kalm_cache.first_stage.bm25.bm25_files.TAKEN_POSTINGS", at_a_time)
+    monkeypatch.setattr("kalm_cache.first_stage.bm25.bm25_files.BLOCK_POSTINGS", at_a_time)
     monkeypatch.setattr("kalm_cache.first_stage.bm25.postings.BLOCK_TOKENS", block_tokens)
     texts = dict(enumerate([*random_texts(60, seed=7), "nur hier \ud800x " * 300, "", "東京都"], start=100))
     base = BM25Index.build(((n, texts[n]) for n in range(100, 140)), tmp_path / "base")
     delta = BM25Index.build(((n, texts[n]) for n in range(140, 163)), tmp_path / "delta", statistics_of=base)
     kept = [n for n in range(100, 163) if n % 3]
     added = {500: "new words and w1 w2", 501: texts[100]}
-    taken = [Taken(index, np.array([n for n in kept if n in index.ordinals])) for index in (base, delta)]
-    merged = BM25Index.build(added.items(), tmp_path / "merged", taken=taken)
+    reused = [ReusedDocuments(index, np.array([n for n in kept if n in index.ordinals])) for index in (base, delta)]
+    merged = BM25Index.build(added.items(), tmp_path / "merged", reused=reused)
     rebuilt = BM25Index.build([*((n, texts[n]) for n in kept), *added.items()], tmp_path / "rebuilt")
     assert merged.ordinals.tolist() == rebuilt.ordinals.tolist()
     for name in FILES:
@@ -244,17 +244,17 @@ def test_documents_taken_from_other_indexes_make_the_bytes_that_their_texts_make
 
 def test_terms_of_documents_that_are_not_taken_are_gone(tmp_path: Path) -> None:
     index = BM25Index.build([(1, "cat dog"), (2, "cat")], tmp_path / "a")
-    left = BM25Index.build([], tmp_path / "b", taken=[Taken(index, np.array([2]))])
+    left = BM25Index.build([], tmp_path / "b", reused=[ReusedDocuments(index, np.array([2]))])
     assert b"dog" not in (tmp_path / "b/bm25/terms.npy").read_bytes()
     assert left.search(["dog", "cat"], 5)[1].ordinals.tolist() == [2]
-    nothing = BM25Index.build([], tmp_path / "c", taken=[Taken(index, np.array([], np.int64))])
+    nothing = BM25Index.build([], tmp_path / "c", reused=[ReusedDocuments(index, np.array([], np.int64))])
     assert nothing.ntotal == 0
 
 
 def test_a_document_that_is_not_there_cannot_be_taken(tmp_path: Path) -> None:
     index = BM25Index.build(DOCUMENTS, tmp_path / "a")
     with pytest.raises(StoreError, match=r"not in the index, such as \[8\]"):
-        BM25Index.build([], tmp_path / "b", taken=[Taken(index, np.array([7, 8]))])
+        BM25Index.build([], tmp_path / "b", reused=[ReusedDocuments(index, np.array([7, 8]))])
 
 
 def test_an_index_without_counts_is_searched_and_nothing_is_taken_from_it(tmp_path: Path) -> None:
@@ -262,10 +262,10 @@ def test_an_index_without_counts_is_searched_and_nothing_is_taken_from_it(tmp_pa
     for name in ("times.npy", "lengths.npy"):
         (tmp_path / "bm25" / name).unlink()
     old = BM25Index.open(tmp_path)
-    assert not old.countable
+    assert not old.has_counts
     assert old.search(["cat"], 5)[0].ordinals.tolist() == [1000, 7]
     with pytest.raises(ValueError, match="earlier version"):
-        BM25Index.build([], tmp_path / "b", taken=[Taken(old, np.array([7]))])
+        BM25Index.build([], tmp_path / "b", reused=[ReusedDocuments(old, np.array([7]))])
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

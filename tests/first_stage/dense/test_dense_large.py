@@ -91,7 +91,7 @@ def test_vectors_come_back_by_number_in_any_order(index: DenseIndex) -> None:
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, VECTORS[rows], atol=0 if index.exact else 0.02)
     assert index.vectors([]).shape == (0, 32)
-    with pytest.raises(StoreError, match="1 document numbers"):
+    with pytest.raises(StoreError, match="1 ordinals"):
         index.vectors([int(NUMBERS[0]), 5])
 
 
@@ -158,6 +158,6 @@ def test_a_description_that_is_missing_or_of_another_index_is_a_store_error(tmp_
 
 
 def test_vectors_of_another_width_are_refused_by_the_build(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 numbers.*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"2 ordinals.*\(2, 3\)"):
         DenseIndex.build([(np.arange(2), np.ones((2, 3), np.float32))], 4, tmp_path)
     assert list(tmp_path.iterdir()) == []
