@@ -15,7 +15,7 @@ from indexer.build.build import BuiltSegment, build_segment
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, duplicate
 from indexer.build.spec import BuildSpec
-from indexer.change.publication import drop_segments_but, publish_beside
+from indexer.change.publish_beside import drop_segments_but, publish_beside
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
 from kalm_cache.errors import UnknownIdError
