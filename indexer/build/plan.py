@@ -137,17 +137,17 @@ class Plan:
     def _batches_to_encode(self, wanted: list[Wanted], *, has_texts: bool) -> Iterator[EncodeBatch]:
         side = self._spec.models.passage_side
         if side is None or not has_texts:
-            for one in wanted:
-                self._spec.on_lost(one.passage.doc_id)
+            for passage, *_ in wanted:
+                self._spec.on_lost(passage.doc_id)
             return
-        tokens = side.tokenize([one.passage.text for one in wanted]) if wanted else []
+        tokens = side.tokenize([passage.text for passage, *_ in wanted]) if wanted else []
         for batch in batch_by_tokens(
             zip(wanted, tokens, strict=True),
             length=lambda pair: len(pair[1].ids),
             budget_tokens=self._spec.batch_tokens,
             window=WINDOW,
         ):
-            yield EncodeBatch([one for one, _ in batch], [tokens for _, tokens in batch])
+            yield EncodeBatch([passage for passage, _ in batch], [tokens for _, tokens in batch])
 
 
 def plan_window(
@@ -175,19 +175,19 @@ def _split(
     `keeps_ordinals`: what it has with another text is written anew under its ordinal, where it is written at all.
     """
     stored, rest = [], []
-    for one, meta in zip(wanted, source.metas([one.passage.doc_id for one in wanted]), strict=True):
+    for item, meta in zip(wanted, source.metas([passage.doc_id for passage, *_ in wanted]), strict=True):
         if meta is None:
-            rest.append(one)
-        elif meta.content_hash == one.content_hash:
-            stored.append(one._replace(ordinal=meta.ordinal))
+            rest.append(item)
+        elif meta.content_hash == item.content_hash:
+            stored.append(item._replace(ordinal=meta.ordinal))
         else:
-            rest.append(one._replace(ordinal=meta.ordinal) if keeps_ordinals else one)
+            rest.append(item._replace(ordinal=meta.ordinal) if keeps_ordinals else item)
     return stored, rest
 
 
 def _read_to_recode(wanted: list[Wanted], place: int, segment: RecodedSegment) -> RecodeBatch:
-    records = segment.records([one.passage.doc_id for one in wanted])
-    ordinals = np.array([one.ordinal for one in wanted], np.int64)
+    records = segment.records([passage.doc_id for passage, *_ in wanted])
+    ordinals = np.array([item.ordinal for item in wanted], np.int64)
     vectors = None if segment.vectors is None else segment.vectors(ordinals)
     return RecodeBatch(wanted, place, segment.recoding, records, vectors)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,18 +15,17 @@ from indexer.build.build import BuiltSegment, build_segment
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, duplicate
 from indexer.build.spec import BuildSpec
-from indexer.change.publication import drop_segments_but, publish_beside
+from indexer.change.publish_beside import drop_segments_but, publish_beside
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.first_stage import BM25Index
-from kalm_cache.generations.build_folders import begin, drop, recover, resume_or_begin
+from kalm_cache.generations.build_folders import begin, changing, drop, resume_or_begin
 from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.fingerprint import require_equal
 from kalm_cache.generations.generation import (
     BUILDING,
     Generation,
-    open_current,
     require_valid,
     segment_folder,
 )
@@ -35,8 +33,6 @@ from kalm_cache.generations.manifest import Counts, RecordTally, SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.settings import Settings
-from kalm_cache.storage.durable import disk_errors
-from kalm_cache.storage.locks import build_lock
 from kalm_cache.storage.passage_store import PassageMeta, PassageStore, doc_id_of, key_of, require_undamaged
 from kalm_cache.storage.record import Record
 
@@ -94,28 +90,22 @@ def add_passages(
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    open_current(index)  # first: a wrong folder should not be made
-    with build_lock(index), disk_errors(index), ExitStack() as stack:
-        recover(index)
-        live = open_current(index)
+    with changing(index) as live:
         _require_addable(index, live, encoders)
         building = resume_or_begin(index, "add", encoders.fingerprint)
         name = f"{int(building.name.removesuffix(BUILDING)):05d}"  # no segment that is linked beside it is called so
         drop_segments_but(building, name)
-        segments = stack.enter_context(SegmentSet(live))
-        changes = _Changes(segments, on_reject)
-        segment = build_segment(
-            _spec(index, live, settings, encoders),
-            changes.of(lines),
-            segment_folder(building, name),
-            on_reject=changes.reject,
-            on_progress=on_progress,
-        )
-        replaced = 0
-        if segment.stored.passages:
+        spec, folder = _spec(index, live, settings, encoders), segment_folder(building, name)
+        with SegmentSet(live) as segments:
+            changes = _Changes(segments, on_reject)
+            segment = build_segment(spec, changes.of(lines), folder, on_reject=changes.reject, on_progress=on_progress)
             live, replaced = _publish_added(index, building, live, segments, segment)
-        else:
-            drop(building)
+    return _report_added(index, live, segment, changes, replaced, time.perf_counter() - started)
+
+
+def _report_added(
+    index: Path, live: Generation, segment: BuiltSegment, changes: _Changes, replaced: int, seconds: float
+) -> AddReport:
     return AddReport(
         index=str(index),
         generation=live.name,
@@ -126,8 +116,8 @@ def add_passages(
         rejected=changes.rejected,
         encoded=segment.counts.encoded,
         resumed=segment.counts.resumed,
-        new_bytes=_bytes_below(segment_folder(live.folder, name)),
-        seconds=round(time.perf_counter() - started, 3),
+        new_bytes=_bytes_below(segment_folder(live.folder, segment.folder.name)),
+        seconds=round(seconds, 3),
     )
 
 
@@ -160,10 +150,7 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
         StoreError: the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    open_current(index)  # first: a wrong folder should not be made
-    with build_lock(index), disk_errors(index):
-        recover(index)
-        live = open_current(index)
+    with changing(index) as live:
         require_valid(live)
         with SegmentSet(live) as segments:
             distinct = list(dict.fromkeys(doc_ids))
@@ -255,7 +242,10 @@ class _Gone:
 def _publish_added(
     index: Path, building: Path, live: Generation, segments: SegmentSet, segment: BuiltSegment
 ) -> tuple[Generation, int]:
-    """The new generation, and how many passages of the old one it replaces."""
+    """The live generation now, and how many passages of the one before it replaces; the same if nothing was added."""
+    if not segment.stored.passages:
+        drop(building)
+        return live, 0
     with PassageStore(segment.folder) as store:
         doc_ids = [doc_id_of(key) for key in store.keys()]  # noqa: SIM118 (not a dict)
         first, _ = next(store.ordinals())

@@ -24,13 +24,11 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
 from indexer.reuse.sources import Sources, open_sources, require_keepable
 from kalm_cache.errors import UsageError
-from kalm_cache.generations.build_folders import recover, resume_or_begin
+from kalm_cache.generations.build_folders import changing, resume_or_begin
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
-from kalm_cache.storage.durable import disk_errors
-from kalm_cache.storage.locks import build_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +83,7 @@ def run_reindex(
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    open_current(index)  # first: a wrong folder should not be made
-    with build_lock(index), disk_errors(index), ExitStack() as stack:
-        recover(index)
-        live = open_current(index)
+    with changing(index) as live, ExitStack() as stack:
         sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)

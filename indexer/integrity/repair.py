@@ -25,13 +25,11 @@ from indexer.reuse.sources import Sources
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.generations.build_folders import SALVAGE, begin, recover
-from kalm_cache.generations.generation import BUILDING, Generation, open_current, segment_folder
+from kalm_cache.generations.build_folders import SALVAGE, begin, changing
+from kalm_cache.generations.generation import BUILDING, Generation, segment_folder
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
-from kalm_cache.storage.durable import disk_errors
-from kalm_cache.storage.locks import build_lock
 from kalm_cache.storage.passage_store import PASSAGES_FILE, SEAL_FILE, STATES_FILE, PassageStore
 
 QUARANTINE_FILE = "quarantine.json"
@@ -74,10 +72,7 @@ def repair_index(index: Path, overrides: Settings) -> RepairReport:
         UsageError: the index keeps no texts, and its first stage is damaged, or an earlier version's.
     """
     started = time.perf_counter()
-    open_current(index)  # first: a wrong folder should not be made
-    with build_lock(index), disk_errors(index), ExitStack() as stack:
-        recover(index)
-        live = open_current(index)
+    with changing(index) as live, ExitStack() as stack:
         report = RepairReport(str(index), live.name, live.name)
         tombstones = live.tombstones()
         building = begin(index, "repair")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from typing import Any
 from kalm_cache.errors import StoreError
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint, require_equal
-from kalm_cache.generations.generation import BUILDING, REMOVING, names_given
+from kalm_cache.generations.generation import BUILDING, REMOVING, Generation, names_given, open_current
 from kalm_cache.generations.journal import JOURNAL
 from kalm_cache.generations.publish import finish_publishing
-from kalm_cache.storage.durable import rename_durably, write_atomically
+from kalm_cache.storage.durable import disk_errors, rename_durably, write_atomically
+from kalm_cache.storage.locks import build_lock
 
 logger = logging.getLogger(__name__)
 BUILD_FILE = "build.json"
@@ -31,6 +34,21 @@ ENCODING = ("index", "reindex", "add")  # operations whose unfinished builds are
 def unfinished_builds(index: Path) -> list[Path]:
     """The folders of builds that were begun, oldest first."""
     return sorted((index / "generations").glob(f"*{BUILDING}"))
+
+
+@contextmanager
+def changing(index: Path) -> Iterator[Generation]:
+    """The live generation, under the build lock, once everything that a dead process left is cleared away.
+
+    Raises:
+        IndexNotFoundError: nothing has been published in the folder, which is left as it is.
+        IndexLockedError: another process is changing the index.
+        StoreError: the live generation is damaged, or while it is changed, the disk is full or cannot be written.
+    """
+    open_current(index)  # before the lock, whose file would make a wrong folder
+    with build_lock(index), disk_errors(index):
+        recover(index)
+        yield open_current(index)
 
 
 def recover(index: Path) -> None:

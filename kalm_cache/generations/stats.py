@@ -56,12 +56,7 @@ def index_stats(folder: str | Path) -> IndexStats:
         StoreError: the manifest is damaged.
     """
     generation = open_current(Path(folder))
-    manifest, counts = generation.manifest, generation.manifest.counts
-    files = {
-        path.relative_to(generation.folder).as_posix(): path.stat().st_size
-        for path in sorted(generation.folder.rglob("*"))
-        if path.is_file()
-    }
+    manifest, counts, files = generation.manifest, generation.manifest.counts, _sizes_below(generation.folder)
     file_bytes, states_bytes = sum(files.values()), _size_of(files, f"/{STATES_FILE}")
     stored_bytes = sum(segment.counts.payload_bytes for segment in manifest.segments)
     return IndexStats(
@@ -93,6 +88,12 @@ def index_stats(folder: str | Path) -> IndexStats:
         index_bytes=_on_disk(Path(folder)),
         files=files,
     )
+
+
+def _sizes_below(folder: Path) -> dict[str, int]:
+    """The size of every file, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 def _on_disk(folder: Path) -> int:
