@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads the variable once
+for _variable in ("IR_DATASETS_HOME", "MTEB_CACHE"):  # folders that importing these makes, in ~ where nothing is said
+    os.environ.setdefault(_variable, f"{tempfile.gettempdir()}/{_variable.lower()}")
 
 from collections.abc import Iterator
 from pathlib import Path
