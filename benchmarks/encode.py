@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import load_whole
-from benchmarks.pairs import random_passages
 from benchmarks.reference import mean_of_groups
+from benchmarks.rerank.contenders import load_whole
+from benchmarks.rerank.pairs import random_passages
 from benchmarks.timing import DTYPES, Times, emit, interleave, machine, markdown, progress, short, significant
 from indexer.build.batching import batch_by_tokens
 from indexer.corpus import RejectedLine, read_corpus

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cross_encoders, rerank
-from benchmarks.cross_encoders import CROSS_ENCODERS, CrossEncoder
-from benchmarks.pairs import Prompts
+from benchmarks.rerank import __main__ as rerank
+from benchmarks.rerank import cross_encoders
+from benchmarks.rerank.cross_encoders import CROSS_ENCODERS, CrossEncoder
+from benchmarks.rerank.pairs import Prompts
 from tests.benchmarks.conftest import Run
 
 SMALL_CASE = ("--tokens", 40, "--candidates", 3, "--repeats", 1, "--turn-s", 0, "--batch-size", 2)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import roofline
-from benchmarks.matmuls import BareProducts, Batched, Linear, decoder_products, encoder_products
+from benchmarks.roofline import __main__ as roofline
+from benchmarks.roofline.matmuls import BareProducts, Batched, Linear, decoder_products, encoder_products
 from kalm_cache.model.checkpoint import Checkpoint
 from tests.benchmarks.conftest import Run
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import scale, scale_first_stage, scale_store
-from benchmarks.scale_steps import latencies_ms, run_step
+from benchmarks.scale import __main__ as scale
+from benchmarks.scale import first_stage as scale_first_stage
+from benchmarks.scale import store as scale_store
+from benchmarks.scale.steps import latencies_ms, run_step
 from indexer.integrity.verify import verify_index
 from tests.benchmarks.conftest import Run
 

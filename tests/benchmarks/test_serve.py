@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from benchmarks.serve import recovery_s
-from benchmarks.serve_load import LOST, Job, Load, arrivals, closed_loop, open_loop, percentile
+from benchmarks.serve.__main__ import recovery_s
+from benchmarks.serve.load import LOST, Job, Load, arrivals, closed_loop, open_loop, percentile
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import storage
 from benchmarks.codec import Questions
-from benchmarks.storage_report import groups_of, markdown_report
+from benchmarks.storage import __main__ as storage
+from benchmarks.storage.report import groups_of, markdown_report
 from kalm_cache.codec import get_codec
 from kalm_cache.evaluation import BeirTask
 from kalm_cache.scoring.pooling import PooledPassage

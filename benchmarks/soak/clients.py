@@ -12,7 +12,7 @@ import json
 import sys
 import time
 
-from benchmarks.serve_load import Connection, Job
+from benchmarks.serve.load import Connection, Job
 
 
 async def ask_steadily(job: Job) -> None:

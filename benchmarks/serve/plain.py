@@ -1,6 +1,6 @@
 """What the service is compared with: the same decoder behind a plain FastAPI handler, one request at a time.
 
-python -m benchmarks.serve_plain INDEX [DTYPE]
+python -m benchmarks.serve.plain INDEX [DTYPE]
 """
 
 from __future__ import annotations

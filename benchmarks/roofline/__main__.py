@@ -4,7 +4,7 @@
     python -m benchmarks.roofline --model DIR [--dtypes float32,bfloat16,int8] [--sides decoder,encoder]
         [--candidates 32] [--tokens 256] [--chunk-size 4] [--passages 16] [--repeats 5] [--profile]
 
-The products are those of `benchmarks.matmuls`, through `torch.mm`, `torch._int_mm` and `torch.bmm` into buffers made
+The products are those of `matmuls.py`, through `torch.mm`, `torch._int_mm` and `torch.bmm` into buffers made
 before: no norm, no softmax, no activation, no copy. Both are timed in turns. A ratio below 1 says that the runtime has
 products faster than torch's own. Prints one JSON line for the machine, one for each side and dtype, with `--profile`
 one for each of the operators that take most of our time, and a table.
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.matmuls import BareProducts, Product, decoder_products, encoder_products
-from benchmarks.pairs import PREFIX_TOKENS, QUERY_TOKENS, Prompts, random_passages
+from benchmarks.rerank.pairs import PREFIX_TOKENS, QUERY_TOKENS, Prompts, random_passages
+from benchmarks.roofline.matmuls import BareProducts, Product, decoder_products, encoder_products
 from benchmarks.timing import DTYPES, emit, interleave, machine, markdown, progress, short, significant
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.scoring.passage_side import load_passage_side

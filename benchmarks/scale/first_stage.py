@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.scale_steps import Column, Part, Step, latencies_ms, memory
+from benchmarks.scale.steps import Column, Part, Step, latencies_ms, memory
 from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage
 
 WIDTH = 256

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale_steps import Column, Part, Step, run_step
+from benchmarks.scale.steps import Column, Part, Step, run_step
 
 PARTS = ("store", "first_stage")
 DEFAULT_SIZES = "10000,100000,1000000"
@@ -27,7 +27,7 @@ DEFAULT_SIZES = "10000,100000,1000000"
 
 def load_part(name: str) -> Part:
     """The part of that name; the others, and what they import, stay out of a step's process."""
-    part: Part = importlib.import_module(f"benchmarks.scale_{name}").PART
+    part: Part = importlib.import_module(f"benchmarks.scale.{name}").PART
     return part
 
 

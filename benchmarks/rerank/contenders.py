@@ -20,8 +20,8 @@ from transformers import T5Gemma2ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
-from benchmarks.cross_encoders import CROSS_ENCODERS, CrossEncoder
-from benchmarks.pairs import PREFIX_TOKENS, QUERY_TOKENS, Candidates
+from benchmarks.rerank.cross_encoders import CROSS_ENCODERS, CrossEncoder
+from benchmarks.rerank.pairs import PREFIX_TOKENS, QUERY_TOKENS, Candidates
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens, load_prompt_tokenizer

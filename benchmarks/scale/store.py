@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.scale_first_stage import BATCH, texts
-from benchmarks.scale_steps import Column, Part, Step, latencies_ms, memory
+from benchmarks.scale.first_stage import BATCH, texts
+from benchmarks.scale.steps import Column, Part, Step, latencies_ms, memory
 from indexer.build.index_job import run_index_job
 from indexer.corpus import CorpusLine
 from indexer.models import Encoders

@@ -5,8 +5,8 @@
         [--ours cached:float32,…] [--baselines reference:float32,minilm-l6:float32,…] [--repeats 5]
         [--baseline-candidates N] [--full]
 
-A contender is `kind:dtype`; kinds are those of `benchmarks.contenders`: `cached` is our decoder with an empty prefix
-tier, `prefix-D` with a full one that keeps dtype D. All of a run are timed in turns, on the same
+A contender is `kind:dtype`; kinds are those of `contenders.py`: `cached` is our decoder with an empty prefix
+cache, `prefix-D` with a full one that keeps dtype D. All of a run are timed in turns, on the same
 random token ids, every call with a query of its own. Tokenizers are left out on all sides. Prints one JSON line for the
 machine, one for each contender of each case, and a table of milliseconds a pair for each case. `x ours` is a
 contender's time ÷ ours, both medians a pair.
@@ -29,9 +29,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import OURS, TRANSFORMERS, Contender, Setup, load_contender
-from benchmarks.cross_encoders import CROSS_ENCODERS
-from benchmarks.pairs import (
+from benchmarks.rerank.contenders import OURS, TRANSFORMERS, Contender, Setup, load_contender
+from benchmarks.rerank.cross_encoders import CROSS_ENCODERS
+from benchmarks.rerank.pairs import (
     PREFIX_TOKENS,
     QUERY_TOKENS,
     Candidates,

@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.codec import Float32, Questions, agreement, encode_texts, margins_of
-from benchmarks.storage_report import load_figure, markdown_report, plot
+from benchmarks.storage.report import load_figure, markdown_report, plot
 from benchmarks.timing import emit, progress, significant
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.codec import CODECS, Codec, get_codec

@@ -35,8 +35,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.serve_load import Job, percentile, run_job
-from benchmarks.serve_process import Running, serving
+from benchmarks.serve.load import Job, percentile, run_job
+from benchmarks.serve.process import Running, serving
 from benchmarks.timing import emit, machine, progress, significant
 from indexer.build.index_job import load_encoders, run_index_job
 from indexer.change.delta import add_passages, delete_passages
@@ -180,7 +180,7 @@ class _Clients:
     """The clients' process, and a thread that counts what it prints."""
 
     def __init__(self, job: Job, tally: Tally) -> None:
-        command = [sys.executable, "-m", "benchmarks.soak_clients"]
+        command = [sys.executable, "-m", "benchmarks.soak.clients"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(job)))

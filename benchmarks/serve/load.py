@@ -2,7 +2,7 @@
 
 Reads one job as JSON from standard input, prints what came of it as JSON:
 
-    python -m benchmarks.serve_load < job.json
+    python -m benchmarks.serve.load < job.json
 
 In a closed loop each client asks again as soon as it is answered. In an open loop requests come when they come
 (Poisson), whether others are answered or not, and a latency counts from when a request was due, so that a client that
@@ -172,7 +172,7 @@ async def _ask(
 
 def run_job(job: Job) -> Load:
     """Run a job in a process of its own, and wait for it."""
-    command = [sys.executable, "-m", "benchmarks.serve_load"]
+    command = [sys.executable, "-m", "benchmarks.serve.load"]
     done = subprocess.run(command, input=json.dumps(asdict(job)), stdout=subprocess.PIPE, text=True, check=True)
     return Load(**json.loads(done.stdout))
 

@@ -1,0 +1,1 @@
+"""Scoring one query against many passages. Start it with `python -m benchmarks.rerank`."""

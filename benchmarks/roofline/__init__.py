@@ -1,0 +1,1 @@
+"""Matrix products against what the processor can do. Start it with `python -m benchmarks.roofline`."""

@@ -1,0 +1,1 @@
+"""From ten thousand to a million passages. Start it with `python -m benchmarks.scale`."""

@@ -1,0 +1,1 @@
+"""The service under load. Start it with `python -m benchmarks.serve`."""
