@@ -14,15 +14,13 @@ import numpy as np
 import torch
 
 from indexer.reuse.origins import SealedSegment, Vectors
-from kalm_cache.codec import Codec, get_codec
+from kalm_cache.codec import Codec
+from kalm_cache.codec.recoding import recoding_obstacle
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.scoring.pooling import mean_pool
 from kalm_cache.storage.passage_store import PassageMeta, PassageStore
 from kalm_cache.storage.record import Record
-
-FINENESS = ("fp32", "fp16", "bf16", "int8", "int4", "int3", "int2")
-FLOATS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +105,13 @@ def recoding_problem(stored: Fingerprint, wanted: Fingerprint) -> str | None:
         return None
     if wanted.chunk_size % stored.chunk_size:
         return f"chunk_size {stored.chunk_size} cannot become {wanted.chunk_size}: that is no multiple of it"
-    source, target = _base(stored.codec), _base(wanted.codec)
-    if source not in FLOATS:
+    obstacle = recoding_obstacle(stored.codec, wanted.codec)
+    if obstacle == "quantised":
         return f"states stored as {stored.codec} carry its error already: recoding would only hide it"
-    if FINENESS.index(target) < FINENESS.index(source):
+    if obstacle == "too coarse":
         return f"states stored as {stored.codec} are not as fine as {wanted.codec} promises"
     return None
 
 
 def _encoding(built: Fingerprint) -> tuple[object, ...]:
     return built.model, built.passage_template, built.max_length, built.dtype, built.format_version
-
-
-def _base(codec: str) -> str:
-    return get_codec(codec).name.partition("+")[0]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.codec import Codec, get_codec
+from kalm_cache.codec.recoding import base_codec, recoding_obstacle
 from kalm_cache.errors import UsageError
 from kalm_cache.scoring.pooling import check_chunk_size
 from kalm_cache.scoring.state_reader import StateReader
@@ -28,7 +29,6 @@ from kalm_cache.storage.store_writer import StoreWriter
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
 
-FLOATS = ("fp32", "fp16", "bf16")  # from fine to coarse; states kept as fewer bits carry an error of their own
 RECODED = 256  # passages recoded together
 
 
@@ -56,21 +56,21 @@ class OpenPoint:
 
 
 def check_point(index: PassageIndex, point: Point) -> None:
-    """Raise `UsageError` where the index's states cannot honestly become the point's."""
+    """Raise `UsageError` where the index's states cannot exactly become the point's."""
     stored = index.generation.manifest.fingerprint
     check_chunk_size(stored.chunk_size, point.chunk_size)
     if point.codec is None:
         return
-    source, target = _base(stored.codec), _base(point.codec)
-    if source not in FLOATS:
+    obstacle = recoding_obstacle(stored.codec, point.codec)
+    if obstacle == "quantised":
         raise UsageError(
             f"the index's states are stored as {stored.codec} and carry its error already: a sweep over codecs needs "
             "an index with --codec fp32, fp16 or bf16"
         )
-    if target in FLOATS and FLOATS.index(target) < FLOATS.index(source):
+    if obstacle == "too coarse":
         raise UsageError(
             f"the index's states are stored as {stored.codec}, which is not as fine as {point.codec}; index with "
-            f"--codec {target}, or leave {point.codec} out"
+            f"--codec {base_codec(point.codec)}, or leave {point.codec} out"
         )
 
 
@@ -92,19 +92,19 @@ def open_point(
         workspace: folder for the point's store while it is open; `None` = the system's.
 
     Raises:
-        UsageError: the index's states cannot honestly become the point's.
+        UsageError: the index's states cannot exactly become the point's.
         UnknownIdError: ids that the index does not hold.
         DamagedRecordError: a record fails its checksum.
     """
     check_point(index, point)
     stored = index.generation.manifest.fingerprint
-    own = StateReader(index.store, get_codec(stored.codec), stored.chunk_size)
+    stored_reader = StateReader(index.store, get_codec(stored.codec), stored.chunk_size)
     if point.codec is None:
-        yield OpenPoint(own, point.chunk_size, stored.codec, states_bytes_per_passage(index))
+        yield OpenPoint(stored_reader, point.chunk_size, stored.codec, states_bytes_per_passage(index))
         return
     codec = get_codec(point.codec, sensitivity)
     with TemporaryDirectory(prefix="point-", dir=workspace) as folder:
-        file_bytes = _recode(own, codec, point.chunk_size, sorted(doc_ids, key=key_of), Path(folder))
+        file_bytes = _recode(stored_reader, codec, point.chunk_size, sorted(doc_ids, key=key_of), Path(folder))
         with PassageStore(Path(folder)) as store:
             reader = StateReader(store, codec, point.chunk_size)
             yield OpenPoint(reader, point.chunk_size, codec.name, file_bytes / max(len(doc_ids), 1))
@@ -117,13 +117,13 @@ def states_bytes_per_passage(index: PassageIndex) -> float:
     return sum(files) / manifest.counts.passages
 
 
-def _recode(own: StateReader, codec: Codec, chunk_size: int, doc_ids: Sequence[str], folder: Path) -> int:
+def _recode(source: StateReader, codec: Codec, chunk_size: int, doc_ids: Sequence[str], folder: Path) -> int:
     """Store the passages of `doc_ids`, in rising order of keys; returns the bytes of the states' file."""
     ordinal = 0
     with StoreWriter(folder) as writer:
         for start in range(0, len(doc_ids), RECODED):
-            some = doc_ids[start : start + RECODED]
-            for doc_id, passage in zip(some, own.read(some, chunk_size), strict=True):
+            window = doc_ids[start : start + RECODED]
+            for doc_id, passage in zip(window, source.read(window, chunk_size), strict=True):
                 payload = codec.encode(passage.states.numpy())
                 width = passage.states.shape[1]
                 record = Record(codec.number, chunk_size, width, passage.tokens, passage.truncated, payload)
@@ -131,7 +131,3 @@ def _recode(own: StateReader, codec: Codec, chunk_size: int, doc_ids: Sequence[s
                 ordinal += 1
         writer.finish(((i, key_of(doc_id)) for i, doc_id in enumerate(doc_ids)), len(doc_ids))
     return (folder / STATES_FILE).stat().st_size
-
-
-def _base(codec: str) -> str:
-    return get_codec(codec).name.partition("+")[0]
