@@ -45,7 +45,7 @@ def evaluate(
         k: candidates that are reranked.
         first_stage: `dense`, `bm25` or `fused`; `None` = the best that the index has.
         chunk_sizes: pooling ratios: the stored one or multiples of it; `None` = the index's default alone.
-        first_stage_weights: every chunk size is also reported with the first stage's score blended in, at each weight.
+        first_stage_weights: every chunk size is also reported with the first stage's score added, at each weight.
         max_queries: ask a sample of so many queries, the same in every run; `None` = all.
         instruction: what the queries ask for.
         system_instruction: the prompt's first line.

@@ -24,7 +24,16 @@ from kalm_cache.evaluation.collections.collection import Collection
 from kalm_cache.evaluation.collections.trec import ScoredRun
 from kalm_cache.evaluation.points import Point, check_point, open_point
 from kalm_cache.evaluation.run_folder import RunFolder
-from kalm_cache.evaluation.systems import Cost, System, bi_encode, blend, distinct_ids, rerank, search, search_dense
+from kalm_cache.evaluation.systems import (
+    Cost,
+    System,
+    bi_encode,
+    distinct_ids,
+    interpolate_run,
+    rerank,
+    search,
+    search_dense,
+)
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt, PromptTokens
 from kalm_cache.storage.passage_store import key_of
@@ -49,7 +58,7 @@ class Plan:
         compared: further modes of the index's first stage to measure.
         dense: embedders to search all passages with, exactly, as further first stages.
         bi_encoders: embedders to rank the same candidates with.
-        first_stage_weights: every point is also measured with the first stage's score blended in, at each weight.
+        first_stage_weights: every point is also measured with the first stage's score added, at each weight.
         max_queries: a fixed sample of so many; `None` = all.
         instruction: `None` = the collection's, or else the model's default.
         system_instruction: the prompt's first line.
@@ -195,7 +204,7 @@ def finished_study(collection: Collection, plan: Plan, kept: RunFolder) -> Study
 
 def _interpolated(systems: Sequence[System], candidates: ScoredRun, plan: Plan) -> list[System]:
     points = [system for system in systems if system.kind == "reranker"]
-    return [blend(point, candidates, weight) for weight in plan.first_stage_weights for point in points]
+    return [interpolate_run(point, candidates, weight) for weight in plan.first_stage_weights for point in points]
 
 
 def sample_queries(task: BeirTask, max_queries: int | None) -> BeirTask:

@@ -163,7 +163,7 @@ def _log_damage(problems: Sequence[str]) -> None:
         logger.error("a ranking does without a passage: %s", problem)
 
 
-def blend(point: System, candidates: ScoredRun, weight: float) -> System:
+def interpolate_run(point: System, candidates: ScoredRun, weight: float) -> System:
     """A reranker's ranking by interpolated scores, see `interpolate`. Computes no margin.
 
     Args:
