@@ -58,7 +58,7 @@ class Plan:
         compared: further modes of the index's first stage to measure.
         dense: embedders to search all passages with, exactly, as further first stages.
         bi_encoders: embedders to rank the same candidates with.
-        first_stage_weights: every point is also measured with the first stage's score interpolated, at each weight.
+        first_stage_weights: every point is also measured with the first stage interpolated, at each weight.
         max_queries: a fixed sample of so many; `None` = all.
         instruction: `None` = the collection's, or else the model's default.
         system_instruction: the prompt's first line.
