@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads the variable once
+os.environ.setdefault("IR_DATASETS_HOME", f"{tempfile.gettempdir()}/ir_datasets")  # else in ~, when it is imported
+os.environ.setdefault("MTEB_CACHE", f"{tempfile.gettempdir()}/mteb")  # likewise
 
 from collections.abc import Iterator
 from pathlib import Path
