@@ -15,7 +15,6 @@ from query_service.api.explain import ExplainRequest, ExplainResponse, compute_e
 from query_service.api.requests import RerankRequest, ScoreRequest, SearchRequest
 from query_service.api.rerank import answer_infinity_rerank, answer_rerank
 from query_service.api.responses import (
-    ErrorResponse,
     InfinityResponse,
     PairsResponse,
     RerankResponse,
@@ -41,6 +40,7 @@ from query_service.engine.service import Service
 from query_service.middleware.disconnect import CancelOnDisconnect
 from query_service.middleware.docs import add_docs
 from query_service.middleware.metrics import CONTENT_TYPE
+from query_service.middleware.refusal import ErrorResponse
 from query_service.middleware.request_log import note_answer, note_query
 from query_service.middleware.stack import WrappedFastAPI, middleware_stack
 from query_service.page import page_router

@@ -6,9 +6,8 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads the variable once
-# ir_datasets and mteb make these folders when they are imported, in the home folder where nothing is said
-os.environ["IR_DATASETS_HOME"] = os.environ.get("IR_DATASETS_HOME", f"{tempfile.gettempdir()}/ir_datasets_home")
-os.environ["MTEB_CACHE"] = os.environ.get("MTEB_CACHE", f"{tempfile.gettempdir()}/mteb_cache")
+os.environ.setdefault("IR_DATASETS_HOME", f"{tempfile.gettempdir()}/ir_datasets")  # else in ~, when it is imported
+os.environ.setdefault("MTEB_CACHE", f"{tempfile.gettempdir()}/mteb")  # likewise
 
 from collections.abc import Iterator
 from pathlib import Path

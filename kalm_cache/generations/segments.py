@@ -22,7 +22,7 @@ from kalm_cache.storage.passage_store import PassageMeta, PassageStore, key_of, 
 from kalm_cache.storage.record import Record
 
 if TYPE_CHECKING:
-    from kalm_cache.scoring.state_reader import Records
+    from kalm_cache.storage.record import Records
 
 _T = TypeVar("_T")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,21 +13,7 @@ from torch import Tensor
 from kalm_cache.codec import Codec
 from kalm_cache.errors import DamagedRecordError, UnknownIdError
 from kalm_cache.scoring.pooling import PooledPassage, check_chunk_size, mean_pool
-from kalm_cache.storage.record import Record
-
-
-class Records(Protocol):
-    """The records of a store at one moment."""
-
-    def records(self, doc_ids: Sequence[str]) -> list[Record | DamagedRecordError | None]:
-        """The record of each id; `None` where the store has no such passage, the error where it is damaged."""
-
-
-class RecordStore(Protocol):
-    """One segment (`PassageStore`), or several (`SegmentSet`)."""
-
-    def snapshot(self) -> AbstractContextManager[Records]:
-        """Records in place."""
+from kalm_cache.storage.record import Record, RecordStore
 
 
 class Damaged(NamedTuple):

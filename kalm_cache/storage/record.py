@@ -8,8 +8,11 @@ size). The checksum of a record is verified where its block is read: checksummed
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
+from kalm_cache.errors import DamagedRecordError
 from kalm_cache.storage.checksummed_block import Buffer, Kind
 
 STATES = Kind(b"KLMS", 4, lambda key: f"record {key.decode('utf-8', 'replace')!r}")
@@ -54,3 +57,17 @@ def unpack_record(common: bytes, fields: bytes, payload: Buffer) -> Record:
     codec, chunk_size, width = _COMMON.unpack(common)
     (tokens,) = _FIELDS.unpack(fields)
     return Record(codec, chunk_size, width, tokens & MAX_TOKENS, bool(tokens & _TRUNCATED), payload)
+
+
+class Records(Protocol):
+    """The records of a store at one moment."""
+
+    def records(self, doc_ids: Sequence[str]) -> list[Record | DamagedRecordError | None]:
+        """The record of each id; `None` where the store has no such passage, the error where it is damaged."""
+
+
+class RecordStore(Protocol):
+    """One segment (`PassageStore`), or several (`SegmentSet`)."""
+
+    def snapshot(self) -> AbstractContextManager[Records]:
+        """Records in place."""

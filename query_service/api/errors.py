@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kalm_cache.errors import IndexMismatchError, KalmCacheError, UnknownIdError, UsageError
-from query_service.api.responses import Error, ErrorResponse
 from query_service.engine.errors import (
     BusyError,
     DeadlineError,
@@ -21,6 +20,7 @@ from query_service.engine.errors import (
     TooManyError,
     UnknownModelError,
 )
+from query_service.middleware.refusal import Error, ErrorResponse
 
 SHOWN_PROBLEMS = 5
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from query_service.api.requests import ItemId
 
@@ -182,25 +182,3 @@ class SearchResponse(BaseModel):
     index_version: str
     damaged: list[str] = []
     plan: Plan | None = None
-
-
-class Error(BaseModel):
-    """What went wrong; `ids` lists the unknown ones of a 404."""
-
-    type: str
-    message: str
-    ids: list[str] | None = None
-
-
-class ErrorResponse(BaseModel):
-    """The body of every answer that is not 200; `detail` is the message once more, where other clients look for it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"error": {"type": "UsageError", "message": "chunk size 3 was asked for, but …"}, "detail": "…"}
-            ]
-        }
-    )
-    error: Error
-    detail: str

@@ -1,12 +1,33 @@
-"""The answer to a request that never reaches an endpoint, in the one shape of errors. Knows nothing of why."""
+"""The one shape of errors, and a response of it for requests that never reach an endpoint. Knows nothing of why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse
 
-from query_service.api.responses import Error, ErrorResponse
+
+class Error(BaseModel):
+    """What went wrong; `ids` lists the unknown ones of a 404."""
+
+    type: str
+    message: str
+    ids: list[str] | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is not 200; `detail` is the message once more, where other clients look for it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"error": {"type": "UsageError", "message": "chunk size 3 was asked for, but …"}, "detail": "…"}
+            ]
+        }
+    )
+    error: Error
+    detail: str
 
 
 def refusal(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
