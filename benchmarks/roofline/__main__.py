@@ -32,10 +32,10 @@ from kalm_cache.scoring.query_side import load_query_side
 PROFILED_OPERATORS = 15
 PROFILED_CALLS = 3
 Call = Callable[[int], object]
-RequestContext = tuple[Call, list[Product]]
+Work = tuple[Call, list[Product]]
 
 
-def decoder_work(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str, device: torch.device) -> RequestContext:
+def decoder_work(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str, device: torch.device) -> Work:
     """Our decoder over one prompt and `--candidates` passages, in one batch, and its products."""
     config = checkpoint.config.decoder
     side = load_query_side(checkpoint, device=device, dtype=DTYPES[dtype], query_max_length=512)
@@ -49,7 +49,7 @@ def decoder_work(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str, d
     return call, decoder_products(config, args.candidates, prompts.tokens, rows)
 
 
-def encoder_work(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str, device: torch.device) -> RequestContext:
+def encoder_work(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str, device: torch.device) -> Work:
     """Our passage side, pooling included, over `--passages` passages in one batch, and the encoder's products."""
     config = checkpoint.config.encoder
     side = load_passage_side(
@@ -63,7 +63,7 @@ SIDES = {"decoder": decoder_work, "encoder": encoder_work}
 
 
 def measure(
-    side: str, dtype: str, work: RequestContext, args: argparse.Namespace, device: torch.device
+    side: str, dtype: str, work: Work, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
     """Times of ours and of the bare products, and their ratio."""
     call, products = work
