@@ -11,7 +11,6 @@ from typing import Any
 import indexer.build.plan
 import indexer.integrity.verify
 import kalm_cache.index.opening
-import kalm_cache.index.passage_index
 from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache.settings import Settings
 from tests.checkpoints import MINI, make_checkpoint
@@ -40,7 +39,7 @@ def load_models(folder: Path) -> None:
     loaders = (
         (kalm_cache.index.opening, "open_checkpoint"),
         (kalm_cache.index.opening, "load_embedder"),
-        (kalm_cache.index.passage_index, "load_query_side"),
+        (kalm_cache.index.opening, "load_query_side"),
     )
     for module, name in loaders:
         setattr(module, name, _once(getattr(module, name)))
