@@ -62,9 +62,7 @@ def encoder_work(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str, d
 SIDES = {"decoder": decoder_work, "encoder": encoder_work}
 
 
-def measure(
-    side: str, dtype: str, work: Work, args: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
+def measure(side: str, dtype: str, work: Work, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Times of ours and of the bare products, and their ratio."""
     call, products = work
     bare = BareProducts(products, DTYPES[dtype], device)

@@ -42,6 +42,13 @@ def command_of(words: list[str]) -> tuple[Any, list[str]]:
     return command, words
 
 
+def source_of(module: str) -> str:
+    """The text of a module, or of all modules of a package that `python -m` runs."""
+    place = ROOT / module.replace(".", "/")
+    files = sorted(place.glob("*.py")) if (place / "__main__.py").is_file() else [place.with_suffix(".py")]
+    return "\n".join(file.read_text("utf-8") for file in files)
+
+
 @pytest.mark.parametrize("block", SHELL_BLOCKS, ids=str)
 def test_command_lines_of_a_block_parse(block: Block) -> None:
     for line in commands_in(block.text):
@@ -50,7 +57,7 @@ def test_command_lines_of_a_block_parse(block: Block) -> None:
             command, rest = command_of(words)
             command.make_context("kalm-cache", rest, resilient_parsing=False)
         elif program == "python" and words[:1] == ["-m"] and words[1].split(".")[0] in ("benchmarks", "tests"):
-            source = (ROOT / f"{words[1].replace('.', '/')}.py").read_text("utf-8")
+            source = source_of(words[1])
             assert [flag for flag in flags_of(words) if f'"{flag}"' not in source] == [], line
         elif program == "make":
             targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
