@@ -26,7 +26,7 @@ import torch
 
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import load_encoders, run_index_job
-from indexer.change.delta import add_passages, delete_passages
+from indexer.change.add_delete import add_passages, delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.reindex import run_reindex
 from indexer.change.rollback import roll_back

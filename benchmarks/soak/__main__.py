@@ -39,7 +39,7 @@ from benchmarks.serve.load import Job, percentile, run_job
 from benchmarks.serve.process import Running, serving
 from benchmarks.timing import emit, machine, progress, significant
 from indexer.build.index_job import load_encoders, run_index_job
-from indexer.change.delta import add_passages, delete_passages
+from indexer.change.add_delete import add_passages, delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.rollback import roll_back
 from indexer.corpus import CorpusLine, read_corpus

@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.resume_log import ResumeLog, checked, unchecked
+from indexer.build.resume_log import ResumeLog, checked, verify_checksum
 from indexer.corpus import CorpusLine
 from indexer.reuse.origins import SealedSegment
 from kalm_cache.errors import StoreError
@@ -140,7 +140,7 @@ class AcceptedPassages:
     def frame(self, key: bytes) -> bytes:
         """A text that is kept here, still compressed. Raises `DamagedRecordError`, also when it is not there."""
         with self._file.reading("texts") as txn:
-            return unchecked(key, txn.get(key, b""))
+            return verify_checksum(key, txn.get(key, b""))
 
     def texts(self, keys: Sequence[bytes]) -> Iterator[str]:
         """Texts that are kept here, read singly. Raises `DamagedRecordError`."""
@@ -149,7 +149,7 @@ class AcceptedPassages:
     def vectors(self, keys: Sequence[bytes]) -> list[NDArray[np.float32]]:
         """Vectors (E,) that are kept here. Raises `DamagedRecordError`, also where there is none."""
         with self._file.reading("vectors") as txn:
-            return [np.frombuffer(unchecked(key, txn.get(key, b"")), "<f4") for key in keys]
+            return [np.frombuffer(verify_checksum(key, txn.get(key, b"")), "<f4") for key in keys]
 
 
 def _rows(vectors: NDArray[np.float32] | None) -> list[bytes]:

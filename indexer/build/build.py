@@ -20,15 +20,15 @@ from indexer.build.commit import Commit
 from indexer.build.compute import compute
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import SCAN, FirstStageBuild
-from indexer.build.plan import Plan, Reject
+from indexer.build.plan import BatchPlanner, Reject
 from indexer.build.resume_log import RESUME_LOG_FILE, ResumeLog
 from indexer.build.seal import seal
 from indexer.build.spec import BuildSpec
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
-from indexer.reuse.sources import require_keepable
+from indexer.reuse.reusable_segments import require_keepable
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.generations.generation import BASE_SEGMENT, Generation, names_given, segment_folder
+from kalm_cache.generations.generation import BASE_SEGMENT, Generation, high_water_marks, segment_folder
 from kalm_cache.generations.manifest import Counts, SegmentReceipt
 from kalm_cache.generations.publish import name_for, now, publish, receipts
 from kalm_cache.generations.segments import SegmentSet
@@ -82,7 +82,7 @@ def build_segment(
         origins = _open_origins(spec, folder, earlier, stack)
         accepted = stack.enter_context(AcceptedPassages(folder / ACCEPTED_FILE))
         commit = Commit(spec, accepted, origins, counts, next_ordinal=_first_ordinal(spec, origins))
-        for batch in Plan(spec, accepted, origins, counts).batches(lines, on_reject):
+        for batch in BatchPlanner(spec, accepted, origins, counts).batches(lines, on_reject):
             commit.write(compute(batch, spec.models))
             on_progress(counts)
         counts.deleted = _count_left_behind(accepted, origins)
@@ -102,7 +102,7 @@ def _open_origins(spec: BuildSpec, folder: Path, earlier: Path | None, stack: Ex
 def _first_ordinal(spec: BuildSpec, origins: Origins) -> int:
     """The first ordinal that no passage has had: not in the index, in this build, or in what it takes passages from."""
     stores = [segment.store for segment in origins.sealed] + [segment.store for segment in spec.sources.recoded]
-    given = names_given(spec.index).next_ordinal
+    given = high_water_marks(spec.index).next_ordinal
     return max(given, origins.resume_log.next_ordinal(), *(store.next_ordinal() for store in stores))
 
 
@@ -116,7 +116,7 @@ def _count_left_behind(accepted: AcceptedPassages, origins: Origins) -> int:
 def _set_aside(folder: Path) -> Path | None:
     """Make the folder ready for a pass, and return that of a segment which an earlier run finished, if any.
 
-    The resume log is dropped when a segment is finished; if that was not published then, it is copied from.
+    A segment that was sealed and never published is moved aside, and this run copies from it.
     """
     earlier = folder.with_name(folder.name + EARLIER)
     if (folder / SEAL_FILE).exists() and not (folder / RESUME_LOG_FILE).exists():

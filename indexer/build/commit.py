@@ -9,7 +9,7 @@ from indexer.build.accepted_passages import RESUME_LOG, AcceptedPassages, Origin
 from indexer.build.compute import ComputedBatch
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import ReusedPostings
-from indexer.build.plan import Batch, EncodeBatch, RecodeBatch, ReuseBatch, Wanted
+from indexer.build.plan import Batch, EncodeBatch, PlannedPassage, RecodeBatch, ReuseBatch
 from indexer.build.resume_log import EncodedPassage
 from indexer.build.spec import BuildSpec
 from kalm_cache.first_stage import BM25Index
@@ -41,7 +41,7 @@ class Commit:
         self.postings.reuse(self._postings_of(computed.batch), ordinals)
         self._count(computed)
 
-    def _ordinal(self, wanted: Wanted) -> int:
+    def _ordinal(self, wanted: PlannedPassage) -> int:
         if wanted.ordinal is not None:
             return wanted.ordinal
         self.next_ordinal += 1

@@ -18,7 +18,7 @@ from indexer.build.plan import WINDOW, Reject, accepted_windows
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders, load_encoders
-from indexer.reuse.sources import open_sources
+from indexer.reuse.reusable_segments import open_sources
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.build_folders import recover, resume_or_begin
 from kalm_cache.generations.current import CURRENT

@@ -32,7 +32,7 @@ RECODED = 256  # passages recoded together, in one transaction
 Reject = Callable[[RejectedLine], None]
 
 
-class Wanted(NamedTuple):
+class PlannedPassage(NamedTuple):
     """A passage that the segment shall have. `ordinal`: the one that it has already, `None` where it gets a new one."""
 
     passage: Passage
@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
 class ReuseBatch:
     """Passages whose records are stored already, and stay as they are. `lacks_vectors`: these must be embedded."""
 
-    wanted: list[Wanted]
+    wanted: list[PlannedPassage]
     origin: int
     lacks_vectors: bool
 
@@ -56,7 +56,7 @@ class RecodeBatch:
     `vectors` (n, E): those of the first stage, `None` where the passages must be embedded.
     """
 
-    wanted: list[Wanted]
+    wanted: list[PlannedPassage]
     segment: int
     recoding: Recoding
     records: list[Record]
@@ -67,7 +67,7 @@ class RecodeBatch:
 class EncodeBatch:
     """Passages that must be encoded, as tokens: a batch of the encoder."""
 
-    wanted: list[Wanted]
+    wanted: list[PlannedPassage]
     tokens: list[Tokens]
 
 
@@ -85,12 +85,12 @@ class MetaSource(Protocol):
 class WindowPlan:
     """What becomes of each passage of a window: by origin, by place among the recoded segments, and the rest."""
 
-    reused: list[tuple[int, list[Wanted]]]
-    recoded: list[tuple[int, list[Wanted]]]
-    to_encode: list[Wanted]
+    reused: list[tuple[int, list[PlannedPassage]]]
+    recoded: list[tuple[int, list[PlannedPassage]]]
+    to_encode: list[PlannedPassage]
 
 
-class Plan:
+class BatchPlanner:
     """The batches of one build."""
 
     def __init__(self, spec: BuildSpec, accepted: AcceptedPassages, origins: Origins, counts: BuildCounts) -> None:
@@ -105,7 +105,7 @@ class Plan:
             on_reject(line)
 
         for passages in accepted_windows(lines, self._accepted, reject):
-            yield from self._batches([Wanted(passage, passage.content_hash()) for passage in passages])
+            yield from self._batches([PlannedPassage(passage, passage.content_hash()) for passage in passages])
         if self._spec.keep_missing:
             for segment in self._spec.sources.every:
                 yield from self._batches_kept(segment)
@@ -119,11 +119,11 @@ class Plan:
                 if isinstance(text, DamagedRecordError) or not isinstance(meta, PassageMeta):
                     self._spec.on_lost(doc_id)
                 else:
-                    wanted.append(Wanted(Passage(doc_id, text or ""), meta.content_hash))
+                    wanted.append(PlannedPassage(Passage(doc_id, text or ""), meta.content_hash))
             self._counts.kept += len(wanted)
             yield from self._batches(wanted, has_texts=any(text is not None for text in texts))
 
-    def _batches(self, wanted: list[Wanted], *, has_texts: bool = True) -> Iterator[Batch]:
+    def _batches(self, wanted: list[PlannedPassage], *, has_texts: bool = True) -> Iterator[Batch]:
         sources: list[MetaSource] = [self._origins.resume_log, *self._origins.sealed]
         window = plan_window(wanted, enumerate(sources), self._spec.sources.recoded)
         for origin, stored in window.reused:
@@ -134,7 +134,7 @@ class Plan:
                 yield _read_to_recode(some, place, self._spec.sources.recoded[place])
         yield from self._batches_to_encode(window.to_encode, has_texts=has_texts)
 
-    def _batches_to_encode(self, wanted: list[Wanted], *, has_texts: bool) -> Iterator[EncodeBatch]:
+    def _batches_to_encode(self, wanted: list[PlannedPassage], *, has_texts: bool) -> Iterator[EncodeBatch]:
         side = self._spec.models.passage_side
         if side is None or not has_texts:
             for passage, *_ in wanted:
@@ -151,7 +151,7 @@ class Plan:
 
 
 def plan_window(
-    wanted: list[Wanted], origins: Iterable[tuple[int, MetaSource]], recoded: Sequence[RecodedSegment]
+    wanted: list[PlannedPassage], origins: Iterable[tuple[int, MetaSource]], recoded: Sequence[RecodedSegment]
 ) -> WindowPlan:
     """Look each passage up in one place after the other until it is stored there with the same text."""
     plan = WindowPlan([], [], [])
@@ -168,8 +168,8 @@ def plan_window(
 
 
 def _split(
-    wanted: list[Wanted], source: MetaSource, *, keeps_ordinals: bool = False
-) -> tuple[list[Wanted], list[Wanted]]:
+    wanted: list[PlannedPassage], source: MetaSource, *, keeps_ordinals: bool = False
+) -> tuple[list[PlannedPassage], list[PlannedPassage]]:
     """What a source has with the same text, under its ordinals there, and the rest.
 
     `keeps_ordinals`: what it has with another text is written anew under its ordinal, where it is written at all.
@@ -185,7 +185,7 @@ def _split(
     return stored, rest
 
 
-def _read_to_recode(wanted: list[Wanted], place: int, segment: RecodedSegment) -> RecodeBatch:
+def _read_to_recode(wanted: list[PlannedPassage], place: int, segment: RecodedSegment) -> RecodeBatch:
     records = segment.records([passage.doc_id for passage, *_ in wanted])
     ordinals = np.array([item.ordinal for item in wanted], np.int64)
     vectors = None if segment.vectors is None else segment.vectors(ordinals)

@@ -110,7 +110,7 @@ class ResumeLog:
             return [self._vector(txn, key) for key in keys]
 
     def _vector(self, txn: lmdb.Transaction[bytes], key: bytes) -> NDArray[np.float32]:
-        return np.frombuffer(unchecked(key, txn.get(key, b"", db=self._file["vectors"])), "<f4")
+        return np.frombuffer(verify_checksum(key, txn.get(key, b"", db=self._file["vectors"])), "<f4")
 
 
 def checked(key: bytes, content: bytes) -> bytes:
@@ -118,7 +118,7 @@ def checked(key: bytes, content: bytes) -> bytes:
     return _CRC.pack(zlib.crc32(content, zlib.crc32(key, len(key)))) + content
 
 
-def unchecked(key: bytes, value: bytes) -> bytes:
+def verify_checksum(key: bytes, value: bytes) -> bytes:
     """Inverse of `checked`. Raises `DamagedRecordError`."""
     content = value[_CRC.size :]
     if len(value) < _CRC.size or _CRC.unpack_from(value)[0] != zlib.crc32(content, zlib.crc32(key, len(key))):
@@ -132,7 +132,7 @@ def _pack(key: bytes, passage: EncodedPassage) -> bytes:
 
 
 def _unpack(key: bytes, value: bytes) -> tuple[PassageMeta, Record]:
-    content = unchecked(key, value)
+    content = verify_checksum(key, value)
     if len(content) < _PAYLOAD_AT:
         raise StoreError(f"{key!r} of an unfinished build: {len(content)} bytes are no record")
     common, fields = content[_META.size : _FIELDS_AT], content[_FIELDS_AT:_PAYLOAD_AT]

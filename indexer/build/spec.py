@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexer.models import BuildModels, Encoders, resolve_source
-from indexer.reuse.sources import Sources
+from indexer.reuse.reusable_segments import ReusableSegments
 from kalm_cache.errors import StoreError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.generations.fingerprint import Fingerprint
@@ -43,7 +43,7 @@ class BuildSpec:
     parent: Generation | None
     models: BuildModels
     batch_tokens: int
-    sources: Sources = field(default_factory=Sources)
+    sources: ReusableSegments = field(default_factory=ReusableSegments)
     keep_missing: bool = False
     on_lost: Callable[[str], None] = refuse_to_lose
     statistics_of: BM25Index | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from indexer.build.build import build_base
 from indexer.build.spec import BuildSpec
 from indexer.models import BuildModels
-from indexer.reuse.sources import open_sources
+from indexer.reuse.reusable_segments import open_sources
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
@@ -114,7 +114,7 @@ def compact(index: Path, live: Generation) -> Generation:
 
 
 def _kept(index: Path, live: Generation, keep: int, report: GcReport) -> set[str]:
-    """The live generation and those before it that one may go back to; why these are the last ones, `report` says."""
+    """The generations to keep: the live one and those to roll back to. `report` gets the reason where these end."""
     needed, generation = {live.name}, live
     for _ in range(keep):
         parent = generation.manifest.parent

@@ -18,11 +18,11 @@ from indexer.build.batching import batched
 from indexer.build.build import build_base
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import SCAN
-from indexer.build.plan import Reject, Wanted, accepted_windows, plan_window
+from indexer.build.plan import PlannedPassage, Reject, accepted_windows, plan_window
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
-from indexer.reuse.sources import Sources, open_sources, require_keepable
+from indexer.reuse.reusable_segments import ReusableSegments, open_sources, require_keepable
 from kalm_cache.errors import UsageError
 from kalm_cache.generations.build_folders import changing, resume_or_begin
 from kalm_cache.generations.fingerprint import Fingerprint
@@ -135,13 +135,13 @@ def plan_reindex(
 class _DryRun:
     """Counts what would become of each passage; `missing`: what the corpus does not have."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: ReusableSegments) -> None:
         self._sources = sources
         self.reused = self.recoded = self.encoded = self.missing = 0
 
     def count(self, passages: list[Passage]) -> None:
         """Count a window of the corpus."""
-        wanted = [Wanted(passage, passage.content_hash()) for passage in passages]
+        wanted = [PlannedPassage(passage, passage.content_hash()) for passage in passages]
         window = plan_window(wanted, enumerate(self._sources.copied, start=1), self._sources.recoded)
         self.reused += sum(len(stored) for _, stored in window.reused)
         for place, stored in window.recoded:
@@ -187,7 +187,7 @@ class _DryRun:
         )
 
 
-def _check_texts(live: Generation, sources: Sources, wanted: Fingerprint) -> None:
+def _check_texts(live: Generation, sources: ReusableSegments, wanted: Fingerprint) -> None:
     """Raises `UsageError` when something can only be made of texts that the index does not keep."""
     built = live.manifest.fingerprint
     if built.store_text:
@@ -203,7 +203,7 @@ def _check_texts(live: Generation, sources: Sources, wanted: Fingerprint) -> Non
 
 
 def _report(
-    index: Path, generation: Generation, counts: BuildCounts, sources: Sources, seconds: float
+    index: Path, generation: Generation, counts: BuildCounts, sources: ReusableSegments, seconds: float
 ) -> ReindexReport:
     manifest = generation.manifest
     passages = manifest.counts.passages

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from indexer.corpus.csv_rows import read_csv
+from indexer.corpus.find_files import SourceFile, find_files
 from indexer.corpus.jsonl import read_jsonl
 from indexer.corpus.parquet import read_parquet, require_pyarrow
-from indexer.corpus.sources import SourceFile, find_files
 from indexer.corpus.streams import open_file, open_stdin
 from indexer.corpus.textlines import TextLine, read_lines
 from indexer.corpus.tsv import read_tsv

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from indexer.corpus.sources import Compression
+from indexer.corpus.find_files import Compression
 from kalm_cache.errors import CorpusError
 
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class IndexDamage:
     """One thing that is wrong: in which file (relative to the generation), and for which passage, if one alone."""
 
     file: str

@@ -20,8 +20,8 @@ from indexer.corpus import CorpusLine
 from indexer.integrity.salvage import salvage
 from indexer.models import BuildModels, load_encoders_of
 from indexer.reuse.origins import SealedSegment
+from indexer.reuse.reusable_segments import ReusableSegments
 from indexer.reuse.source_first_stage import source_postings, source_vectors
-from indexer.reuse.sources import Sources
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
@@ -88,7 +88,7 @@ def repair_index(index: Path, overrides: Settings) -> RepairReport:
             parent=live,
             models=models,
             batch_tokens=batch_tokens,
-            sources=Sources(copied=saved.segments, every=saved.segments),
+            sources=ReusableSegments(copied=saved.segments, every=saved.segments),
             keep_missing=True,
             on_lost=report.quarantined.append,
         )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.integrity.damage import Damage
+from indexer.integrity.damage import IndexDamage
 from indexer.integrity.verify_store import STORE_FILES, StoreTally, check_store
 from indexer.integrity.verify_tombstones import check_tombstones
 from kalm_cache.errors import KalmCacheError
@@ -39,7 +39,7 @@ class VerifyReport:
 
     ok: bool
     checked: dict[str, int]
-    damaged: list[Damage]
+    damaged: list[IndexDamage]
 
 
 def verify_index(index: Path) -> VerifyReport:
@@ -55,16 +55,16 @@ def verify_index(index: Path) -> VerifyReport:
     try:
         name = current_name(index)
     except KalmCacheError as exc:
-        return _report({}, [Damage(CURRENT, None, str(exc))])
+        return _report({}, [IndexDamage(CURRENT, None, str(exc))])
     if name not in published:
-        return _report({}, [Damage(CURRENT, None, f"names {name!r}, which is not one of {sorted(published)}")])
+        return _report({}, [IndexDamage(CURRENT, None, f"names {name!r}, which is not one of {sorted(published)}")])
     try:
         generation = open_generation(generations / name)
     except KalmCacheError as exc:
-        return _report({}, [Damage(MANIFEST, None, str(exc))])
+        return _report({}, [IndexDamage(MANIFEST, None, str(exc))])
     report = verify_generation(generation)
     problem = journal_problem(index)
-    return _report(report.checked, [*([Damage(JOURNAL, None, problem)] if problem else []), *report.damaged])
+    return _report(report.checked, [*([IndexDamage(JOURNAL, None, problem)] if problem else []), *report.damaged])
 
 
 def verify_generation(generation: Generation) -> VerifyReport:
@@ -79,14 +79,14 @@ def verify_generation(generation: Generation) -> VerifyReport:
     return _report(dict(checked), damaged)
 
 
-def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
+def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> Iterator[IndexDamage]:
     """One segment, by itself."""
     tally = StoreTally()
     store_files = {_in_segment(part, name) for name in STORE_FILES}
     is_valid = broken.isdisjoint(store_files)
     if is_valid:
         for file, doc_id, problem in check_store(part, tally):
-            yield Damage(_in_segment(part, file), doc_id, problem)
+            yield IndexDamage(_in_segment(part, file), doc_id, problem)
         checked.update(records=tally.passages, texts=tally.texts)
     else:
         yield from _check_store_apart(part, broken, checked)
@@ -96,42 +96,42 @@ def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> It
     yield from _check_first_stage(part, ordinals, broken, checked)
 
 
-def _check_range(part: Generation, lowest: int, highest: int) -> Iterator[Damage]:
+def _check_range(part: Generation, lowest: int, highest: int) -> Iterator[IndexDamage]:
     """Ordinals of a segment against the range that the manifest gives it."""
     (receipt,) = part.manifest.segments
     first, last = receipt.first_ordinal, receipt.next_ordinal - 1
     if not first <= lowest <= highest <= last:
         problem = f"segment {receipt.name} has ordinals {lowest} to {highest}, not {first} to {last}"
-        yield Damage(MANIFEST, None, problem)
+        yield IndexDamage(MANIFEST, None, problem)
 
 
-def _report(checked: dict[str, int], damaged: list[Damage]) -> VerifyReport:
+def _report(checked: dict[str, int], damaged: list[IndexDamage]) -> VerifyReport:
     return VerifyReport(ok=not damaged, checked=checked, damaged=damaged)
 
 
-def _check_manifest(generation: Generation) -> Iterator[Damage]:
+def _check_manifest(generation: Generation) -> Iterator[IndexDamage]:
     if generation.folder.name != generation.manifest.generation:
-        yield Damage(MANIFEST, None, f"is that of generation {generation.manifest.generation}")
+        yield IndexDamage(MANIFEST, None, f"is that of generation {generation.manifest.generation}")
     try:
         if (generation.folder / MANIFEST).read_bytes() != generation.manifest.to_json():
-            yield Damage(MANIFEST, None, "was changed after it was published")
+            yield IndexDamage(MANIFEST, None, "was changed after it was published")
     except OSError as exc:
-        yield Damage(MANIFEST, None, f"cannot be read: {exc}")
+        yield IndexDamage(MANIFEST, None, f"cannot be read: {exc}")
 
 
-def _check_files(generation: Generation, checked: Counter[str]) -> Iterator[Damage]:
+def _check_files(generation: Generation, checked: Counter[str]) -> Iterator[IndexDamage]:
     receipts = generation.manifest.files
     checked.update(files=0, bytes=0)
     for name, receipt in receipts.items():
         problem = _file_problem(generation.folder / name, receipt)
         if problem is not None:
-            yield Damage(name, None, problem)
+            yield IndexDamage(name, None, problem)
         else:
             checked["files"] += 1
             checked["bytes"] += receipt.bytes
     present = {_relative(generation, path) for path in generation.folder.rglob("*") if not path.is_dir()}
     for name in sorted(present - receipts.keys() - {MANIFEST}):
-        yield Damage(name, None, "is not named by the manifest")
+        yield IndexDamage(name, None, "is not named by the manifest")
 
 
 def _file_problem(path: Path, receipt: FileReceipt) -> str | None:
@@ -144,7 +144,7 @@ def _file_problem(path: Path, receipt: FileReceipt) -> str | None:
         return f"cannot be read: {exc.strerror}"
 
 
-def _check_store_apart(generation: Generation, broken: set[str], checked: Counter[str]) -> Iterator[Damage]:
+def _check_store_apart(generation: Generation, broken: set[str], checked: Counter[str]) -> Iterator[IndexDamage]:
     """Name the records of a damaged store, as far as its pages let themselves be read, in a process of its own."""
     walk = subprocess.run(
         [sys.executable, "-m", "indexer.integrity.verify_store", str(generation.folder), generation.segment_name],
@@ -155,7 +155,7 @@ def _check_store_apart(generation: Generation, broken: set[str], checked: Counte
     for line in walk.stdout.splitlines():
         message: dict[str, Any] = json.loads(line)
         if "problem" in message:
-            yield Damage(_in_segment(generation, message["file"]), message["doc_id"], message["problem"])
+            yield IndexDamage(_in_segment(generation, message["file"]), message["doc_id"], message["problem"])
         else:
             checked.update(message)
     names = [name for name in STORE_FILES[:2] if _in_segment(generation, name) in broken]
@@ -163,12 +163,12 @@ def _check_store_apart(generation: Generation, broken: set[str], checked: Counte
         how = walk.stderr.decode(errors="replace").strip()[-200:]
         if walk.returncode < 0:
             how = f"reading on ended the process with {signal.Signals(-walk.returncode).name}"
-        yield Damage(_in_segment(generation, name), None, f"its pages are damaged: {how}")
+        yield IndexDamage(_in_segment(generation, name), None, f"its pages are damaged: {how}")
 
 
 def _check_first_stage(
     generation: Generation, ordinals: NDArray[np.int64] | None, broken: set[str], checked: Counter[str]
-) -> Iterator[Damage]:
+) -> Iterator[IndexDamage]:
     """`ordinals`: the store's, rising, or None when it is damaged; then only the counts are compared."""
     folder = generation.segment / "first_stage"
     dense, bm25 = _relative(generation, folder / DENSE_FILE), _relative(generation, folder / BM25_FOLDER)
@@ -181,14 +181,16 @@ def _check_first_stage(
         try:
             indexed = np.sort(read(folder))
         except Exception as exc:  # readers raise many kinds for a file that is not what it should be
-            yield Damage(file, None, f"cannot be read: {exc}")
+            yield IndexDamage(file, None, f"cannot be read: {exc}")
             continue
         checked[what] += len(indexed)
         if len(indexed) != generation.manifest.counts.passages:
-            yield Damage(file, None, f"holds {len(indexed)} passages, expected {generation.manifest.counts.passages}")
+            yield IndexDamage(
+                file, None, f"holds {len(indexed)} passages, expected {generation.manifest.counts.passages}"
+            )
         elif ordinals is not None and not np.array_equal(indexed, ordinals):
             odd = np.setxor1d(indexed, ordinals)[:5].tolist()
-            yield Damage(file, None, f"its ordinals are not those of the store, the first to differ: {odd}")
+            yield IndexDamage(file, None, f"its ordinals are not those of the store, the first to differ: {odd}")
 
 
 def _dense_ordinals(folder: Path) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from indexer.build.batching import batched
-from indexer.integrity.damage import Damage
+from indexer.integrity.damage import IndexDamage
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.generation import Generation
 from kalm_cache.generations.manifest import MANIFEST, NO_COUNTS, RecordTally
@@ -20,17 +20,17 @@ from kalm_cache.storage.passage_store import PassageMeta, doc_id_of
 SCAN = 2048
 
 
-def check_tombstones(generation: Generation, checked: Counter[str], *, is_valid: bool) -> Iterator[Damage]:
+def check_tombstones(generation: Generation, checked: Counter[str], *, is_valid: bool) -> Iterator[IndexDamage]:
     """`is_valid`: nothing else is damaged, so that segments can be read and counts compared exactly."""
     try:
         tombstones = generation.tombstones()
     except KalmCacheError as exc:
-        yield Damage(TOMBSTONES_FILE, None, str(exc))
+        yield IndexDamage(TOMBSTONES_FILE, None, str(exc))
         return
     if len(tombstones):
         checked["tombstones"] += len(tombstones)
     if bool((np.diff(tombstones.ordinals) <= 0).any()):
-        yield Damage(TOMBSTONES_FILE, None, "its ordinals do not rise")
+        yield IndexDamage(TOMBSTONES_FILE, None, "its ordinals do not rise")
     if not is_valid:
         return
     stored, gone = NO_COUNTS, RecordTally()
@@ -38,13 +38,13 @@ def check_tombstones(generation: Generation, checked: Counter[str], *, is_valid:
         for segment in segments.segments:
             stored += segment.part.manifest.counts
             for problem in _check_segment(segment, gone):
-                yield Damage(TOMBSTONES_FILE, None, problem)
+                yield IndexDamage(TOMBSTONES_FILE, None, problem)
         if sum(len(segment.tombstone_ordinals) for segment in segments.segments) != len(tombstones):
-            yield Damage(TOMBSTONES_FILE, None, "it names ordinals that no segment has")
+            yield IndexDamage(TOMBSTONES_FILE, None, "it names ordinals that no segment has")
         yield from _shown_twice(segments)
     shown, stated = stored - gone.counts(), generation.manifest.counts
     if shown != stated:
-        yield Damage(MANIFEST, None, f"what is shown adds up to {shown}, it says {stated}")
+        yield IndexDamage(MANIFEST, None, f"what is shown adds up to {shown}, it says {stated}")
 
 
 def _check_segment(segment: LiveSegment, gone: RecordTally) -> Iterator[str]:
@@ -62,11 +62,11 @@ def _check_segment(segment: LiveSegment, gone: RecordTally) -> Iterator[str]:
                     yield f"it names ordinal {ordinal} as {doc_id!r}, and the segment does not have that"
 
 
-def _shown_twice(segments: SegmentSet) -> Iterator[Damage]:
+def _shown_twice(segments: SegmentSet) -> Iterator[IndexDamage]:
     if len(segments.segments) < 2:
         return
     last = b""
     for key in heapq.merge(*(segment.keys() for segment in segments.segments)):
         if key == last:
-            yield Damage(TOMBSTONES_FILE, doc_id_of(key), "two segments show it")
+            yield IndexDamage(TOMBSTONES_FILE, doc_id_of(key), "two segments show it")
         last = key

@@ -7,7 +7,7 @@ try. None of the three opens a socket: `client.py` does, with one loop around ht
 from kalm_cache.client.answers import AttendedChunk, Explanation, PairScore, ServedAnswer, ServedPlan, ServedResult
 from kalm_cache.client.calls import DocumentLike, ExplainOptions, PairLike, RerankOptions, ScoreOptions, SearchOptions
 from kalm_cache.client.client import AsyncClient, Client
-from kalm_cache.client.failures import Retries
+from kalm_cache.client.retries import Retries
 
 __all__ = [
     "AsyncClient",

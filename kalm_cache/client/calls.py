@@ -20,7 +20,7 @@ from kalm_cache.client.answers import (
     read_scores,
     read_search,
 )
-from kalm_cache.client.failures import Outcome, failure_of, failure_without_response, foreign_response
+from kalm_cache.client.retries import Outcome, failure_of, failure_without_response, foreign_response
 from kalm_cache.errors import DeadlineExceededError, ServiceUnavailableError, UsageError
 from kalm_cache.passage import OnMissing
 from kalm_cache.scoring.ranking import best_first

@@ -15,7 +15,7 @@ import httpx
 
 from kalm_cache.client import calls
 from kalm_cache.client.answers import Explanation, PairScore, ServedAnswer
-from kalm_cache.client.failures import Outcome, Retries
+from kalm_cache.client.retries import Outcome, Retries
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:

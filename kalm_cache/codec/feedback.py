@@ -23,7 +23,10 @@ _BLOCK = 32  # coordinates rounded before their errors reach the later blocks, i
 
 
 def error_feedback(sensitivity: Float64) -> Float64:
-    """S (D, D), symmetric, in the coordinates that are rounded -> (D, D): in row i, later ones' shares of i's error."""
+    """S (D, D), symmetric, in the coordinates that are rounded -> (D, D).
+
+    Row i says how much of coordinate i's rounding error is added to each later coordinate.
+    """
     width = len(sensitivity)
     # damped: S of few queries is singular, and its inverse is needed. `or 1.0`: S may be all zeros
     damped = sensitivity + DAMPING * (np.trace(sensitivity) / width or 1.0) * np.eye(width)

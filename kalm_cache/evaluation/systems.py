@@ -20,7 +20,7 @@ from kalm_cache.first_stage import Mode, load_embedder, z_scores
 from kalm_cache.model.prompts import PromptTokens
 from kalm_cache.scoring import pipeline
 from kalm_cache.scoring.cached_passages import CachedPassages
-from kalm_cache.scoring.pipeline import InlineDriver, RerankOptions, Shortlist, run_inline
+from kalm_cache.scoring.pipeline import InlineDriver, RankingRules, Shortlist, run_inline
 from kalm_cache.scoring.query_side import QuerySide
 from kalm_cache.scoring.ranking import best_first, interpolate
 
@@ -143,7 +143,7 @@ def rerank(
     run, timings = {}, []
     for query_id, ranked in candidates.items():
         prompt, shortlist = prompts[query_id].prompt, Shortlist([one.doc_id for one in ranked])
-        answer = run_inline(pipeline.rerank(InlineDriver(), stored, prompt, shortlist, RerankOptions()))
+        answer = run_inline(pipeline.rerank(InlineDriver(), stored, prompt, shortlist, RankingRules()))
         timings.append(answer.timings_ms)
         run[query_id] = [Scored(result.doc_id, result.margin) for result in answer.results]
         on_query()

@@ -19,7 +19,7 @@ from typing import Any
 from kalm_cache.errors import StoreError
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint, require_equal
-from kalm_cache.generations.generation import BUILDING, REMOVING, Generation, names_given, open_current
+from kalm_cache.generations.generation import BUILDING, REMOVING, Generation, high_water_marks, open_current
 from kalm_cache.generations.journal import JOURNAL
 from kalm_cache.generations.publish import finish_publishing
 from kalm_cache.storage.durable import disk_errors, rename_durably, write_atomically
@@ -75,7 +75,7 @@ def drop(building: Path) -> None:
 
 def next_building_folder(index: Path) -> Path:
     """The folder of a new build: its name is one more than the highest ever used."""
-    return index / "generations" / f"{names_given(index).generation + 1:06d}{BUILDING}"
+    return index / "generations" / f"{high_water_marks(index).generation + 1:06d}{BUILDING}"
 
 
 def begin(index: Path, operation: str, fingerprint: Fingerprint | None = None) -> Path:

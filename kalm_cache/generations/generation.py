@@ -121,7 +121,7 @@ def published_names(index: Path) -> list[str]:
     return sorted(path.name for path in (index / "generations").glob("[0-9]*") if path.name.isdigit())
 
 
-def names_given(index: Path) -> Journal:
+def high_water_marks(index: Path) -> Journal:
     """The highest generation ever named and the lowest ordinal never given, whatever was removed since."""
     journal = read_journal(index)
     manifests = []

@@ -11,7 +11,7 @@ from kalm_cache.generations.current import current_name, write_current
 from kalm_cache.generations.generation import (
     BUILDING,
     Generation,
-    names_given,
+    high_water_marks,
     open_generation,
     published_names,
     require_valid,
@@ -36,7 +36,7 @@ def receipts(folder: Path, known: dict[str, FileReceipt] | None = None) -> dict[
 def name_for(index: Path, building: Path) -> str:
     """What a finished build will be called: as its folder, unless a later one was published meanwhile."""
     name, published = building.name.removesuffix(BUILDING), published_names(index)
-    return name if not published or int(published[-1]) < int(name) else f"{names_given(index).generation + 1:06d}"
+    return name if not published or int(published[-1]) < int(name) else f"{high_water_marks(index).generation + 1:06d}"
 
 
 def publish(index: Path, building: Path, manifest: Manifest) -> Generation:
@@ -46,7 +46,7 @@ def publish(index: Path, building: Path, manifest: Manifest) -> Generation:
     """
     write_atomically(building / MANIFEST, manifest.to_json())
     sync_tree(building)
-    given = names_given(index)
+    given = high_water_marks(index)
     journal = Journal(
         max(given.generation, int(manifest.generation)),
         max(given.next_ordinal, manifest.next_ordinal),
@@ -60,9 +60,9 @@ def publish(index: Path, building: Path, manifest: Manifest) -> Generation:
 
 
 def finish_publishing(index: Path) -> str | None:
-    """Make live what a process had published when it died, but for `CURRENT`; returns its name.
+    """Finish a publication whose process died after the rename and before `CURRENT` was written; returns its name.
 
-    Whether it is that, and not what someone rolled back from, the journal says.
+    The journal tells this from a rollback, after which `CURRENT` also names an earlier generation.
     """
     name = read_journal(index).publishing
     if name is None or name not in published_names(index):
@@ -86,7 +86,7 @@ def finish_publishing(index: Path) -> str | None:
 def make_live(index: Path, generation: Generation) -> None:
     """Point `CURRENT` at a published generation. Raises `StoreError` when a file of it is missing or was cut."""
     require_valid(generation)
-    given = names_given(index)
+    given = high_water_marks(index)
     write_atomically(index / JOURNAL, replace(given, publishing=None).to_json())  # first: this is no half publication
     write_current(index, generation.name)
 

@@ -20,7 +20,7 @@ from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages
-from kalm_cache.scoring.pipeline import InlineDriver, RerankOptions, Shortlist, rerank, run_inline
+from kalm_cache.scoring.pipeline import InlineDriver, RankingRules, Shortlist, rerank, run_inline
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.ranking import Answer, SearchResult
 from kalm_cache.scoring.state_reader import StateReader
@@ -155,7 +155,7 @@ class PassageIndex:
             raise UsageError(f"first_stage_weight is {first_stage_weight}, expected a number of 0 or more")
         driver = InlineDriver()
         shortlist = run_inline(driver.read("first_stage", lambda: self.find(query, k, first_stage)))
-        options = RerankOptions(chunk_size, top_n, first_stage_weight, self.find_texts if with_text else None)
+        options = RankingRules(chunk_size, top_n, first_stage_weight, self.find_texts if with_text else None)
         return run_inline(
             rerank(driver, self.stored, Prompt(query, instruction, system_instruction), shortlist, options)
         )
@@ -179,7 +179,7 @@ class PassageIndex:
             UnknownIdError: ids that the index does not hold.
         """
         prompt = Prompt(query, instruction, system_instruction)
-        options = RerankOptions(chunk_size, top_n, find_texts=self.find_texts if with_text else None)
+        options = RankingRules(chunk_size, top_n, find_texts=self.find_texts if with_text else None)
         return run_inline(rerank(InlineDriver(), self.stored, prompt, Shortlist(ids), options))
 
     def margins(

@@ -15,16 +15,16 @@ from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix, PrefixCache, PrefixKey
 from kalm_cache.scoring.query_side import QuerySide
-from kalm_cache.scoring.state_reader import Damaged, StateReader
+from kalm_cache.scoring.state_reader import DamagedPassage, StateReader
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPassages:
+class ReadyPassages:
     """Stored passages whose records are valid: `positions[i]` is where in the ids asked for `passages[i]` belongs."""
 
     positions: list[int]
     passages: Sequence[PooledPassage | CachedPrefix]
-    damaged: list[Damaged]
+    damaged: list[DamagedPassage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LookUp:
     prefix: tuple[int, ...]
     hits: dict[str, PooledPassage | CachedPrefix]
     to_prefill: dict[str, PooledPassage]
-    damaged: list[Damaged]
+    damaged: list[DamagedPassage]
     payload_bytes: int = 0
 
 
@@ -80,7 +80,7 @@ class CachedPassages:
             return LookUp(ids, chunk_size, prefix, hits, pooled, read.damaged, read.payload_bytes)
         return LookUp(ids, chunk_size, prefix, {**hits, **pooled}, {}, read.damaged, read.payload_bytes)
 
-    def prepare(self, lookup: LookUp) -> ReadPassages:
+    def prepare(self, lookup: LookUp) -> ReadyPassages:
         """Run what is to be prefilled under the prefix, and put it into the prefix cache."""
         ready = dict(lookup.hits)
         if self.prefix_cache is not None and lookup.to_prefill:
@@ -90,7 +90,7 @@ class CachedPassages:
                 ready[doc_id] = cached = CachedPrefix(passage.tokens, passage.truncated, prefix_kv)
                 self.prefix_cache.put(self._key(doc_id, lookup.chunk_size, lookup.prefix), cached)
         positions = [i for i, doc_id in enumerate(lookup.ids) if doc_id in ready]
-        return ReadPassages(positions, [ready[lookup.ids[i]] for i in positions], lookup.damaged)
+        return ReadyPassages(positions, [ready[lookup.ids[i]] for i in positions], lookup.damaged)
 
     def read(
         self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None

@@ -21,7 +21,7 @@ from kalm_cache.first_stage import Candidates, z_scores
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH
-from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadPassages
+from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
 from kalm_cache.scoring.query_side import QuerySide, score_of
 from kalm_cache.scoring.ranking import Answer, SearchResult, best_first, interpolate
 
@@ -43,7 +43,7 @@ class Shortlist:
 
 
 @dataclass(frozen=True, slots=True)
-class RerankOptions:
+class RankingRules:
     """How passages are ranked for a prompt.
 
     chunk_size: pooling ratio; `None` = that of the stored passages.
@@ -69,7 +69,7 @@ class Driver(Protocol):
     async def read(self, stage: str, step: Callable[[], _T]) -> _T:
         """Run a step that reads, searches or tokenises."""
 
-    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadPassages:
+    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadyPassages:
         """Run `stored.prepare(lookup)`, which may compute."""
 
     async def margins(
@@ -82,7 +82,7 @@ class Driver(Protocol):
 
 
 async def rerank(
-    driver: Driver, stored: CachedPassages, prompt: Prompt, shortlist: Shortlist, options: RerankOptions
+    driver: Driver, stored: CachedPassages, prompt: Prompt, shortlist: Shortlist, options: RankingRules
 ) -> Answer:
     """Rank stored passages for a prompt; equal margins keep the order of `shortlist`.
 
@@ -108,7 +108,7 @@ async def rerank(
 
 
 def rank(
-    shortlist: Shortlist, positions: Sequence[int], margins: Sequence[float], options: RerankOptions
+    shortlist: Shortlist, positions: Sequence[int], margins: Sequence[float], options: RankingRules
 ) -> tuple[list[SearchResult], list[str]]:
     """Results, best first, and the ids among them whose text is damaged.
 
@@ -161,7 +161,7 @@ class InlineDriver:
         self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (time.perf_counter() - started) * 1000
         return result
 
-    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadPassages:
+    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadyPassages:
         """Prefill, timed as decoding."""
         return await self.read("decode", lambda: stored.prepare(lookup))
 

@@ -34,11 +34,10 @@ def mean_pool(states: Tensor, tokens: Sequence[int], chunk_size: int, *, stored_
 
     Works on states of single tokens, and on means stored at a smaller ratio: means of equal groups nest, so a group at
     `chunk_size` is the mean of `chunk_size / stored_chunk_size` stored means, each weighted by its number of tokens
-    (only a passage's
-    last one can have fewer than `stored_chunk_size`). Exact up to rounding.
+    (only a passage's last one can have fewer than `stored_chunk_size`). Exact up to rounding.
 
     Args:
-        states: (sum of P, D), the passages' states end to end, P = ceil(tokens / stored_ratio) each.
+        states: (sum of P, D), the passages' states end to end, P = ceil(tokens / stored_chunk_size) each.
         tokens: tokens of each passage, 1 or more.
         chunk_size: the ratio wanted.
         stored_chunk_size: the ratio of `states`; 1 = one state a token.

@@ -16,7 +16,7 @@ from kalm_cache.scoring.pooling import PooledPassage, check_chunk_size, mean_poo
 from kalm_cache.storage.record import Record, RecordStore
 
 
-class Damaged(NamedTuple):
+class DamagedPassage(NamedTuple):
     """A passage whose record cannot be used, and why."""
 
     doc_id: str
@@ -32,7 +32,7 @@ class ValidRead:
 
     positions: list[int]
     passages: list[PooledPassage]
-    damaged: list[Damaged]
+    damaged: list[DamagedPassage]
     payload_bytes: int
 
 
@@ -72,7 +72,9 @@ class StateReader:
             if missing:
                 raise UnknownIdError(missing)
             records = {i: record for i, record in enumerate(stored) if isinstance(record, Record)}
-            damaged = [Damaged(ids[i], str(exc)) for i, exc in enumerate(stored) if isinstance(exc, DamagedRecordError)]
+            damaged = [
+                DamagedPassage(ids[i], str(exc)) for i, exc in enumerate(stored) if isinstance(exc, DamagedRecordError)
+            ]
             payload_bytes = sum(len(record.payload) for record in records.values())
             states = self._decode(ids, records, damaged).to(dtype)
         tokens = [record.tokens for record in records.values()]
@@ -96,7 +98,7 @@ class StateReader:
             )
         return record
 
-    def _decode(self, ids: Sequence[str], records: dict[int, Record], damaged: list[Damaged]) -> Tensor:
+    def _decode(self, ids: Sequence[str], records: dict[int, Record], damaged: list[DamagedPassage]) -> Tensor:
         """States (sum of P, D) of the records; one that does not decode moves from `records` to `damaged`."""
         if not records:
             return torch.empty(0, 0)
@@ -109,7 +111,7 @@ class StateReader:
                     self._decode_all([record], width)
                 except DamagedRecordError as exc:
                     problem = re.sub(r"^payload 0:? ", "its payload: ", str(exc))
-                    damaged.append(Damaged(ids[i], f"record {ids[i]!r}: {problem}"))
+                    damaged.append(DamagedPassage(ids[i], f"record {ids[i]!r}: {problem}"))
                     del records[i]
             return self._decode_all(records.values(), width)
 

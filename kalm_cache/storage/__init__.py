@@ -1,1 +1,4 @@
-"""One sealed segment on disk: checksummed blocks, LMDB pages, records, locks. Knows bytes, not tensors."""
+"""One sealed segment on disk: LMDB pages, records, locks. Knows bytes, not tensors.
+
+Every record lies in a block, and `checksummed_block` verifies its checksum at each read.
+"""

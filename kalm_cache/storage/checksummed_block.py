@@ -13,9 +13,9 @@ little-endian, n entries in rising order of their keys, which share the first p 
         keys              the shared p bytes, then the rest of each
     payloads, end to end
 
-One entry is found by binary search and read without its neighbours. What was found is vouched for by its own checksum,
-which covers its key; the directory's is for who finds nothing, or reads all. A checksum begins at the key's length, so
-that no byte can move between key and payload.
+One entry is found by binary search and read without its neighbours. A found entry is verified by its own checksum,
+which covers its key. The directory's checksum is checked only when a key is not found, or when the whole block is read.
+Each checksum is seeded with the key's length, so that no byte can move between key and payload.
 """
 
 from __future__ import annotations

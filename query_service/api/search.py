@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from kalm_cache.first_stage import Mode
-from kalm_cache.scoring.pipeline import RerankOptions, rerank
+from kalm_cache.scoring.pipeline import RankingRules, rerank
 from query_service.api.request_values import check_count, prompt_of
 from query_service.api.requests import SearchRequest
 from query_service.api.responses import Plan, SearchHit, SearchResponse
-from query_service.engine.budget import TimeBudget
 from query_service.engine.request_context import RequestContext
+from query_service.engine.time_budget import TimeBudget
 
 
 async def answer_search(request: SearchRequest, context: RequestContext) -> SearchResponse:
@@ -31,7 +31,7 @@ async def answer_search(request: SearchRequest, context: RequestContext) -> Sear
     budget = None if request.budget_ms is None else TimeBudget(context, request.budget_ms)
 
     shortlist = await context.read("first_stage", lambda: index.find(request.query, k, mode))
-    options = RerankOptions(request.chunk_size, top_n, weight, index.find_texts if request.return_documents else None)
+    options = RankingRules(request.chunk_size, top_n, weight, index.find_texts if request.return_documents else None)
     if budget is not None:
         options = replace(options, shorten=budget.shorten)
     prompt = prompt_of(request.query, request.instruction, settings)

@@ -19,7 +19,7 @@ from torch import Tensor
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadPassages
+from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
 from kalm_cache.scoring.query_side import QuerySide
 from kalm_cache.settings import Settings
 from query_service.engine.admission import Admission
@@ -98,7 +98,7 @@ class RequestContext:
         """Run what computes on the engine's thread, between batches; timed likewise."""
         return await self._timed(stage, step, self.engine.call)
 
-    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadPassages:
+    async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadyPassages:
         """The passages of a look-up, ready for the decoder: what the prefix cache lacks is computed first."""
         self.counts.add(lookup)
         if not lookup.to_prefill:

@@ -15,7 +15,7 @@ from kalm_cache.model.prompts import Prompt, PromptTokens
 from kalm_cache.passage import OnMissing, Passage
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix
-from kalm_cache.scoring.state_reader import Damaged
+from kalm_cache.scoring.state_reader import DamagedPassage
 from kalm_cache.storage.passage_store import PassageMeta
 from query_service.engine.documents import ENCODE_BATCH
 from query_service.engine.errors import EncoderOffError
@@ -62,7 +62,7 @@ class Scores:
     prompt_tokens: int
     passage_tokens: int
     query_truncated: bool
-    damaged: list[Damaged]
+    damaged: list[DamagedPassage]
     missing: list[str]
 
     @property
@@ -97,7 +97,7 @@ class _Gathered:
 
     ready: dict[AnyPassage, PooledPassage | CachedPrefix] = field(default_factory=dict)
     to_encode: list[AnyPassage] = field(default_factory=list)
-    damaged: list[Damaged] = field(default_factory=list)
+    damaged: list[DamagedPassage] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from kalm_cache import Client
 from kalm_cache.client import Retries
-from kalm_cache.client.failures import Outcome
+from kalm_cache.client.retries import Outcome
 from kalm_cache.errors import ServiceUnavailableError, UsageError
 
 CALM = Retries(random=lambda: 0.0)

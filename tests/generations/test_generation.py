@@ -239,7 +239,7 @@ def test_names_and_numbers_are_kept_when_generations_are_removed(tmp_path: Path)
     folder = publish_next(tmp_path).folder
     write_current(tmp_path, "000001")
     shutil.rmtree(folder)
-    assert generation.names_given(tmp_path) == Journal(2, 5, "000002")
+    assert generation.high_water_marks(tmp_path) == Journal(2, 5, "000002")
     assert publish_next(tmp_path).name == "000003"
 
 
@@ -250,7 +250,7 @@ def test_a_damaged_journal_is_named_and_the_manifests_go(tmp_path: Path, content
     publish_next(tmp_path)
     (tmp_path / "JOURNAL").write_bytes(content)
     assert journal_problem(tmp_path) is not None
-    assert generation.names_given(tmp_path) == Journal(1, 5, None)
+    assert generation.high_water_marks(tmp_path) == Journal(1, 5, None)
     publish_next(tmp_path)
     assert journal_problem(tmp_path) is None
     assert read_journal(tmp_path) == Journal(2, 5, "000002")

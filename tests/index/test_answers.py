@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from indexer.build.index_job import load_encoders
-from indexer.change.delta import add_passages, delete_passages
+from indexer.change.add_delete import add_passages, delete_passages
 from kalm_cache import PassageIndex
 from kalm_cache.errors import (
     IndexMismatchError,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.build.index_job import Encoders
-from indexer.change.delta import AddReport, add_passages
+from indexer.change.add_delete import AddReport, add_passages
 from indexer.change.reindex import ReindexReport, run_reindex
 from indexer.integrity.verify import verify_index
 from kalm_cache import PassageIndex

@@ -12,7 +12,7 @@ import torch
 from kalm_cache.codec import CODECS, Codec, get_codec
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
 from kalm_cache.scoring.pooling import mean_pool
-from kalm_cache.scoring.state_reader import Damaged, StateReader
+from kalm_cache.scoring.state_reader import DamagedPassage, StateReader
 from kalm_cache.storage.passage_store import PassageMeta, PassageStore
 from kalm_cache.storage.record import Record
 from tests.stores import Stored, change_contents, damage_record, write_store
@@ -115,7 +115,7 @@ def test_the_whole_ones_are_read_beside_damaged_ones(folder: Path):
     assert [passage.tokens for passage in found.passages] == [TOKENS["a"], TOKENS["c"]]
     assert torch.equal(found.passages[1].states, torch.from_numpy(STATES["c"]))
     assert found.damaged == [
-        Damaged(doc_id, f"record {doc_id!r}: checksum mismatch; run kalm-cache verify") for doc_id in "eb"
+        DamagedPassage(doc_id, f"record {doc_id!r}: checksum mismatch; run kalm-cache verify") for doc_id in "eb"
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_record_with_a_right_checksum_that_does_not_decode_is_named(
         found = reader.read_valid(["a", "b", "c"], RATIO)
         assert found.positions == [0, 2]
         assert torch.equal(found.passages[1].states, torch.from_numpy(STATES["c"]))
-        assert found.damaged == [Damaged("b", f"record 'b': {problem}")]
+        assert found.damaged == [DamagedPassage("b", f"record 'b': {problem}")]
         with pytest.raises(DamagedRecordError, match="record 'b'"):
             reader.read(["a", "b", "c"], RATIO)
 

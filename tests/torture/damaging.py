@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.torture.client import Worker
 from tests.torture.copying import copy_index
-from tests.torture.flipping import Damage
+from tests.torture.flipping import IndexDamage
 from tests.torture.killing import result_of
 
 EXPECTED, CHECK = "tests.torture.flipping:expected", "tests.torture.flipping:check"
@@ -34,7 +34,7 @@ class DamageTally:
     problems: list[str] = field(default_factory=list)
 
 
-def draw(index: Path, count: int, seed: int) -> list[Damage]:
+def draw(index: Path, count: int, seed: int) -> list[IndexDamage]:
     """Damages at random: half of them in files by size, half in any file alike; one in eight is no bit flip."""
     pick = random.Random(seed)
     files = sorted(path for path in index.rglob("*") if path.is_file())
@@ -42,28 +42,28 @@ def draw(index: Path, count: int, seed: int) -> list[Damage]:
     return [_draw_one(pick, sizes) for _ in range(count)]
 
 
-def _draw_one(pick: random.Random, sizes: dict[str, int]) -> Damage:
+def _draw_one(pick: random.Random, sizes: dict[str, int]) -> IndexDamage:
     names = list(sizes)
     name = pick.choice(names) if pick.random() < 0.5 else pick.choices(names, [sizes[one] for one in names])[0]
     chance = pick.random()
     if sizes[name] == 0 or chance < 0.01:
-        return Damage("gone", name)
+        return IndexDamage("gone", name)
     at = pick.randrange(sizes[name])
     if chance < 0.1:
-        return Damage("cut", name, at)
+        return IndexDamage("cut", name, at)
     if chance < 0.125:
-        return Damage("zero", name, at // 512 * 512)
-    return Damage("flip", name, at, pick.randrange(8))
+        return IndexDamage("zero", name, at // 512 * 512)
+    return IndexDamage("flip", name, at, pick.randrange(8))
 
 
-def batches(damages: Sequence[Damage], size: int = BATCH) -> Iterator[Sequence[Damage]]:
+def batches(damages: Sequence[IndexDamage], size: int = BATCH) -> Iterator[Sequence[IndexDamage]]:
     """Slices, one for each child."""
     for start in range(0, len(damages), size):
         yield damages[start : start + size]
 
 
 def damage(
-    worker: Worker, folder: Path, start: Path, valid: dict[str, Any], some: Sequence[Damage], tally: DamageTally
+    worker: Worker, folder: Path, start: Path, valid: dict[str, Any], some: Sequence[IndexDamage], tally: DamageTally
 ) -> None:
     """Run some damages in children: a new one, on a new copy, behind each that ended one."""
     done = 0
@@ -84,7 +84,7 @@ def damage(
 
 
 def _count(found: dict[str, Any], tally: DamageTally) -> None:
-    said = Damage(**found["damage"])
+    said = IndexDamage(**found["damage"])
     _count_point(said, tally)
     tally.detected += found["named"]
     tally.harmless += not found["named"] and not found["problems"]
@@ -92,13 +92,13 @@ def _count(found: dict[str, Any], tally: DamageTally) -> None:
     tally.problems += [f"{said}: {problem}" for problem in found["problems"]]
 
 
-def _count_death(one: Damage, problem: str, tally: DamageTally) -> None:
+def _count_death(one: IndexDamage, problem: str, tally: DamageTally) -> None:
     _count_point(one, tally)
     tally.deaths += 1
     tally.problems.append(f"{one}: the process that looked was {problem}")
 
 
-def _count_point(one: Damage, tally: DamageTally) -> None:
+def _count_point(one: IndexDamage, tally: DamageTally) -> None:
     tally.points += 1
     tally.files[Path(one.file).name] += 1
     tally.kinds[one.kind] += 1

@@ -26,7 +26,7 @@ Verdict = Literal["same", "error", "partial", "changed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class IndexDamage:
     """What is done to `file`, a path below the index.
 
     `flip` bit `bit` of byte `at`, `cut` the file there, `zero` a sector from there, or the file is `gone`.
@@ -73,7 +73,7 @@ def check(index: Path, damages: list[dict[str, Any]], valid: dict[str, Any], res
     """Apply each damage, look, and undo it; a line of `results` for each, so that it is known which one ended this."""
     with Path(results).open("a") as lines:
         for fields in damages:
-            damage = Damage(**fields)
+            damage = IndexDamage(**fields)
             undo = damage.apply(index)
             try:
                 found = _look(index, damage, valid)
@@ -83,7 +83,7 @@ def check(index: Path, damages: list[dict[str, Any]], valid: dict[str, Any], res
             lines.flush()
 
 
-def _look(index: Path, damage: Damage, valid: dict[str, Any]) -> dict[str, Any]:
+def _look(index: Path, damage: IndexDamage, valid: dict[str, Any]) -> dict[str, Any]:
     named, problems = _verified(index, damage, valid["places"])
     answers = _ask(index, valid["doc_ids"])
     verdicts = {name: _verdict(answers[name], valid["answers"][name]) for name in answers}
@@ -96,7 +96,7 @@ def _look(index: Path, damage: Damage, valid: dict[str, Any]) -> dict[str, Any]:
     return {"damage": asdict(damage), "named": named, "query": query, "problems": problems}
 
 
-def _verified(index: Path, damage: Damage, places: dict[str, list[list[Any]]]) -> tuple[bool, list[str]]:
+def _verified(index: Path, damage: IndexDamage, places: dict[str, list[list[Any]]]) -> tuple[bool, list[str]]:
     """Whether verify finds damage, and what is wrong with how it names it."""
     try:
         found = _verify(index, damage)
@@ -117,7 +117,7 @@ def _verified(index: Path, damage: Damage, places: dict[str, list[list[Any]]]) -
     return True, problems
 
 
-def _verify(index: Path, damage: Damage) -> list[tuple[str, str | None]]:
+def _verify(index: Path, damage: IndexDamage) -> list[tuple[str, str | None]]:
     """Damage of the live generation; where there is none, that of the generation in whose folder the file is."""
     found = [(one.file, one.doc_id) for one in verify_index(index).damaged]
     parts = Path(damage.file).parts
@@ -127,7 +127,7 @@ def _verify(index: Path, damage: Damage) -> list[tuple[str, str | None]]:
     return found
 
 
-def _hit(damage: Damage, places: dict[str, list[list[Any]]]) -> Iterator[str]:
+def _hit(damage: IndexDamage, places: dict[str, list[list[Any]]]) -> Iterator[str]:
     """The passages whose records or texts a damage touches."""
     end = damage.at + (SECTOR_BYTES if damage.kind == "zero" else 1)
     for start, stop, doc_id in places.get(damage.file, ()):

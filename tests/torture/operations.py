@@ -10,7 +10,7 @@ import kalm_cache.generations.current
 import kalm_cache.generations.publish
 import kalm_cache.storage.durable
 from indexer.build.index_job import run_index_job
-from indexer.change.delta import add_passages, delete_passages
+from indexer.change.add_delete import add_passages, delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.reindex import run_reindex
 from indexer.change.rollback import roll_back

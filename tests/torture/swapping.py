@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from indexer.build.index_job import load_encoders
-from indexer.change.delta import add_passages, delete_passages
+from indexer.change.add_delete import add_passages, delete_passages
 from indexer.change.rollback import roll_back
 from indexer.models import Encoders
 from kalm_cache import PassageIndex

@@ -1,1 +1,1 @@
-"""One file for each group of commands of `kalm-cache`."""
+"""One file for each group of commands of `kalm-cache`; `cli/app.py` registers each command by name."""

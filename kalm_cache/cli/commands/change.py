@@ -14,7 +14,7 @@ from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from indexer.change.delta import AddReport, DeleteReport
+    from indexer.change.add_delete import AddReport, DeleteReport
     from indexer.change.reindex import ReindexReport
     from kalm_cache.settings import Settings
 
@@ -91,7 +91,7 @@ def add(
 
 
 def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
-    from indexer.change.delta import add_passages
+    from indexer.change.add_delete import add_passages
     from indexer.corpus.rejects import ErrorsFile
     from indexer.models import load_encoders_of
     from kalm_cache.generations.generation import open_current
@@ -115,7 +115,7 @@ def delete(
     Exit code 3 when the index does not have some of the ids.
     """
     with exit_codes():
-        from indexer.change.delta import delete_passages
+        from indexer.change.add_delete import delete_passages
 
         doc_ids = [*(ids or []), *_ids_in(ids_file)]
         if not doc_ids:

@@ -8,7 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from indexer.build.resume_log import EncodedPassage, ResumeLog, checked, unchecked
+from indexer.build.resume_log import EncodedPassage, ResumeLog, checked, verify_checksum
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage import lmdb_file
 from kalm_cache.storage.passage_store import PassageMeta
@@ -85,12 +85,12 @@ def test_the_file_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest
 
 def test_every_flipped_bit_truncation_and_other_key_of_a_value_is_detected():
     value = checked(b"key", b"content")
-    assert unchecked(b"key", value) == b"content"
+    assert verify_checksum(b"key", value) == b"content"
     spoiled = [
         value[:at] + bytes([value[at] ^ 1 << bit]) + value[at + 1 :] for at in range(len(value)) for bit in range(8)
     ]
     for one in [*spoiled, *(value[:length] for length in range(len(value)))]:
         with pytest.raises(DamagedRecordError):
-            unchecked(b"key", one)
+            verify_checksum(b"key", one)
     with pytest.raises(DamagedRecordError):
-        unchecked(b"kez", value)
+        verify_checksum(b"kez", value)

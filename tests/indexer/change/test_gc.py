@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from indexer.build.index_job import Encoders, load_encoders
-from indexer.change.delta import delete_passages
+from indexer.change.add_delete import delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.rollback import roll_back
 from kalm_cache import PassageIndex

@@ -13,7 +13,7 @@ import pytest
 import indexer.build.plan
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders, load_encoders
-from indexer.change.delta import delete_passages
+from indexer.change.add_delete import delete_passages
 from indexer.change.reindex import plan_reindex
 from indexer.corpus import RejectedLine
 from kalm_cache import PassageIndex

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indexer.build.index_job import Encoders
-from indexer.change.delta import delete_passages
+from indexer.change.add_delete import delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.rollback import roll_back
 from indexer.integrity.repair import repair_index

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer.integrity.verify import Damage, verify_index
+from indexer.integrity.verify import IndexDamage, verify_index
 from kalm_cache.errors import IndexNotFoundError
 from kalm_cache.generations.current import write_current
 from kalm_cache.generations.generation import open_current
@@ -232,7 +232,9 @@ def test_a_damaged_current_is_named(index: Path, content: bytes):
 
 def test_a_current_that_names_no_generation_is_named(index: Path):
     write_current(index, "000002")
-    assert verify_index(index).damaged == [Damage("CURRENT", None, "names '000002', which is not one of ['000001']")]
+    assert verify_index(index).damaged == [
+        IndexDamage("CURRENT", None, "names '000002', which is not one of ['000001']")
+    ]
 
 
 def test_a_missing_current_beside_a_generation_is_damage(index: Path):
@@ -251,7 +253,7 @@ def test_a_manifest_of_another_schema_is_damage(index: Path):
 def test_a_manifest_that_was_laid_out_anew_is_damage(index: Path):
     path = index / "generations" / "000001" / "manifest.json"
     path.write_text(path.read_text().replace("\n  ", "\n   ", 1))
-    assert verify_index(index).damaged == [Damage("manifest.json", None, "was changed after it was published")]
+    assert verify_index(index).damaged == [IndexDamage("manifest.json", None, "was changed after it was published")]
 
 
 def test_a_folder_where_nothing_was_published_is_not_found(tmp_path: Path):

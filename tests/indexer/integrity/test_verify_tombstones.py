@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from indexer.build.index_job import Encoders
-from indexer.change.delta import delete_passages
+from indexer.change.add_delete import delete_passages
 from indexer.integrity.verify import verify_index
 from kalm_cache.generations.generation import open_current
 from kalm_cache.generations.manifest import Counts, Manifest

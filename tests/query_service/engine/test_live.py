@@ -11,7 +11,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from indexer.change.delta import delete_passages
+from indexer.change.add_delete import delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.rollback import roll_back
 from kalm_cache.errors import KalmCacheError, UnknownIdError

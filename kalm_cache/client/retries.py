@@ -1,4 +1,6 @@
-"""Responses that hold no answer -> exceptions, and when to try again. Opens no socket and does not sleep.
+"""Retries: which failed calls are tried again and after how long, and what exception the rest become.
+
+Opens no socket and does not sleep.
 
 An outcome is what one try came to: httpx's response, or httpx's error where there was none.
 """

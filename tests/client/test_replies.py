@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kalm_cache.client.failures import BY_STATUS, BY_TYPE, failure_of, failure_without_response, retry_after_seconds
+from kalm_cache.client.retries import BY_STATUS, BY_TYPE, failure_of, failure_without_response, retry_after_seconds
 from kalm_cache.errors import (
     AccessDeniedError,
     DamagedRecordError,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import indexer.build.plan
-import indexer.change.delta
+import indexer.change.add_delete
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders, load_encoders
-from indexer.change.delta import delete_passages
+from indexer.change.add_delete import delete_passages
 from indexer.corpus import RejectedLine
 from kalm_cache import PassageIndex
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError, UnknownIdError
@@ -241,7 +241,7 @@ def test_a_deletion_goes_before_an_unfinished_addition_which_then_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexer.change.delta, "publish_beside", die)
+        patch.setattr(indexer.change.add_delete, "publish_beside", die)
         with pytest.raises(KeyboardInterrupt):
             add(index, settings, encoders, NEW | EDITED)
     assert delete_passages(["d1", "d2"], index).generation == "000003"

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Sources:
+class ReusableSegments:
     """For a `BuildSpec`: segments to copy from, segments to recode, and all segments that can be read.
 
     `problem` says why nothing can be copied or recoded, where that is so.
@@ -39,13 +39,13 @@ def open_sources(
     stack: ExitStack,
     *,
     inexact_vectors: bool = False,
-) -> Sources:
+) -> ReusableSegments:
     """The segments of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
 
     A segment that cannot be read is left out with a warning: what would have been taken from it is encoded.
     `inexact_vectors`: rather take vectors of 8 bits a dimension than embed the texts again.
     """
-    sources = Sources()
+    sources = ReusableSegments()
     if generation is None:
         return sources
     try:
@@ -84,7 +84,7 @@ def _open_segment(
     )
 
 
-def require_keepable(parent: Generation | None, sources: Sources, wanted: Fingerprint) -> None:
+def require_keepable(parent: Generation | None, sources: ReusableSegments, wanted: Fingerprint) -> None:
     """Check that what a generation without texts shows can go on without them.
 
     Raises:
@@ -103,7 +103,9 @@ def require_keepable(parent: Generation | None, sources: Sources, wanted: Finger
             )
 
 
-def _sort_in(segment: SealedSegment, built: Fingerprint, wanted: Fingerprint, codec: Codec, sources: Sources) -> None:
+def _sort_in(
+    segment: SealedSegment, built: Fingerprint, wanted: Fingerprint, codec: Codec, sources: ReusableSegments
+) -> None:
     assert has_same_states(built, wanted)
     form = (built.codec, built.chunk_size, built.store_text)
     if form == (wanted.codec, wanted.chunk_size, wanted.store_text):

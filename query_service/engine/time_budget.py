@@ -15,12 +15,12 @@ from query_service.engine.cost import state_weight
 from query_service.engine.request_context import RequestContext
 
 COARSER = (1, 2, 4)  # times the ratio asked for: more would cost more quality than the candidates that it saves
-COARSEST_RATIO = 32  # KaLM-Reranker-V1 was trained up to it
+COARSEST_CHUNK_SIZE = 32  # KaLM-Reranker-V1 was trained up to it
 AFTER_DECODING_MS = 3.0  # texts are read and the answer is written
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BudgetPlan:
     """The first `k` candidates at `chunk_size`; `reduced`: less than was asked for."""
 
     k: int
@@ -31,7 +31,7 @@ class Plan:
 
 def fit(
     tokens: Sequence[int], chunk_size: int, budget_ms: float, cost_ms: Callable[[int, int], float], *, coarsest: int
-) -> Plan:
+) -> BudgetPlan:
     """The most that fits into a budget: all at the ratio asked for, else all at a coarser one, else fewer candidates.
 
     Fewer candidates keep the ratio that was asked for: prompt tokens, which no ratio saves, are most of a pair's cost.
@@ -51,15 +51,15 @@ def fit(
     count = len(tokens)
     for at in (chunk_size * step for step in COARSER):
         if at <= max(coarsest, chunk_size) and predicted(count, at) <= budget_ms:
-            return Plan(count, at, predicted(count, at), at != chunk_size)
+            return BudgetPlan(count, at, predicted(count, at), at != chunk_size)
     low, high = min(count, 1), count  # predicted cost rises with the count: look for the last that fits
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if predicted(middle, chunk_size) <= budget_ms else (low, middle - 1)
-    return Plan(low, chunk_size, predicted(low, chunk_size), True)
+    return BudgetPlan(low, chunk_size, predicted(low, chunk_size), True)
 
 
-def shortened(lookup: LookUp, plan: Plan) -> LookUp:
+def shortened(lookup: LookUp, plan: BudgetPlan) -> LookUp:
     """The part of a look-up that a plan allows: its first candidates, their pooled states averaged to its ratio."""
     readable = [i for i, doc_id in enumerate(lookup.ids) if doc_id in lookup.hits or doc_id in lookup.to_prefill]
     ids = lookup.ids[: readable[plan.k - 1] + 1] if readable else []
@@ -77,7 +77,7 @@ class TimeBudget:
 
     context: RequestContext
     budget_ms: float
-    plan: Plan | None = None
+    plan: BudgetPlan | None = None
 
     def shorten(self, prompt: PromptTokens, lookup: LookUp) -> LookUp:
         """Shorten a look-up so that decoding it fits into the budget, behind what already waits for the decoder."""
@@ -91,7 +91,7 @@ class TimeBudget:
             lookup.chunk_size,
             self.budget_ms - self.context.elapsed_ms - engine.backlog_ms - AFTER_DECODING_MS,
             lambda count, pooled: engine.cost.ms(count * prompt_tokens + weight * pooled),
-            coarsest=lookup.chunk_size if under_prefix else COARSEST_RATIO,
+            coarsest=lookup.chunk_size if under_prefix else COARSEST_CHUNK_SIZE,
         )
         return shortened(lookup, self.plan) if self.plan.reduced else lookup
 

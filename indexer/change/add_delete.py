@@ -154,7 +154,7 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
         require_valid(live)
         with SegmentSet(live) as segments:
             distinct = list(dict.fromkeys(doc_ids))
-            gone = _Gone.of(distinct, segments)
+            gone = ShownPassages.of(distinct, segments)
             unknown = [doc_id for doc_id in distinct if doc_id not in gone.ordinals]
             if not gone.ordinals:
                 raise UnknownIdError(unknown)
@@ -215,14 +215,14 @@ def _valid_metas(segments: SegmentSet, doc_ids: Sequence[str]) -> list[PassageMe
 
 
 @dataclass(frozen=True, slots=True)
-class _Gone:
+class ShownPassages:
     """Passages that a new generation does not show: their ordinals by id, and what they count."""
 
     ordinals: dict[str, int]
     counts: Counts
 
     @staticmethod
-    def of(doc_ids: Sequence[str], segments: SegmentSet) -> _Gone:
+    def of(doc_ids: Sequence[str], segments: SegmentSet) -> ShownPassages:
         """Those of `doc_ids` that are shown now. Raises `StoreError` for one whose ordinal cannot be read."""
         ordinals: dict[str, int] = {}
         tally = RecordTally()
@@ -232,7 +232,7 @@ class _Gone:
                     if meta is not None:
                         ordinals[doc_id] = require_undamaged(meta).ordinal
                         tally.add(record)
-        return _Gone(ordinals, tally.counts())
+        return ShownPassages(ordinals, tally.counts())
 
     def added_to(self, tombstones: Tombstones, *, deleted: bool) -> Tombstones:
         """The tombstones with these: of passages that were deleted, or else replaced."""
@@ -250,7 +250,7 @@ def _publish_added(
         doc_ids = [doc_id_of(key) for key in store.keys()]  # noqa: SIM118 (not a dict)
         first, _ = next(store.ordinals())
     receipt = SegmentReceipt(segment.folder.name, segment.stored, first, segment.next_ordinal)
-    replaced = _Gone.of(doc_ids, segments)
+    replaced = ShownPassages.of(doc_ids, segments)
     tombstones = replaced.added_to(live.tombstones(), deleted=False)
     shown = live.manifest.counts + segment.stored - replaced.counts
     live = publish_beside(index, building, "add", live, tombstones, shown, added=receipt)
