@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from indexer.corpus.fields import ID_NAMES, TEXT_NAMES, first_present, to_passage
-from indexer.corpus.values import BadLineError
 from kalm_cache.errors import CorpusError
 from kalm_cache.passage import Passage
+from kalm_cache.text.lines import BadLineError
 
 
 def has_header(cells: Sequence[str]) -> bool:

@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from indexer.corpus.columns import require_columns, row_passage
-from indexer.corpus.textlines import MAX_LINE_BYTES, TextLine
-from indexer.corpus.values import BadLineError, CorpusLine, RejectedLine
+from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError
+from kalm_cache.text.lines import MAX_LINE_BYTES, BadLineError, TextLine
 
 
 def read_csv(lines: Iterator[TextLine]) -> Iterator[CorpusLine | RejectedLine]:
@@ -43,7 +43,7 @@ def _read_row(names: Sequence[str], first: TextLine, following: Iterator[TextLin
     try:
         return CorpusLine(row_passage(names, _read_cells(first, following)), first.location)
     except BadLineError as exc:
-        return exc.rejected(first.location, first.raw)
+        return RejectedLine.of(exc, first.location, first.raw)
 
 
 def _read_cells(first: TextLine, following: Iterator[TextLine]) -> list[str]:

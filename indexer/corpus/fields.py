@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from indexer.corpus.values import BadLineError
 from kalm_cache.passage import MAX_ID_BYTES, Passage, join_title
+from kalm_cache.text.lines import BadLineError
 
 # Of several names the first one present counts, whatever its value.
 ID_NAMES = ("_id", "id", "doc_id", "docid")

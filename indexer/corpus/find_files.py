@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from kalm_cache.errors import CorpusError
+from kalm_cache.text.streams import COMPRESSIONS, Compression
 
 Format = Literal["jsonl", "tsv", "csv", "parquet"]
-Compression = Literal["gzip", "zstd"]
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -21,8 +21,7 @@ _FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-_ACCEPTED = f"{', '.join(_FORMATS)}; all but .parquet also with {', '.join(_COMPRESSIONS)}"
+_ACCEPTED = f"{', '.join(_FORMATS)}; all but .parquet also with {', '.join(COMPRESSIONS)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def _beir_corpus(children: list[Path], files: list[SourceFile]) -> list[SourceFi
 
 def _recognise(path: Path) -> SourceFile | None:
     inner = Path(path.name.lower())
-    compression = _COMPRESSIONS.get(inner.suffix)
+    compression = COMPRESSIONS.get(inner.suffix)
     if compression is not None:
         inner = inner.with_suffix("")
     format_ = _FORMATS.get(inner.suffix)

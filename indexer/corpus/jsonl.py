@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 
 from indexer.corpus.fields import to_passage
-from indexer.corpus.textlines import TextLine
-from indexer.corpus.values import BadLineError, CorpusLine, RejectedLine
+from indexer.corpus.values import CorpusLine, RejectedLine
+from kalm_cache.text.lines import BadLineError, TextLine
 
 
 def read_jsonl(lines: Iterable[TextLine]) -> Iterator[CorpusLine | RejectedLine]:
@@ -19,7 +19,7 @@ def _read_line(line: TextLine) -> CorpusLine | RejectedLine:
     try:
         return CorpusLine(to_passage(_parse_object(line.text())), line.location)
     except BadLineError as exc:
-        return exc.rejected(line.location, line.raw)
+        return RejectedLine.of(exc, line.location, line.raw)
 
 
 def _parse_object(text: str) -> dict[str, object]:

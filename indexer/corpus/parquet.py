@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from indexer.corpus.columns import require_columns
 from indexer.corpus.fields import ID_NAMES, TEXT_NAMES, TITLE_NAME, first_present, to_passage
-from indexer.corpus.values import MAX_RAW_CHARS, BadLineError, CorpusLine, RejectedLine
+from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError, MissingExtraError
+from kalm_cache.text.lines import MAX_RAW_CHARS, BadLineError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -81,7 +82,7 @@ def _read_row(fields: dict[str, Any], location: str) -> CorpusLine | RejectedLin
                 raise BadLineError(f"{name!r} is not UTF-8: {value.reason} at offset {value.start}")
         return CorpusLine(to_passage(fields), location)
     except BadLineError as exc:
-        return exc.rejected(location, _shown(fields))
+        return RejectedLine.of(exc, location, _shown(fields))
 
 
 def _shown(fields: dict[str, Any]) -> str:

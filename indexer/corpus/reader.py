@@ -11,10 +11,10 @@ from indexer.corpus.csv_rows import read_csv
 from indexer.corpus.find_files import SourceFile, find_files
 from indexer.corpus.jsonl import read_jsonl
 from indexer.corpus.parquet import read_parquet, require_pyarrow
-from indexer.corpus.streams import open_file, open_stdin
-from indexer.corpus.textlines import TextLine, read_lines
 from indexer.corpus.tsv import read_tsv
 from indexer.corpus.values import CorpusLine, RejectedLine
+from kalm_cache.text.lines import TextLine, read_lines
+from kalm_cache.text.streams import open_file, open_stdin
 
 _LINE_READERS: dict[str, Callable[[Iterator[TextLine]], Iterator[CorpusLine | RejectedLine]]] = {
     "jsonl": read_jsonl,

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from indexer.corpus.columns import has_header, require_columns, row_passage
-from indexer.corpus.textlines import TextLine
-from indexer.corpus.values import BadLineError, CorpusLine, RejectedLine
+from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError
+from kalm_cache.text.lines import BadLineError, TextLine
 
 _HEADERLESS = {2: ["id", "text"], 3: ["id", "title", "text"]}  # two: MS MARCO's collection.tsv
 
@@ -47,7 +47,7 @@ def _read_row(names: Sequence[str], line: TextLine) -> CorpusLine | RejectedLine
     try:
         return CorpusLine(row_passage(names, _cells(line.text())), line.location)
     except BadLineError as exc:
-        return exc.rejected(line.location, line.raw)
+        return RejectedLine.of(exc, line.location, line.raw)
 
 
 def _cells(text: str) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kalm_cache.passage import Passage
-
-MAX_RAW_CHARS = 200  # of a rejected line, as shown to the user
+from kalm_cache.text.lines import MAX_RAW_CHARS, BadLineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +25,7 @@ class RejectedLine:
     doc_id: str | None
     raw: str
 
-
-class BadLineError(Exception):
-    """A line holds no usable passage. Stays inside this package: each format's reader makes it a `RejectedLine`."""
-
-    def __init__(self, reason: str, doc_id: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.doc_id = doc_id
-
-    def rejected(self, location: str, raw: str) -> RejectedLine:
-        """The value that reports this error; `raw` may be longer than what is kept of it."""
-        return RejectedLine(location, self.reason, self.doc_id, raw[:MAX_RAW_CHARS])
+    @classmethod
+    def of(cls, problem: BadLineError, location: str, raw: str) -> RejectedLine:
+        """The value that reports a problem; `raw` may be longer than what is kept of it."""
+        return cls(location, problem.reason, problem.doc_id, raw[:MAX_RAW_CHARS])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kalm_cache.errors import CorpusError
-from kalm_cache.evaluation.collections.lines import for_each_line
+from kalm_cache.text.lines import for_each_line
 
 HEADER_STARTS = ("query", "qid")
 

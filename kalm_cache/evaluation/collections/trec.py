@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kalm_cache.errors import CorpusError
-from kalm_cache.evaluation.collections.lines import for_each_line
 from kalm_cache.storage.durable import write_atomically
+from kalm_cache.text.lines import for_each_line
 
 
 class Scored(NamedTuple):

@@ -115,12 +115,12 @@ def test_a_truncated_gzip_file_is_refused_with_the_line_reached(tmp_path: Path) 
     path = folder / "queries.jsonl"
     path.with_name("queries.jsonl.gz").write_bytes(gzip.compress(path.read_bytes())[:-12])
     path.unlink()
-    with pytest.raises(CorpusError, match=r"queries\.jsonl\.gz: cannot be read beyond line \d"):
+    with pytest.raises(CorpusError, match=r"cannot read .*queries\.jsonl\.gz beyond line \d"):
         load_beir(folder)
 
 
 def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "queries.jsonl").write_bytes(b'{"_id": "q1", "text": "\xff"}\n')
-    with pytest.raises(CorpusError, match=r"queries\.jsonl: cannot be read beyond line 0: 'utf-8' codec"):
+    with pytest.raises(CorpusError, match=r"queries\.jsonl:1: not UTF-8: byte 0xff at offset 23 of line 1"):
         load_beir(folder)

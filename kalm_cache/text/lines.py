@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from indexer.corpus.streams import READ_ERRORS
-from indexer.corpus.values import MAX_RAW_CHARS, BadLineError
 from kalm_cache.errors import CorpusError
+from kalm_cache.text.streams import COMPRESSIONS, READ_ERRORS, open_file
 
+MAX_RAW_CHARS = 200  # of a rejected line, as shown to the user
 MAX_LINE_BYTES = 64 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _RAW_BYTES = 4 * MAX_RAW_CHARS  # a character takes at most 4 bytes of UTF-8
+
+
+class BadLineError(ValueError):
+    """A line that cannot be used: why, and its doc id if it could be read. Who reads the lines adds the place."""
+
+    def __init__(self, reason: str, doc_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.doc_id = doc_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,22 @@ class TextLine:
         except UnicodeDecodeError as exc:
             wrong = f"byte 0x{self.data[exc.start]:02x} at offset {exc.start} of line {self.number}"
             raise BadLineError(f"not UTF-8: {wrong}; convert the file to UTF-8") from exc
+
+
+def for_each_line(path: Path, read: Callable[[str, int], None]) -> None:
+    """Call `read` with every line that is not blank, without its end, and its number from 1.
+
+    Raises:
+        CorpusError: the file cannot be read, or `read` raised a `ValueError`; says `file:line`.
+    """
+    with open_file(path, COMPRESSIONS.get(path.suffix)) as stream:
+        for line in read_lines(stream, str(path)):
+            try:
+                text = line.text().rstrip("\r\n")
+                if text.strip():
+                    read(text, line.number)
+            except (ValueError, RecursionError) as exc:  # RecursionError: brackets nested thousands deep
+                raise CorpusError(f"{line.location}: {exc}") from exc
 
 
 def read_lines(stream: io.BufferedIOBase, file_name: str) -> Iterator[TextLine]:

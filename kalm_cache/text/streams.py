@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 import zstandard
 
-from indexer.corpus.find_files import Compression
 from kalm_cache.errors import CorpusError
 
+Compression = Literal["gzip", "zstd"]
+COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # by a file's suffix
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 # zstd packs at most 128 KiB into 4 bytes, so one piece expands to at most 64 MiB, whoever made the file.
 _ZSTD_PIECE_BYTES = 2048

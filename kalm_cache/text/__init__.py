@@ -1,0 +1,1 @@
+"""Text files -> numbered lines, plain or compressed. Knows nothing of what a line holds."""
