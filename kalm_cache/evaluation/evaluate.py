@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 
 from kalm_cache.evaluation.collections.beir import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection
-from kalm_cache.evaluation.collections.trec import ids_of
-from kalm_cache.evaluation.measures.metrics import measure
 from kalm_cache.evaluation.points import Point
-from kalm_cache.evaluation.reports.report import EvaluationReport, FirstStageQuality, RerankedQuality
-from kalm_cache.evaluation.study import Plan, Study, sample_queries, study
-from kalm_cache.evaluation.systems import System
+from kalm_cache.evaluation.reports.report import EvaluationReport, reports_of
+from kalm_cache.evaluation.reports.results import measured, per_query_of
+from kalm_cache.evaluation.study import Plan, sample_queries, study
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
 
-__all__ = ["evaluate", "reports_of", "sample_queries"]
+__all__ = ["evaluate", "sample_queries"]
 
 
 def evaluate(
@@ -64,37 +62,5 @@ def evaluate(
         instruction=instruction,
         system_instruction=system_instruction,
     )
-    return reports_of(study(index, Collection(task, lambda: ()), plan, on_progress=on_progress))
-
-
-def reports_of(found: Study) -> list[EvaluationReport]:
-    """A report for each point of a study, and for each of these blended with the first stage."""
-    first = found.candidates
-    means = measure(found.task.qrels, ids_of(first.run), ("ndcg@10", "recall@100"))
-    quality = FirstStageQuality(first.name, means["ndcg@10"], means["recall@100"])
-    return [_report(found, quality, first, point) for point in (*found.of_kind("reranker"), *found.of_kind("blended"))]
-
-
-def _report(found: Study, quality: FirstStageQuality, first: System, point: System) -> EvaluationReport:
-    means = measure(found.task.qrels, ids_of(point.run), ("ndcg@10", "mrr@10", "map@100"))
-    facts, seconds = found.facts, first.cost.seconds + point.cost.seconds
-    return EvaluationReport(
-        dataset=found.task.name,
-        split=found.task.split,
-        queries=len(found.task.queries),
-        first_stage=quality,
-        reranked=RerankedQuality(means["ndcg@10"], means["mrr@10"], means["map@100"]),
-        chunk_size=point.cost.chunk_size or 0,
-        codec=point.cost.codec or "",
-        first_stage_weight=point.cost.first_stage_weight,
-        bytes_per_passage=facts.bytes_per_passage,
-        states_bytes_per_passage=round(point.cost.bytes_per_passage or 0, 1),
-        k=found.k,
-        stored_chunk_size=facts.chunk_size,
-        sampled_from=found.sampled_from,
-        missing_passages=facts.missing_passages,
-        seconds=round(seconds, 3),
-        ms_per_query=round(1000 * seconds / len(found.task.queries), 2),
-        model=facts.model,
-        generation=facts.generation,
-    )
+    ranked = study(index, Collection(task, lambda: ()), plan, on_progress=on_progress)
+    return reports_of(measured(ranked, per_query_of(ranked)))

@@ -13,10 +13,10 @@ from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection
 from kalm_cache.evaluation.collections.trec import Scored, ids_of
-from kalm_cache.evaluation.evaluate import reports_of
 from kalm_cache.evaluation.points import Point, open_point, states_bytes_per_passage
 from kalm_cache.evaluation.reports.markdown import markdown_report
-from kalm_cache.evaluation.reports.results import result_of
+from kalm_cache.evaluation.reports.report import reports_of
+from kalm_cache.evaluation.reports.results import measured, per_query_of, result_of
 from kalm_cache.evaluation.run_folder import RunFolder
 from kalm_cache.evaluation.study import Plan, Study, finished_study, settings_key, study
 from kalm_cache.evaluation.systems import bi_encode, search, search_dense
@@ -119,7 +119,7 @@ def test_a_point_is_blended_with_the_first_stage_at_every_weight_as_a_search_is(
         assert [one.doc_id for one in three.run[query_id]] == [one.doc_id for one in expected]
     report = markdown_report([result_of(again)], "kalm-cache eval", "a machine")
     assert "margin + 3 x the first stage's z-score" in report
-    assert [one.first_stage_weight for one in reports_of(again)] == [0.0, 0.5, 3.0]
+    assert [one.first_stage_weight for one in reports_of(measured(again, per_query_of(again)))] == [0.0, 0.5, 3.0]
 
 
 def test_given_candidates_come_before_the_first_stage(index: PassageIndex, collection: Collection) -> None:

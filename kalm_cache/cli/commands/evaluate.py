@@ -64,17 +64,17 @@ def evaluate(
 def _reports(request: Request, folders: FolderOptions, command: str) -> list[EvaluationReport]:
     """Every collection's reports. The files of `--out` are written anew after each, so that a kill loses one."""
     from kalm_cache.cli.evaluation_indexes import EvaluationIndexes
-    from kalm_cache.evaluation.evaluate import reports_of
     from kalm_cache.evaluation.reports.output import write_report
+    from kalm_cache.evaluation.reports.report import reports_of
 
     indexes = EvaluationIndexes(request.settings, request.chunk_sizes)
     reports: list[EvaluationReport] = []
     results: list[CollectionResult] = []
     for collection in request.collections():
-        finished = _study(request, indexes, collection, folders)
-        reports += reports_of(finished)
+        result = _measured(_study(request, indexes, collection, folders), folders.out)
+        reports += reports_of(result)
         if folders.out is not None:
-            results.append(_measured(finished, folders.out))
+            results.append(result)
             write_report(folders.out, results, command)
             logger.info("%s: written", folders.out / "report.md")
     return reports
@@ -122,12 +122,14 @@ def _run_folder(request: Request, collection: Collection, run: Path | None, out:
     return RunFolder(out / RUNS / _name(collection.task), settings_key(request.plan, collection, key))
 
 
-def _measured(study: Study, out: Path) -> CollectionResult:
-    """The study's result; each query's measures go to `out`."""
+def _measured(study: Study, out: Path | None) -> CollectionResult:
+    """The study's result; with `out`, compared and calibrated too, and each query's measures go there."""
     from kalm_cache.evaluation.reports.output import write_per_query
-    from kalm_cache.evaluation.reports.results import per_query_of, result_of
+    from kalm_cache.evaluation.reports.results import measured, per_query_of, result_of
 
     values = per_query_of(study)
+    if out is None:
+        return measured(study, values)
     write_per_query(out, _name(study.task), values)
     return result_of(study, values)
 

@@ -1,9 +1,11 @@
-"""What an evaluation found, as values and as JSON. Knows nothing of how it was measured."""
+"""One point of a collection's result as a flat report: what `kalm-cache eval` prints. Measures nothing."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from kalm_cache.evaluation.reports.results import CollectionResult, SystemResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +67,34 @@ class EvaluationReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, fields in their order."""
         return asdict(self) | {"first_stage": self.first_stage.to_json(), "reranked": self.reranked.to_json()}
+
+
+def reports_of(result: CollectionResult) -> list[EvaluationReport]:
+    """A report for each point of the reranker, and for each of these interpolated with the first stage."""
+    return [_report(result, point) for kind in ("reranker", "blended") for point in result.of_kind(kind)]
+
+
+def _report(result: CollectionResult, point: SystemResult) -> EvaluationReport:
+    facts, cost, means = result.facts, point.cost, point.means
+    first = next(system for system in result.systems if system.name == facts.candidates)
+    seconds = first.cost.seconds + cost.seconds
+    return EvaluationReport(
+        dataset=result.name,
+        split=result.split,
+        queries=result.queries,
+        first_stage=FirstStageQuality(first.name, first.means["ndcg@10"], first.means["recall@100"]),
+        reranked=RerankedQuality(means["ndcg@10"], means["mrr@10"], means["map@100"]),
+        chunk_size=cost.chunk_size or 0,
+        codec=cost.codec or "",
+        first_stage_weight=cost.first_stage_weight,
+        bytes_per_passage=facts.bytes_per_passage,
+        states_bytes_per_passage=round(cost.bytes_per_passage or 0, 1),
+        k=result.k,
+        stored_chunk_size=facts.chunk_size,
+        sampled_from=result.sampled_from,
+        missing_passages=facts.missing_passages,
+        seconds=round(seconds, 3),
+        ms_per_query=round(1000 * seconds / result.queries, 2),
+        model=facts.model,
+        generation=facts.generation,
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kalm_cache.evaluation.collections.trec import ids_of
@@ -60,8 +61,17 @@ class CollectionResult:
         return [system for system in self.systems if system.kind == kind]
 
 
+def measured(study: Study, per_query: dict[str, PerQuery]) -> CollectionResult:
+    """A study's systems with their means and costs, and nothing that compares them; `per_query`: of `per_query_of`."""
+    systems = [
+        SystemResult(system.name, system.kind, _means(per_query[system.name]), system.cost) for system in study.systems
+    ]
+    task = study.task
+    return CollectionResult(task.name, task.split, len(task.queries), study.sampled_from, study.k, study.facts, systems)
+
+
 def result_of(study: Study, per_query: dict[str, PerQuery] | None = None) -> CollectionResult:
-    """Measure a study.
+    """Measure a study, and compare and calibrate its systems.
 
     Args:
         study: what was ranked.
@@ -76,21 +86,18 @@ def result_of(study: Study, per_query: dict[str, PerQuery] | None = None) -> Col
     reranked = [system for system in study.systems if system.kind != "first stage"]
     to_candidates = _compare(values, reranked, candidates)
     to_reference = _compare(values, points[1:], reference)
+    result = measured(study, values)
     systems = [
-        SystemResult(
-            name=system.name,
-            kind=system.kind,
-            means=_means(values[system.name]),
-            cost=system.cost,
+        replace(
+            measurement,
             to_candidates=to_candidates.get(system.name),
             to_reference=to_reference.get(system.name),
             calibration=calibrate(study.task.qrels, system.run) if system.kind == "reranker" else None,
             shift=_shift(study, system, points) if system.kind == "reranker" else None,
         )
-        for system in study.systems
+        for measurement, system in zip(result.systems, study.systems, strict=True)
     ]
-    task = study.task
-    return CollectionResult(task.name, task.split, len(task.queries), study.sampled_from, study.k, study.facts, systems)
+    return replace(result, systems=systems)
 
 
 def per_query_of(study: Study) -> dict[str, PerQuery]:
@@ -99,7 +106,7 @@ def per_query_of(study: Study) -> dict[str, PerQuery]:
 
 
 def _means(values: PerQuery) -> dict[str, float]:
-    return {name: sum(query[name] for query in values.values()) / len(values) for name in MEASURES}
+    return {name: math.fsum(query[name] for query in values.values()) / len(values) for name in MEASURES}
 
 
 def _compare(values: dict[str, PerQuery], systems: list[System], baseline: System | None) -> dict[str, Comparison]:
