@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kalm_cache.model.config import StackConfig
+from kalm_cache.model.layers.int8 import multiply_int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,12 @@ class BareProducts:
         if isinstance(product, Batched):
             return self._batched(product)
         x = self._buffer("x", (product.rows, product.inputs), self._dtype)
-        weight = _noise((product.outputs, product.inputs), self._dtype, self._device).t()
+        weight = _noise((product.outputs, product.inputs), self._dtype, self._device)
         if self._dtype == torch.int8:
             sums = self._buffer("sums", (product.rows, product.outputs), torch.int32)
-            return lambda: torch._int_mm(x, weight, out=sums)
+            return lambda: multiply_int8(x, weight, out=sums)
         y = self._buffer("y", (product.rows, product.outputs), self._dtype)
-        return lambda: torch.mm(x, weight, out=y)
+        return lambda: torch.mm(x, weight.t(), out=y)
 
     def _batched(self, product: Batched) -> Callable[[], object]:
         dtype = torch.float32 if self._dtype == torch.int8 else self._dtype
