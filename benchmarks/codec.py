@@ -10,7 +10,6 @@ line for each measurement, then Markdown tables; progress goes to stderr.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.timing import emit, markdown
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.codec import CODECS, Codec, get_codec
 from kalm_cache.evaluation import load_beir
@@ -156,12 +156,6 @@ def measure_speed(codec: Codec) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of reports with the same keys."""
-    lines = [list(rows[0]), ["---"] + ["---:"] * (len(rows[0]) - 1), *([str(x) for x in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _best(margins: NDArray[np.float64]) -> list[int]:
     return [int(i) for i in np.argsort(-margins, kind="stable")[:TOP]]
 
@@ -190,14 +184,14 @@ def main() -> None:
     reports: list[list[dict[str, Any]]] = [[], []]
     for codec in codecs:
         reports[0].append(measure_speed(codec))
-        print(json.dumps(reports[0][-1]), flush=True)
+        emit(reports[0][-1])
     lossless = [codec for codec in codecs if not codec.name.startswith("fp32") and "+" not in codec.name]
     questions = read_questions(args.queries, args.candidates)
     for report in measure_quality(args.model, questions, args.chunk_sizes, lossless):
         reports[1].append(report)
-        print(json.dumps(report), flush=True)
+        emit(report)
     for rows in reports:
-        print(f"\n{table(rows)}")
+        print(f"\n{markdown(list(rows[0]), [list(row.values()) for row in rows])}")
 
 
 if __name__ == "__main__":
