@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.candidates import Collection, find_candidates
 from benchmarks.codec import Float32, agreement, encode_texts, margins_of
-from benchmarks.storage.candidates import Collection, find_candidates
 from benchmarks.storage.report import load_figure, markdown_report, plot
 from benchmarks.timing import emit, exit_code, progress, significant
 from kalm_cache.codec import CODECS, Codec, get_codec

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.codec import Questions
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.evaluation import BeirTask
 from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage, load_embedder
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Questions, and the places of their candidates in `texts`."""
+
+    queries: list[str]
+    candidates: list[list[int]]
+    texts: list[str]
 
 
 @dataclass(frozen=True, slots=True)
