@@ -1,7 +1,8 @@
 """The matrix products that T5Gemma2's decoder and encoder cannot do without, bare: shapes, and buffers to run them in.
 
 Every layer has weights of its own, as in the model, so that they come from memory as the model's do; inputs and outputs
-of equal shape share a buffer. Nothing is allocated while they run.
+of equal shape share a buffer. Nothing is allocated while they run, except for int8 where the processor lacks fast int8
+products: there float32 multiplies it part by part.
 
 Legend: N candidates, T prompt tokens, P pooled states of a passage, B passages, S tokens of a passage, D state width,
 H heads, K key/value heads, E head width, I width of the MLP.
