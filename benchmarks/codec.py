@@ -10,12 +10,9 @@ line for each measurement, then Markdown tables; progress goes to stderr.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.corpus import CorpusLine, read_corpus
+from benchmarks.candidates import Questions, find_candidates
+from benchmarks.timing import emit, markdown
 from kalm_cache.codec import CODECS, Codec, get_codec
 from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.evaluate import sample_queries
-from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage, load_embedder
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.prompts import Prompt
 from kalm_cache.scoring.passage_side import load_passage_side
@@ -42,29 +39,9 @@ TOP = 10
 BATCH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """Questions, and the places of their candidates in `texts`."""
-
-    queries: list[str]
-    candidates: list[list[int]]
-    texts: list[str]
-
-
 def read_questions(count: int, candidates: int) -> Questions:
     """A fixed sample of the demo's questions and the fused first stage's best passages for each."""
-    lines = [line for line in read_corpus(DEMO / "corpus.jsonl.zst") if isinstance(line, CorpusLine)]
-    texts = [line.passage.text for line in lines]
-    queries = list(sample_queries(load_beir(DEMO), count).queries.values())
-    embedder = load_embedder("static", query_prompt="", passage_prompt="")
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = np.arange(len(texts))
-        dense = DenseIndex.build([(numbers, embedder.embed_passages(texts))], embedder.dimension, Path(folder))
-        stage = FirstStage(dense, BM25Index.build(enumerate(texts), Path(folder)), embedder)
-        found = [result.ordinals.tolist() for result in stage.search_many(queries, candidates, "fused")]
-    needed = sorted({number for ids in found for number in ids})
-    places = {number: place for place, number in enumerate(needed)}
-    return Questions(queries, [[places[number] for number in ids] for ids in found], [texts[i] for i in needed])
+    return find_candidates(DEMO, sample_queries(load_beir(DEMO), count), candidates).questions
 
 
 def encode_texts(model: str, texts: list[str]) -> list[PooledPassage]:
@@ -156,12 +133,6 @@ def measure_speed(codec: Codec) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of reports with the same keys."""
-    lines = [list(rows[0]), ["---"] + ["---:"] * (len(rows[0]) - 1), *([str(x) for x in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _best(margins: NDArray[np.float64]) -> list[int]:
     return [int(i) for i in np.argsort(-margins, kind="stable")[:TOP]]
 
@@ -190,14 +161,14 @@ def main() -> None:
     reports: list[list[dict[str, Any]]] = [[], []]
     for codec in codecs:
         reports[0].append(measure_speed(codec))
-        print(json.dumps(reports[0][-1]), flush=True)
+        emit(reports[0][-1])
     lossless = [codec for codec in codecs if not codec.name.startswith("fp32") and "+" not in codec.name]
     questions = read_questions(args.queries, args.candidates)
     for report in measure_quality(args.model, questions, args.chunk_sizes, lossless):
         reports[1].append(report)
-        print(json.dumps(report), flush=True)
+        emit(report)
     for rows in reports:
-        print(f"\n{table(rows)}")
+        print(f"\n{markdown(list(rows[0]), [list(row.values()) for row in rows])}")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ scores scaled to 0 … 1 (Bruch et al., TOIS 2023) with the dense list's share. 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.timing import emit, markdown
 from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.measures.metrics import measure
@@ -29,10 +29,10 @@ MEASURES = ("ndcg@10", "recall@100")
 Fusion = Callable[[Candidates, Candidates], Candidates]
 
 
-def summed(parts: Sequence[dict[int, float]], absent: Sequence[float]) -> Candidates:
-    """Documents by the sum of what each list gives them, or `absent` where it does not hold them."""
+def summed(parts: Sequence[dict[int, float]]) -> Candidates:
+    """Documents by the sum of what each list gives them; a list without them gives 0."""
     ordinals = sorted(set().union(*parts))
-    scores = [sum(part.get(n, low) for part, low in zip(parts, absent, strict=True)) for n in ordinals]
+    scores = [sum(part.get(n, 0.0) for part in parts) for n in ordinals]
     return best_first(np.array(ordinals, np.int64), np.array(scores), DEPTH)
 
 
@@ -41,7 +41,7 @@ def reciprocal_rank(constant: int) -> Fusion:
 
     def fuse(bm25: Candidates, dense: Candidates) -> Candidates:
         parts = [{n: 1 / (constant + r) for r, n in enumerate(run.ordinals.tolist(), 1)} for run in (bm25, dense)]
-        return summed(parts, (0.0, 0.0))
+        return summed(parts)
 
     return fuse
 
@@ -55,7 +55,7 @@ def min_max(share: float) -> Fusion:
             span = float(np.ptp(run.scores)) if len(run) else 0.0
             scaled = (run.scores - run.scores.min()) / span if span > 0 else np.zeros(len(run))
             parts.append(dict(zip(run.ordinals.tolist(), (weight * scaled).tolist(), strict=True)))
-        return summed(parts, (0.0, 0.0))
+        return summed(parts)
 
     return fuse
 
@@ -103,11 +103,12 @@ def main() -> None:
     args = parser.parse_args()
     found = {path.name: measure_collection(path, args.split, args.embedder, args.max_queries) for path in args.beir}
     if args.json:
-        print(json.dumps(found))
-    print("| fusion | nDCG@10 | recall@100 |\n| --- | ---: | ---: |")
-    for name in FUSIONS:
-        means = [np.mean([values[name][measured] for values in found.values()]) for measured in MEASURES]
-        print(f"| {name} | {means[0]:.4f} | {means[1]:.4f} |")
+        emit(found)
+    rows = [
+        [name, *(f"{np.mean([values[name][measured] for values in found.values()]):.4f}" for measured in MEASURES)]
+        for name in FUSIONS
+    ]
+    print(markdown(["fusion", "nDCG@10", "recall@100"], rows))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from dataclasses import dataclass
 from itertools import combinations, takewhile
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.reference import INSTRUCTION, SYSTEM, MarginOracle, SlowReference, load_slow_reference
+from benchmarks.timing import emit, progress
 from kalm_cache.model.prompts import Prompt, PromptTokenizer, load_prompt_tokenizer
 from kalm_cache.reranker import KaLMReranker
 
@@ -143,20 +143,19 @@ def main() -> None:
     exact_oracle = MarginOracle(load_slow_reference(args.model))
     tokens = compare_tokens(texts, load_prompt_tokenizer(args.model), exact_oracle.reference, args.texts)
     lengths = [len(exact_oracle.reference.passage_ids(passage)) for _, passage in pairs]
-    print(json.dumps({**tokens, "pairs": len(pairs), "longest_passage_tokens": max(lengths)}), flush=True)
+    emit({**tokens, "pairs": len(pairs), "longest_passage_tokens": max(lengths)})
     exact = {size: [exact_oracle.margin(*pair, size) for pair in pairs] for size in chunk_sizes}
     for dtype in args.dtypes.split(","):
         as_exact = dtype in ("float32", "int8")
         oracle = exact_oracle if as_exact else MarginOracle(load_slow_reference(args.model, getattr(torch, dtype)))
         for size in chunk_sizes:
-            print(f"{dtype}, chunk size {size}", file=sys.stderr)
+            progress(f"{dtype}, chunk size {size}")
             theirs = exact[size] if as_exact else [oracle.margin(*pair, size) for pair in pairs]
             reranker = KaLMReranker(str(args.model), device="cpu", dtype=dtype, chunk_size=size)
             ours = [
                 scored["margin"] for scored in reranker.predict(pairs, return_margin=True, batch_size=args.batch_size)
             ]
-            report = {"dtype": dtype, "chunk_size": size, **compare_margins(ours, theirs, exact[size])}
-            print(json.dumps(report), flush=True)
+            emit({"dtype": dtype, "chunk_size": size, **compare_margins(ours, theirs, exact[size])})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ JSON line for each measurement and then one Markdown table; progress goes to std
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.timing import emit, exit_code, markdown
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import load_encoders, run_index_job
 from indexer.change.add_delete import add_passages, delete_passages
@@ -31,7 +31,6 @@ from indexer.change.gc import collect_garbage
 from indexer.change.reindex import run_reindex
 from indexer.change.rollback import roll_back
 from indexer.corpus import CorpusLine, RejectedLine, read_corpus
-from kalm_cache.errors import KalmCacheError
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings, load_settings
 
@@ -133,9 +132,8 @@ def _edit(line: CorpusLine | RejectedLine) -> CorpusLine | RejectedLine:
 def table(rows: list[Row]) -> str:
     """Markdown."""
     columns = ["seconds", "cpu_seconds", "speedup", "cpu_speedup"]
-    lines = [["operation", *(name.replace("_", " ") for name in columns)], ["---", *["---:"] * len(columns)]]
-    lines += [[row["operation"], *(f"{row[name]:,.3f}".rstrip("0").rstrip(".") for name in columns)] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [[row["operation"], *(f"{row[name]:,.3f}".rstrip("0").rstrip(".") for name in columns)] for row in rows]
+    return markdown(["operation", *(name.replace("_", " ") for name in columns)], lines)
 
 
 def _ignore(line: RejectedLine) -> None:
@@ -167,19 +165,14 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for row in Bench(args, Path(folder)).rows():
             print(file=sys.stderr)
-            print(json.dumps(row), flush=True)
+            emit(row)
             rows.append(row)
     print(f"\n{table(rows)}")
 
 
 def main() -> int:
     """Exit code: 0, or that of the error."""
-    try:
-        run(parse_arguments())
-    except KalmCacheError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return exc.exit_code
-    return 0
+    return exit_code(lambda: run(parse_arguments()))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
     python -m benchmarks.screenshot [--index demo-index] [--out docs/images/search-page.png] [--query TEXT]
         [--width 1280] [--height 900] [--theme light|dark]
 
-`kalm-cache demo` makes the demo's index. Needs Chromium (Debian: apt-get install chromium).
+`kalm-cache demo` makes the demo's index. Playwright drives Debian's Chromium (apt-get install chromium): nothing is
+downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +19,8 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import urlencode
 
-from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
-from benchmarks.browser import open_chromium
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.server import address_of, bind, make_server, open_service
@@ -27,6 +28,39 @@ from query_service.server import address_of, bind, make_server, open_service
 QUERY = "Where can one find the formerly Huguenot farms in South Africa?"  # its answer moves up, and more moves
 MAX_BYTES = 300_000
 COLOURS = 256
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def find_chromium() -> str | None:
+    """Where Chromium is; `None` = nowhere."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def open_chromium() -> Iterator[Browser]:
+    """A browser with a profile of its own, which is deleted when it closes.
+
+    Raises:
+        SystemExit: there is no Chromium; says how to get it.
+    """
+    path = find_chromium()
+    if path is None:
+        raise SystemExit("no chromium on this machine; run: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=[*FLAGS])
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 @contextmanager
@@ -66,6 +100,8 @@ def take_picture(address: str, query: str, size: tuple[int, int], theme: str) ->
 
 def _few_colours(png: bytes) -> bytes:
     """The same picture with a palette: a third of the bytes."""
+    from PIL import Image  # tests open Chromium without it
+
     reduced = io.BytesIO()
     image = Image.open(io.BytesIO(png)).convert("RGB")
     image.quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE).save(reduced, "png", optimize=True)

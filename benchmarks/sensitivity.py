@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks.candidates import find_candidates
 from benchmarks.codec import encode_texts
 from benchmarks.reference import SlowReference, load_slow_reference
-from benchmarks.storage.__main__ import find_candidates
 from benchmarks.timing import progress
 from kalm_cache.codec.sensitivity import TENSOR
 from kalm_cache.errors import KalmCacheError

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from kalm_cache.errors import KalmCacheError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 
@@ -109,6 +111,16 @@ def emit(row: dict[str, Any]) -> None:
 def progress(message: str) -> None:
     """Say on stderr how far the run is."""
     print(message, file=sys.stderr, flush=True)
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work: 0, or the code of its error, which stderr names."""
+    try:
+        work()
+    except KalmCacheError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

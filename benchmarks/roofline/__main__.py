@@ -4,7 +4,7 @@
     python -m benchmarks.roofline --model DIR [--dtypes float32,bfloat16,int8] [--sides decoder,encoder]
         [--candidates 32] [--tokens 256] [--chunk-size 4] [--passages 16] [--repeats 5] [--profile]
 
-The products are those of `matmuls.py`, through `torch.mm`, `torch._int_mm` and `torch.bmm` into buffers made
+The products are those of `matmuls.py`, through `torch.mm`, `multiply_int8` and `torch.bmm` into buffers made
 before: no norm, no softmax, no activation, no copy. Both are timed in turns. A ratio below 1 says that the runtime has
 products faster than torch's own. Prints one JSON line for the machine, one for each side and dtype, with `--profile`
 one for each of the operators that take most of our time, and a table.

@@ -1,7 +1,8 @@
 """The matrix products that T5Gemma2's decoder and encoder cannot do without, bare: shapes, and buffers to run them in.
 
 Every layer has weights of its own, as in the model, so that they come from memory as the model's do; inputs and outputs
-of equal shape share a buffer. Nothing is allocated while they run.
+of equal shape share a buffer. Nothing is allocated while they run, except for int8 where the processor lacks fast int8
+products: there float32 multiplies it part by part.
 
 Legend: N candidates, T prompt tokens, P pooled states of a passage, B passages, S tokens of a passage, D state width,
 H heads, K key/value heads, E head width, I width of the MLP.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kalm_cache.model.config import StackConfig
+from kalm_cache.model.layers.int8 import multiply_int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +123,12 @@ class BareProducts:
         if isinstance(product, Batched):
             return self._batched(product)
         x = self._buffer("x", (product.rows, product.inputs), self._dtype)
-        weight = _noise((product.outputs, product.inputs), self._dtype, self._device).t()
+        weight = _noise((product.outputs, product.inputs), self._dtype, self._device)
         if self._dtype == torch.int8:
             sums = self._buffer("sums", (product.rows, product.outputs), torch.int32)
-            return lambda: torch._int_mm(x, weight, out=sums)
+            return lambda: multiply_int8(x, weight, out=sums)
         y = self._buffer("y", (product.rows, product.outputs), self._dtype)
-        return lambda: torch.mm(x, weight, out=y)
+        return lambda: torch.mm(x, weight.t(), out=y)
 
     def _batched(self, product: Batched) -> Callable[[], object]:
         dtype = torch.float32 if self._dtype == torch.int8 else self._dtype

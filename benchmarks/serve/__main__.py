@@ -37,8 +37,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.serve.baselines import Offline
 from benchmarks.serve.load import Job, Load, percentile, run_job
-from benchmarks.serve.offline import Offline
 from benchmarks.serve.process import Running, running, serving
 from benchmarks.timing import emit, machine, markdown, progress, short, significant
 from indexer.build.index_job import is_built, load_encoders, run_index_job
@@ -159,7 +159,9 @@ def recovery_s(probe: Load, since_s: float, limit_ms: float) -> float | None:
 
 def measure_plain(bench: Bench, index: Path, dtype: str | None) -> list[dict[str, Any]]:
     """The plain handler, by one client and by 16."""
-    with running([sys.executable, "-m", "benchmarks.serve.plain", str(index), *([dtype] if dtype else [])]) as plain:
+    with running(
+        [sys.executable, "-m", "benchmarks.serve.baselines", str(index), *([dtype] if dtype else [])]
+    ) as plain:
         there = replace(bench, job=replace(bench.job, host=plain.host, port=plain.port))
         run_job(replace(there.job, seconds=1.0))
         return [there.row(f"plain handler, {count} clients", there.closed(count)) for count in (1, SATURATING)]

@@ -31,18 +31,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.codec import Float32, Questions, agreement, encode_texts, margins_of
+from benchmarks.candidates import Collection, find_candidates
+from benchmarks.codec import Float32, agreement, encode_texts, margins_of
 from benchmarks.storage.report import load_figure, markdown_report, plot
-from benchmarks.timing import emit, progress, significant
-from indexer.corpus import CorpusLine, read_corpus
+from benchmarks.timing import emit, exit_code, progress, significant
 from kalm_cache.codec import CODECS, Codec, get_codec
 from kalm_cache.codec.rotated import Rotated
 from kalm_cache.codec.sensitivity import load_sensitivity
-from kalm_cache.errors import KalmCacheError
-from kalm_cache.evaluation import BeirTask, load_beir
+from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.evaluate import sample_queries
 from kalm_cache.evaluation.measures.metrics import measure_queries
-from kalm_cache.first_stage import BM25Index, DenseIndex, FirstStage, load_embedder
 from kalm_cache.model.checkpoint import SENSITIVITY_FILE, open_checkpoint
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool, pooled_length
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
@@ -60,15 +58,6 @@ MEASURES = ("ndcg@10", "recall@10")
 
 
 @dataclass(frozen=True, slots=True)
-class Collection:
-    """Judged queries, their candidates, and the id of each passage of `questions.texts`."""
-
-    task: BeirTask
-    questions: Questions
-    doc_ids: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Stored:
     """What one codec makes of pooled states: payloads and what they decode to. MB/s are of float32."""
 
@@ -76,23 +65,6 @@ class Stored:
     decoded: list[Float32]
     encode_mb_s: float
     decode_mb_s: float
-
-
-def find_candidates(folder: Path, task: BeirTask, k: int) -> Collection:
-    """The fused first stage's `k` best passages for each query, over the whole corpus."""
-    passages = [line.passage for line in read_corpus(folder) if isinstance(line, CorpusLine)]
-    texts = [passage.text for passage in passages]
-    embedder = load_embedder("static", query_prompt="", passage_prompt="")
-    with tempfile.TemporaryDirectory() as temporary:
-        vectors = [(np.arange(len(texts)), embedder.embed_passages(texts))]
-        dense = DenseIndex.build(vectors, embedder.dimension, Path(temporary))
-        stage = FirstStage(dense, BM25Index.build(enumerate(texts), Path(temporary)), embedder)
-        found = [one.ordinals.tolist() for one in stage.search_many(list(task.queries.values()), k, "fused")]
-    needed = sorted({ordinal for ordinals in found for ordinal in ordinals})
-    places = {ordinal: place for place, ordinal in enumerate(needed)}
-    candidates = [[places[ordinal] for ordinal in ordinals] for ordinals in found]
-    questions = Questions(list(task.queries.values()), candidates, [texts[ordinal] for ordinal in needed])
-    return Collection(task, questions, [passages[ordinal].doc_id for ordinal in needed])
 
 
 def store(codec: Codec, states: list[Float32]) -> Stored:
@@ -279,12 +251,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or that of the error."""
-    try:
-        run(parse_arguments(arguments))
-    except KalmCacheError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return exc.exit_code
-    return 0
+    return exit_code(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

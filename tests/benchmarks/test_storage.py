@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.codec import Questions
+from benchmarks.candidates import Questions
 from benchmarks.storage import __main__ as storage
 from benchmarks.storage.report import groups_of, markdown_report
 from kalm_cache.codec import get_codec

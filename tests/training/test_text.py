@@ -14,12 +14,10 @@ import pytest
 from training import collect_text
 from training.text.code import function_items
 from training.text.collection import RUN, excluded, select
-from training.text.dictionaries import dictd_items, dictd_number, wordnet_senses
-from training.text.documentation import page_items
-from training.text.encyclopaedic import article_items
+from training.text.documents import article_items, page_items
+from training.text.entries import dictd_items, dictd_number, wordnet_senses
 from training.text.fetch import Package, Source
-from training.text.passage import Item, chunks, clean, is_prose, words
-from training.text.sections import section_query
+from training.text.passage import Item, chunks, clean, is_prose, section_query, words
 from training.text.sources import SOURCES, read_table, table_row, write_table
 
 PROSE = (

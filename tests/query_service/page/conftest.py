@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from benchmarks.browser import find_chromium, open_chromium
+from benchmarks.screenshot import find_chromium, open_chromium
 from kalm_cache.settings import load_settings
 from tests.indexes import build
 from tests.query_service.conftest import serving

@@ -1,19 +1,27 @@
-"""The same queries without a service: bare decoding of their pairs, and whole searches, one after the other."""
+"""What the service is compared with: the same queries without a service, and behind a plain handler.
+
+Without a service: bare decoding of their pairs, and whole searches, one after the other. The plain FastAPI handler does
+one request at a time; `python -m benchmarks.serve.baselines INDEX [DTYPE]` serves it.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from fastapi import FastAPI
+from pydantic import BaseModel
 from torch import Tensor
 
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH
+from query_service.server import address_of, bind, serve
 
 _T = TypeVar("_T")
 
@@ -68,3 +76,35 @@ class Offline:
             function(items[self._turn % len(items)])
             self._turn, done = self._turn + 1, done + 1
         return 1000 * (time.perf_counter() - started) / done
+
+
+class Request(BaseModel):
+    """The part of a search that the benchmark uses."""
+
+    query: str
+    k: int
+    top_n: int
+
+
+def create_app(index: PassageIndex) -> FastAPI:
+    """One route; it computes on the event loop, and so for one client at a time."""
+    app = FastAPI()
+
+    @app.post("/search")
+    async def search(request: Request) -> dict[str, Any]:
+        answer = index.search(request.query, k=request.k, top_n=request.top_n)
+        return {"results": [{"doc_id": one.doc_id, "margin": one.margin, "text": one.text} for one in answer.results]}
+
+    return app
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    dtype = sys.argv[2] if len(sys.argv) > 2 else None
+    with PassageIndex.open(Path(sys.argv[1]), device="cpu", dtype=dtype) as index, bind("127.0.0.1", 0) as listener:
+        print(address_of(listener), file=sys.stderr, flush=True)
+        serve(create_app(index), listener)
+
+
+if __name__ == "__main__":
+    main()
