@@ -15,7 +15,7 @@ EXACT_COLUMNS = 1024  # 127² · 1024 < 2^24: every partial sum of so many produ
 
 def multiply_int8(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """x · weightᵀ without rounding: x (R, D) int8, weight (O, D) int8 -> (R, O) int32, in `out` where it is given."""
-    if has_int8_products():
+    if x.is_cuda or has_int8_products():
         return torch._int_mm(x, weight.t()) if out is None else torch._int_mm(x, weight.t(), out=out)
     out = x.new_empty(len(x), len(weight), dtype=torch.int32) if out is None else out
     out.zero_()
@@ -26,7 +26,7 @@ def multiply_int8(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tenso
 
 @functools.cache
 def has_int8_products() -> bool:
-    """Whether `torch._int_mm` is fast and exact here.
+    """Whether `torch._int_mm` is fast and exact on this CPU.
 
     torch multiplies int8 by oneDNN where the processor has AVX-512 VNNI (pytorch pull request 136942). Elsewhere a
     plain loop does it, some fifty times slower than float32. oneDNN that may not use VNNI (`ONEDNN_MAX_CPU_ISA`) adds
