@@ -156,7 +156,7 @@ def _measure(
     candidates: ScoredRun,
     sensitivity: NDArray[np.float64] | None,
     workspace: Path | None,
-    on_query: Callable[[], object],
+    on_query: Callable[[], None],
 ) -> System:
     with open_point(index, point, distinct_ids(candidates.values()), sensitivity, workspace) as opened:
         return rerank(index.query_side, opened, point.name, prompts, candidates, on_query)
