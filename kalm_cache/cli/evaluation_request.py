@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kalm_cache.cli.evaluation_options import CollectionOptions, PlanOptions
     from kalm_cache.evaluation.collections.collection import Collection
     from kalm_cache.evaluation.config import CollectionConfig, EvalConfig
-    from kalm_cache.evaluation.study import Plan
+    from kalm_cache.evaluation.plan import Plan
     from kalm_cache.first_stage import Mode
     from kalm_cache.settings import Settings
 
@@ -113,8 +113,8 @@ def _sources(given: CollectionOptions, file: EvalConfig | None) -> list[Collecti
 
 def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every_first_stage: bool) -> Plan:
     """What is measured: by the flags, or else by the file, or else by the settings."""
+    from kalm_cache.evaluation.plan import Plan
     from kalm_cache.evaluation.points import Point
-    from kalm_cache.evaluation.study import Plan
 
     chunk_sizes = _chunk_sizes(given.chunk_size) or (file.chunk_sizes if file else None) or [settings.chunk_size]
     codecs: Sequence[str | None] = (

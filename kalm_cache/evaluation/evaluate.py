@@ -1,4 +1,7 @@
-"""An index and judged queries → how good its first stage and its reranked answers are."""
+"""An index and judged queries → how good its first stage and its reranked answers are.
+
+A passage with the query's own id stays in the answer (BEIR's script drops it, for the sake of ArguAna and Quora).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from kalm_cache.evaluation.collections.beir import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.plan import Plan, sample_queries
 from kalm_cache.evaluation.points import Point
 from kalm_cache.evaluation.reports.report import EvaluationReport, reports_of
 from kalm_cache.evaluation.reports.results import measured, per_query_of
-from kalm_cache.evaluation.study import Plan, sample_queries, study
+from kalm_cache.evaluation.study import study
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
@@ -35,8 +39,6 @@ def evaluate(
 ) -> list[EvaluationReport]:
     """Answer the task's queries and measure the answers: one report for each chunk size, over the same candidates.
 
-    A passage with the query's own id stays in the answer (BEIR's script drops it, for the sake of ArguAna and Quora).
-
     Args:
         index: holds the task's corpus.
         task: queries and judgments.
@@ -45,16 +47,14 @@ def evaluate(
         chunk_sizes: pooling ratios: the stored one or multiples of it; `None` = the index's default alone.
         first_stage_weights: every chunk size is also reported with the first stage interpolated, at each weight.
         max_queries: ask a sample of so many queries, the same in every run; `None` = all.
-        instruction: what the queries ask for.
-        system_instruction: the prompt's first line.
+        instruction, system_instruction: what the queries ask for; the prompt's first line.
         on_progress: called after every reranked query with the number done, and that of all, over all chunk sizes.
 
     Raises:
         UsageError: an option does not fit, or the index holds none of the relevant passages.
     """
-    chunk_sizes = [index.chunk_size] if chunk_sizes is None else list(chunk_sizes)
     plan = Plan(
-        points=tuple(Point(chunk_size) for chunk_size in chunk_sizes),
+        points=tuple(Point(size) for size in ([index.chunk_size] if chunk_sizes is None else chunk_sizes)),
         k=k,
         first_stage=first_stage,
         first_stage_weights=tuple(first_stage_weights),

@@ -39,7 +39,7 @@ class Cost:
     Milliseconds are medians over the queries, asked one after the other: `search_ms` of a first stage; `read_ms` of
     finding and decoding the candidates' states, `decode_ms` of the reranker's decoder over them. `bytes_per_passage` is
     that of the states' file. A first stage's own files do not count. `seconds` are of all queries together.
-    `first_stage_weight` is the first stage's in a blended order.
+    `first_stage_weight` is the first stage's in an interpolated order.
     """
 
     chunk_size: int | None = None
@@ -59,7 +59,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way to rank. A reranker's scores are margins, a bi-encoder's cosines; a blended one's see `interpolate`."""
+    """One way to rank. Scores are a reranker's margins, a bi-encoder's cosines, or what `interpolate` makes of them."""
 
     name: str
     kind: Kind

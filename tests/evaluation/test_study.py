@@ -13,12 +13,13 @@ from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection
 from kalm_cache.evaluation.collections.trec import Scored, ids_of
+from kalm_cache.evaluation.plan import Plan, settings_key
 from kalm_cache.evaluation.points import Point, open_point, states_bytes_per_passage
 from kalm_cache.evaluation.reports.markdown import markdown_report
 from kalm_cache.evaluation.reports.report import reports_of
 from kalm_cache.evaluation.reports.results import measured, per_query_of, result_of
 from kalm_cache.evaluation.run_folder import RunFolder
-from kalm_cache.evaluation.study import Plan, Study, finished_study, settings_key, study
+from kalm_cache.evaluation.study import Study, finished_study, study
 from kalm_cache.evaluation.systems import bi_encode, search, search_dense
 from kalm_cache.index.passage_index import PassageIndex
 
@@ -102,7 +103,7 @@ def test_a_run_folder_of_other_settings_is_refused_with_both_sides(tmp_path: Pat
         RunFolder(tmp_path, {"k": 50})
 
 
-def test_a_point_is_blended_with_the_first_stage_at_every_weight_as_a_search_is(
+def test_a_point_is_interpolated_with_the_first_stage_at_every_weight_as_a_search_is(
     index: PassageIndex, collection: Collection, tmp_path: Path
 ) -> None:
     plan = Plan((Point(2, "fp16"),), k=10)

@@ -111,9 +111,9 @@ def _study(request: Request, indexes: EvaluationIndexes, collection: Collection,
 
 
 def _run_folder(request: Request, collection: Collection, run: Path | None, out: Path) -> RunFolder:
+    from kalm_cache.evaluation.plan import settings_key
     from kalm_cache.evaluation.reports.output import RUNS
     from kalm_cache.evaluation.run_folder import RunFolder
-    from kalm_cache.evaluation.study import settings_key
     from kalm_cache.storage.durable import file_digest
 
     names = ("model", "dtype", "codec", "max_length", "query_max_length", "embedder", "bm25")

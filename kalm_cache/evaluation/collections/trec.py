@@ -83,10 +83,11 @@ def read_run(path: Path, queries: Collection[str], is_passage: Callable[[str], b
     if not found:
         example = f", as {min(others)!r}" if others else ""
         raise CorpusError(f"{path}: holds no line of the {len(queries)} queries, only of others{example}")
-    return {
-        query_id: [Scored(doc_id, score) for doc_id, score in sorted(scores.items(), key=lambda one: -one[1])]
-        for query_id, scores in found.items()
-    }
+    return {query_id: _by_falling_score(scores) for query_id, scores in found.items()}
+
+
+def _by_falling_score(scores: Mapping[str, float]) -> list[Scored]:
+    return [Scored(doc_id, score) for doc_id, score in sorted(scores.items(), key=lambda one: -one[1])]
 
 
 def _columns(line: str) -> tuple[str, str, float]:

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kalm_cache.evaluation.collections.trec import ids_of
+from kalm_cache.evaluation.index_facts import Facts
 from kalm_cache.evaluation.measures.calibration import Calibration, MarginShift, calibrate, margin_shift
 from kalm_cache.evaluation.measures.metrics import MEASURES, measure_queries
 from kalm_cache.evaluation.measures.significance import Comparison, compare
-from kalm_cache.evaluation.study import Facts, Study
+from kalm_cache.evaluation.study import Study
 from kalm_cache.evaluation.systems import Cost, System
 
 COMPARED_MEASURE = "ndcg@10"

@@ -20,7 +20,7 @@ from kalm_cache.evaluation.collections.mteb_task import collections_of, find_tas
 from kalm_cache.evaluation.config import load_eval_config
 from kalm_cache.evaluation.measures.metrics import measure
 from kalm_cache.evaluation.mteb_reranker import MTEBReranker
-from kalm_cache.evaluation.study import Plan
+from kalm_cache.evaluation.plan import Plan
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.passage import Passage
 
