@@ -28,7 +28,7 @@ lint: install  ## style, types and which room may import which
 	$(BIN)/lint-imports
 
 test: lint  ## everything that a change must pass
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=25
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
