@@ -23,16 +23,16 @@ FEW_DIRECTIONS = np.random.default_rng(5).normal(size=(12, 64)).astype(np.float3
 
 
 @pytest.fixture(scope="module")
-def minding_folder(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sensitive_folder(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model with a sensitivity beside its weights."""
-    folder = Path(shutil.copytree(mini_folder, tmp_path_factory.mktemp("minding") / "model"))
+    folder = Path(shutil.copytree(mini_folder, tmp_path_factory.mktemp("sensitive") / "model"))
     save_file({TENSOR: FEW_DIRECTIONS.T @ FEW_DIRECTIONS}, folder / SENSITIVITY_FILE)
     return folder
 
 
 @pytest.fixture(scope="module")
-def settings_by_codec(minding_folder: Path, embedder_folder: Path) -> dict[str, Settings]:
-    return {codec: settings_for(minding_folder, embedder_folder, codec=codec) for codec in ("fp32", "int4")}
+def settings_by_codec(sensitive_folder: Path, embedder_folder: Path) -> dict[str, Settings]:
+    return {codec: settings_for(sensitive_folder, embedder_folder, codec=codec) for codec in ("fp32", "int4")}
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def encoded(exact: Path, codec: Codec) -> dict[str, bytes]:
 
 
 def test_indexing_adding_and_recoding_round_by_the_sensitivity(
-    exact: Path, minding_folder: Path, settings_by_codec: dict[str, Settings], tmp_path: Path
+    exact: Path, sensitive_folder: Path, settings_by_codec: dict[str, Settings], tmp_path: Path
 ):
     settings = settings_by_codec["int4"]
     encoders, expected = (
         load_encoders(settings),
-        encoded(exact, get_codec("int4", load_sensitivity(minding_folder / SENSITIVITY_FILE))),
+        encoded(exact, get_codec("int4", load_sensitivity(sensitive_folder / SENSITIVITY_FILE))),
     )
     assert expected != encoded(exact, get_codec("int4"))
     build(tmp_path / "built", settings, TEXTS, encoders=encoders)
@@ -78,14 +78,14 @@ def test_a_checkpoint_without_a_sensitivity_rounds_to_nearest(
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "fp16", "int8"])
-def test_codecs_of_eight_bits_and_more_are_the_plain_ones(minding_folder: Path, embedder_folder: Path, codec: str):
-    assert load_encoders(settings_for(minding_folder, embedder_folder, codec=codec)).codec is get_codec(codec)
+def test_codecs_of_eight_bits_and_more_are_the_plain_ones(sensitive_folder: Path, embedder_folder: Path, codec: str):
+    assert load_encoders(settings_for(sensitive_folder, embedder_folder, codec=codec)).codec is get_codec(codec)
 
 
 def test_a_sensitivity_of_another_width_is_refused_before_anything_is_encoded(
-    minding_folder: Path, embedder_folder: Path, tmp_path: Path
+    sensitive_folder: Path, embedder_folder: Path, tmp_path: Path
 ):
-    folder = Path(shutil.copytree(minding_folder, tmp_path / "model"))
+    folder = Path(shutil.copytree(sensitive_folder, tmp_path / "model"))
     save_file({TENSOR: np.eye(44, dtype=np.float32)}, folder / SENSITIVITY_FILE)
     with pytest.raises(CheckpointError, match=f"{SENSITIVITY_FILE}: is of states 44 wide, the model's are 64"):
         load_encoders(settings_for(folder, embedder_folder, codec="int4"))
