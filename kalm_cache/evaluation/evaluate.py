@@ -47,7 +47,8 @@ def evaluate(
         chunk_sizes: pooling ratios: the stored one or multiples of it; `None` = the index's default alone.
         first_stage_weights: every chunk size is also reported with the first stage interpolated, at each weight.
         max_queries: ask a sample of so many queries, the same in every run; `None` = all.
-        instruction, system_instruction: what the queries ask for; the prompt's first line.
+        instruction: what the queries ask for.
+        system_instruction: the prompt's first line.
         on_progress: called after every reranked query with the number done, and that of all, over all chunk sizes.
 
     Raises:
