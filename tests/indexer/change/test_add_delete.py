@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -23,19 +22,6 @@ from tests.indexes import TEXTS, build, settings_for
 
 EDITED = {"d1": "gravity attracts the ferry", "d7": "bees carry Beijing to the hive"}
 NEW = {"n1": "a new passage about the rarewordx", "n2": "the last ferry of the morning"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "index"
-    build(folder, settings, TEXTS, encoders=encoders)
-    return folder
-
-
-@pytest.fixture
-def index(base: Path, tmp_path: Path) -> Path:
-    """An index of one's own, to be changed."""
-    return Path(shutil.copytree(base, tmp_path / "index"))
 
 
 def test_added_and_replaced_passages_are_there_at_once_and_nothing_else_changes(

@@ -29,18 +29,6 @@ from tests.indexes import TEXTS, build, lines_of, make_embedder, settings_for
 CHANGED = {one: text for one, text in TEXTS.items() if one not in ("d2", "d3")} | {"d4": "edited", "n": "a new one"}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "index"
-    build(folder, settings, TEXTS, encoders=encoders)
-    return folder
-
-
-@pytest.fixture
-def index(base: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(base, tmp_path / "index"))
-
-
 def test_unchanged_passages_are_copied_changed_ones_encoded_missing_ones_dropped(
     index: Path, settings: Settings, encoders: Encoders
 ):
