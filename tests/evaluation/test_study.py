@@ -150,6 +150,7 @@ def test_an_embedder_ranks_all_passages_or_the_same_candidates(
 ) -> None:
     everything = search_dense(index, task, 40, str(embedder_folder), "dense x").run
     own = search(index, task, 40, "dense").run
+    assert (len(everything), {len(ranked) for ranked in everything.values()}) == (len(own), {len(index)})
     for query_id, ranked in everything.items():
         assert [one.score for one in ranked] == pytest.approx([one.score for one in own[query_id]], abs=1e-5)
     candidates = {query_id: ranked[::-1] for query_id, ranked in everything.items()}
