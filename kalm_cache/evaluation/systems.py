@@ -27,7 +27,7 @@ from kalm_cache.scoring.ranking import best_first, interpolate
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
 
-Kind = Literal["first stage", "bi-encoder", "reranker", "blended"]
+Kind = Literal["first stage", "bi-encoder", "reranker", "interpolated"]
 TEXTS_TOGETHER = 1024  # passages embedded together
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def interpolate_run(point: System, candidates: ScoredRun, weight: float) -> Syst
         found = [one.doc_id for one in ranked if one.doc_id in margins]  # in the candidates' order, as a search has it
         values = interpolate([margins[i] for i in found], [of_id[i] for i in found], weight)
         run[query_id] = [Scored(found[i], values[i]) for i in best_first(values, None)]
-    return System(f"{point.name} w={weight:g}", "blended", run, replace(point.cost, first_stage_weight=weight))
+    return System(f"{point.name} w={weight:g}", "interpolated", run, replace(point.cost, first_stage_weight=weight))
 
 
 def distinct_ids(rankings: Iterable[Sequence[Scored]]) -> list[str]:

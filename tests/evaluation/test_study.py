@@ -113,7 +113,7 @@ def test_a_point_is_interpolated_with_the_first_stage_at_every_weight_as_a_searc
     weighed = replace(plan, first_stage_weights=(0.5, 3.0))
     again = finished_study(collection, weighed, RunFolder(tmp_path, key))
     assert again is not None
-    half, three = again.of_kind("blended")
+    half, three = again.of_kind("interpolated")
     assert (half.name, three.cost.first_stage_weight, three.cost.chunk_size) == ("fp16 r=2 w=0.5", 3.0, 2)
     for query_id, query in list(collection.task.queries.items())[:4]:
         expected = index.search(query, k=10, top_n=None, chunk_size=2, first_stage_weight=3.0).results
