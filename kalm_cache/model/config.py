@@ -25,13 +25,13 @@ class StackConfig:
     """One encoder or decoder stack. Field names follow transformers' `T5Gemma2TextConfig`, where they have one."""
 
     vocab_size: int
-    hidden_size: int
-    intermediate_size: int
+    hidden_size: int  # D
+    intermediate_size: int  # I
     layer_types: tuple[str, ...]
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    query_pre_attn_scalar: float
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K
+    head_dim: int  # E; H · E need not be D
+    query_pre_attn_scalar: float  # scores are divided by its square root, not by that of E
     sliding_window: int
     rms_norm_eps: float
     rope: Mapping[str, RopeConfig]
@@ -74,6 +74,7 @@ def _parse_stack(raw: Mapping[str, Any], eoi_token_index: int) -> StackConfig:
         raise CheckpointError(f"config.json: hidden_activation {raw['hidden_activation']!r} is not supported")
     if raw.get("attention_bias"):
         raise CheckpointError("config.json: attention_bias=true is not supported")
+    # fields that a config.json leaves out have transformers' defaults
     return StackConfig(
         vocab_size=int(raw["vocab_size"]),
         hidden_size=int(raw["hidden_size"]),

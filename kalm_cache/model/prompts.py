@@ -24,6 +24,7 @@ PROMPT_TEMPLATE = (
     "<start_of_turn>model\n\n\n\n"
 )
 
+# queries that begin with a letter, a digit, a sign, …: each may merge with the token before it in a way of its own
 _PROBES = ("a", "1", "?", "The", "é", "\n", "日")
 
 
@@ -70,6 +71,7 @@ class PromptTokenizer:
     def prompt(self, prompt: Prompt, query_max_length: int) -> PromptTokens:
         """Tokens of the whole prompt. The query alone is cut to `query_max_length` tokens and decoded back first."""
         cut = _cut(self._encode(prompt.query), query_max_length)
+        # as the reference does; tokenised again in the prompt, its first token may merge with the text before it
         query = self.tokenizer.decode(cut.ids, skip_special_tokens=False)
         text = PROMPT_TEMPLATE.format(system=prompt.system, instruction=prompt.instruction, query=query)
         return PromptTokens(self._encode(text), cut.truncated, prompt)
@@ -81,7 +83,7 @@ class PromptTokenizer:
         letters can merge with the token before them), so each prompt must be compared with it before it is used.
         """
         probes = [self.prompt(replace(prompt, query=query), len(query) + 1).ids for query in _PROBES]
-        common = zip(*probes, strict=False)
+        common = zip(*probes, strict=False)  # the i-th token of every probe, up to the shortest one's end
         return tuple(ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, common))
 
     def answer_ids(self) -> tuple[int, int]:

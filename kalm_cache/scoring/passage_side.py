@@ -1,6 +1,6 @@
 """The passage side, offline: text -> tokens -> states -> pooled. Knows nothing of queries or of the store.
 
-Legend: B batch, S passage tokens, D state width, P pooled states.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ class PassageSide:
         They are in the run's dtype (float32 in an int8 run).
         """
         lengths = [len(tokens.ids) for tokens in batch]
-        ids = torch.tensor([token for tokens in batch for token in tokens.ids])
+        ids = torch.tensor([token for tokens in batch for token in tokens.ids])  # (R,)
+        # (R,) -> (R, D) -> (P, D) for each passage
         return mean_pool(self.encoder(ids, lengths), lengths, self.chunk_size)
 
     def encode_documents(self, documents: Sequence[str], batch_size: int) -> list[PooledPassage]:
         """Documents of a request, `batch_size` at a time, sorted by length so that a batch holds little padding."""
         tokens = self.tokenize(documents)
+        # products run over real tokens alone; attention's buffers are padded to the longest passage of a batch
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
         states: dict[int, Tensor] = {}
         for start in range(0, len(order), batch_size):
