@@ -1,4 +1,4 @@
-"""A generation of its parent's segments and a new one, or more tombstones, published. Under the build lock only."""
+"""Publish a generation that links its parent's segments and adds one segment, or tombstones. The caller holds the lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One collection, asked in every way that a plan names: first stages, bi-encoders, and the reranker at each point.
+"""Run every system of a plan on one collection: first stages, bi-encoders, the reranker at each codec and chunk size.
 
 Every system but the first stages ranks the same candidates, found once. With a run folder, systems that an earlier run
 has finished are taken from there.

@@ -1,4 +1,4 @@
-"""Term occurrences → BM25 scores, sorted by term, on disk. Knows nothing of words: terms are integers.
+"""Term occurrences → BM25 scores, sorted by term, on disk; `bm25_index.py` adds a query's up. Terms are integers.
 
 The layout is a compressed sparse column matrix with a column for each term: `indptr` (v + 1,) int64, `indices` int32
 (documents) and `data` float32 (scores). Two more arrays hold the counts behind the scores, so that another index can

@@ -1,4 +1,4 @@
-"""Compile a C++ file for this very processor, once, and load it. Knows nothing of what the file computes.
+"""Compile native.cpp (attention and the other kernels) for this very processor, once, and load it.
 
 The environment variable `KALM_CACHE_KERNEL_MARCH` names another instruction set (`x86-64-v3`, say), as the compiler's
 `-march` takes it. The file's name in the cache holds a digest of it.

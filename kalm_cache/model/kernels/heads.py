@@ -1,4 +1,4 @@
-"""Where the heads of a product go, and how they are rotated.
+"""The layout of heads: how a product's columns split into heads, where each is written, and its rotation (RoPE).
 
 Letters in shapes: `kalm_cache.model`.
 """

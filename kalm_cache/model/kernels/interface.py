@@ -1,4 +1,4 @@
-"""What kernels compute, whichever way.
+"""`Kernels`: the interface that native.py and torch_kernels.py implement.
 
 Letters in shapes: `kalm_cache.model`.
 """

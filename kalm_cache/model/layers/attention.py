@@ -1,4 +1,4 @@
-"""The heads of a batch, in buffers that attention reads, and back to rows.
+"""The heads of a batch, in buffers that attention reads, and back to rows; attention itself is in `kernels`.
 
 Letters in shapes: `kalm_cache.model`.
 """
