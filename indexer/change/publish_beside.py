@@ -1,4 +1,4 @@
-"""Publish a generation that links its parent's segments and adds one segment, or tombstones. The caller holds the lock."""
+"""Publish a generation that links its parent's segments and adds one segment, or tombstones; the lock is held."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Stored passages that a generation no longer shows: deleted ones, and older texts of replaced ones. `kalm-cache delete`
-and `add` write them (`indexer/change`).
+"""Stored passages that a generation no longer shows: deleted ones, and older texts of replaced ones. Written by
+`delete` and `add` (`indexer/change`).
 
 Their bytes stay in the generation's segments, which never change, until a new base is written without them. One file:
 

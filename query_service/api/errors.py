@@ -1,4 +1,4 @@
-"""Every failure -> one JSON body, `{"error": {"type", "message"}}`, and its HTTP code (429, 504, …). Knows nothing of endpoints."""
+"""Every failure -> one JSON body, `{"error": {"type", "message"}}`, and its HTTP code. A deadline: 504, busy: 429."""
 
 from __future__ import annotations
 
