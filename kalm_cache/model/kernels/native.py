@@ -16,7 +16,14 @@ from kalm_cache.model.kernels.heads import Heads, Rope
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_KINDS = ("f32", "bf16", "i8", "i8_f32")
 PREFIX_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
+SYMBOLS = (  # what native.cpp exports
+    "quantize",
+    *(f"{name}_{kind}" for name in ("norm", "add_norm", "gated_gelu", "split_heads") for kind in _KINDS),
+    *(f"softmax_{kind}" for kind in SUFFIXES.values()),
+    *(f"load_kv_{source}_{stream}" for source in PREFIX_SUFFIXES.values() for stream in SUFFIXES.values()),
+)
 SCORE_BYTES = 4 << 20  # attention scores of a few sequences at a time: they stay in the cache
 
 
