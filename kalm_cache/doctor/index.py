@@ -37,7 +37,7 @@ def check_model(settings: Settings, index: Path | None) -> Report:
     try:
         checkpoint = open_checkpoint(name, local_files_only=True)
         dtypes = sorted(_stored_dtypes(checkpoint))
-        load_prompt_tokenizer(checkpoint.folder).answer_ids()
+        load_prompt_tokenizer(checkpoint.folder, checkpoint.config.decoder.vocab_size)
     except CheckpointError as exc:
         return Report(str(exc), [_way_to_model(name)])
     found = f"{name} in {checkpoint.folder}, {len(checkpoint.files):,} tensors in {', '.join(dtypes)}"

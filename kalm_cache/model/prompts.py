@@ -94,11 +94,15 @@ class PromptTokenizer:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def load_prompt_tokenizer(folder: Path) -> PromptTokenizer:
+def load_prompt_tokenizer(folder: Path, vocab_size: int | None = None) -> PromptTokenizer:
     """Load `tokenizer.json` of a checkpoint folder; without one, let transformers build it from what is there.
 
+    Args:
+        folder: the checkpoint's.
+        vocab_size: how many rows its embedding table has; `None` = not known.
+
     Raises:
-        CheckpointError: no tokenizer in the folder, or one that cannot be read.
+        CheckpointError: no tokenizer in the folder, or one that cannot be read, or that gives ids outside of the table.
     """
     try:
         if (folder / "tokenizer.json").is_file():
@@ -106,12 +110,19 @@ def load_prompt_tokenizer(folder: Path) -> PromptTokenizer:
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        loaded = PromptTokenizer(tokenizer)
+        answers, highest = loaded.answer_ids(), max(tokenizer.get_vocab().values())
     except Exception as exc:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {exc}") from exc
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return PromptTokenizer(tokenizer)
+        reason = " ".join(str(exc).split())[:300]
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {reason}") from exc
+    if vocab_size is not None and max(*answers, highest) >= vocab_size:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json gives ids up to {highest}, the embedding table has {vocab_size} rows"
+        )
+    return loaded
 
 
 def _cut(ids: list[int], limit: int) -> Tokens:

@@ -55,7 +55,8 @@ def load_decoder(
     config = checkpoint.config.decoder
     # A tensor that is there counts; one that is not is tied to the encoder's. transformers 5 reads files this way too.
     head = checkpoint.find("lm_head.out_proj.weight", "lm_head.weight")
-    table = checkpoint.tensor(head or _embedding_name(checkpoint, "weight", (*ENCODER_PREFIXES, DECODER_PREFIX)))
+    name = head or _embedding_name(checkpoint, "weight", (*ENCODER_PREFIXES, DECODER_PREFIX))
+    table = _shaped(checkpoint, name, (config.vocab_size, config.hidden_size))
     # rounded to the run's dtype as the reference's head is, then float32: the margin is computed in it
     answer_rows = table[list(answer_ids)].to(device, stream_dtype(dtype)).float()  # (2, D)
     embedding = _embedding(checkpoint, config, dtype, (DECODER_PREFIX, *ENCODER_PREFIXES))
@@ -146,13 +147,17 @@ class _Weights:
         return Linear(fused)
 
     def _read(self, name: str) -> Tensor:
-        tensor = self._checkpoint.tensor(self._prefix + name)
-        if tuple(tensor.shape) != self._shapes[name]:
-            raise CheckpointError(
-                f"{self._checkpoint.folder}: weights do not fit config.json: {name} is {tuple(tensor.shape)}, "
-                f"expected {self._shapes[name]}"
-            )
-        return tensor
+        return _shaped(self._checkpoint, self._prefix + name, self._shapes[name])
+
+
+def _shaped(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor that has the shape which the configuration gives it."""
+    tensor = checkpoint.tensor(name)
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"{checkpoint.folder}: weights do not fit config.json: {name} is {tuple(tensor.shape)}, expected {shape}"
+        )
+    return tensor
 
 
 def _shapes(config: StackConfig) -> dict[str, tuple[int, ...]]:
@@ -197,6 +202,10 @@ def _embedding(
     checkpoint: Checkpoint, config: StackConfig, dtype: torch.dtype, prefixes: tuple[str, ...]
 ) -> TokenEmbedding:
     table, eoi = (
-        checkpoint.tensor(_embedding_name(checkpoint, part, prefixes)) for part in ("weight", "eoi_embedding")
+        _shaped(checkpoint, _embedding_name(checkpoint, part, prefixes), shape)
+        for part, shape in (
+            ("weight", (config.vocab_size, config.hidden_size)),
+            ("eoi_embedding", (config.hidden_size,)),
+        )
     )
     return TokenEmbedding(table, eoi, config.eoi_token_index, stream_dtype(dtype))

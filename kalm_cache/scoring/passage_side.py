@@ -75,6 +75,6 @@ def load_passage_side(
         chunk_size: pooling ratio.
         tokenizer: the checkpoint's, where it is loaded already (Gemma's takes 290 MiB); `None` = load it.
     """
-    tokenizer = tokenizer or load_prompt_tokenizer(checkpoint.folder)
+    tokenizer = tokenizer or load_prompt_tokenizer(checkpoint.folder, checkpoint.config.encoder.vocab_size)
     encoder = load_encoder(checkpoint, device, dtype)
     return PassageSide(tokenizer, encoder, device, dtype, max_length, chunk_size)

@@ -130,7 +130,7 @@ def load_query_side(
     checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, query_max_length: int
 ) -> QuerySide:
     """Load the decoder half of a checkpoint. Raises `CheckpointError` when something is missing."""
-    tokenizer = load_prompt_tokenizer(checkpoint.folder)
+    tokenizer = load_prompt_tokenizer(checkpoint.folder, checkpoint.config.decoder.vocab_size)
     decoder = load_decoder(checkpoint, tokenizer.answer_ids(), device, dtype)
     return QuerySide(tokenizer, decoder, device, dtype, query_max_length)
 

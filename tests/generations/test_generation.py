@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,10 +137,29 @@ def test_an_empty_folder_has_no_index_and_says_how_to_make_one(tmp_path: Path):
         open_current(tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["000009", "", "../elsewhere"])
-def test_a_current_that_names_no_generation_is_not_found(tmp_path: Path, name: str):
+@pytest.mark.parametrize("name", ["", "../elsewhere", "/etc", "..", "00000\u0661", "-1", "9" * 900])
+def test_a_current_that_is_no_name_of_a_generation_is_refused(tmp_path: Path, name: str):
     publish_next(tmp_path)
-    write_current(tmp_path, name)
+    line = name.encode()
+    (tmp_path / "CURRENT").write_bytes(line + f" crc32:{zlib.crc32(line):08x}\n".encode())
+    for use in (open_current, open_and_share):
+        with pytest.raises(StoreError, match=r"CURRENT: .* --to 000001 "):
+            use(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["large", "a pipe"])
+def test_a_current_that_is_no_small_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str):
+    publish_next(tmp_path)
+    path = tmp_path / "CURRENT"
+    path.unlink()
+    {"large": lambda: path.write_bytes(bytes(2000)), "a pipe": lambda: os.mkfifo(path)}[kind]()
+    with pytest.raises(StoreError, match=r"CURRENT: it (has 2000 bytes|is no regular file)"):
+        open_current(tmp_path)
+
+
+def test_a_current_that_names_no_generation_is_not_found(tmp_path: Path):
+    publish_next(tmp_path)
+    write_current(tmp_path, "000009")
     with pytest.raises(IndexNotFoundError, match=r"CURRENT names a generation without a manifest\.json"):
         open_current(tmp_path)
 
@@ -268,7 +289,7 @@ def test_going_back_is_not_taken_for_half_a_publication(tmp_path: Path):
 def test_the_parts_of_a_generation_are_its_shards_with_their_own_counts(tmp_path: Path):
     building, manifest = build(tmp_path)
     more = SegmentReceipt("00007", Counts(9, 9, 9, 9, 9), 5, 14)
-    published = publish(tmp_path, building, replace(manifest, segments=[*manifest.segments, more]))
+    published = publish(tmp_path, building, replace(manifest, segments=[*manifest.segments, more], next_ordinal=14))
     parts = list(open_current(tmp_path).parts())
     assert [(part.segment_name, part.manifest.counts.passages) for part in parts] == [("00000", 1), ("00007", 9)]
     assert [part.segment for part in parts] == [segment_folder(published.folder, name) for name in ("00000", "00007")]

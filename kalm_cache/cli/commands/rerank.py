@@ -141,6 +141,6 @@ def _chunk_size(value: str | None) -> int | None:
         return None
     if value.lower() == "none":
         return 1
-    if not value.isdigit() or int(value) < 1:
+    if not value.isdecimal() or int(value) < 1:
         raise UsageError(f"--chunk-size {value}: give a whole number from 1, or none")
     return int(value)

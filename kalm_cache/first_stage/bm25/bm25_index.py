@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +95,7 @@ class BM25Index:
             raise IndexMismatchError(f"{path} was built by an earlier version of kalm-cache; index the corpus again")
         try:
             return BM25Index(load(path, "r" if mmap else None))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, TokenError) as exc:  # all of np.load
+        except (OSError, ValueError) as exc:
             raise StoreError(f"{path} cannot be read; run kalm-cache verify: {exc}") from exc
 
     @staticmethod
@@ -151,13 +150,16 @@ class BM25Index:
         try:
             for i in known:
                 column = slice(files.indptr[i], files.indptr[i + 1])  # the postings of one term
-                np.add.at(scores, files.indices[column], files.data[column])  # a third of the time of scores[...] +=
+                rows, each = files.indices[column], files.data[column]
+                if len(rows) and (rows.min() < 0 or not np.isfinite(each).all()):
+                    raise ValueError("a posting names no document, or scores no number")
+                np.add.at(scores, rows, each)  # a third of the time of scores[...] +=
         except (IndexError, ValueError) as exc:
             raise StoreError(f"a BM25 index is damaged; run kalm-cache verify: {exc}") from exc
         if self._excluded is not None:
             scores[self._excluded] = 0
-        rows = _best_rows(scores, k)
-        return best_first(files.ordinals[rows], scores[rows], k)
+        best = _best_rows(scores, k)
+        return best_first(files.ordinals[best], scores[best], k)
 
 
 def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:

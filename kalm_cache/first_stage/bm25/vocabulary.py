@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm_cache.first_stage.bm25.rows import load_row
+
 BYTES_NAME = "terms.npy"
 ENDS_NAME = "term_ends.npy"
 
@@ -31,12 +33,13 @@ class Vocabulary:
 
     @staticmethod
     def open(folder: Path, mmap_mode: Literal["r"] | None) -> Vocabulary:
-        """Raises: OSError, EOFError or ValueError for files that are missing or damaged."""
-        # asarray: slices of numpy's memmap class are slow to make
-        text = np.asarray(np.load(folder / BYTES_NAME, mmap_mode=mmap_mode))
-        ends = np.asarray(np.load(folder / ENDS_NAME, mmap_mode=mmap_mode))
+        """Raises: OSError or ValueError for files that are missing or damaged."""
+        text = load_row(folder / BYTES_NAME, [np.uint8], mmap_mode)
+        ends = load_row(folder / ENDS_NAME, [np.int64], mmap_mode)
         if (int(ends[-1]) if len(ends) else 0) != len(text):
             raise ValueError(f"{ENDS_NAME} does not end where {BYTES_NAME} does")
+        if len(ends) and (ends[0] < 0 or (ends[1:] < ends[:-1]).any()):
+            raise ValueError(f"{ENDS_NAME} does not rise")
         return Vocabulary(text, ends)
 
     def __len__(self) -> int:

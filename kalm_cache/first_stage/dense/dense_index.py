@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
@@ -26,6 +27,7 @@ from kalm_cache.first_stage.dense.faiss_types import (
 from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, sample_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
 from kalm_cache.first_stage.ordinals import RowsOf
+from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json
 from kalm_cache.storage.durable import publish_file
 
 FILE_NAME = "dense.faiss"
@@ -40,10 +42,11 @@ class DenseInfo:
     """
 
     type: DenseType
-    passages: int
-    parameter: int = 0
-    recall_at_100: float = 1.0
-    queries: int = 0
+    passages: Count
+    parameter: Count = 0
+    recall_at_100: Annotated[float, Field(ge=0, le=1)] = 1.0
+    queries: Count = 0
+    __pydantic_config__ = STRICT
 
 
 class DenseIndex:
@@ -242,7 +245,7 @@ def _read_info(folder: Path, index: Any) -> DenseInfo:
     found = type(inner).__name__
     if not path.exists() and found == FAISS_CLASSES["flat"]:
         return DenseInfo("flat", int(index.ntotal))  # built before there were other types
-    info = DenseInfo(**json.loads(path.read_text(encoding="utf-8")))
+    info = checked_fields(DenseInfo, read_json(path))
     if (FAISS_CLASSES.get(info.type), info.passages) != (found, index.ntotal):
         raise ValueError(f"it is an {found} of {index.ntotal} vectors, {INFO_NAME} says {info.type}, {info.passages}")
     if info.type != "flat" and not 1 <= info.parameter <= index.ntotal + 2048:

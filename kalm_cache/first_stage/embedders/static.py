@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kalm_cache.errors import CheckpointError
 from kalm_cache.first_stage.embedders.digest import model_digest
 from kalm_cache.first_stage.embedders.vectors import l2_normalise
+from kalm_cache.foreign_files import read_json_object
 
 if TYPE_CHECKING:
     from model2vec import StaticModel
@@ -60,6 +61,20 @@ def is_static_folder(folder: Path) -> bool:
         raise CheckpointError(f"{folder / 'model.safetensors'} cannot be read: {exc}") from exc
 
 
+def _check_vectors(model: StaticModel) -> None:
+    """Raise `ValueError` where a token that the tokenizer gives has no vector, or vectors are no rows of numbers."""
+    vectors, tokens = model.embedding, max(model.tokenizer.get_vocab().values()) + 1
+    if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
+        raise ValueError(f"embeddings of shape {vectors.shape}: expected rows (tokens, width) of finite numbers")
+    rows = np.arange(len(vectors)) if model.token_mapping is None else model.token_mapping
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) < tokens or rows.min() < 0:
+        raise ValueError(f"embeddings for {len(rows)} tokens, the tokenizer gives {tokens}")
+    if rows.max() >= len(vectors):
+        raise ValueError(f"mapping leads to row {rows.max()} of {len(vectors)} embeddings")
+    if model.weights is not None and (model.weights.ndim != 1 or len(model.weights) < tokens):
+        raise ValueError(f"weights of shape {model.weights.shape}, the tokenizer gives {tokens} tokens")
+
+
 def load_static(folder: Path, *, query_prompt: str, passage_prompt: str) -> StaticEmbedder:
     """Load the model2vec model in `folder`.
 
@@ -69,7 +84,10 @@ def load_static(folder: Path, *, query_prompt: str, passage_prompt: str) -> Stat
     from model2vec import StaticModel
 
     try:
+        read_json_object(folder / "config.json")  # bounded; model2vec reads it as it is
         model = StaticModel.from_pretrained(folder)
+        _check_vectors(model)
+        model.encode(["a"], use_multiprocessing=False)  # a limit of tokens that cannot be
     except Exception as exc:  # model2vec and tokenizers raise many kinds, bare Exception among them
         raise CheckpointError(f"{folder} is not a model2vec model: {exc}") from exc
     files = [folder / name for name in MODEL_FILES]

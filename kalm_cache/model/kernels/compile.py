@@ -2,7 +2,7 @@
 
 The environment variable `KALM_CACHE_KERNEL_MARCH` names another instruction set (`x86-64-v3`, say), as the compiler's
 `-march` takes it. The file's name in the cache holds a digest of it, and one of its own content (library_folder.py).
-What the compiler made is tried in a process of its own (trial.py) before it is kept: a library that was cut, or made for
+What the compiler made is tried in a process of its own (trial.py) before it is kept: a library that was cut, or is for
 another processor, would end every process that loads it.
 """
 
@@ -115,7 +115,7 @@ def try_out(library: Path, symbols: tuple[str, ...]) -> None:
 
 
 def _run(command: Sequence[str], **environment: str) -> bytes:
-    """What a command prints. Raises `OSError`, and `NoKernelsError` with its last words when it fails or does not end."""
+    """What a command prints. Raises `OSError`, and `NoKernelsError` with its last words where it fails or goes on."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """The folder of compiled kernels: files that vouch for themselves, in a place where nobody else can put one.
 
-A file's name ends in the SHA-256 of its content, so that it is written in one step, and that one which was cut, or never
+A file's name ends in the SHA-256 of its content, so that it is written in one step, and one that was cut, or never
 reached the disk, is never loaded: a library that is not whole ends the process. Knows nothing of compilers.
 """
 
@@ -36,7 +36,7 @@ def own_folder() -> Path:
     problem = _foreign(folder.stat())
     if problem:
         raise NoKernelsError(
-            f"{folder} {problem}, and what is loaded from it runs as this user: set {CACHE_HOME} to a folder of your own"
+            f"{folder} {problem}, and what is loaded from it runs as you: set {CACHE_HOME} to a folder of your own"
         )
     if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
         raise NoKernelsError(f"{folder} is mounted noexec, no library is loaded from there: set {CACHE_HOME} elsewhere")

@@ -28,7 +28,7 @@ try_out = compile.try_out
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Path:
-    """An empty cache folder, neither `$CXX` nor an instruction set chosen, every message kept, no trial (it is slow)."""
+    """An empty cache folder, neither `$CXX` nor an instruction set chosen, messages kept, no trial (it is slow)."""
     monkeypatch.setattr(compile, "try_out", lambda library, symbols: None)
     caplog.set_level(logging.INFO, logger="kalm_cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
