@@ -318,3 +318,50 @@ def test_receipts_name_every_file_but_the_manifest(tmp_path: Path):
     found = receipts(tmp_path)
     assert sorted(found) == ["a/b/z", "a/y", "x"]
     assert found["a/y"].bytes == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"generation": "../000001"}, "generation"),
+        ({"parent": "/etc"}, "parent"),
+        ({"width": 0}, "width"),
+        ({"width": 10**9 * 10}, "width"),
+        ({"next_ordinal": -1}, "next_ordinal"),
+        ({"next_ordinal": 2}, "next_ordinal: it is 2, and a segment's is 5"),
+        ({"deleted": True}, "deleted"),
+        ({"dense_index": "pickle"}, "dense_index"),
+        ({"files": {"../../CURRENT": {"bytes": 1, "sha256": ""}}}, "files"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}, "files"),
+        ({"files": {"a": {"bytes": -1, "sha256": ""}}}, r"files\.a\.bytes"),
+        ({"shards": []}, "segments"),
+    ],
+)
+def test_a_manifest_of_a_stranger_whose_checksum_fits_is_refused_by_field(
+    tmp_path: Path, change: dict[str, object], field: str
+):
+    folder = publish_next(tmp_path).folder
+    fields = json.loads((folder / "manifest.json").read_text()) | change
+    del fields["checksum"]
+    rewrite(folder / "manifest.json", **fields, checksum=digest_of_fields(fields))
+    with pytest.raises(StoreError, match=rf"manifest\.json: .*{field}"):
+        open_current(tmp_path)
+
+
+def test_a_file_of_a_generation_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path):
+    folder = publish_next(tmp_path).folder
+    path = segment_folder(folder) / "passages.lmdb"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"passages\.lmdb is a link that leads out of the index"):
+        open_current(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"generation": 10**16}, {"next_ordinal": -1}, {"publishing": "../x"}, {"more": 1}])
+def test_a_journal_of_a_stranger_is_not_gone_by(tmp_path: Path, change: dict[str, object]):
+    publish_next(tmp_path)
+    fields = json.loads((tmp_path / "JOURNAL").read_text()) | change
+    del fields["checksum"]
+    rewrite(tmp_path / "JOURNAL", **fields, checksum=digest_of_fields(fields))
+    assert next(iter(change)) in (journal_problem(tmp_path) or "")
+    assert read_journal(tmp_path) == Journal()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
+from kalm_cache.first_stage.dense.faiss_layout import check_length
 from kalm_cache.first_stage.dense.faiss_types import (
     FAISS_CLASSES,
     DenseChoice,
@@ -111,6 +113,7 @@ class DenseIndex:
 
         path = folder / FILE_NAME
         try:
+            check_length(path)
             # RuntimeError is FAISS's, MemoryError a damaged length's
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             return DenseIndex(index, threads, _read_info(folder, index))
@@ -160,7 +163,7 @@ class DenseIndex:
             return [no_candidates() for _ in vectors]
         wider = -(-k // DEPTH)  # the parameter was measured for lists of 100
         parameters = search_parameters(self.info.type, self.info.parameter * wider, self._selector)
-        with faiss_threads(self._threads):
+        with faiss_threads(self._threads), _damage():
             scores, ordinals = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
         return [
             best_first(found[found >= 0], row[found >= 0], k) if vector.any() else no_candidates()  # -1: no more found
@@ -184,7 +187,8 @@ class DenseIndex:
         rows = self._rows.require(np.asarray(ordinals, np.int64))
         if not len(rows):
             return np.empty((0, self.dimension), np.float32)
-        return np.asarray(self._index.index.reconstruct_batch(rows), np.float32)
+        with _damage():
+            return np.asarray(self._index.index.reconstruct_batch(rows), np.float32)
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """All ordinals and vectors in the order they were put in, as `build` takes them, excluded ones too."""
@@ -194,6 +198,16 @@ class DenseIndex:
         for start in range(0, len(ordinals), BATCH_ROWS):
             some = ordinals[start : start + BATCH_ROWS]
             yield some, self.vectors(some)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """What FAISS finds wrong in a file when it uses it."""
+    try:
+        yield
+    except RuntimeError as exc:
+        reason = " ".join(str(exc).split())[-200:]
+        raise StoreError(f"a dense index is damaged; run kalm-cache verify: {reason}") from exc
 
 
 def _inner(index: Any) -> Any:
