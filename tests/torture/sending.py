@@ -35,7 +35,7 @@ from kalm_cache.scoring.query_side import load_query_side
 from kalm_cache.storage.checked_json import CHECKSUM, digest_of_fields
 from kalm_cache.storage.lmdb_pages import read_tree
 from tests.torture.copying import copy_index
-from tests.torture.mangling import mangle
+from tests.torture.mangling import is_readable, mangle
 
 TIME_S, MEMORY_BYTES = 20, 1 << 30
 QUERY = "ferry at nine"
@@ -79,6 +79,7 @@ def check(start: Path, models: Path, folder: Path, seeds: list[int], results: st
     ):
         setattr(module, name, function)  # the worker keeps what it loaded once
     os.environ |= {"KALM_CACHE_DEVICE": "cpu", "KALM_CACHE_DTYPE": "float32", "COLUMNS": "200"}
+    _limit_memory(2 * MEMORY_BYTES)
     lay_out(start, models, folder)
     valid = _answers(folder)
     with Path(results).open("a") as lines:
@@ -92,7 +93,7 @@ def _example(start: Path, models: Path, folder: Path, seed: int, whole: bool, va
     lay_out(start, models, folder)
     target, seal = pick.choice(targets(folder)), pick.random() < 0.7
     mangle(pick, target)
-    if seal:
+    if seal and is_readable(target):
         with suppress(OSError, ValueError, RecursionError):
             seal_again(folder, target)
     commands = (pick.choice(READING), pick.choice(CHANGING))
@@ -130,15 +131,19 @@ def _forked(folder: Path, commands: tuple[str, ...], valid: Any) -> dict[str, An
 
 def _run(folder: Path, command: str, valid: Any) -> dict[str, Any]:
     signal.alarm(TIME_S)
-    status = Path("/proc/self/status").read_text()
-    taken = int(status.partition("VmData:")[2].split()[0])  # KiB
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * taken + MEMORY_BYTES, resource.RLIM_INFINITY))
+    _limit_memory(MEMORY_BYTES)
     result = CliRunner().invoke(app, _arguments(folder, command))
     signal.alarm(0)
     problems = list(_problems(result))
     if command == "search" and result.exit_code == 0 and valid is not None and _results(result.stdout) != valid:
         problems.append("another answer")
     return {"command": command, "exit": result.exit_code, "problems": [f"{command}: {one}" for one in problems]}
+
+
+def _limit_memory(more_bytes: int) -> None:
+    status = Path("/proc/self/status").read_text()
+    taken = 1024 * int(status.partition("VmData:")[2].split()[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + more_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def _problems(result: Any) -> Iterator[str]:
