@@ -27,6 +27,10 @@ class CollectionConfig(BaseModel):
     split: str | None = Field(default=None, description="judgments of a BEIR folder: qrels/SPLIT.tsv")
     subsets: list[str] | None = Field(default=None, description="only these subsets of an mteb task")
     instruction: str | None = Field(default=None, description="what its queries ask for")
+    qrels_columns: list[str] | None = Field(default=None, description="of a BEIR folder, as query, -, passage, grade")
+    qrels_header: bool | None = Field(default=None, description="whether the judgments' first line names the columns")
+    qrels_delimiter: str | None = Field(default=None, description="between their columns: tab, comma or blank")
+    drop_own_id: bool | None = Field(default=None, description="leave the passage with the query's own id out")
 
     def model_post_init(self, context: Any) -> None:
         """Exactly one source. Raises `ValueError`."""

@@ -1,7 +1,7 @@
 """Every failure -> its HTTP code and a JSON body, in the words of the request's dialect. Knows nothing of endpoints.
 
 Text Embeddings Inference has `error` and `error_type`, both strings. Infinity's `detail` of a 422 is a list of
-problems. All others get `{"error": {"type", "message"}, "detail"}`, with `code` for vLLM's, Infinity's and Cohere's clients.
+problems. All others get `{"error": {"type", "message"}, "detail"}`, with `code` in vLLM's, Infinity's and Cohere's.
 """
 
 from __future__ import annotations
