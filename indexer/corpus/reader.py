@@ -14,6 +14,7 @@ from indexer.corpus.layout import TableFormat, find_layout
 from indexer.corpus.parquet import read_parquet, require_pyarrow
 from indexer.corpus.tsv import read_tsv
 from indexer.corpus.values import CorpusLine, RejectedLine
+from kalm_cache.errors import UsageError
 from kalm_cache.text.lines import read_lines
 from kalm_cache.text.streams import open_file, open_stdin
 
@@ -30,15 +31,24 @@ def read_corpus(
         say: log what was guessed.
 
     Raises:
+        UsageError: something is said of tables, and there are none.
         CorpusError: the source is missing, damaged or of an unknown kind; names the file and the line reached.
         MissingExtraError: there is Parquet in it, and pyarrow is not installed.
     """
+    said = tables is not None and tables != TableFormat()
     if str(source) == "-":
+        _require_tables(said, [], source)
         return _read_stdin(sys.stdin.buffer if stdin is None else stdin)
     files = find_files(Path(source))
     if any(file.format == "parquet" for file in files):
         require_pyarrow()
+    _require_tables(said, files, source)
     return _read_files(files, tables or TableFormat(), say)
+
+
+def _require_tables(said: bool, files: Iterable[SourceFile], source: str | Path) -> None:
+    if said and not any(file.format in ("csv", "tsv") for file in files):
+        raise UsageError(f"{source} holds no CSV or TSV file: columns, header, delimiter and quotes say nothing of it")
 
 
 def _read_stdin(stdin: BinaryIO) -> Iterator[CorpusLine | RejectedLine]:

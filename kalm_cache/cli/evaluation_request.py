@@ -119,7 +119,10 @@ def _sources(given: CollectionOptions, file: EvalConfig | None) -> list[Collecti
         raise UsageError(
             "nothing to evaluate: give --beir, --ir-dataset, --mteb-task, or --config configs/eval/NAME.toml"
         )
-    return sources or (list(file.collections) if file else [])
+    sources = sources or (list(file.collections) if file else [])
+    if _qrels_format(given) != _qrels_format(CollectionConfig(beir="")) and not any(one.beir for one in sources):
+        raise UsageError("--qrels-columns, --qrels-header and --qrels-delimiter are for BEIR folders; there is none")
+    return sources
 
 
 def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every_first_stage: bool) -> Plan:

@@ -36,6 +36,9 @@ class CollectionConfig(BaseModel):
         """Exactly one source. Raises `ValueError`."""
         if sum(one is not None for one in (self.beir, self.ir_dataset, self.mteb)) != 1:
             raise ValueError("give one of beir, ir_dataset and mteb")
+        of_beir = (self.split, self.qrels_columns, self.qrels_header, self.qrels_delimiter)
+        if self.beir is None and any(value is not None for value in of_beir):
+            raise ValueError("split and qrels_… are for beir alone")
 
 
 class EvalConfig(BaseModel):
