@@ -6,7 +6,6 @@ Source: the reference implementation's templates (KaLM-Reranker-V1 model cards).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,7 @@ PROMPT_TEMPLATE = (
     "<start_of_turn>model\n\n\n\n"
 )
 
+CHARS_PER_TOKEN, SPARE_TOKENS = 64, 128  # of running text, a token has four or five; more is blanks
 CutSide = Literal["left", "right"]  # where too long a passage loses tokens: at its start, or at its end
 # queries that begin with a letter, a digit, a sign, …: each may merge with the token before it in a way of its own
 _PROBES = ("a", "1", "?", "The", "é", "\n", "日")
@@ -65,15 +65,25 @@ class PromptTokenizer:
         """Tokens of `<Document>: {document}`, without `<bos>`, at most `max_length` of them (the prefix counts)."""
         return _cut(self._encode(PASSAGE_TEMPLATE.format(document=document)), max_length)
 
-    def passages(self, documents: list[str], max_length: int, cut_side: CutSide = "right") -> list[Tokens]:
-        """`passage` for many documents at once, on the tokenizer's own threads.
-
-        Cut on the left, a passage keeps the template's tokens and then the document's last ones.
-        """
+    def passages(self, documents: list[str], max_length: int) -> list[Tokens]:
+        """`passage` for many documents at once, on the tokenizer's own threads."""
         texts = [PASSAGE_TEMPLATE.format(document=document) for document in documents]
         batch = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        head = self._encode(PASSAGE_TEMPLATE.format(document="").rstrip()) if cut_side == "left" else []
-        return [_cut(encoding.ids, max_length, head) for encoding in batch]
+        return [_cut(encoding.ids, max_length) for encoding in batch]
+
+    def passage_end(self, document: str, max_length: int) -> Tokens:
+        """As `passage`, but of too long a document the last tokens are kept, behind those of `<Document>:`.
+
+        Of its characters, only so many at its end are tokenised that they hold these tokens in any text.
+        """
+        chars = CHARS_PER_TOKEN * (max_length + SPARE_TOKENS)
+        ids = self._encode(PASSAGE_TEMPLATE.format(document=document[-chars:]))
+        if len(ids) <= max_length:
+            return Tokens(ids, len(document) > chars)
+        head = self._encode(PASSAGE_TEMPLATE.format(document="").rstrip())
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, head, strict=False))
+        kept = min(sum(1 for _ in same), max_length)
+        return Tokens(ids[:kept] + ids[len(ids) - max_length + kept :], True)
 
     def prompt(self, prompt: Prompt, query_max_length: int) -> PromptTokens:
         """Tokens of the whole prompt. The query alone is cut to `query_max_length` tokens and decoded back first."""
@@ -121,12 +131,7 @@ def load_prompt_tokenizer(folder: Path) -> PromptTokenizer:
     return PromptTokenizer(tokenizer)
 
 
-def _cut(ids: list[int], limit: int, head: Sequence[int] = ()) -> Tokens:
-    """At most `limit` ids: the first ones, or with a `head`, as much of it as is there, and then the last ones."""
+def _cut(ids: list[int], limit: int) -> Tokens:
     if limit < 1:
         raise UsageError(f"a length limit of {limit} tokens was asked for; it must be 1 or more")
-    if len(ids) <= limit or not head:
-        return Tokens(ids[:limit], len(ids) > limit)
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, head, strict=False))
-    kept = min(sum(1 for _ in same), limit)
-    return Tokens(ids[:kept] + ids[len(ids) - limit + kept :], True)
+    return Tokens(ids[:limit], len(ids) > limit)

@@ -31,7 +31,9 @@ class PassageSide:
 
     def tokenize(self, documents: Sequence[str], cut_side: CutSide = "right") -> list[Tokens]:
         """Tokens of each document behind the reference's passage prefix, cut to `max_length`."""
-        return self.tokenizer.passages(list(documents), self.max_length, cut_side)
+        if cut_side == "left":
+            return [self.tokenizer.passage_end(document, self.max_length) for document in documents]
+        return self.tokenizer.passages(list(documents), self.max_length)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:

@@ -178,21 +178,23 @@ async def _read_stored(
     doc_ids = [passage.doc_id for passage in present]
     lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
     read = await context.prepare(stored, lookup)
-    found = {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
-    gathered.ready |= {passage: states for passage, states in found.items() if options.fits(states)}
-    gathered.to_encode += _cut_otherwise([passage for passage, states in found.items() if not options.fits(states)])
+    unfit = [present[i].doc_id for i, each in zip(read.positions, read.passages, strict=True) if not options.fits(each)]
+    if unfit:
+        raise UsageError(
+            f"{len(unfit)} stored passages, as {unfit[0]!r}, are longer than asked for or cut at their end; send their "
+            "texts to have them cut otherwise, or leave max_tokens_per_doc and truncation_side out"
+        )
+    gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
     gathered.damaged += read.damaged
 
 
-def _cut_otherwise(passages: Sequence[StoredPassage]) -> Sequence[StoredPassage]:
-    """The passages, for their texts to be encoded. Raises `UsageError` where one came without."""
-    textless = [passage.doc_id for passage in passages if passage.text is None]
-    if textless:
-        raise UsageError(
-            f"{len(textless)} stored passages, as {textless[0]!r}, are longer than asked for or cut at their end; "
-            "send their texts to have them cut otherwise, or leave max_tokens_per_doc and truncation_side out"
-        )
-    return passages
+def _cut_otherwise(context: RequestContext, text: str, options: ScoringOptions) -> bool:
+    """Whether the options cut a text in another way than its stored states were cut."""
+    stored = context.index.generation.manifest.fingerprint.max_length
+    limit = min(options.max_tokens or stored, stored)
+    if limit == stored and options.cut_side == "right":
+        return False
+    return context.index.query_side.tokenizer.passage(text, limit).truncated
 
 
 def _split_missing(
@@ -209,7 +211,9 @@ def _split_missing(
         raise UnknownIdError([passage.doc_id for passage in missing])
     gathered.missing += [passage.doc_id for passage in missing]
     context.counts.missing += len(missing)
-    return present
+    cut = [each for each in present if each.text is not None and _cut_otherwise(context, each.text, options)]
+    gathered.to_encode += cut
+    return [passage for passage in present if passage not in set(cut)]
 
 
 def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
