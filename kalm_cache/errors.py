@@ -27,7 +27,7 @@ class KalmCacheError(Exception):
     exit_code = 1
 
 
-class UsageError(KalmCacheError):
+class UsageError(KalmCacheError, ValueError):
     """An option, a configuration value or a request field that cannot be served."""
 
     exit_code = 2

@@ -25,7 +25,7 @@ def require_columns(names: Sequence[str], file_name: str) -> None:
         if first_present(accepted, names) is None:
             raise CorpusError(
                 f"{file_name}: no {kind} column among {', '.join(map(repr, names)) or 'none'}; "
-                f"name one {' or '.join(map(repr, accepted))}"
+                f"name one {' or '.join(map(repr, accepted))}, or say which is which (--columns, --no-header)"
             )
 
 

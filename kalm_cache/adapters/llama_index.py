@@ -12,13 +12,16 @@ from kalm_cache.passage import OnMissing
 
 try:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import NodeWithScore, QueryBundle
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 except ModuleNotFoundError as exc:
     raise MissingExtraError("llama-index-core", "llama-index") from exc
 
 
 class KaLMPostprocessor(BaseNodePostprocessor):
     """Keeps the `top_n` most relevant nodes, best first, with P(yes) as their score.
+
+    A node that is not stored is encoded as LlamaIndex's embedders do it: with the metadata that it does not exclude
+    (`excluded_embed_metadata_keys`).
 
     Attributes:
         backend: `Client`, `AsyncClient` (asynchronous methods only), `PassageIndex` or `KaLMReranker`.
@@ -60,7 +63,9 @@ class KaLMPostprocessor(BaseNodePostprocessor):
 
     def _candidates(self, nodes: Sequence[NodeWithScore]) -> list[Candidate]:
         return [
-            Candidate(id_of(hit.node.metadata, hit.node.node_id, self.id_field), hit.node.get_content())
+            Candidate(
+                id_of(hit.node.metadata, hit.node.node_id, self.id_field), hit.node.get_content(MetadataMode.EMBED)
+            )
             for hit in nodes
         ]
 

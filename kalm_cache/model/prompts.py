@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
 
@@ -24,6 +25,8 @@ PROMPT_TEMPLATE = (
     "<start_of_turn>model\n\n\n\n"
 )
 
+CHARS_PER_TOKEN, SPARE_TOKENS = 64, 128  # of running text, a token has four or five; more is blanks
+CutSide = Literal["left", "right"]  # where too long a passage loses tokens: at its start, or at its end
 # queries that begin with a letter, a digit, a sign, …: each may merge with the token before it in a way of its own
 _PROBES = ("a", "1", "?", "The", "é", "\n", "日")
 
@@ -67,6 +70,20 @@ class PromptTokenizer:
         texts = [PASSAGE_TEMPLATE.format(document=document) for document in documents]
         batch = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [_cut(encoding.ids, max_length) for encoding in batch]
+
+    def passage_end(self, document: str, max_length: int) -> Tokens:
+        """As `passage`, but of too long a document the last tokens are kept, behind those of `<Document>:`.
+
+        Of its characters, only so many at its end are tokenised that they hold these tokens in any text.
+        """
+        chars = CHARS_PER_TOKEN * (max_length + SPARE_TOKENS)
+        ids = self._encode(PASSAGE_TEMPLATE.format(document=document[-chars:]))
+        if len(ids) <= max_length:
+            return Tokens(ids, len(document) > chars)
+        head = self._encode(PASSAGE_TEMPLATE.format(document="").rstrip())
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, head, strict=False))
+        kept = min(sum(1 for _ in same), max_length)
+        return Tokens(ids[:kept] + ids[len(ids) - max_length + kept :], True)
 
     def prompt(self, prompt: Prompt, query_max_length: int) -> PromptTokens:
         """Tokens of the whole prompt. The query alone is cut to `query_max_length` tokens and decoded back first."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.encoder import PassageEncoder
-from kalm_cache.model.prompts import PromptTokenizer, Tokens, load_prompt_tokenizer
+from kalm_cache.model.prompts import CutSide, PromptTokenizer, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_encoder
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool
 
@@ -29,8 +29,10 @@ class PassageSide:
     max_length: int
     chunk_size: int
 
-    def tokenize(self, documents: Sequence[str]) -> list[Tokens]:
-        """Tokens of each document behind the reference's passage prefix, cut at `max_length`."""
+    def tokenize(self, documents: Sequence[str], cut_side: CutSide = "right") -> list[Tokens]:
+        """Tokens of each document behind the reference's passage prefix, cut to `max_length`."""
+        if cut_side == "left":
+            return [self.tokenizer.passage_end(document, self.max_length) for document in documents]
         return self.tokenizer.passages(list(documents), self.max_length)
 
     @torch.inference_mode()
@@ -44,9 +46,11 @@ class PassageSide:
         # (R,) -> (R, D) -> (P, D) for each passage
         return mean_pool(self.encoder(ids, lengths), lengths, self.chunk_size)
 
-    def encode_documents(self, documents: Sequence[str], batch_size: int) -> list[PooledPassage]:
+    def encode_documents(
+        self, documents: Sequence[str], batch_size: int, cut_side: CutSide = "right"
+    ) -> list[PooledPassage]:
         """Documents of a request, `batch_size` at a time, sorted by length so that a batch holds little padding."""
-        tokens = self.tokenize(documents)
+        tokens = self.tokenize(documents, cut_side)
         # products run over real tokens alone; attention's buffers are padded to the longest passage of a batch
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
         states: dict[int, Tensor] = {}

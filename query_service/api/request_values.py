@@ -34,6 +34,7 @@ def scoring_options(request: PairOptions, *, on_missing: OnMissing) -> ScoringOp
         on_missing=request.on_missing or on_missing,
         truncate=request.truncate,
         max_tokens=request.max_tokens,
+        cut_side=request.cut_side,
     )
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from kalm_cache.first_stage import Mode
+from kalm_cache.model.prompts import CutSide
 from kalm_cache.passage import OnMissing
 
 _T = TypeVar("_T")
+TOKENS_PER_DOC = "tokens_per_doc"  # the type of its validation error: a 400, as vLLM and Cohere have it
+TEXT_COLUMNS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
 
 
 def _encodable(text: str) -> str:
@@ -28,6 +31,12 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _tokens_per_doc(value: object) -> object:
+    if type(value) is not int or value < 1:
+        raise PydanticCustomError(TOKENS_PER_DOC, "max_tokens_per_doc must be a positive integer")
+    return value
+
+
 def _example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
@@ -36,6 +45,7 @@ Text = Annotated[str, AfterValidator(_encodable)]
 DocId = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
 ItemId = Text | StrictInt
 TopN = Annotated[int, Field(ge=0)]
+TokensPerDoc = Annotated[int, Field(ge=1), BeforeValidator(_tokens_per_doc)]
 TimeoutMs = Annotated[int, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
 ChunkSize = Annotated[int, Field(ge=1, le=1 << 20, description="pooling ratio: the stored one or a multiple of it")]
 
@@ -106,20 +116,50 @@ class PairOptions(Request):
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
     return_margin: bool = Field(False, description="also give yes_logit − no_logit")
-    raw_scores: bool = Field(False, description="scores are margins in place of P(yes)")
+    raw_scores: bool | None = Field(None, description="scores are margins in place of P(yes); null = false")
+    use_activation: bool | None = Field(None, description="the opposite of `raw_scores`")
+    activation: bool | None = Field(None, description="another name of `use_activation`")
     truncate: bool = Field(True, description="false: what has too many tokens is an error and is not cut")
-    max_tokens_per_doc: int | None = Field(None, ge=1, description="tokens of a raw document that count")
+    max_tokens_per_doc: TokensPerDoc | None = Field(None, description="tokens of a document that count")
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="another name of `max_tokens_per_doc`; -1 = all"
     )
-    truncation_direction: Literal["Right", "right"] = Field("Right", description="what is cut is the end")
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="left: a document's end counts, and its start is cut; null = right"
+    )
+    truncation_direction: Literal["Left", "left", "Right", "right"] | None = Field(
+        None, description="another name of `truncation_side`"
+    )
     on_missing: OnMissing | None = Field(None, description=ON_MISSING)
     timeout_ms: TimeoutMs | None = None
     model: Text | None = Field(None, description="one of /v1/models, or left out")
 
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        agreed("raw_scores, use_activation and activation", self._raw_wishes())
+        agreed("truncation_side and truncation_direction", self._side_wishes())
+        return self
+
+    @property
+    def wants_margins(self) -> bool:
+        """Whether scores are margins in place of P(yes)."""
+        return True in self._raw_wishes()
+
+    @property
+    def cut_side(self) -> CutSide:
+        """The side of a document that is cut where it is too long."""
+        return "left" if "left" in self._side_wishes() else "right"
+
+    def _raw_wishes(self) -> set[bool | None]:
+        activated = (self.use_activation, self.activation)
+        return {self.raw_scores, *(None if wish is None else not wish for wish in activated)}
+
+    def _side_wishes(self) -> set[str | None]:
+        return {self.truncation_side, self.truncation_direction and self.truncation_direction.lower()}
+
     @property
     def max_tokens(self) -> int | None:
-        """Tokens of a raw document that count; `None` = as many as of an indexed one."""
+        """Tokens of a that count; `None` = as many as of an indexed one."""
         given = self.truncate_prompt_tokens if self.max_tokens_per_doc is None else self.max_tokens_per_doc
         return given if given is not None and given > 0 else None
 
@@ -137,8 +177,10 @@ class RerankRequest(PairOptions):
     texts: Documents | None = Field(None, description="as `documents`, answered by a bare array")
     top_n: TopN | None = Field(None, description="results returned; null, 0 or more than there are = all")
     top_k: TopN | None = Field(None, description="another name of `top_n`, which goes first")
-    return_documents: bool = False
-    return_text: bool = Field(False, description="another name of `return_documents`")
+    return_documents: bool | None = Field(
+        None, description="texts in the results; null = only in vLLM's dialect, which has them always"
+    )
+    return_text: bool | None = Field(None, description="another name of `return_documents`")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -160,9 +202,23 @@ class RerankRequest(PairOptions):
         return [self.query]
 
     @property
+    def wants_documents(self) -> bool | None:
+        """Whether results hold their texts; `None` = the dialect says."""
+        wishes = {self.return_documents, self.return_text} - {None}
+        return any(wishes) if wishes else None
+
+    @property
     def limit(self) -> int | None:
         """How many results are wanted; `None` = all."""
         return (self.top_k if self.top_n is None else self.top_n) or None
+
+
+class InfinityRequest(RerankRequest):
+    """As `RerankRequest`, with Infinity's bounds: there is something to rank, and something is wanted."""
+
+    documents: Annotated[Documents, Field(min_length=1)] | None = None
+    texts: Annotated[Documents, Field(min_length=1)] | None = None
+    top_n: Annotated[int, Field(gt=0)] | None = Field(None, description="results returned; null = all")
 
 
 class ScorePair(BaseModel):
@@ -181,23 +237,30 @@ class ScorePair(BaseModel):
 
 
 class ScoreRequest(PairOptions):
-    """Pairs to score, as `pairs`, or as `queries` and `documents` (or `text_1` and `text_2`): 1:1, 1:N or N:N."""
+    """Pairs to score, as `pairs`, or as two columns that are 1:1, 1:N or N:N.
+
+    Columns are `queries` and `documents` or `items`, `text_1` and `text_2`, or `data_1` and `data_2`.
+    """
 
     model_config = _example(pairs=[{"label": "a", "query": "Who discovered penicillin?", "doc_id": "d1"}])
     pairs: list[ScorePair] | None = None
     queries: Text | list[Text] | None = None
     documents: Text | Documents | None = None
+    items: Text | Documents | None = Field(None, description="another name of `documents`")
     text_1: Text | list[Text] | None = None
     text_2: Text | Documents | None = None
+    data_1: Text | list[Text] | None = None
+    data_2: Text | Documents | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        exactly_one(pairs=self.pairs, queries=self.queries, text_1=self.text_1)
-        for left, right in (("queries", "documents"), ("text_1", "text_2")):
-            if (getattr(self, left) is None) != (getattr(self, right) is None):
-                raise PydanticCustomError(
-                    "one_side", "`{left}` and `{right}` go together", {"left": left, "right": right}
-                )
+        exactly_one(pairs=self.pairs, queries=self.queries, text_1=self.text_1, data_1=self.data_1)
+        for left in dict(TEXT_COLUMNS):
+            rights = [right for first, right in TEXT_COLUMNS if first == left]
+            given = [right for right in rights if getattr(self, right) is not None]
+            if len(given) != (getattr(self, left) is not None):
+                names = {"left": left, "right": "` or `".join(rights)}
+                raise PydanticCustomError("one_side", "`{left}` and `{right}` go together", names)
         queries, documents = self.columns()
         if len(queries) not in (1, len(documents)):
             raise PydanticCustomError(
@@ -214,9 +277,15 @@ class ScoreRequest(PairOptions):
 
     def columns(self) -> tuple[list[str], Documents]:
         """The two columns of the form without `pairs`; empty ones with it."""
-        queries = self.text_1 if self.queries is None else self.queries
-        documents = self.text_2 if self.documents is None else self.documents
-        return _as_list(queries), _as_list(documents)
+        if self.pairs is not None:
+            return [], []
+        left = next(left for left, right in TEXT_COLUMNS if right == self.right_column)
+        return _as_list(getattr(self, left)), _as_list(getattr(self, self.right_column))
+
+    @property
+    def right_column(self) -> str:
+        """The name of the field that holds the documents of the form without `pairs`."""
+        return next(right for _, right in TEXT_COLUMNS if getattr(self, right) is not None)
 
 
 def exactly_one(**fields: object) -> None:
@@ -227,6 +296,12 @@ def exactly_one(**fields: object) -> None:
         raise PydanticCustomError(
             "exactly_one", "Give exactly one of {wanted}; got {got}", {"wanted": wanted, "got": got}
         )
+
+
+def agreed(names: str, wishes: set[Any]) -> None:
+    """Fail the validation of a body whose fields say different things of one matter; `None` = says nothing."""
+    if len(wishes - {None}) > 1:
+        raise PydanticCustomError("contradiction", "{names} contradict each other; give one", {"names": names})
 
 
 def _as_list(value: str | list[_T] | None) -> list[Any]:

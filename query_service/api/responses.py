@@ -24,24 +24,40 @@ from typing import Generic, Literal, TypeVar
 from pydantic import BaseModel
 
 from query_service.api.requests import ItemId
+from query_service.middleware.refusal import Error
 
 _Document = TypeVar("_Document")
 _Result = TypeVar("_Result")
 
 
 class Usage(BaseModel):
-    """Real tokens, without padding: the prompt counts once for each passage, since it is decoded for each."""
+    """Real tokens after all cuts, without padding: a prompt counts once for each passage, as it is decoded for each.
+
+    `prompt_tokens` and `total_tokens` are all of them, as other rerank services count; `passage_tokens` are a part.
+    """
 
     prompt_tokens: int
     passage_tokens: int
     total_tokens: int
 
 
+class ApiVersion(BaseModel):
+    """The version of Cohere's API that a request was made in."""
+
+    version: Literal["1", "2"]
+
+
+class BilledUnits(BaseModel):
+    """What Cohere would bill: a search unit for each hundred documents that were begun."""
+
+    search_units: int
+
+
 class Meta(BaseModel):
     """What made the answer, where its milliseconds went, and what is not in it as it was asked for.
 
     `truncated`: positions of passages that were cut; `missing` and `damaged`: ids that have no result, as the index
-    does not hold them, or holds them damaged.
+    does not hold them, or holds them damaged. `api_version` and `billed_units` are for clients of Cohere.
     """
 
     index_version: str
@@ -50,6 +66,8 @@ class Meta(BaseModel):
     missing: list[str] = []
     damaged: list[str] = []
     timings_ms: dict[str, float]
+    api_version: ApiVersion | None = None
+    billed_units: BilledUnits | None = None
 
 
 class DocumentText(BaseModel):
@@ -146,6 +164,31 @@ class ScoreResponse(BaseModel):
     data: list[ScoreData]
     usage: Usage
     meta: Meta
+
+
+TeiErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"]
+
+
+class TeiError(BaseModel):
+    """A failure, as Text Embeddings Inference has it."""
+
+    error: str
+    error_type: TeiErrorType
+
+
+class Problem(BaseModel):
+    """What is wrong with one field, as FastAPI has it."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class InfinityError(BaseModel):
+    """A 422 for clients of Infinity, which read a list of problems."""
+
+    error: Error
+    detail: list[Problem]
 
 
 class SearchHit(BaseModel):

@@ -10,6 +10,7 @@ from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
 from query_service.api.request_values import check_count, document_of, passage_of, prompt_of, scoring_options
 from query_service.api.requests import ScorePair, ScoreRequest
 from query_service.api.responses import PairResult, PairsResponse, ScoreData, ScoreResponse
+from query_service.engine.errors import EmptyError
 from query_service.engine.request_context import RequestContext
 from query_service.engine.scoring import AnyPassage, Score, StoredPassage, score_pairs
 
@@ -19,6 +20,7 @@ async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsR
 
     Raises:
         TooManyError: more pairs than the service takes.
+        EmptyError: two columns without a line.
         EncoderOffError, UnknownIdError, UsageError: as `score_pairs`.
         DamagedRecordError: a damaged passage.
     """
@@ -29,6 +31,8 @@ async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsR
 
 async def _answer_columns(request: ScoreRequest, context: RequestContext) -> ScoreResponse:
     queries, documents = request.columns()
+    if not documents:
+        raise EmptyError(request.right_column)
     if len(queries) == 1:
         queries = queries * len(documents)
     check_count(len(documents), "documents", context)

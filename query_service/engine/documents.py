@@ -10,6 +10,7 @@ from threading import Lock
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.prompts import CutSide
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.pooling import PooledPassage
 
@@ -41,7 +42,12 @@ class DocumentEncoder:
         return self._passage_side is not None
 
     def pooled(
-        self, texts: Sequence[str], *, chunk_size: int | None = None, max_length: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        chunk_size: int | None = None,
+        max_length: int | None = None,
+        cut_side: CutSide = "right",
     ) -> list[PooledPassage]:
         """Each text cut, encoded and pooled, in input order; `max_length` (tokens) may be below the index's.
 
@@ -52,7 +58,7 @@ class DocumentEncoder:
         side = self._load()
         length = min(max_length or side.max_length, side.max_length)
         side = replace(side, chunk_size=chunk_size or side.chunk_size, max_length=length)
-        return side.encode_documents(texts, ENCODE_BATCH)
+        return side.encode_documents(texts, ENCODE_BATCH, cut_side)
 
     def _for(self, index: PassageIndex) -> PassageSide | None:
         """The loaded weights with another index's settings, where these were made by the same model."""

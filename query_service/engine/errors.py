@@ -32,6 +32,13 @@ class TooManyError(UsageError):
         super().__init__(f"{count} {what} in one request, at most {limit} are served; send fewer, or several requests")
 
 
+class EmptyError(UsageError):
+    """Nothing to score, in a dialect whose services refuse that."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"`{field}` cannot be empty")
+
+
 class BusyError(KalmCacheError):
     """Too much is under way; come again in `retry_after_seconds`."""
 

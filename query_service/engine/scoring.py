@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
-from kalm_cache.model.prompts import Prompt, PromptTokens
+from kalm_cache.model.prompts import CutSide, Prompt, PromptTokens
 from kalm_cache.passage import OnMissing, Passage
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix
@@ -83,12 +83,21 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
-    """How pairs are scored. `max_tokens`: of a raw passage; `truncate` false: what would be cut is an error."""
+    """How pairs are scored. `truncate` false: what would be cut is an error.
+
+    `max_tokens` (of a passage) and `cut_side` hold for stored passages, too: their states serve where they agree.
+    """
 
     chunk_size: int | None = None
     on_missing: OnMissing = "error"
     truncate: bool = True
     max_tokens: int | None = None
+    cut_side: CutSide = "right"
+
+    def fits(self, passage: PooledPassage | CachedPrefix) -> bool:
+        """Whether a stored passage is cut as these options would cut it."""
+        cut_as_asked = self.cut_side == "right" or not passage.truncated
+        return cut_as_asked and (self.max_tokens is None or passage.tokens <= self.max_tokens)
 
 
 @dataclass(slots=True)
@@ -169,8 +178,23 @@ async def _read_stored(
     doc_ids = [passage.doc_id for passage in present]
     lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
     read = await context.prepare(stored, lookup)
+    unfit = [present[i].doc_id for i, each in zip(read.positions, read.passages, strict=True) if not options.fits(each)]
+    if unfit:
+        raise UsageError(
+            f"{len(unfit)} stored passages, as {unfit[0]!r}, are longer than asked for or cut at their end; send their "
+            "texts to have them cut otherwise, or leave max_tokens_per_doc and truncation_side out"
+        )
     gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
     gathered.damaged += read.damaged
+
+
+def _cut_otherwise(context: RequestContext, text: str, options: ScoringOptions) -> bool:
+    """Whether the options cut a text in another way than its stored states were cut."""
+    stored = context.index.generation.manifest.fingerprint.max_length
+    limit = min(options.max_tokens or stored, stored)
+    if limit == stored and options.cut_side == "right":
+        return False
+    return context.index.query_side.tokenizer.passage(text, limit).truncated
 
 
 def _split_missing(
@@ -187,7 +211,9 @@ def _split_missing(
         raise UnknownIdError([passage.doc_id for passage in missing])
     gathered.missing += [passage.doc_id for passage in missing]
     context.counts.missing += len(missing)
-    return present
+    cut = [each for each in present if each.text is not None and _cut_otherwise(context, each.text, options)]
+    gathered.to_encode += cut
+    return [passage for passage in present if passage not in set(cut)]
 
 
 def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
@@ -206,7 +232,13 @@ async def _encode(context: RequestContext, options: ScoringOptions, gathered: _G
     for start in range(0, len(gathered.to_encode), ENCODE_BATCH):  # other requests may compute between two of these
         batch = gathered.to_encode[start : start + ENCODE_BATCH]
         texts = [passage.text or "" for passage in batch]
-        encode = partial(encoder.pooled, texts, chunk_size=options.chunk_size, max_length=options.max_tokens)
+        encode = partial(
+            encoder.pooled,
+            texts,
+            chunk_size=options.chunk_size,
+            max_length=options.max_tokens,
+            cut_side=options.cut_side,
+        )
         gathered.ready.update(zip(batch, await context.compute("encode", encode), strict=True))
     context.counts.encoded += len(gathered.to_encode)
 

@@ -11,7 +11,7 @@ import pytest
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask
-from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.collection import Collection, drops_own_id
 from kalm_cache.evaluation.collections.trec import Scored, ids_of
 from kalm_cache.evaluation.plan import Plan, settings_key
 from kalm_cache.evaluation.points import Point, open_point, states_bytes_per_passage
@@ -136,6 +136,48 @@ def test_a_passage_with_the_querys_own_id_is_left_out_where_the_benchmark_says_s
     dropped = search(index, task, 5, "dense", drop_own_id=True).run["d5"]
     assert len(dropped) == 5
     assert "d5" not in ids_of({"d5": dropped})["d5"]
+
+
+@pytest.fixture
+def own(index: PassageIndex) -> Collection:
+    """Two queries that are passages themselves."""
+    queries = {doc_id: str(index.find_texts([doc_id])[0]) for doc_id in ("d5", "d6")}
+    return Collection(BeirTask("toy", "test", queries, {"d5": {"d1": 1}, "d6": {"d2": 1}}), lambda: ())
+
+
+def test_no_system_ranks_a_querys_own_passage_where_it_is_dropped(
+    index: PassageIndex, own: Collection, embedder_folder: Path
+) -> None:
+    plan = Plan((Point(2),), k=10, compared=("dense", "bm25"), dense=(str(embedder_folder),))
+    given = {query_id: [Scored("d6", 3.0), Scored("d5", 2.0), Scored("d1", 1.0)] for query_id in own.task.queries}
+    for collection in (own, replace(own, given=given)):
+        found = study(index, replace(collection, drop_own_id=True), plan)
+        assert len(found.systems) >= 4
+        for system in found.systems:
+            assert all(query_id not in ids for query_id, ids in ids_of(system.run).items()), system.name
+
+
+def test_own_ids_among_the_candidates_are_warned_of_unless_somebody_said_what_becomes_of_them(
+    index: PassageIndex, own: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(drop_own_id: bool | None) -> list[str]:
+        caplog.clear()
+        study(index, replace(own, drop_own_id=drop_own_id), Plan((Point(2),), k=5))
+        return [line.getMessage() for line in caplog.records if "own id" in line.getMessage()]
+
+    [warning] = warnings(None)
+    assert "2 of 2 queries have a passage of their own id among the candidates" in warning
+    assert "--drop-own-id" in warning
+    assert warnings(drop_own_id=False) == warnings(drop_own_id=True) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "drops"),
+    [("arguana", True), ("ArguAna", True), ("quora", True), ("quora-dev", True), ("beir-quora-test", True)],
+)
+def test_collections_whose_queries_are_passages_are_known_by_name(name: str, drops: bool) -> None:
+    assert drops_own_id(name) is drops
+    assert drops_own_id(f"not-{name}") is None
 
 
 def test_instructions_come_from_the_plan_the_query_the_collection_in_this_order(collection: Collection) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from kalm_cache.errors import CorpusError, MissingExtraError, UsageError
 from kalm_cache.evaluation.collections.beir import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.qrels import judged
 from kalm_cache.evaluation.collections.trec import Scored
 from kalm_cache.passage import Passage, join_title
 
@@ -103,8 +104,9 @@ def _collection(task: Any, name: str, split: str, data: Any) -> Collection:
     qrels = {
         str(query_id): {str(doc_id): int(grade) for doc_id, grade in grades.items()}
         for query_id, grades in data["relevant_docs"].items()
-        if grades and str(query_id) in texts
+        if grades
     }
+    qrels = judged(name, qrels, texts)
     if not qrels:
         raise CorpusError(f"mteb's {name} {split} holds no judgment of its queries")
     given = data.get("top_ranked")
