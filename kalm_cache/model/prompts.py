@@ -6,19 +6,23 @@ Source: the reference implementation's templates (KaLM-Reranker-V1 model cards).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from kalm_cache.errors import CheckpointError, UsageError
+from kalm_cache.model.counted_text import Tokens as Tokens  # what this module makes
+from kalm_cache.model.counted_text import first_offsets, first_tokens
 
 DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer the query."
 DEFAULT_SYSTEM_INSTRUCTION = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
 )
-PASSAGE_TEMPLATE = "<Document>: {document}"
+PASSAGE_PREFIX = "<Document>: "
+PASSAGE_TEMPLATE = PASSAGE_PREFIX + "{document}"
 PROMPT_TEMPLATE = (
     "<bos><start_of_turn>user\n{system}\n\n<Instruct>: {instruction}\n<Query>: {query}<end_of_turn>\n"
     "<start_of_turn>model\n\n\n\n"
@@ -26,14 +30,6 @@ PROMPT_TEMPLATE = (
 
 # queries that begin with a letter, a digit, a sign, …: each may merge with the token before it in a way of its own
 _PROBES = ("a", "1", "?", "The", "é", "\n", "日")
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Token ids of one text, and whether a length limit cut it."""
-
-    ids: list[int]
-    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +56,19 @@ class PromptTokenizer:
 
     def passage(self, document: str, max_length: int) -> Tokens:
         """Tokens of `<Document>: {document}`, without `<bos>`, at most `max_length` of them (the prefix counts)."""
-        return _cut(self._encode(PASSAGE_TEMPLATE.format(document=document)), max_length)
+        return self.passages([document], max_length)[0]
 
-    def passages(self, documents: list[str], max_length: int) -> list[Tokens]:
+    def passages(self, documents: Sequence[str], max_length: int) -> list[Tokens]:
         """`passage` for many documents at once, on the tokenizer's own threads."""
-        texts = [PASSAGE_TEMPLATE.format(document=document) for document in documents]
-        batch = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [_cut(encoding.ids, max_length) for encoding in batch]
+        return first_tokens(self.tokenizer, documents, _checked(max_length), prefix=PASSAGE_PREFIX)
+
+    def passage_offsets(self, document: str, max_length: int) -> list[tuple[int, int]]:
+        """Where the tokens of `passage` stand in the document behind its prefix: characters [start, end)."""
+        return first_offsets(self.tokenizer, document, _checked(max_length), prefix=PASSAGE_PREFIX)
 
     def prompt(self, prompt: Prompt, query_max_length: int) -> PromptTokens:
         """Tokens of the whole prompt. The query alone is cut to `query_max_length` tokens and decoded back first."""
-        cut = _cut(self._encode(prompt.query), query_max_length)
+        [cut] = first_tokens(self.tokenizer, [prompt.query], _checked(query_max_length))
         # as the reference does; tokenised again in the prompt, its first token may merge with the text before it
         query = self.tokenizer.decode(cut.ids, skip_special_tokens=False)
         text = PROMPT_TEMPLATE.format(system=prompt.system, instruction=prompt.instruction, query=query)
@@ -85,6 +83,11 @@ class PromptTokenizer:
         probes = [self.prompt(replace(prompt, query=query), len(query) + 1).ids for query in _PROBES]
         common = zip(*probes, strict=False)  # the i-th token of every probe, up to the shortest one's end
         return tuple(ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, common))
+
+    def count(self, text: str, limit: int) -> int:
+        """How many tokens a text has; more than `limit` count as `limit + 1`, and are not looked at."""
+        [found] = first_tokens(self.tokenizer, [text], limit)
+        return limit + 1 if found.truncated else len(found.ids)
 
     def answer_ids(self) -> tuple[int, int]:
         """The ids of `yes` and `no`: the last token of each word."""
@@ -114,7 +117,7 @@ def load_prompt_tokenizer(folder: Path) -> PromptTokenizer:
     return PromptTokenizer(tokenizer)
 
 
-def _cut(ids: list[int], limit: int) -> Tokens:
+def _checked(limit: int) -> int:
     if limit < 1:
         raise UsageError(f"a length limit of {limit} tokens was asked for; it must be 1 or more")
-    return Tokens(ids[:limit], len(ids) > limit)
+    return limit

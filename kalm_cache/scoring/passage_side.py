@@ -31,7 +31,7 @@ class PassageSide:
 
     def tokenize(self, documents: Sequence[str]) -> list[Tokens]:
         """Tokens of each document behind the reference's passage prefix, cut at `max_length`."""
-        return self.tokenizer.passages(list(documents), self.max_length)
+        return self.tokenizer.passages(documents, self.max_length)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
