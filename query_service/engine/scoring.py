@@ -5,22 +5,28 @@ Stored passages take the steps of `kalm_cache.scoring.pipeline`, texts are encod
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
-from kalm_cache.model.prompts import Prompt, PromptTokens
+from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
 from kalm_cache.passage import OnMissing, Passage
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.state_reader import DamagedPassage
 from kalm_cache.storage.passage_store import PassageMeta
-from query_service.engine.documents import ENCODE_BATCH
+from query_service.engine.engine import Step
 from query_service.engine.errors import EncoderOffError
 from query_service.engine.request_context import RequestContext
 
+# what other requests wait for at most: of the engine's thread, and of a reader thread
+ENCODE_TOKENS = 4096
+PROMPTS_TOGETHER = 32
+TOKENIZED_CHARS = 1 << 17
 Origin = Literal["hit", "encoded"]
 
 
@@ -93,10 +99,15 @@ class ScoringOptions:
 
 @dataclass(slots=True)
 class _Gathered:
-    """Passages ready for the decoder, those whose text must be encoded, and those that cannot be had."""
+    """Passages ready for the decoder, and those on the way there: stored ones, and texts to encode, with their tokens.
 
-    ready: dict[AnyPassage, PooledPassage | CachedPrefix] = field(default_factory=dict)
+    `damaged` and `missing` ones cannot be had.
+    """
+
+    stored: list[StoredPassage] = field(default_factory=list)
     to_encode: list[AnyPassage] = field(default_factory=list)
+    tokens: dict[AnyPassage, Tokens] = field(default_factory=dict)
+    ready: dict[AnyPassage, PooledPassage | CachedPrefix] = field(default_factory=dict)
     damaged: list[DamagedPassage] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -112,16 +123,20 @@ async def score_pairs(
         UsageError: a chunk size that is no multiple of the stored one; a cut, where none is allowed.
     """
     side = context.index.query_side
-    tokens = await context.read("read", lambda: {prompt: side.tokenize(prompt) for prompt in dict.fromkeys(prompts)})
-    async with context.holding_states():
-        gathered = await _gather(context, list(dict.fromkeys(passages)), list(tokens.values()), options)
-        _count_cuts(context, tokens.values(), gathered.ready.values(), options)
-        pairs = [
-            (tokens[prompt], gathered.ready[passage])
-            for prompt, passage in zip(prompts, passages, strict=True)
-            if passage in gathered.ready
-        ]
-        margins = await context.margins(side, [prompt for prompt, _ in pairs], [ready.states for _, ready in pairs])
+    tokens = await _tokenize_prompts(context, prompts)
+    gathered = _Gathered()
+    await context.read("read", lambda: _find(context, passages, options, gathered))
+    async with context.encoding() if gathered.to_encode else nullcontext():
+        await _tokenize_documents(context, options, gathered)
+        async with context.holding_states():
+            await _gather(context, list(tokens.values()), options, gathered)
+            _count_cuts(context, tokens.values(), gathered.ready.values(), options)
+            pairs = [
+                (tokens[prompt], gathered.ready[passage])
+                for prompt, passage in zip(prompts, passages, strict=True)
+                if passage in gathered.ready
+            ]
+            margins = await context.margins(side, [prompt for prompt, _ in pairs], [ready.states for _, ready in pairs])
     scores = Scores(
         _scores(passages, gathered, margins),
         prompt_tokens=sum(len(prompt.ids) for prompt, _ in pairs),
@@ -145,27 +160,47 @@ def _scores(passages: Sequence[AnyPassage], gathered: _Gathered, margins: Sequen
     ]
 
 
+async def _tokenize_prompts(context: RequestContext, prompts: Sequence[Prompt]) -> dict[Prompt, PromptTokens]:
+    """The tokens of each distinct prompt, some at a time: other requests read between two of these."""
+    side, tokens = context.index.query_side, dict[Prompt, PromptTokens]()
+    distinct = list(dict.fromkeys(prompts))
+    for start in range(0, len(distinct), PROMPTS_TOGETHER):
+        some = distinct[start : start + PROMPTS_TOGETHER]
+        tokens.update(zip(some, await context.read("read", partial(_each, side.tokenize, some)), strict=True))
+    return tokens
+
+
+def _each(tokenize: Callable[[Prompt], PromptTokens], prompts: Sequence[Prompt]) -> list[PromptTokens]:
+    return [tokenize(prompt) for prompt in prompts]
+
+
+async def _tokenize_documents(context: RequestContext, options: ScoringOptions, gathered: _Gathered) -> None:
+    """Tokenise what is to be encoded, some texts at a time, likewise."""
+    encoder, left = context.documents, gathered.to_encode
+    if left and encoder is None:
+        raise EncoderOffError
+    while left and encoder is not None:
+        counts = itertools.accumulate(min(len(each.text or ""), TOKENIZED_CHARS) for each in left)
+        count = max(1, sum(chars <= TOKENIZED_CHARS for chars in counts))
+        some, left = left[:count], left[count:]
+        texts = [passage.text or "" for passage in some]
+        tokens = await context.read("encode", partial(encoder.tokenize, texts, options.max_tokens))
+        gathered.tokens.update(zip(some, tokens, strict=True))
+
+
 async def _gather(
-    context: RequestContext, passages: Sequence[AnyPassage], prompts: Sequence[PromptTokens], options: ScoringOptions
-) -> _Gathered:
-    stored = [passage for passage in passages if isinstance(passage, StoredPassage)]
-    gathered = _Gathered(to_encode=[passage for passage in passages if isinstance(passage, RawPassage)])
-    if stored:  # a ratio that does not fit the stored states is no error where none are asked for
-        await _read_stored(context, stored, prompts, options, gathered)
-    if gathered.to_encode:
+    context: RequestContext, prompts: Sequence[PromptTokens], options: ScoringOptions, gathered: _Gathered
+) -> None:
+    if gathered.stored:  # a ratio that does not fit the stored states is no error where none are asked for
+        await _read_stored(context, prompts, options, gathered)
+    if gathered.tokens:
         await _encode(context, options, gathered)
-    return gathered
 
 
 async def _read_stored(
-    context: RequestContext,
-    wanted: Sequence[StoredPassage],
-    prompts: Sequence[PromptTokens],
-    options: ScoringOptions,
-    gathered: _Gathered,
+    context: RequestContext, prompts: Sequence[PromptTokens], options: ScoringOptions, gathered: _Gathered
 ) -> None:
-    stored = context.index.stored
-    present = await context.read("read", lambda: _split_missing(context, wanted, options, gathered))
+    stored, present = context.index.stored, gathered.stored
     doc_ids = [passage.doc_id for passage in present]
     lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
     read = await context.prepare(stored, lookup)
@@ -173,21 +208,24 @@ async def _read_stored(
     gathered.damaged += read.damaged
 
 
-def _split_missing(
-    context: RequestContext, stored: Sequence[StoredPassage], options: ScoringOptions, gathered: _Gathered
-) -> list[StoredPassage]:
-    """Those that the index holds; the others go to `gathered` as `options.on_missing` says, or are an error."""
-    metas = context.index.store.metas([passage.doc_id for passage in stored])
-    present = [passage for passage, meta in zip(stored, metas, strict=True) if _is_stored(passage, meta)]
-    missing = [passage for passage in stored if passage not in set(present)]
+def _find(
+    context: RequestContext, passages: Sequence[AnyPassage], options: ScoringOptions, gathered: _Gathered
+) -> None:
+    """Put each distinct passage where it belongs in `gathered`; missing ones as `options.on_missing` says."""
+    distinct = dict.fromkeys(passages)
+    wanted = [passage for passage in distinct if isinstance(passage, StoredPassage)]
+    metas = context.index.store.metas([passage.doc_id for passage in wanted])
+    gathered.stored = [passage for passage, meta in zip(wanted, metas, strict=True) if _is_stored(passage, meta)]
+    found = set(gathered.stored)
+    missing = [passage for passage in wanted if passage not in found]
+    gathered.to_encode = [passage for passage in distinct if isinstance(passage, RawPassage)]
     if options.on_missing == "encode":
         gathered.to_encode += [passage for passage in missing if passage.text is not None]
         missing = [passage for passage in missing if passage.text is None]
     if missing and options.on_missing != "skip":
         raise UnknownIdError([passage.doc_id for passage in missing])
-    gathered.missing += [passage.doc_id for passage in missing]
+    gathered.missing = [passage.doc_id for passage in missing]
     context.counts.missing += len(missing)
-    return present
 
 
 def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
@@ -200,15 +238,35 @@ def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | 
 
 
 async def _encode(context: RequestContext, options: ScoringOptions, gathered: _Gathered) -> None:
-    encoder = context.documents
-    if encoder is None:
-        raise EncoderOffError
-    for start in range(0, len(gathered.to_encode), ENCODE_BATCH):  # other requests may compute between two of these
-        batch = gathered.to_encode[start : start + ENCODE_BATCH]
-        texts = [passage.text or "" for passage in batch]
-        encode = partial(encoder.pooled, texts, chunk_size=options.chunk_size, max_length=options.max_tokens)
-        gathered.ready.update(zip(batch, await context.compute("encode", encode), strict=True))
-    context.counts.encoded += len(gathered.to_encode)
+    """Encode in batches of like length, each a step of the engine."""
+    encoder, tokens = context.documents, gathered.tokens
+    assert encoder is not None  # `_tokenize` had it
+    longest_first = sorted(tokens, key=lambda passage: -len(tokens[passage].ids))
+    batches = list(_batches(longest_first, tokens))
+    steps = [
+        Step(partial(encoder.encode, [tokens[each] for each in batch], options.chunk_size), _size(batch, tokens))
+        for batch in batches
+    ]
+    for batch, pooled in zip(batches, await context.compute_all("encode", steps), strict=True):
+        gathered.ready.update(zip(batch, pooled, strict=True))
+    context.counts.encoded += len(tokens)
+
+
+def _batches(longest_first: Sequence[AnyPassage], tokens: Mapping[AnyPassage, Tokens]) -> Iterator[list[AnyPassage]]:
+    """As many as fit `ENCODE_TOKENS` together: other requests wait for one of these at most."""
+    batch: list[AnyPassage] = []
+    for passage in longest_first:
+        if batch and (len(batch) + 1) * len(tokens[batch[0]].ids) > ENCODE_TOKENS:
+            yield batch
+            batch = []
+        batch.append(passage)
+    if batch:
+        yield batch
+
+
+def _size(batch: Sequence[AnyPassage], tokens: Mapping[AnyPassage, Tokens]) -> int:
+    """Tokens of a batch, padding included."""
+    return len(batch) * max(len(tokens[passage].ids) for passage in batch)
 
 
 def _count_cuts(
