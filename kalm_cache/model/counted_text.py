@@ -2,9 +2,9 @@
 
 A tokenizer takes time and some 500 bytes a character, whatever is kept of its tokens. So
 
-- of a text, `CHARS_PER_TOKEN` characters for each token of the limit (and of the spare ones) can count at all. What comes
-  after them is cut, and reported as cut, as if it had too many tokens. Running text has four or five characters a token,
-  Chinese one; more than 64 have nothing but blanks, or what a vocabulary has no word for.
+- of a text, `CHARS_PER_TOKEN` characters for each token of the limit, and of the spare ones, can count at all. What
+  comes after them is cut, and reported as cut, as if it had too many tokens. Running text has four or five characters
+  a token, Chinese one; more than 64 have nothing but blanks, or what a vocabulary has no word for.
 - of these, a first part is tokenised, and twice as much, until there are `SPARE_TOKENS` tokens above the limit. A cut
   changes tokens near it alone: in WordPiece the last word's, of which there are at most 100; in BPE those whose merges
   competed with merges across the cut. So the tokens that are kept are those of the text that was not cut.
@@ -39,7 +39,7 @@ def countable_chars(limit: int) -> int:
 
 
 def first_tokens(tokenizer: Tokenizer, texts: Sequence[str], limit: int, *, prefix: str = "") -> list[Tokens]:
-    """The first `limit` tokens of each text behind `prefix`, whose tokens count, too; on the tokenizer's own threads."""
+    """The first `limit` tokens of each text behind `prefix`, whose tokens count; on the tokenizer's own threads."""
     found: list[Tokens] = []
     for start in range(0, len(texts), TOGETHER):
         found += _first_tokens(tokenizer, texts[start : start + TOGETHER], limit, prefix)

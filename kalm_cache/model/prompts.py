@@ -84,17 +84,21 @@ class PromptTokenizer:
         common = zip(*probes, strict=False)  # the i-th token of every probe, up to the shortest one's end
         return tuple(ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, common))
 
-    def count(self, text: str, limit: int) -> int:
-        """How many tokens a text has; more than `limit` count as `limit + 1`, and are not looked at."""
-        [found] = first_tokens(self.tokenizer, [text], limit)
-        return limit + 1 if found.truncated else len(found.ids)
-
     def answer_ids(self) -> tuple[int, int]:
         """The ids of `yes` and `no`: the last token of each word."""
         return self._encode("yes")[-1], self._encode("no")[-1]
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def require_short(tokenizer: PromptTokenizer, instruction: str, limit: int, name: str = "instruction") -> None:
+    """Raise `UsageError` when an instruction has more than `limit` tokens. `name`: what it is called."""
+    [found] = first_tokens(tokenizer.tokenizer, [instruction], limit)
+    if found.truncated:
+        raise UsageError(
+            f"{name}: {len(instruction)} characters, more than {limit} tokens (max_instruction_tokens); shorten it"
+        )
 
 
 def load_prompt_tokenizer(folder: Path) -> PromptTokenizer:
