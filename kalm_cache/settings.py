@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from kalm_cache.errors import UsageError
@@ -27,7 +27,7 @@ DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "f
 class Settings(BaseSettings):
     """Every setting with its default. The defaults run the bundled model, offline, on CUDA or else on the CPU."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     # model
     model: str = Field("tiny", description="alias (tiny nano small large, -r2), folder or Hugging Face id")
@@ -62,7 +62,6 @@ class Settings(BaseSettings):
     first_stage_weight: float | None = Field(
         None,
         ge=0.0,
-        allow_inf_nan=False,
         description="of the first stage's z-score beside the margin; none: 1 for tiny, 0 for other models",
     )
     prefix_cache_gib: float = Field(0.0, ge=0.0, description="memory for passages under a prompt's prefix; 0: none")
@@ -91,6 +90,13 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
     log_queries: bool = Field(False, description="put queries into the log")
     tracing: bool = Field(False, description="OpenTelemetry spans (extra otel)")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_is_a_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+            raise ValueError("Input should not be a boolean")
+        return value
 
     def first_stage_weight_for(self, model: str) -> float:
         """`first_stage_weight`, or the default of `model`, the name that the index's manifest holds."""

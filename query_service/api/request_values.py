@@ -7,8 +7,8 @@ from kalm_cache.passage import OnMissing
 from kalm_cache.settings import Settings
 from query_service.api.requests import Document, PairOptions
 from query_service.engine.errors import TooManyError
+from query_service.engine.gathering import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 
 
 def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt:

@@ -20,8 +20,9 @@ from query_service.api.responses import (
     RerankResult,
     TextResult,
 )
+from query_service.engine.gathering import AnyPassage, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, Score, Scores, StoredPassage, score_pairs
+from query_service.engine.scoring import Score, Scores, score_pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,8 @@ class Engine:
             return future
         costs = self.cost.units(side, distinct.pairs)
         units, now = sum(costs), self._clock()
-        self._request_units += WEIGHT_OF_THE_LATEST * (units - self._request_units)
+        mean = self._request_units or units
+        self._request_units = mean + WEIGHT_OF_THE_LATEST * (units - mean)
         due = now + self.cost.ms(units) / 1000
         self._put(_Decode(future, due, now, side, distinct, costs, by_size(distinct.pairs)))
         return future
@@ -172,9 +173,10 @@ class Engine:
 
     @property
     def backlog_ms(self) -> float:
-        """How long the pairs and the steps that wait will take, as predicted."""
+        """How long the pairs and the steps will take that wait, and are due before a request of average length."""
         with self._changed:
-            waiting = [job for job in self._jobs if not job.future.cancelled()]
+            due = self._clock() + self.request_ms / 1000
+            waiting = [job for job in self._jobs if job.due <= due and not job.future.cancelled()]
             decodes = [job for job in waiting if isinstance(job, _Decode)]
             steps = [step for job in waiting if isinstance(job, _Steps) for step in job.left]
             pairs_ms = self.cost.ms(sum(job.costs[place] for job in decodes for place in job.left))
