@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from kalm_cache.errors import UsageError
@@ -27,7 +27,7 @@ DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "f
 class Settings(BaseSettings):
     """Every setting with its default. The defaults run the bundled model, offline, on CUDA or else on the CPU."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     # model
     model: str = Field("tiny", description="alias (tiny nano small large, -r2), folder or Hugging Face id")
@@ -62,7 +62,6 @@ class Settings(BaseSettings):
     first_stage_weight: float | None = Field(
         None,
         ge=0.0,
-        allow_inf_nan=False,
         description="of the first stage's z-score beside the margin; none: 1 for tiny, 0 for other models",
     )
     prefix_cache_gib: float = Field(0.0, ge=0.0, description="memory for passages under a prompt's prefix; 0: none")
@@ -81,7 +80,8 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0.0, description="how long a stopping service waits for what it has begun")
     max_body_bytes: int = Field(16 << 20, ge=1, description="a larger request body gets 413")
     max_documents: int = Field(1000, ge=1, description="more documents, ids or candidates in a request get 413")
-    max_query_chars: int = Field(16_384, ge=1, description="a longer query gets 422")
+    max_query_chars: int = Field(16_384, ge=1, description="a longer query or instruction gets 422")
+    max_instruction_tokens: int = Field(512, ge=1, description="a request's instruction of more gets 422")
     api_keys: SecretStr = Field(SecretStr(""), description="bearer keys, with commas; empty: none is asked for")
     api_keys_file: Path | None = Field(None, description="file of bearer keys, one a line")
     admin_keys: SecretStr = Field(SecretStr(""), description="bearer keys of /admin; empty: /admin is off")
@@ -90,6 +90,13 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
     log_queries: bool = Field(False, description="put queries into the log")
     tracing: bool = Field(False, description="OpenTelemetry spans (extra otel)")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_is_a_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+            raise ValueError("Input should not be a boolean")
+        return value
 
     def first_stage_weight_for(self, model: str) -> float:
         """`first_stage_weight`, or the default of `model`, the name that the index's manifest holds."""

@@ -11,9 +11,11 @@ from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 
 from kalm_cache import __version__
+from query_service.api.bodies import bounded_route
 from query_service.api.dialects import RERANK_PATHS, SCORE_PATHS
 from query_service.api.errors import add_error_handlers, note_dialect
 from query_service.api.explain import ExplainRequest, ExplainResponse, compute_explanation
+from query_service.api.request_values import check_instruction
 from query_service.api.requests import InfinityRequest, RerankRequest, ScoreRequest, SearchRequest
 from query_service.api.rerank import answer_infinity_rerank, answer_rerank
 from query_service.api.responses import (
@@ -83,6 +85,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.router.route_class = bounded_route(service.settings.max_documents)
     add_error_handlers(app)
     add_docs(app)
     app.include_router(page_router())
@@ -143,8 +146,10 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
     ) -> _Response:
         service.check_model(request.model)
         service.check_queries(request.all_queries)
+        service.check_queries([request.instruction or ""], "an instruction")
         note_query("\n".join(request.all_queries))
         async with service.begin(request.timeout_ms) as context:
+            await check_instruction(request.instruction, context)
             result = await answer(request, context)
         _describe(response, context)
         return result

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from kalm_cache.errors import UsageError
 from kalm_cache.index.from_settings import open_index
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings
 from query_service.app import create_app
 from query_service.engine.live import LiveIndex
@@ -60,6 +61,9 @@ def open_service(folder: Path, settings: Settings, reuse_from: PassageIndex | No
         with_encoder=settings.with_encoder,
         model=settings.model if "model" in settings.model_fields_set else None,
     )
+    for name in ("instruction", "system_instruction"):
+        tokenizer = live.served.index.query_side.tokenizer
+        require_short(tokenizer, getattr(settings, name), settings.max_instruction_tokens, name)
     return Service(live, settings)
 
 

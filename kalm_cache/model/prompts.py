@@ -6,6 +6,7 @@ Source: the reference implementation's templates (KaLM-Reranker-V1 model cards).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,13 +14,16 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from kalm_cache.errors import CheckpointError, UsageError
+from kalm_cache.model.counted_text import Tokens as Tokens  # what this module makes
+from kalm_cache.model.counted_text import first_offsets, first_tokens
 
 DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer the query."
 DEFAULT_SYSTEM_INSTRUCTION = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
 )
-PASSAGE_TEMPLATE = "<Document>: {document}"
+PASSAGE_PREFIX = "<Document>: "
+PASSAGE_TEMPLATE = PASSAGE_PREFIX + "{document}"
 PROMPT_TEMPLATE = (
     "<bos><start_of_turn>user\n{system}\n\n<Instruct>: {instruction}\n<Query>: {query}<end_of_turn>\n"
     "<start_of_turn>model\n\n\n\n"
@@ -29,14 +33,6 @@ CHARS_PER_TOKEN, SPARE_TOKENS = 64, 128  # of running text, a token has four or 
 CutSide = Literal["left", "right"]  # where too long a passage loses tokens: at its start, or at its end
 # queries that begin with a letter, a digit, a sign, …: each may merge with the token before it in a way of its own
 _PROBES = ("a", "1", "?", "The", "é", "\n", "日")
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Token ids of one text, and whether a length limit cut it."""
-
-    ids: list[int]
-    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +59,15 @@ class PromptTokenizer:
 
     def passage(self, document: str, max_length: int) -> Tokens:
         """Tokens of `<Document>: {document}`, without `<bos>`, at most `max_length` of them (the prefix counts)."""
-        return _cut(self._encode(PASSAGE_TEMPLATE.format(document=document)), max_length)
+        return self.passages([document], max_length)[0]
 
-    def passages(self, documents: list[str], max_length: int) -> list[Tokens]:
+    def passages(self, documents: Sequence[str], max_length: int) -> list[Tokens]:
         """`passage` for many documents at once, on the tokenizer's own threads."""
-        texts = [PASSAGE_TEMPLATE.format(document=document) for document in documents]
-        batch = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [_cut(encoding.ids, max_length) for encoding in batch]
+        return first_tokens(self.tokenizer, documents, _checked(max_length), prefix=PASSAGE_PREFIX)
+
+    def passage_offsets(self, document: str, max_length: int) -> list[tuple[int, int]]:
+        """Where the tokens of `passage` stand in the document behind its prefix: characters [start, end)."""
+        return first_offsets(self.tokenizer, document, _checked(max_length), prefix=PASSAGE_PREFIX)
 
     def passage_end(self, document: str, max_length: int) -> Tokens:
         """As `passage`, but of too long a document the last tokens are kept, behind those of `<Document>:`.
@@ -87,7 +85,7 @@ class PromptTokenizer:
 
     def prompt(self, prompt: Prompt, query_max_length: int) -> PromptTokens:
         """Tokens of the whole prompt. The query alone is cut to `query_max_length` tokens and decoded back first."""
-        cut = _cut(self._encode(prompt.query), query_max_length)
+        [cut] = first_tokens(self.tokenizer, [prompt.query], _checked(query_max_length))
         # as the reference does; tokenised again in the prompt, its first token may merge with the text before it
         query = self.tokenizer.decode(cut.ids, skip_special_tokens=False)
         text = PROMPT_TEMPLATE.format(system=prompt.system, instruction=prompt.instruction, query=query)
@@ -109,6 +107,15 @@ class PromptTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def require_short(tokenizer: PromptTokenizer, instruction: str, limit: int, name: str = "instruction") -> None:
+    """Raise `UsageError` when an instruction has more than `limit` tokens. `name`: what it is called."""
+    [found] = first_tokens(tokenizer.tokenizer, [instruction], limit)
+    if found.truncated:
+        raise UsageError(
+            f"{name}: {len(instruction)} characters, more than {limit} tokens (max_instruction_tokens); shorten it"
+        )
 
 
 def load_prompt_tokenizer(folder: Path, vocab_size: int | None = None) -> PromptTokenizer:
@@ -142,7 +149,7 @@ def load_prompt_tokenizer(folder: Path, vocab_size: int | None = None) -> Prompt
     return loaded
 
 
-def _cut(ids: list[int], limit: int) -> Tokens:
+def _checked(limit: int) -> int:
     if limit < 1:
         raise UsageError(f"a length limit of {limit} tokens was asked for; it must be 1 or more")
-    return Tokens(ids[:limit], len(ids) > limit)
+    return limit

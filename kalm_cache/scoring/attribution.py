@@ -35,11 +35,11 @@ from torch import Tensor
 from kalm_cache.errors import StoreError
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 from kalm_cache.model.layers.decoder_pass import Prompts
-from kalm_cache.model.prompts import PASSAGE_TEMPLATE, Prompt, PromptTokenizer, Tokens
+from kalm_cache.model.prompts import PASSAGE_PREFIX, Prompt, PromptTokenizer, Tokens
 from kalm_cache.scoring.pooling import PooledPassage, pooled_length
 from kalm_cache.scoring.query_side import QuerySide
 
-PREFIX_CHARACTERS = PASSAGE_TEMPLATE.index("{document}")
+PREFIX_CHARACTERS = len(PASSAGE_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,7 @@ def chunk_texts(tokenizer: PromptTokenizer, text: str, chunk_size: int, max_leng
     A chunk of the template's prefix alone has none (start = end). A character whose tokens lie in two chunks belongs to
     the first.
     """
-    document = PASSAGE_TEMPLATE.format(document=text)
-    offsets = tokenizer.tokenizer.encode(document, add_special_tokens=False).offsets[:max_length]
+    offsets = tokenizer.passage_offsets(text, max_length)
     chunks: list[Chunk] = []
     reached = PREFIX_CHARACTERS
     for number in range(pooled_length(len(offsets), chunk_size)):

@@ -33,7 +33,7 @@ class PassageSide:
         """Tokens of each document behind the reference's passage prefix, cut to `max_length`."""
         if cut_side == "left":
             return [self.tokenizer.passage_end(document, self.max_length) for document in documents]
-        return self.tokenizer.passages(list(documents), self.max_length)
+        return self.tokenizer.passages(documents, self.max_length)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:

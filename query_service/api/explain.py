@@ -14,8 +14,9 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.scoring.attribution import attribute
 from kalm_cache.scoring.query_side import score_of
 from kalm_cache.settings import Settings
+from query_service.api.limits import Name, Text
 from query_service.api.request_values import prompt_of
-from query_service.api.requests import ChunkSize, DocId, Text, TimeoutMs, exactly_one
+from query_service.api.requests import ChunkSize, DocId, TimeoutMs, exactly_one
 from query_service.engine.request_context import RequestContext
 
 
@@ -29,7 +30,7 @@ class ExplainRequest(BaseModel):
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
     timeout_ms: TimeoutMs | None = None
-    model: Text | None = Field(None, description="one of /v1/models, or left out")
+    model: Name | None = Field(None, description="one of /v1/models, or left out")
 
     @model_validator(mode="after")
     def _one_passage(self) -> Self:

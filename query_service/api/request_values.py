@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kalm_cache.model.prompts import Prompt
+from kalm_cache.model.prompts import Prompt, require_short
 from kalm_cache.passage import OnMissing
 from kalm_cache.settings import Settings
 from query_service.api.requests import Document, PairOptions
 from query_service.engine.errors import TooManyError
+from query_service.engine.gathering import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 
 
 def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt:
@@ -36,6 +36,13 @@ def scoring_options(request: PairOptions, *, on_missing: OnMissing) -> ScoringOp
         max_tokens=request.max_tokens,
         cut_side=request.cut_side,
     )
+
+
+async def check_instruction(instruction: str | None, context: RequestContext) -> None:
+    """Raise `UsageError` when a request's own instruction has too many tokens: every passage would pay for them."""
+    if instruction is not None:
+        tokenizer, limit = context.index.query_side.tokenizer, context.settings.max_instruction_tokens
+        await context.read("read", lambda: require_short(tokenizer, instruction, limit))
 
 
 def check_count(count: int, what: str, context: RequestContext) -> None:

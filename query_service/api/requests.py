@@ -13,22 +13,11 @@ from pydantic_core import PydanticCustomError
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import CutSide
 from kalm_cache.passage import OnMissing
+from query_service.api.limits import MAX_NAME_CHARS, Flag, Name, Real, Text, Whole, encodable
 
 _T = TypeVar("_T")
 TOKENS_PER_DOC = "tokens_per_doc"  # the type of its validation error: a 400, as vLLM and Cohere have it
 TEXT_COLUMNS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as exc:
-        raise PydanticCustomError(
-            "lone_surrogate",
-            "Half of a surrogate pair at character {position}: not valid Unicode",
-            {"position": exc.start},
-        ) from exc
-    return text
 
 
 def _tokens_per_doc(value: object) -> object:
@@ -41,13 +30,12 @@ def _example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
-DocId = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
-ItemId = Text | StrictInt
-TopN = Annotated[int, Field(ge=0)]
+DocId = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS), AfterValidator(encodable)]
+ItemId = Name | StrictInt
+TopN = Annotated[Whole, Field(ge=0)]
 TokensPerDoc = Annotated[int, Field(ge=1), BeforeValidator(_tokens_per_doc)]
-TimeoutMs = Annotated[int, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
-ChunkSize = Annotated[int, Field(ge=1, le=1 << 20, description="pooling ratio: the stored one or a multiple of it")]
+TimeoutMs = Annotated[Whole, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
+ChunkSize = Annotated[Whole, Field(ge=1, le=1 << 20, description="pooling ratio: the stored one or a multiple of it")]
 
 
 ON_MISSING = (
@@ -89,20 +77,20 @@ class SearchRequest(Request):
 
     model_config = _example(query="Who discovered penicillin?", k=100, top_n=3)
     query: Text
-    k: int | None = Field(None, ge=1, description="candidates that are reranked; null = the service's (100)")
+    k: Whole | None = Field(None, ge=1, description="candidates that are reranked; null = the service's (100)")
     top_n: TopN | None = Field(None, description="results returned; null = the service's (10), 0 = all")
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
     first_stage: Mode | None = Field(None, description="null = the service's (the best that the index has)")
-    first_stage_weight: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="order by margin + this · the first stage's z-score"
+    first_stage_weight: Real | None = Field(
+        None, ge=0, description="order by margin + this · the first stage's z-score"
     )
-    return_documents: bool = True
-    budget_ms: float | None = Field(
+    return_documents: Flag = True
+    budget_ms: Real | None = Field(
         None, gt=0, description="time for the whole answer: fewer candidates or a coarser ratio are chosen to keep it"
     )
     timeout_ms: TimeoutMs | None = None
-    model: Text | None = Field(None, description="one of /v1/models, or left out")
+    model: Name | None = Field(None, description="one of /v1/models, or left out")
 
     @property
     def all_queries(self) -> list[str]:
@@ -115,13 +103,13 @@ class PairOptions(Request):
 
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
-    return_margin: bool = Field(False, description="also give yes_logit − no_logit")
-    raw_scores: bool | None = Field(None, description="scores are margins in place of P(yes); null = false")
-    use_activation: bool | None = Field(None, description="the opposite of `raw_scores`")
-    activation: bool | None = Field(None, description="another name of `use_activation`")
-    truncate: bool = Field(True, description="false: what has too many tokens is an error and is not cut")
+    return_margin: Flag = Field(False, description="also give yes_logit − no_logit")
+    raw_scores: Flag | None = Field(None, description="scores are margins in place of P(yes); null = false")
+    use_activation: Flag | None = Field(None, description="the opposite of `raw_scores`")
+    activation: Flag | None = Field(None, description="another name of `use_activation`")
+    truncate: Flag = Field(True, description="false: what has too many tokens is an error and is not cut")
     max_tokens_per_doc: TokensPerDoc | None = Field(None, description="tokens of a document that count")
-    truncate_prompt_tokens: int | None = Field(
+    truncate_prompt_tokens: Whole | None = Field(
         None, ge=-1, description="another name of `max_tokens_per_doc`; -1 = all"
     )
     truncation_side: Literal["left", "right"] | None = Field(
@@ -132,7 +120,7 @@ class PairOptions(Request):
     )
     on_missing: OnMissing | None = Field(None, description=ON_MISSING)
     timeout_ms: TimeoutMs | None = None
-    model: Text | None = Field(None, description="one of /v1/models, or left out")
+    model: Name | None = Field(None, description="one of /v1/models, or left out")
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
@@ -177,10 +165,10 @@ class RerankRequest(PairOptions):
     texts: Documents | None = Field(None, description="as `documents`, answered by a bare array")
     top_n: TopN | None = Field(None, description="results returned; null, 0 or more than there are = all")
     top_k: TopN | None = Field(None, description="another name of `top_n`, which goes first")
-    return_documents: bool | None = Field(
+    return_documents: Flag | None = Field(
         None, description="texts in the results; null = only in vLLM's dialect, which has them always"
     )
-    return_text: bool | None = Field(None, description="another name of `return_documents`")
+    return_text: Flag | None = Field(None, description="another name of `return_documents`")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

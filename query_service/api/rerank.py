@@ -25,8 +25,9 @@ from query_service.api.responses import (
     TextResult,
 )
 from query_service.engine.errors import EmptyError
+from query_service.engine.gathering import AnyPassage, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, Score, Scores, StoredPassage, score_pairs
+from query_service.engine.scoring import Score, Scores, score_pairs
 
 DOCUMENTS_OF_A_SEARCH_UNIT = 100
 

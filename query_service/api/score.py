@@ -11,8 +11,9 @@ from query_service.api.request_values import check_count, document_of, passage_o
 from query_service.api.requests import ScorePair, ScoreRequest
 from query_service.api.responses import PairResult, PairsResponse, ScoreData, ScoreResponse
 from query_service.engine.errors import EmptyError
+from query_service.engine.gathering import AnyPassage, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, Score, StoredPassage, score_pairs
+from query_service.engine.scoring import Score, score_pairs
 
 
 async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsResponse | ScoreResponse:

@@ -123,6 +123,7 @@ class Info(BaseModel):
     max_input_length: int
     max_query_length: int
     max_query_chars: int
+    max_instruction_tokens: int
     max_documents: int
     max_client_batch_size: int
     max_batch_tokens: int
@@ -179,6 +180,7 @@ def answer_info(service: Service) -> Info:
         max_input_length=built.max_length,
         max_query_length=side.query_max_length,
         max_query_chars=settings.max_query_chars,
+        max_instruction_tokens=settings.max_instruction_tokens,
         max_documents=settings.max_documents,
         max_client_batch_size=settings.max_documents,
         max_batch_tokens=BATCH_TOKENS,

@@ -8,8 +8,9 @@ Hindi: 0.75 → 0.94.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 ANALYSIS = "english-snowball-cjk-bigrams-1"  # stored beside an index; change it with anything in this file
 
@@ -26,6 +27,7 @@ _MARKS = "\u0300-\u036f\u0900-\u0963\u0966-\u0dff"  # diacritics; Indic vowel si
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _WORDS = re.compile(rf"[\w{_MARKS}]{{2,}}")
 _WORDS_AND_RUNS = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_MARKS}]){{2,}}")
+LONG_CHARS = 1 << 16
 
 
 def terms_of(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -34,7 +36,11 @@ def terms_of(texts: Iterable[str]) -> Iterator[list[str]]:
 
     stemmer = Stemmer.Stemmer("english")  # one for each call: a stemmer has a cache and is not for several threads
     for text in texts:
-        yield stemmer.stemWords([word for word in split_words(text.lower()) if word not in STOP_WORDS])
+        lowered = text.lower()
+        if len(lowered) > LONG_CHARS:
+            yield _terms_of_long(lowered, stemmer.stemWords)
+        else:
+            yield stemmer.stemWords([word for word in split_words(lowered) if word not in STOP_WORDS])
 
 
 def split_words(text: str) -> list[str]:
@@ -47,5 +53,22 @@ def split_words(text: str) -> list[str]:
     return words
 
 
-def _pairs(run: str) -> list[str]:
-    return [run[i : i + 2] for i in range(max(1, len(run) - 1))]
+def _terms_of_long(text: str, stem: Callable[[list[str]], list[str]]) -> list[str]:
+    """A text's terms, each of them once in memory."""
+    words = (word for word in _words_of_long(text) if word not in STOP_WORDS)
+    terms: list[str] = []
+    known: dict[str, str] = {}
+    while some := list(itertools.islice(words, LONG_CHARS)):
+        terms += [known.setdefault(term, term) for term in stem(some)]
+    return terms
+
+
+def _words_of_long(text: str) -> Iterator[str]:
+    """As `split_words`, one after the other: 10 MB of text have millions of words, and they take 80 bytes each."""
+    for found in _WORDS_AND_RUNS.finditer(text):
+        run = found[0]
+        yield from _pairs(run) if _HAS_UNSPACED.match(run) else (run,)
+
+
+def _pairs(run: str) -> Iterator[str]:
+    return (run[i : i + 2] for i in range(max(1, len(run) - 1)))

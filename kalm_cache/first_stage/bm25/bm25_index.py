@@ -193,7 +193,7 @@ def _write(
             _add_reused(documents_of_source, postings, vocabulary)
             ordinals.frombytes(np.ascontiguousarray(documents_of_source.ordinals, np.int64).tobytes())
         for terms in terms_of(texts()):
-            postings.add([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
+            postings.add(array("i", (vocabulary.setdefault(term, len(vocabulary)) for term in terms)))
         local = postings.statistics(len(vocabulary))
         scored_by = local if statistics_of is None else statistics_of.statistics_for(list(vocabulary), local)
         encoded = [encode_term(term) for term in vocabulary]

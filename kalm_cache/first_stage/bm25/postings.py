@@ -57,6 +57,11 @@ class PostingsWriter:
 
     def add(self, term_ids: Sequence[int]) -> None:
         """The next document's terms, in any order, with repeats."""
+        if len(term_ids) >= BLOCK_TOKENS:  # by itself, in a fraction of the memory of a block
+            terms, times = np.unique(np.asarray(term_ids, np.int32), return_counts=True)
+            counted = np.stack([terms, np.zeros_like(terms), times.astype(np.int32)])
+            self.add_counted(np.array([len(term_ids)], np.int32), [counted])
+            return
         self._tokens.extend(term_ids)
         self._lengths.append(len(term_ids))
         if len(self._tokens) >= BLOCK_TOKENS:
