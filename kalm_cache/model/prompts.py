@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from kalm_cache.errors import CheckpointError, UsageError
 from kalm_cache.model.counted_text import Tokens as Tokens  # what this module makes
-from kalm_cache.model.counted_text import first_offsets, first_tokens
+from kalm_cache.model.counted_text import countable_chars, first_offsets, first_tokens
 
 DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer the query."
 DEFAULT_SYSTEM_INSTRUCTION = (
@@ -29,7 +29,6 @@ PROMPT_TEMPLATE = (
     "<start_of_turn>model\n\n\n\n"
 )
 
-CHARS_PER_TOKEN, SPARE_TOKENS = 64, 128  # of running text, a token has four or five; more is blanks
 CutSide = Literal["left", "right"]  # where too long a passage loses tokens: at its start, or at its end
 # queries that begin with a letter, a digit, a sign, …: each may merge with the token before it in a way of its own
 _PROBES = ("a", "1", "?", "The", "é", "\n", "日")
@@ -74,7 +73,7 @@ class PromptTokenizer:
 
         Of its characters, only so many at its end are tokenised that they hold these tokens in any text.
         """
-        chars = CHARS_PER_TOKEN * (max_length + SPARE_TOKENS)
+        chars = countable_chars(max_length)
         ids = self._encode(PASSAGE_TEMPLATE.format(document=document[-chars:]))
         if len(ids) <= max_length:
             return Tokens(ids, len(document) > chars)

@@ -128,7 +128,6 @@ def test_large_bodies_are_parsed_off_the_event_loop_and_small_ones_on_it(
         ("/search", {"chunk_size": "4"}, "chunk_size"),
         ("/search", {"return_documents": "yes"}, "return_documents"),
         ("/rerank", {"ids": ["s1"], "top_k": True}, "top_k"),
-        ("/rerank", {"ids": ["s1"], "max_tokens_per_doc": "9"}, "max_tokens_per_doc"),
         ("/rerank", {"ids": ["s1"], "truncate_prompt_tokens": True}, "truncate_prompt_tokens"),
         ("/rerank", {"ids": ["s1"], "raw_scores": 1}, "raw_scores"),
         ("/rerank", {"ids": ["x" * (MAX_NAME_CHARS + 1)]}, "ids.0"),
