@@ -114,7 +114,7 @@ def openmp_runtimes() -> list[Path]:
 
 def check_kernels() -> Report:
     """Whether the native kernels are there, or can be compiled and kept."""
-    choice, folder = os.environ.get(CHOICE, "auto"), cache_folder()
+    choice, folder = os.environ.get(CHOICE) or "auto", cache_folder()
     try:
         kernels = choose_kernels(torch.device("cpu"), torch.float32)
     except UsageError as exc:

@@ -18,6 +18,7 @@ from kalm_cache.first_stage.dense.faiss_types import (
     DenseChoice,
     DenseType,
     choose_type,
+    faiss_extension,
     faiss_threads,
     make_index,
     parameter_ladder,
@@ -26,6 +27,7 @@ from kalm_cache.first_stage.dense.faiss_types import (
 from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, sample_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
 from kalm_cache.first_stage.ordinals import RowsOf
+from kalm_cache.openmp import survive_forks
 from kalm_cache.storage.durable import publish_file
 
 FILE_NAME = "dense.faiss"
@@ -106,6 +108,7 @@ class DenseIndex:
         """
         import faiss
 
+        survive_forks(faiss_extension())
         path = folder / FILE_NAME
         try:
             # RuntimeError is FAISS's, MemoryError a damaged length's
