@@ -2,7 +2,7 @@
 
 The first one raises `Stopped` in the main thread, which unwinds as Ctrl-C does in Python. Libraries may swallow what is
 raised inside them, so that long work also asks, between two steps. The second one ends the process at once: what is on
-disk is whole at any time. A handler is needed at all because process 1, as in a container, ignores what it has none for.
+disk is whole at any time. A handler is needed at all because process 1, as in a container, ignores what has none.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from kalm_cache.cli.texts import with_unicode_texts
 app = typer.Typer(
     name="kalm-cache",
     help="Rerank with a KaLM reranker at the cost of its decoder alone, from passages encoded once.\n\n"
-    "Exit codes: 0 ok, 1 failure, 2 usage, 3 some inputs were rejected, 4 index and model do not fit, 130 interrupted,\n141 nobody reads standard output, 143 stopped by SIGTERM.",
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 some inputs were rejected, 4 index and model do not fit, "
+    "130 interrupted, 141 nobody reads standard output, 143 stopped by SIGTERM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,7 +50,22 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return exit_codes(resumable=function in RESUMABLE)(with_unicode_texts(with_flags(function)))
 
 
-for _function in (index, reindex, add, delete, search, rerank, serve, client, stats, verify, rollback, gc, doctor, demo):
+for _function in (
+    index,
+    reindex,
+    add,
+    delete,
+    search,
+    rerank,
+    serve,
+    client,
+    stats,
+    verify,
+    rollback,
+    gc,
+    doctor,
+    demo,
+):
     app.command()(_command(_function))
 app.command("eval")(_command(evaluate))
 config_app.command("show")(_command(show))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from kalm_cache.cli.failures import report_failure
 from kalm_cache.cli.streams import open_streams
+from kalm_cache.errors import UsageError
 from kalm_cache.stopping import catch_signals
 
 
@@ -19,9 +21,18 @@ def main() -> None:
 
 
 def _run_app() -> None:
+    _require_working_directory()
     from kalm_cache.cli.app import app
 
     app()
+
+
+def _require_working_directory() -> None:
+    """Without one, libraries end the process in words of their own."""
+    try:
+        Path.cwd()
+    except OSError as exc:
+        raise UsageError("the working directory is gone, or cannot be read: cd into another one") from exc
 
 
 def _exit_code_of(step: Callable[[], None]) -> int:

@@ -1,4 +1,4 @@
-"""What ends a command early -> one line on standard error and an exit code. Errors that are bugs keep their traceback."""
+"""What ends a command early -> one line on standard error and an exit code. Bugs keep their tracebacks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ def report_failure(error: BaseException, resumable: bool = False) -> int | None:
         return _say(f"error: {error}", error.exit_code)
     if isinstance(error, OSError):  # a full disk or a missing permission: the system's message says all there is
         return _say(f"error: {_in_words(error)}", 1)
-    if isinstance(error, MemoryError):
-        return _say("error: out of memory; ask for less at once (--batch-tokens), or raise the limit (ulimit -v)", 1)
+    if isinstance(error, MemoryError) or _is_lack_of_memory(error):
+        return _say("error: out of memory; lower --batch-tokens, or raise the limit (ulimit -v, the container's)", 1)
     return None
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """As libraries of C++ tell it, and the loader of these libraries."""
+    words = ("allocate memory", "out of memory", "failed to map segment")
+    return isinstance(error, RuntimeError | ImportError) and any(one in str(error) for one in words)
 
 
 def _say(line: str, exit_code: int) -> int:

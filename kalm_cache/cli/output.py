@@ -17,6 +17,7 @@ from kalm_cache.cli.failures import report_failure
 from kalm_cache.stderr_log import StderrHandler
 
 EXIT_PARTIAL = 3
+LEAST_WIDTH = 60
 
 
 def start_logging() -> None:
@@ -48,8 +49,10 @@ def print_json(data: Any) -> None:
 
 
 def stdout_console() -> Console:
-    """Where tables and lines for people go."""
-    return Console(highlight=False)
+    """Where tables and lines for people go: at least so wide that there is room for what they say."""
+    console = Console(highlight=False)
+    console.width = max(console.width, LEAST_WIDTH)
+    return console
 
 
 def print_report(report: Any, in_words: str, as_json: bool) -> None:

@@ -15,6 +15,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 STDOUT = "standard output"
 EXIT_PIPE = 141  # 128 + SIGPIPE
@@ -46,7 +47,7 @@ def open_streams() -> None:
     for number, way in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         _reserve(number, way)
     codecs.register_error(_ERRORS, _ascii_like)
-    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = _text(_NamedOutput(1, "w", closefd=False), sys.stdout, _ERRORS)
     sys.stderr = _text(_Swallowing(2, "w", closefd=False), sys.stderr, _ERRORS, line_buffering=True)
 
@@ -69,7 +70,7 @@ def _drop_what_follows(number: int) -> None:
     os.close(nowhere)
 
 
-def _text(raw: io.FileIO, before: io.TextIOBase | None, errors: str, line_buffering: bool = False) -> io.TextIOWrapper:
+def _text(raw: io.FileIO, before: TextIO | None, errors: str, line_buffering: bool = False) -> io.TextIOWrapper:
     encoding = getattr(before, "encoding", None) or "utf-8"
     buffering = line_buffering or raw.isatty() or bool(getattr(before, "write_through", False))
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=buffering)

@@ -26,6 +26,12 @@ def with_unicode_texts(command: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
+def ids_of(ids: list[str] | None, one_id: list[str] | None, file: Path | None) -> list[str]:
+    """The ids of `--ids` (split at commas), of `--id` and of `--ids-file` (as they are). Raises as `lines_in`."""
+    split = [doc_id for group in ids or [] for doc_id in group.split(",") if doc_id]
+    return [*split, *(one_id or []), *lines_in("--ids-file", file)]
+
+
 def lines_in(option: str, file: Path | None) -> list[str]:
     """The lines of a UTF-8 file that are not blank; none where no file was given.
 
