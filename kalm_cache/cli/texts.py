@@ -10,16 +10,17 @@ from typing import Any
 from kalm_cache.errors import CorpusError, UsageError
 from kalm_cache.text.lines import for_each_line
 
-PATHS = frozenset({"corpus"})  # parameters that are strings and name files, which may be called anything
+CALLED_ANYTHING = frozenset({"corpus"})  # a string that names a file, as other files are `Path`s
+CALLED_IN_UTF8 = frozenset({"index", "index_root"})  # LMDB and FAISS open what is below them
 
 
 def with_unicode_texts(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, which refuses arguments that are no UTF-8; paths are left as they are. Raises `UsageError`."""
+    """The command, which refuses arguments that are no UTF-8; files may be called anything. Raises `UsageError`."""
 
     @wraps(command)
     def checked(**values: Any) -> None:
         for name, value in values.items():
-            for text in () if name in PATHS else _texts_in(value):
+            for text in () if name in CALLED_ANYTHING else _texts_in(str(value) if name in CALLED_IN_UTF8 else value):
                 _require_unicode(name, text)
         command(**values)
 

@@ -53,17 +53,17 @@ def test_an_output_that_nobody_reads_ends_in_silence(environment: dict[str, str]
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_logs_that_cannot_be_written_stop_nothing(redirection: str, environment: dict[str, str], built: Path) -> None:
-    done = shell(f"kc search bees --index {built} --json {redirection}", environment)
+    done = shell(f"kc stats --index {built} --json {redirection}", environment, KALM_CACHE_QQQ="logged")
     assert done.returncode == 0
-    assert len(json.loads(done.stdout)["results"]) == 4
+    assert json.loads(done.stdout)["passages"] == 4
 
 
 def test_an_ascii_output_gets_every_answer(environment: dict[str, str], built: Path) -> None:
     table = shell(f"kc search 'Où sont les abeilles?' --index {built}", environment, **ASCII)
     assert (table.returncode, table.stderr) == (0, b"")
     assert "Où".encode("ascii", "backslashreplace") in table.stdout
-    answer = shell(f"kc search 'Où sont les abeilles?' --index {built} --json", environment, **ASCII)
-    assert json.loads(answer.stdout)["query"] == "Où sont les abeilles?"
+    settings = shell("kc config show --json", environment, KALM_CACHE_INSTRUCTION="Où?", **ASCII)
+    assert json.loads(settings.stdout)["instruction"] == "Où?"
 
 
 @pytest.mark.parametrize(
@@ -77,18 +77,23 @@ def test_an_argument_that_is_no_utf8_is_named(arguments: str, environment: dict[
     )
 
 
-def test_a_path_that_is_no_utf8_works(environment: dict[str, str], corpus: Path, tmp_path: Path) -> None:
-    folder = os.fsencode(tmp_path) + b"/caf\xe9"
-    os.mkdir(folder)
-    Path(os.fsdecode(folder), "c.jsonl").write_bytes(corpus.read_bytes())
+def test_a_corpus_may_be_called_anything_and_an_index_is_called_in_utf8(
+    environment: dict[str, str], corpus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "c.jsonl").write_bytes(corpus.read_bytes())
     at = f"{tmp_path}/$'caf\\xe9'"
-    assert shell(f"kc index {at}/c.jsonl --index {at}/index", environment).returncode == 0
-    assert shell(f"kc search bees --index {at}/index", environment).returncode == 0
+    done = shell(f"kc index {at}/c.jsonl --dry-run --index {tmp_path}/index", environment)
+    assert (done.returncode, done.stdout[:10]) == (0, b"4 passages")
+    done = shell(f"kc stats --index {at}/index", environment)
+    assert (done.returncode, done.stderr.startswith(b"error: index is not valid UTF-8: byte 0xe9")) == (2, True)
 
 
-def test_a_closed_input_is_said_to_be_one(environment: dict[str, str], tmp_path: Path) -> None:
-    done = shell(f"kc index - --index {tmp_path / 'index'} <&-", environment)
-    assert (done.returncode, done.stderr) == (1, b"error: cannot read standard input: Bad file descriptor\n")
+def test_a_closed_input_is_said_to_be_one(environment: dict[str, str]) -> None:
+    done = shell("kc client --json-file - <&-", environment)
+    assert done.returncode == 2
+    assert re.fullmatch(rb"error: --json-file -: cannot be read as JSON: .*Bad file descriptor\n", done.stderr)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -127,11 +132,12 @@ from kalm_cache.cli import main; main()
 """
 
 
-@pytest.mark.parametrize("arguments", [["serve", "--port", "0"], ["gc"], ["verify"]])
+@pytest.mark.parametrize("command", ["serve --port 0", "gc", "index"])
 def test_sigterm_while_a_command_loads_ends_it_with_143(
-    arguments: list[str], environment: dict[str, str], built: Path
+    command: str, environment: dict[str, str], built: Path, corpus: Path
 ) -> None:
-    command = [sys.executable, "-c", AT_TORCH, *arguments, "--index", str(built)]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=120, text=True)
-    goes_on = "; what is stored is kept: run the same command to go on" if arguments == ["verify"] else ""
+    arguments = [*command.split(), *([str(corpus)] if command == "index" else []), "--index", str(built)]
+    program = [sys.executable, "-c", AT_TORCH, *arguments]
+    done = subprocess.run(program, env=environment, capture_output=True, timeout=120, text=True)
+    goes_on = "; what is stored is kept: run the same command to go on" if command == "index" else ""
     assert (done.returncode, done.stderr, done.stdout) == (143, f"stopped by SIGTERM{goes_on}\n", "")
