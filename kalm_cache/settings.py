@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from kalm_cache.environment import ENV_PREFIX, service_links, variables
 from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 
-ENV_PREFIX = "KALM_CACHE_"
 OTHER_VARIABLES = ("KERNELS", "KERNEL_MARCH", "API_KEY", "BASE_URL")  # read by the kernels and by the client
 logger = logging.getLogger(__name__)
 FIRST_STAGE_WEIGHTS = {"tiny": 1.0}  # it raised nDCG@10 at every chunk size; no other model was measured
 DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", "int8"]
+
+
+class _Variables(EnvSettingsSource):
+    """The environment without empty variables, and without those that describe a service of that name."""
+
+    def _load_env_vars(self) -> dict[str, str | None]:
+        return {f"{ENV_PREFIX}{name}".lower(): value for name, value in variables().items()}
 
 
 class Settings(BaseSettings):
@@ -113,13 +126,14 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags first, then the environment, then the file: `.env` files and secret folders are not read."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, _Variables(settings_cls), TomlConfigSettingsSource(settings_cls)
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags (`None` = not given), environment, the TOML file and defaults.
 
-    Logs a warning for each variable `KALM_CACHE_*` that nothing reads: it is probably misspelt.
+    Logs a warning for each variable `KALM_CACHE_*` that nothing reads: it is probably misspelt. Those that Kubernetes
+    or Docker put there for a service of that name are ignored, which is said once.
 
     Raises:
         UsageError: the file cannot be read, or a value does not fit; names the field and its source.
@@ -129,6 +143,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     for variable, nearest in unknown_variables():
         logger.warning("%s is no setting%s", variable, f"; did you mean {nearest}?" if nearest else "")
+    _hint_at_links(tuple(service_links()))
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=config)
@@ -153,12 +168,21 @@ def unknown_variables() -> list[tuple[str, str | None]]:
     """Variables `KALM_CACHE_*` that nothing reads, each with the most similar name that is read, if there is one."""
     known = [name.upper() for name in (*Settings.model_fields, *OTHER_VARIABLES)]
     unknown: list[tuple[str, str | None]] = []
-    for variable in sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX)):
-        name = variable.upper().removeprefix(ENV_PREFIX)
-        if name not in known:
-            similar = difflib.get_close_matches(name, known, n=1)
-            unknown.append((variable, f"{ENV_PREFIX}{similar[0]}" if similar else None))
+    for name in sorted(variables().keys() - known):
+        similar = difflib.get_close_matches(name, known, n=1)
+        unknown.append((f"{ENV_PREFIX}{name}", f"{ENV_PREFIX}{similar[0]}" if similar else None))
     return unknown
+
+
+@cache  # once, however often settings are read
+def _hint_at_links(names: tuple[str, ...]) -> None:
+    if names:
+        logger.warning(
+            "ignored %s%s, which Kubernetes or Docker set for a service of that name: they are no settings "
+            "(enableServiceLinks: false in the pod's spec leaves them out)",
+            names[0],
+            f" and {len(names) - 1} more such variables" if len(names) > 1 else "",
+        )
 
 
 def source_of(settings: Settings, name: str, config: Path | None) -> str:
@@ -170,5 +194,4 @@ def _source(name: str, flags: dict[str, Any], config: Path | None) -> str:
     """The source with the highest precedence that gives a setting."""
     if name in flags:
         return f"flag --{name.replace('_', '-')}"
-    variable = f"{ENV_PREFIX}{name}".upper()
-    return variable if variable in map(str.upper, os.environ) else str(config)
+    return f"{ENV_PREFIX}{name}".upper() if name.upper() in variables() else str(config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from kalm_cache.index.from_settings import open_index
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings
+from kalm_cache.stopping import is_stopping, signals_call
 from query_service.app import create_app
 from query_service.engine.live import LiveIndex
 from query_service.engine.service import Service
@@ -125,7 +125,7 @@ def address_of(listener: socket.socket) -> str:
 
 @contextmanager
 def _signals_set_exit(server: uvicorn.Server) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into `should_exit` around the server's own handlers.
+    """Turn SIGTERM, SIGINT and SIGHUP into `should_exit` around the server's own handlers.
 
     uvicorn handles both while it runs, and raises them once more when it has drained: without this, the process would
     end by the signal instead of with 0.
@@ -134,9 +134,6 @@ def _signals_set_exit(server: uvicorn.Server) -> Iterator[None]:
     def set_exit(*_: object) -> None:
         server.should_exit = True
 
-    before = {number: signal.signal(number, set_exit) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with signals_call(set_exit):
+        server.should_exit = is_stopping()  # one that came before, and that a library swallowed
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

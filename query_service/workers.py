@@ -13,8 +13,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +22,7 @@ from kalm_cache.errors import KalmCacheError
 from kalm_cache.index.from_settings import open_index
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
+from kalm_cache.stopping import SIGNALS, signals_call
 from query_service.middleware.metrics import forget_worker, share_between_workers
 
 HASTY_SECONDS = 5.0  # a worker that ends sooner than this has not served
@@ -60,30 +61,33 @@ class _Supervisor:
         self._hasty = 0
 
     def run(self) -> None:
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            for _ in range(self._count):
-                self._start()
-            while self._started:
-                self._wait()
-        finally:
-            self._signal_all(signal.SIGKILL)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with signals_call(self._stop):
+            try:
+                for _ in range(self._count):
+                    self._start()
+                while self._started:
+                    self._wait()
+            finally:
+                self._signal_all(signal.SIGKILL)
         if self._hasty >= HASTY_ENDS:
             raise KalmCacheError(f"{self._hasty} workers in a row ended within {HASTY_SECONDS:.0f} s; the log says why")
 
     def _start(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                status = self._work()
-            finally:
-                os._exit(status)  # what the parent has begun is the parent's to end
-        self._started[pid] = time.monotonic()
+        with _signals_wait():  # one that comes meanwhile finds the worker counted, or in the worker its own handlers
+            if self._stopping:
+                return
+            pid = os.fork()
+            if pid:
+                self._started[pid] = time.monotonic()
+                return
+            _default_signals()
+        status = 1
+        try:
+            status = self._work()
+        finally:
+            os._exit(status)  # what the parent has begun is the parent's to end
 
     def _wait(self) -> None:
         try:
@@ -113,11 +117,24 @@ class _Supervisor:
                 os.kill(pid, number)
 
 
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _default_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's reach all: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _work(workers: int, serve: Callable[[], None]) -> int:
     import torch
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all: the parent decides
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     try:
         serve()

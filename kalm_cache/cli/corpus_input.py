@@ -59,6 +59,8 @@ class CorpusOptions:
 
         if self.errors is not None and self.errors.exists() and self._is_corpus(self.errors):
             raise UsageError(f"--errors {self.errors} is the corpus itself; name another file")
+        if self.corpus == STDIN and sys.stdin.isatty():
+            logger.info("reading the corpus from the terminal; Ctrl-D ends it")
         return read_corpus(self.corpus, stdin=sys.stdin.buffer, tables=self.tables)
 
     def count(self) -> int | None:

@@ -114,7 +114,11 @@ def openmp_runtimes() -> list[Path]:
 
 def check_kernels() -> Report:
     """Whether the native kernels are there, or can be compiled and kept."""
-    choice, folder = os.environ.get(CHOICE, "auto"), cache_folder()
+    choice = os.environ.get(CHOICE) or "auto"
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # no HOME, and a user that the system does not know
+        return Report("none", warn=["plain torch is slower; there is no home folder: set XDG_CACHE_HOME to one"])
     try:
         kernels = choose_kernels(torch.device("cpu"), torch.float32)
     except UsageError as exc:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -116,6 +117,10 @@ class PassageIndex:
         shortlist = self.find("", 1)
         with suppress(DamagedRecordError):
             self.pooled(shortlist.doc_ids)
+
+    def __reduce__(self) -> NoReturn:
+        """An open index is files, maps and a lock: these stay in their process, and in those that it forks."""
+        raise TypeError("an open PassageIndex cannot be pickled for another process: open it there, from its folder")
 
     def __len__(self) -> int:
         return self.generation.manifest.counts.passages

@@ -104,7 +104,8 @@ def parse(body: bytes, model: type[BaseModel], max_documents: int) -> BaseModel:
         return model.model_validate(fields)
     except ValidationError as exc:
         problems = exc.errors(include_url=False, include_input=False, include_context=False)
-        raise RequestValidationError([problem | {"loc": ("body", *problem["loc"])} for problem in problems]) from exc
+        located = [problem | {"loc": ("body", *problem["loc"])} for problem in problems]
+        raise RequestValidationError(located, body=fields) from exc
 
 
 def check_shape(body: bytes, max_values: int) -> None:

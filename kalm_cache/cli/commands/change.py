@@ -11,6 +11,7 @@ from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
+from kalm_cache.cli.texts import lines_in
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
 def delete(
     index: opt.IndexFolder,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of the passages.")] = None,
-    ids_file: Annotated[Path | None, typer.Option("--ids-file", help="One id a line, beside those given.")] = None,
+    ids_file: opt.IdsFile = None,
     json: opt.AsJson = False,
 ) -> None:
     """Delete passages: no answer has them from now on; `kalm-cache gc` then removes their bytes.
@@ -117,22 +118,13 @@ def delete(
     with exit_codes():
         from indexer.change.add_delete import delete_passages
 
-        doc_ids = [*(ids or []), *_ids_in(ids_file)]
+        doc_ids = [*(ids or []), *lines_in("--ids-file", ids_file)]
         if not doc_ids:
             raise UsageError("give ids, or --ids-file")
         report = delete_passages(doc_ids, index)
     print_report(report, _deleted(report), json)
     if report.unknown:
         raise typer.Exit(EXIT_PARTIAL)
-
-
-def _ids_in(file: Path | None) -> list[str]:
-    if file is None:
-        return []
-    try:
-        return [line for line in file.read_text("utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"--ids-file {file}: cannot be read as UTF-8 text: {exc}") from exc
 
 
 def _reindexed(report: ReindexReport) -> str:

@@ -13,6 +13,7 @@ import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
+from kalm_cache.cli.texts import ids_of
 from kalm_cache.errors import ServiceUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class RequestOptions:
 
     endpoint: Annotated[str, typer.Option("--endpoint", help="search, rerank or score.")] = "search"
     json_file: Annotated[Path | None, typer.Option("--json-file", help="The request's body; - = stdin.")] = None
-    ids: Annotated[list[str] | None, typer.Option("--ids", help="Stored ids, comma-separated or repeated.")] = None
+    ids: opt.Ids = None
+    one_id: opt.OneId = None
+    ids_file: opt.IdsFile = None
     document: Annotated[list[str] | None, typer.Option("--document", help="A document; repeat it for more.")] = None
     k: opt.Candidates = None
     top_k: Annotated[int | None, typer.Option("--top-k", "--top-n", min=1, help="Results shown.")] = None
@@ -41,7 +44,8 @@ class RequestOptions:
 
     def body(self, query: str | None) -> dict[str, Any]:
         """The request's body. Raises `UsageError` where the options contradict each other."""
-        body = _body_of(self.endpoint, query, self.json_file, self.ids, self.document)
+        doc_ids = ids_of(self.ids, self.one_id, self.ids_file)
+        body = _body_of(self.endpoint, query, self.json_file, doc_ids, self.document)
         for name in OVERRIDES:
             if (value := getattr(self, name)) is not None:
                 body[name] = value
@@ -82,20 +86,19 @@ def _health(service: Client) -> dict[str, Any]:
 
 
 def _body_of(
-    endpoint: str, query: str | None, file: Path | None, ids: list[str] | None, documents: list[str] | None
+    endpoint: str, query: str | None, file: Path | None, doc_ids: list[str], documents: list[str] | None
 ) -> dict[str, Any]:
     if endpoint not in ENDPOINTS:
         raise UsageError(f"--endpoint {endpoint}: choose one of {', '.join(ENDPOINTS)}")
-    doc_ids = [doc_id for group in ids or [] for doc_id in group.split(",") if doc_id]
     if file is not None:
         if query is not None or doc_ids or documents:
-            raise UsageError("--json-file holds the whole request: leave out the query, --ids and --document")
+            raise UsageError("--json-file holds the whole request: leave out the query, ids and --document")
         return _read(file)
     if query is None:
         raise UsageError("give a query, or --json-file, or --health")
     if endpoint == "search":
         if doc_ids or documents:
-            raise UsageError("--endpoint search takes a query alone; for --ids and --document: --endpoint rerank")
+            raise UsageError("--endpoint search takes a query alone; for ids and --document: --endpoint rerank")
         return {"query": query}
     if bool(doc_ids) == bool(documents):
         raise UsageError(f"--endpoint {endpoint}: give either --ids or --document")

@@ -21,6 +21,7 @@ from kalm_cache.first_stage.dense.faiss_types import (
     DenseChoice,
     DenseType,
     choose_type,
+    faiss_extension,
     faiss_threads,
     make_index,
     parameter_ladder,
@@ -30,6 +31,7 @@ from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbour
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
 from kalm_cache.first_stage.ordinals import RowsOf
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json
+from kalm_cache.openmp import survive_forks
 from kalm_cache.storage.durable import publish_file
 
 FILE_NAME = "dense.faiss"
@@ -111,6 +113,7 @@ class DenseIndex:
         """
         import faiss
 
+        survive_forks(faiss_extension())
         path = folder / FILE_NAME
         try:
             check_length(path)

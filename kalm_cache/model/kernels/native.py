@@ -6,12 +6,14 @@ Letters in shapes: `kalm_cache.model`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
+from kalm_cache.model.kernels.compile import native_library
 from kalm_cache.model.kernels.heads import Heads, Rope
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
@@ -54,6 +56,10 @@ class NativeKernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+
+    def __reduce__(self) -> tuple[Callable[..., NativeKernels], tuple[()]]:
+        """Pickled, as a model that is sent to another process, it is whatever is compiled there."""
+        return _loaded_again, ()
 
     def quantize(self, x: Tensor) -> Quantized:
         """As `Kernels.quantize`."""
@@ -146,6 +152,13 @@ class NativeKernels:
     def _call(self, name: str, *arguments: object) -> None:
         """Tensors go by address, whole numbers as int64; the number of threads comes last."""
         getattr(self._library, name)(*map(_argument, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _loaded_again() -> NativeKernels:
+    library = native_library()
+    if library is None:
+        raise UsageError("the model was sent here by a process with native kernels, which this one cannot load")
+    return NativeKernels(library)
 
 
 def _argument(value: object) -> object:
