@@ -7,7 +7,6 @@ import os
 import torch
 
 from kalm_cache.errors import UsageError
-from kalm_cache.model.kernels.compile import native_library
 from kalm_cache.model.kernels.interface import Kernels
 from kalm_cache.model.kernels.native import SUFFIXES, NativeKernels
 from kalm_cache.model.kernels.torch_kernels import TorchKernels

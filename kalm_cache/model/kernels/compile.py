@@ -24,7 +24,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from kalm_cache.model.kernels.library_folder import NoKernelsError, find, keep, own_folder
-from kalm_cache.model.kernels.native import SYMBOLS
 
 SOURCE = Path(__file__).with_name("native.cpp")
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
@@ -33,11 +32,6 @@ MARCH = "KALM_CACHE_KERNEL_MARCH"
 TIMEOUT_S = 120
 UNFINISHED = "building-"
 logger = logging.getLogger(__name__)
-
-
-def native_library() -> ctypes.CDLL | None:
-    """The compiled kernels, `native.cpp`; see `compiled_library`."""
-    return compiled_library(SOURCE, SYMBOLS)
 
 
 @functools.cache

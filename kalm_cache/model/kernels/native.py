@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
-from kalm_cache.model.kernels.compile import native_library
+from kalm_cache.model.kernels.compile import SOURCE, compiled_library
 from kalm_cache.model.kernels.heads import Heads, Rope
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
@@ -27,6 +27,11 @@ SYMBOLS = (  # what native.cpp exports
     *(f"load_kv_{source}_{stream}" for source in PREFIX_SUFFIXES.values() for stream in SUFFIXES.values()),
 )
 SCORE_BYTES = 4 << 20  # attention scores of a few sequences at a time: they stay in the cache
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The compiled kernels, `native.cpp`; see `compiled_library`."""
+    return compiled_library(SOURCE, SYMBOLS)
 
 
 class _Part(ctypes.Structure):
