@@ -8,7 +8,7 @@ import torch
 
 from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels.interface import Kernels
-from kalm_cache.model.kernels.native import SUFFIXES, NativeKernels
+from kalm_cache.model.kernels.native import SUFFIXES, NativeKernels, native_library
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 from kalm_cache.openmp import survive_forks
 
