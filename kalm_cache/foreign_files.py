@@ -148,6 +148,12 @@ def foreign_link(folder: Path) -> Path | None:
     return None
 
 
+def one_line(error: Exception) -> str:
+    """What a library says of a file, which may repeat much of it: on one line, and not all of it."""
+    said = "".join(char if char.isprintable() else " " for char in " ".join(str(error).split()))
+    return said if len(said) <= 300 else f"{said[:300]}…"
+
+
 def _shown(name: str) -> str:
     return ascii(name if len(name) <= 60 else f"{name[:60]}…") if not name.isidentifier() else name[:60]
 

@@ -14,6 +14,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from kalm_cache.errors import CheckpointError, UsageError
+from kalm_cache.foreign_files import one_line
 from kalm_cache.model.counted_text import Tokens as Tokens  # what this module makes
 from kalm_cache.model.counted_text import countable_chars, first_offsets, first_tokens
 
@@ -30,6 +31,7 @@ PROMPT_TEMPLATE = (
 )
 
 CutSide = Literal["left", "right"]  # where too long a passage loses tokens: at its start, or at its end
+UNKNOWN = "\u2603 \u0378"  # a tokenizer must have tokens for all texts, these too
 # queries that begin with a letter, a digit, a sign, …: each may merge with the token before it in a way of its own
 _PROBES = ("a", "1", "?", "The", "é", "\n", "日")
 
@@ -138,9 +140,9 @@ def load_prompt_tokenizer(folder: Path, vocab_size: int | None = None) -> Prompt
         tokenizer.no_padding()
         loaded = PromptTokenizer(tokenizer)
         answers, highest = loaded.answer_ids(), max(tokenizer.get_vocab().values())
+        loaded.passage(UNKNOWN, 1)
     except Exception as exc:  # tokenizers raises bare Exception
-        reason = " ".join(str(exc).split())[:300]
-        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {reason}") from exc
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {one_line(exc)}") from exc
     if vocab_size is not None and max(*answers, highest) >= vocab_size:
         raise CheckpointError(
             f"{folder}: tokenizer.json gives ids up to {highest}, the embedding table has {vocab_size} rows"

@@ -8,7 +8,7 @@ from tests.torture.killing import PREPARE, result_of
 from tests.torture.pool import Pool
 from tests.torture.strangers import StrangerTally, batches_of_seeds, receive
 
-EXAMPLES, SEED = 60, 1
+EXAMPLES, SEED = 25, 1
 
 
 def test_mangled_files_end_in_one_line_or_in_the_right_answer(pool: Pool):

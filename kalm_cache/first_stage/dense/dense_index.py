@@ -30,7 +30,7 @@ from kalm_cache.first_stage.dense.faiss_types import (
 from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, sample_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
 from kalm_cache.first_stage.ordinals import RowsOf
-from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json
+from kalm_cache.foreign_files import STRICT, Count, checked_fields, one_line, read_json
 from kalm_cache.openmp import survive_forks
 from kalm_cache.storage.durable import publish_file
 
@@ -121,7 +121,7 @@ class DenseIndex:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             return DenseIndex(index, threads, _read_info(folder, index))
         except (RuntimeError, MemoryError, OSError, ValueError, TypeError, AttributeError) as exc:
-            raise StoreError(f"{path} cannot be read; run kalm-cache verify: {exc}") from exc
+            raise StoreError(f"{path} cannot be read; run kalm-cache verify: {one_line(exc)}") from exc
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -209,8 +209,7 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except RuntimeError as exc:
-        reason = " ".join(str(exc).split())[-200:]
-        raise StoreError(f"a dense index is damaged; run kalm-cache verify: {reason}") from exc
+        raise StoreError(f"a dense index is damaged; run kalm-cache verify: {one_line(exc)}") from exc
 
 
 def _inner(index: Any) -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kalm_cache.errors import CheckpointError, MissingExtraError
 from kalm_cache.first_stage.embedders.digest import model_digest
 from kalm_cache.first_stage.embedders.vectors import l2_normalise
-from kalm_cache.foreign_files import read_json, relative_path
+from kalm_cache.foreign_files import one_line, read_json, relative_path
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -71,7 +71,7 @@ def load_sentence_transformer(name: str, *, query_prompt: str, passage_prompt: s
         _check_modules(folder)
         model = SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as exc:
-        raise CheckpointError(f"embedder {name!r} is not a sentence-transformers model: {exc}") from exc
+        raise CheckpointError(f"embedder {name!r} is not a sentence-transformers model: {one_line(exc)}") from exc
     digest = model_digest(folder, files, query_prompt=query_prompt, passage_prompt=passage_prompt)
     return SentenceTransformerEmbedder(model, digest, query_prompt=query_prompt, passage_prompt=passage_prompt)
 
