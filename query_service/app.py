@@ -12,8 +12,8 @@ from fastapi import FastAPI, Request, Response
 
 from kalm_cache import __version__
 from query_service.api.bodies import bounded_route
-from query_service.api.dialects import RERANK_PATHS, SCORE_PATHS
-from query_service.api.errors import add_error_handlers, note_dialect
+from query_service.api.dialects import RERANK_PATHS, SCORE_PATHS, noted_dialect
+from query_service.api.errors import add_error_handlers
 from query_service.api.explain import ExplainRequest, ExplainResponse, compute_explanation
 from query_service.api.request_values import check_instruction
 from query_service.api.requests import InfinityRequest, RerankRequest, ScoreRequest, SearchRequest
@@ -161,12 +161,10 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
 
     async def rerank(request: RerankRequest, http: Request, response: Response) -> RerankResponse | list[TextResult]:
         """Passages by falling relevance: stored ones by id, or raw ones by text."""
-        dialect = note_dialect(http, request.model_fields_set)
-        return await answered(request, response, partial(answer_rerank, dialect=dialect))
+        return await answered(request, response, partial(answer_rerank, dialect=noted_dialect(http)))
 
-    async def score(request: ScoreRequest, http: Request, response: Response) -> PairsResponse | ScoreResponse:
+    async def score(request: ScoreRequest, response: Response) -> PairsResponse | ScoreResponse:
         """The relevance of each pair, in the order given."""
-        note_dialect(http, request.model_fields_set)
         return await answered(request, response, answer_score)
 
     @app.post("/explain", response_model_exclude_none=True)
@@ -175,9 +173,8 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         return await answered(request, response, compute_explanation)
 
     @app.post("/infinity/rerank", response_model_exclude_none=True, responses={422: {"model": InfinityError}})
-    async def infinity_rerank(request: InfinityRequest, http: Request, response: Response) -> InfinityResponse:
+    async def infinity_rerank(request: InfinityRequest, response: Response) -> InfinityResponse:
         """As /rerank, with documents as plain strings: set the base URL of clients of Infinity to /infinity."""
-        note_dialect(http, request.model_fields_set)
         return await answered(request, response, answer_infinity_rerank)
 
     for path in RERANK_PATHS:

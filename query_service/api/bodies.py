@@ -8,7 +8,8 @@ and validated on the one thread that large bodies have.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from query_service.api.dialects import note_dialect
 from query_service.api.limits import MAX_DEPTH, VALUES_PER_DOCUMENT
 from query_service.engine.errors import TooManyError
 
@@ -67,22 +69,29 @@ class _Reading(Request):
     async def json(self) -> BaseModel:
         """The model. `problem` is what `parse` raised."""
         body = await self.body()
+        note = partial(note_dialect, self)
+        note(())  # by the path alone, until the fields are known
+        read = partial(parse, body, self._model, self._max_documents, note)
         try:
-            if len(body) <= SMALL_BYTES:
-                return parse(body, self._model, self._max_documents)
-            return await to_thread.run_sync(parse, body, self._model, self._max_documents, limiter=self._one_at_a_time)
+            return read() if len(body) <= SMALL_BYTES else await to_thread.run_sync(read, limiter=self._one_at_a_time)
         except Exception as exc:
             self.problem = exc
             raise HTTPException(400) from exc
 
 
-def parse(body: bytes, model: type[BaseModel], max_documents: int) -> BaseModel:
+def parse(
+    body: bytes,
+    model: type[BaseModel],
+    max_documents: int,
+    on_fields: Callable[[Collection[str]], object] = lambda names: None,
+) -> BaseModel:
     """A body → the model of its endpoint.
 
     Args:
         body: JSON in UTF-8.
         model: of the endpoint; each of its fields takes lists of at most `max_documents` elements.
         max_documents: as the service is set.
+        on_fields: called with the names of the fields that are not null, before they are validated.
 
     Raises:
         TooManyError: too many values, or elements of a list.
@@ -97,6 +106,8 @@ def parse(body: bytes, model: type[BaseModel], max_documents: int) -> BaseModel:
         raise _malformed("it is not UTF-8", exc.start) from exc
     except ValueError as exc:
         raise _malformed("a number has more than 4300 digits", 0) from exc
+    if isinstance(fields, dict):
+        on_fields([name for name, value in fields.items() if value is not None])
     for name, value in fields.items() if isinstance(fields, dict) else ():
         if isinstance(value, list) and name in model.model_fields and len(value) > max_documents:
             raise TooManyError(name, len(value), max_documents)

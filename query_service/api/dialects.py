@@ -21,6 +21,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from starlette.requests import Request
+
+from query_service.middleware.paths import route_path
+
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 SCORE_PATHS = ("/score", "/v1/score")
 Dialect = Literal["kalm", "vllm", "tei", "infinity", "cohere-1", "cohere-2"]
@@ -47,23 +51,6 @@ _RULES = (  # the first that fits
     _Rule("kalm"),
 )
 
-# Fields that clients of other services send, and that mean nothing here: a request may have them.
-UNUSED_FIELDS: dict[str, str] = {
-    "user": "vLLM, OpenAI: who asks; keys and logs are per service here",
-    "request_id": "vLLM: the header X-Request-Id does this here",
-    "priority": "vLLM: what is urgent is decided by age and cost",
-    "cache_salt": "vLLM: its cache of prompts; none here depends on who asks",
-    "padding": "vLLM: nothing is padded",
-    "add_special_tokens": "vLLM: the model's template is fixed",
-    "chat_template": "vLLM: the model's template is fixed",
-    "chat_template_kwargs": "vLLM: the model's template is fixed",
-    "mm_processor_kwargs": "vLLM: passages are text",
-    "additional_data": "vLLM: for plug-ins",
-    "max_chunks_per_doc": "Cohere v1: a passage is one chunk",
-    "client_name": "Cohere v1: who asks",
-    "truncation": "Jina: `truncate`",
-}
-
 
 def dialect_of(path: str, fields: Collection[str]) -> Dialect:
     """The dialect of a request to `path` with these fields, those that are null not among them."""
@@ -72,3 +59,14 @@ def dialect_of(path: str, fields: Collection[str]) -> Dialect:
         for rule in _RULES
         if (not rule.paths or path in rule.paths) and (not rule.fields or not rule.fields.isdisjoint(fields))
     )
+
+
+def note_dialect(request: Request, fields: Collection[str]) -> None:
+    """Find a request's dialect and note it, for its answer and for the error that it may end in."""
+    request.state.dialect = dialect_of(route_path(request.scope), fields)
+
+
+def noted_dialect(request: Request) -> Dialect:
+    """The dialect that was noted; `kalm` where the request never came so far."""
+    dialect: Dialect = getattr(request.state, "dialect", "kalm")
+    return dialect

@@ -6,7 +6,7 @@ problems. All others get `{"error": {"type", "message"}, "detail"}`, with `code`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kalm_cache.errors import IndexMismatchError, KalmCacheError, UnknownIdError, UsageError
-from query_service.api.dialects import Dialect, dialect_of
+from query_service.api.dialects import noted_dialect
 from query_service.api.requests import TOKENS_PER_DOC
 from query_service.api.responses import InfinityError, Problem, TeiError, TeiErrorType
 from query_service.engine.errors import (
@@ -28,7 +28,6 @@ from query_service.engine.errors import (
     TooManyError,
     UnknownModelError,
 )
-from query_service.middleware.paths import route_path
 from query_service.middleware.refusal import Error, ErrorResponse
 
 SHOWN_PROBLEMS = 5
@@ -59,12 +58,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_unexpected_error)
 
 
-def note_dialect(request: Request, fields: Collection[str]) -> Dialect:
-    """Find a request's dialect by its path and the names of its fields: for its answer, or its error if it fails."""
-    request.state.dialect = dialect = dialect_of(route_path(request.scope), fields)
-    return dialect
-
-
 async def _on_kalm_cache_error(request: Request, exc: Exception) -> JSONResponse:
     status = next(code for kind, code in STATUS.items() if isinstance(exc, kind))
     headers = {"Retry-After": str(exc.retry_after_seconds)} if isinstance(exc, BusyError) else None
@@ -75,8 +68,6 @@ async def _on_kalm_cache_error(request: Request, exc: Exception) -> JSONResponse
 async def _on_invalid_request(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)
     problems = exc.errors()
-    body = exc.body if isinstance(exc.body, dict) else {}
-    note_dialect(request, [name for name, value in body.items() if value is not None])
     status = 400 if any(problem["type"] in BAD_REQUESTS for problem in problems) else 422
     if problems and problems[0]["type"] == "json_invalid":
         message = f"the body is not JSON: {problems[0]['ctx']['error']}"
@@ -101,7 +92,7 @@ def _answer(
     request: Request, status: int, error: Error, problems: Sequence[Problem] = (), *, headers: Any = None
 ) -> JSONResponse:
     """The error in the words of the request's dialect, where that is known."""
-    dialect: Dialect = getattr(request.state, "dialect", "kalm")
+    dialect = noted_dialect(request)
     coded = error.model_copy(update={"code": status})
     body: ErrorResponse | TeiError | InfinityError
     match dialect:

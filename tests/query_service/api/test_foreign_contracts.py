@@ -160,6 +160,7 @@ def test_two_columns_without_a_document_are_a_400(service: httpx.Client, columns
         (400, {"texts": []}, "Empty", "`texts` cannot be empty"),
         (422, {"texts": "no list"}, "Validation", "texts: Input should be a valid list"),
         (422, {"texts": [LONG], "truncate": False}, "Validation", "more tokens than count"),
+        (413, {"texts": ["a"] * 5000}, "Validation", "texts in one request"),
         (400, {"texts": ["a"], "model": "another"}, "Validation", "'another' is not served here"),
     ],
 )
