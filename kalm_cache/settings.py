@@ -9,9 +9,9 @@ import difflib
 import logging
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -23,6 +23,7 @@ from pydantic_settings import (
 from kalm_cache.environment import ENV_PREFIX, service_links, variables
 from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.passage import DEFAULT_TEMPLATE, TEXT, PassageTemplate
 
 OTHER_VARIABLES = ("KERNELS", "KERNEL_MARCH", "API_KEY", "BASE_URL")  # read by the kernels and by the client
 logger = logging.getLogger(__name__)
@@ -35,6 +36,12 @@ class _Variables(EnvSettingsSource):
 
     def _load_env_vars(self) -> dict[str, str | None]:
         return {f"{ENV_PREFIX}{name}".lower(): value for name, value in variables().items()}
+
+
+def _with_text(pattern: str) -> str:
+    if TEXT not in PassageTemplate(pattern).fields:
+        raise ValueError(f"{{{TEXT}}} is not in it; a passage without its text cannot be found by it")
+    return pattern
 
 
 class Settings(BaseSettings):
@@ -51,6 +58,9 @@ class Settings(BaseSettings):
     query_max_length: int = Field(512, ge=1, description="tokens of a query that count")
 
     # indexing
+    passage_template: Annotated[str, AfterValidator(_with_text)] = Field(
+        DEFAULT_TEMPLATE, description="how the fields of a record make a passage, in corpus and requests"
+    )
     max_length: int = Field(1024, ge=1, description="tokens of a passage that count, its prefix included")
     chunk_size: int = Field(4, ge=1, le=128, description="pooling ratio r that is stored")
     codec: str = Field("fp16", description="how pooled states are stored: fp32 bf16 fp16 int8 int4 int3 int2, +zstdN")

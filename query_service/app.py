@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -190,4 +191,6 @@ def _describe(response: Response, context: RequestContext) -> None:
     response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timings_ms.items())
     if context.truncated:  # bare arrays have no other place for it
         response.headers["X-Truncated"] = ",".join(map(str, context.truncated))
+    if context.unused_fields:
+        response.headers["X-Unused-Fields"] = json.dumps(context.unused_fields)
     note_answer(context.served.version, timings_ms)

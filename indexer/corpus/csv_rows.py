@@ -10,10 +10,13 @@ from indexer.corpus.columns import row_passage
 from indexer.corpus.layout import Layout
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError
+from kalm_cache.passage import PassageTemplate
 from kalm_cache.text.lines import MAX_LINE_BYTES, BadLineError, TextLine
 
 
-def read_csv(lines: Iterator[TextLine], layout: Layout) -> Iterator[CorpusLine | RejectedLine]:
+def read_csv(
+    lines: Iterator[TextLine], layout: Layout, template: PassageTemplate
+) -> Iterator[CorpusLine | RejectedLine]:
     """One value for each row that is not blank, without the header.
 
     Raises:
@@ -27,7 +30,7 @@ def read_csv(lines: Iterator[TextLine], layout: Layout) -> Iterator[CorpusLine |
             header = False
             _skip_header(first, lines, layout)
         else:
-            yield _read_row(layout, first, lines)
+            yield _read_row(layout, first, lines, template)
 
 
 def _skip_header(first: TextLine, following: Iterator[TextLine], layout: Layout) -> None:
@@ -37,9 +40,12 @@ def _skip_header(first: TextLine, following: Iterator[TextLine], layout: Layout)
         raise CorpusError(f"{first.location}: cannot read the header: {exc.reason}") from exc
 
 
-def _read_row(layout: Layout, first: TextLine, following: Iterator[TextLine]) -> CorpusLine | RejectedLine:
+def _read_row(
+    layout: Layout, first: TextLine, following: Iterator[TextLine], template: PassageTemplate
+) -> CorpusLine | RejectedLine:
     try:
-        return CorpusLine(row_passage(layout.names, _read_cells(first, following, layout.delimiter)), first.location)
+        cells = _read_cells(first, following, layout.delimiter)
+        return CorpusLine(row_passage(layout.names, cells, template), first.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, first.location, first.raw)
 

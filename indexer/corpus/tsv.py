@@ -7,21 +7,24 @@ from collections.abc import Iterator
 from indexer.corpus.columns import row_passage
 from indexer.corpus.layout import Layout
 from indexer.corpus.values import CorpusLine, RejectedLine
+from kalm_cache.passage import PassageTemplate
 from kalm_cache.text.lines import BadLineError, TextLine
 
 
-def read_tsv(lines: Iterator[TextLine], layout: Layout) -> Iterator[CorpusLine | RejectedLine]:
+def read_tsv(
+    lines: Iterator[TextLine], layout: Layout, template: PassageTemplate
+) -> Iterator[CorpusLine | RejectedLine]:
     """One value for each line that is not blank, without the header. Quotes mean nothing: a line is a row."""
     filled = (line for line in lines if line.data.strip(b" \r\n"))
     if layout.header:
         next(filled, None)
     for line in filled:
-        yield _read_row(layout, line)
+        yield _read_row(layout, line, template)
 
 
-def _read_row(layout: Layout, line: TextLine) -> CorpusLine | RejectedLine:
+def _read_row(layout: Layout, line: TextLine, template: PassageTemplate) -> CorpusLine | RejectedLine:
     try:
         cells = line.text().removesuffix("\n").removesuffix("\r").split(layout.delimiter)
-        return CorpusLine(row_passage(layout.names, cells), line.location)
+        return CorpusLine(row_passage(layout.names, cells, template), line.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, line.location, line.raw)

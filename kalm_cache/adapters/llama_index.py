@@ -7,6 +7,7 @@ from typing import Any
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
 from kalm_cache.adapters.scorer import Scorer
+from kalm_cache.arguments import check_limit
 from kalm_cache.errors import MissingExtraError, UsageError
 from kalm_cache.passage import OnMissing
 
@@ -59,6 +60,7 @@ class KaLMPostprocessor(BaseNodePostprocessor):
         return self._kept(nodes, await self._scorer().ascore(_query(query_bundle), self._candidates(nodes)))
 
     def _scorer(self) -> Scorer:
+        check_limit(self.top_n, "top_n", least=0)
         return Scorer(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, nodes: Sequence[NodeWithScore]) -> list[Candidate]:

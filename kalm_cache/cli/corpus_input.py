@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kalm_cache.errors import UsageError
+from kalm_cache.passage import PassageTemplate
 
 if TYPE_CHECKING:
     from indexer.corpus import CorpusLine, RejectedLine, TableFormat
@@ -48,8 +49,11 @@ class CorpusOptions:
         columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else None
         return TableFormat(columns, self.header, self.delimiter, self.quotes)
 
-    def lines(self) -> Iterable[CorpusLine | RejectedLine]:
+    def lines(self, passage_template: str) -> Iterable[CorpusLine | RejectedLine]:
         """The corpus, opened. Call it before a model is loaded: a wrong path then costs no time.
+
+        Args:
+            passage_template: how the fields of its records make passages.
 
         Raises:
             CorpusError: it cannot be read.
@@ -61,7 +65,8 @@ class CorpusOptions:
             raise UsageError(f"--errors {self.errors} is the corpus itself; name another file")
         if self.corpus == STDIN and sys.stdin.isatty():
             logger.info("reading the corpus from the terminal; Ctrl-D ends it")
-        return read_corpus(self.corpus, stdin=sys.stdin.buffer, tables=self.tables)
+        template = PassageTemplate(passage_template)
+        return read_corpus(self.corpus, stdin=sys.stdin.buffer, tables=self.tables, template=template)
 
     def count(self) -> int | None:
         """How many lines there are, for a progress bar: reads the corpus once. `None` for stdin, which is read once."""

@@ -56,6 +56,9 @@ class EncodingOptions:
     embedder: Embedder = None
     dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
     batch_tokens: BatchTokens = None
+    passage_template: Annotated[
+        str | None, typer.Option("--passage-template", help="How a record's fields make a passage: '{title} {text}'.")
+    ] = None
 
 
 def settings_from(config: Path | None, *groups: Any, **flags: Any) -> Settings:

@@ -63,5 +63,5 @@ def evaluate(
         system_instruction=system_instruction,
     )
     drop = drops_own_id(task.name) if drop_own_id is None else drop_own_id
-    ranked = study(index, Collection(task, lambda: (), drop_own_id=drop), plan, on_progress=on_progress)
+    ranked = study(index, Collection(task, lambda template: (), drop_own_id=drop), plan, on_progress=on_progress)
     return reports_of(measured(ranked, per_query_of(ranked)))

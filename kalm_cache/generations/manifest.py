@@ -22,6 +22,7 @@ from kalm_cache.foreign_files import (
     read_json_object,
 )
 from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.passage import DEFAULT_TEMPLATE
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
 from kalm_cache.storage.record import Record
@@ -118,6 +119,7 @@ class Manifest:
     `counts` are of what it shows, `files` maps paths relative to its folder. `operation` made it from `parent`, and
     `deleted` counts the passages of the parent that it does not show, in no version. No passage has had the ordinal
     `next_ordinal` or a higher one. `passages_per_second` was measured when all of it was encoded last, if it ever was.
+    `passage_template` made the passages of records; it is no part of the fingerprint, as another one makes other texts.
     """
 
     generation: GenerationName
@@ -137,12 +139,16 @@ class Manifest:
     deleted: Count = 0
     dense_index: Literal["auto", "flat", "hnsw", "ivf"] = "auto"  # a `DenseChoice`
     passages_per_second: Annotated[float, Field(ge=0)] | None = None
+    passage_template: str = DEFAULT_TEMPLATE
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = STRICT
 
     def to_json(self) -> bytes:
-        """The manifest file's content: every field, and a checksum over them."""
-        return pack_checked(asdict(self))
+        """The manifest file's content: every field but a template that is the default, and a checksum over them."""
+        fields = asdict(self)
+        if self.passage_template == DEFAULT_TEMPLATE:
+            del fields["passage_template"]  # manifests of earlier versions have none
+        return pack_checked(fields)
 
 
 def read_manifest(folder: Path) -> Manifest:

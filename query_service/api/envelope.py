@@ -26,12 +26,13 @@ def usage_of(scores: Scores) -> Usage:
 
 
 def meta_of(scores: Scores, context: RequestContext) -> Meta:
-    """What made the answer, and what it lacks."""
+    """What made the answer, and what it lacks or did not use."""
     return Meta(
         index_version=context.served.version,
         query_truncated=scores.query_truncated,
         truncated=scores.truncated,
         missing=scores.missing,
         damaged=[record.doc_id for record in scores.damaged],
+        unused_fields=context.unused_fields,
         timings_ms=context.finished(),
     )

@@ -23,7 +23,9 @@ from query_service.engine.request_context import RequestContext
 class ExplainRequest(BaseModel):
     """One query and one stored passage."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who discovered penicillin?", "doc_id": "d1"}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"query": "Who discovered penicillin?", "doc_id": "d1"}]}
+    )
     query: Text
     doc_id: DocId | None = Field(None, description="of a stored passage whose text the index keeps")
     id: DocId | None = Field(None, description="another name of `doc_id`, then answered as both")

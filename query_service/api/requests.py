@@ -1,23 +1,37 @@
 """Request bodies. Knows nothing of models, indexes or how answers are made.
 
-Unknown request fields are ignored, so that clients of other rerank services need no change.
+A field that nobody uses: where a request has a form of this service alone (`/search`, `/explain`, `ids`, `pairs`) it is
+refused by name, as a misspelt one would be. Other forms are sent by clients of other services, which write fields of
+their own: there, the answer names what it did not use, in `meta.unused_fields` or, of a bare array, in the header
+`X-Unused-Fields`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import CutSide
-from kalm_cache.passage import OnMissing
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, OnMissing, as_doc_id, first_present
 from query_service.api.limits import MAX_NAME_CHARS, Flag, Name, Real, Text, Whole, encodable
 
 _T = TypeVar("_T")
 TOKENS_PER_DOC = "tokens_per_doc"  # the type of its validation error: a 400, as vLLM and Cohere have it
 TEXT_COLUMNS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
+SHOWN_NAMES = 20  # of unused fields; a request may have a million of them
 
 
 def _tokens_per_doc(value: object) -> object:
@@ -26,11 +40,24 @@ def _tokens_per_doc(value: object) -> object:
     return value
 
 
+def _digits(value: object) -> str:
+    try:
+        return value if isinstance(value, str) else as_doc_id(value, "the id")
+    except ValueError as exc:
+        raise PydanticCustomError("doc_id", "{problem}", {"problem": str(exc)}) from exc
+
+
 def _example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
-DocId = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS), AfterValidator(encodable)]
+DocId = Annotated[  # a number stands for its digits, as in a corpus
+    str,
+    Field(min_length=1, max_length=MAX_NAME_CHARS),
+    AfterValidator(encodable),
+    BeforeValidator(_digits),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_NAME_CHARS}, {"type": "integer"}]}),
+]
 ItemId = Name | StrictInt
 TopN = Annotated[Whole, Field(ge=0)]
 TokensPerDoc = Annotated[int, Field(ge=1), BeforeValidator(_tokens_per_doc)]
@@ -45,17 +72,40 @@ ON_MISSING = (
 
 
 class Document(BaseModel):
-    """A text; where the index holds this very text under this `doc_id`, its stored states are used."""
+    """A record as a corpus has it: the fields that the index's `passage_template` names make its passage.
 
+    Where the index holds this very passage under this `doc_id`, its stored states are used. `_id`, `docid` and
+    `contents` are known here as they are in a corpus.
+    """
+
+    model_config = ConfigDict(extra="allow")
     text: Text
+    title: Annotated[Text | None, Field(description="in front of the text, unless the index's template differs")] = None
     doc_id: ItemId | None = None
     id: Annotated[ItemId | None, Field(description="another name of `doc_id`, as other services have it")] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_a_corpus(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        renamed = {name: value for name, value in fields.items() if value is not None}
+        for name, others in (("doc_id", [name for name in ID_NAMES if name != "id"]), ("text", TEXT_NAMES)):
+            if name not in renamed and (other := first_present(others, renamed)) is not None:
+                renamed[name] = renamed.pop(other)
+        return renamed
+
     @property
     def stored_id(self) -> str | None:
-        """The id that the index may hold. Its ids are strings: a number, or an empty string, is the client's alone."""
+        """The id that the index may hold; an empty string is the client's alone."""
         given = self.id if self.doc_id is None else self.doc_id
-        return given if isinstance(given, str) and given else None
+        return None if given is None else as_doc_id(given, "the id") or None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields that may be part of the passage."""
+        title = {} if self.title is None else {"title": self.title}
+        return {**(self.model_extra or {}), **title, "text": self.text}
 
 
 Documents = list[Text | Document]
@@ -63,6 +113,8 @@ Documents = list[Text | Document]
 
 class Request(BaseModel):
     """A field that is null counts as left out: several clients write every field that they know."""
+
+    model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="before")
     @classmethod
@@ -75,7 +127,7 @@ class Request(BaseModel):
 class SearchRequest(Request):
     """First stage, then cached rerank."""
 
-    model_config = _example(query="Who discovered penicillin?", k=100, top_n=3)
+    model_config = ConfigDict(extra="forbid") | _example(query="Who discovered penicillin?", k=100, top_n=3)
     query: Text
     k: Whole | None = Field(None, ge=1, description="candidates that are reranked; null = the service's (100)")
     top_n: TopN | None = Field(None, description="results returned; null = the service's (10), 0 = all")
@@ -165,10 +217,19 @@ class RerankRequest(PairOptions):
     texts: Documents | None = Field(None, description="as `documents`, answered by a bare array")
     top_n: TopN | None = Field(None, description="results returned; null, 0 or more than there are = all")
     top_k: TopN | None = Field(None, description="another name of `top_n`, which goes first")
+    rank_fields: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        None, description="fields of the documents that make their passages, in this order; null = the index's template"
+    )
     return_documents: Flag | None = Field(
         None, description="texts in the results; null = only in vLLM's dialect, which has them always"
     )
     return_text: Flag | None = Field(None, description="another name of `return_documents`")
+
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> Self:
+        if self.ids is not None:
+            nothing_unused(self)
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -196,6 +257,16 @@ class RerankRequest(PairOptions):
         return any(wishes) if wishes else None
 
     @property
+    def given_documents(self) -> Documents:
+        """The raw documents, under whatever name."""
+        return (self.documents if self.texts is None else self.texts) or []
+
+    @property
+    def given(self) -> Sequence[object]:
+        """What is to be ranked: the ids, or else the documents."""
+        return self.given_documents if self.ids is None else self.ids
+
+    @property
     def limit(self) -> int | None:
         """How many results are wanted; `None` = all."""
         return (self.top_k if self.top_n is None else self.top_n) or None
@@ -212,6 +283,7 @@ class InfinityRequest(RerankRequest):
 class ScorePair(BaseModel):
     """One query and one passage: a raw `document`, or the `doc_id` of a stored one."""
 
+    model_config = ConfigDict(extra="forbid")
     label: ItemId | None = Field(None, description="the client's own tag of the pair, handed back")
     id: ItemId | None = Field(None, description="another name of `label`, then handed back as both")
     query: Text
@@ -239,6 +311,12 @@ class ScoreRequest(PairOptions):
     text_2: Text | Documents | None = None
     data_1: Text | list[Text] | None = None
     data_2: Text | Documents | None = None
+
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> Self:
+        if self.pairs is not None:
+            nothing_unused(self)
+        return self
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -290,6 +368,19 @@ def agreed(names: str, wishes: set[Any]) -> None:
     """Fail the validation of a body whose fields say different things of one matter; `None` = says nothing."""
     if len(wishes - {None}) > 1:
         raise PydanticCustomError("contradiction", "{names} contradict each other; give one", {"names": names})
+
+
+def nothing_unused(request: BaseModel) -> None:
+    """Fail the validation of a body that has fields which it does not know."""
+    unused = [shown(name) for name in request.model_extra or ()]
+    if unused:
+        names = ", ".join(f"`{name}`" for name in unused[:SHOWN_NAMES])
+        raise PydanticCustomError("unused", "No such field: {names}; take it out, or correct it", {"names": names})
+
+
+def shown(name: str) -> str:
+    """A field's name as an answer can hold it: not too long, and valid Unicode."""
+    return name[:80].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _as_list(value: str | list[_T] | None) -> list[Any]:

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from kalm_cache.errors import DamagedRecordError
+from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.ranking import best_first
 from query_service.api.dialects import Dialect
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
-from query_service.api.request_values import check_count, document_of, passage_of, prompt_of, scoring_options
+from query_service.api.request_values import (
+    check_count,
+    passage_of,
+    prompt_of,
+    scoring_options,
+    template_of,
+    text_of,
+    unused_fields,
+)
 from query_service.api.requests import Document, InfinityRequest, ItemId, RerankRequest
 from query_service.api.responses import (
     ApiVersion,
@@ -106,26 +115,30 @@ def _meta(scores: Scores, context: RequestContext, dialect: Dialect, documents: 
 
 
 async def _score(request: RerankRequest, context: RequestContext) -> tuple[list[_Item], Scores]:
-    items = _items(request)
-    check_count(len(items), "documents", context)
+    check_count(len(request.given), "documents", context)
+    template = template_of(request, context)
+    items = _items(request, template)
+    context.unused_fields = unused_fields(request, request.given_documents, template)
     only_ids = request.ids is not None and request.documents is None
     options = scoring_options(request, on_missing="error" if only_ids else "encode")
     prompt = prompt_of(request.query, request.instruction, context.settings)
     return items, await score_pairs(context, [prompt] * len(items), [item.passage for item in items], options)
 
 
-def _items(request: RerankRequest) -> list[_Item]:
-    documents = request.documents if request.texts is None else request.texts
-    given = [document_of(document) for document in documents or []]
+def _items(request: RerankRequest, template: PassageTemplate) -> list[_Item]:
+    documents, name = request.given_documents, "documents" if request.texts is None else "texts"
     if request.ids is None:
-        return [_item(document) for document in given]
-    texts: Sequence[str | None] = [document.text for document in given] or [None] * len(request.ids)
+        return [_item(document, template, f"{name}.{i}") for i, document in enumerate(documents)]
+    texts: Sequence[str | None] = [text_of(document, template, f"{name}.{i}") for i, document in enumerate(documents)]
+    texts = texts or [None] * len(request.ids)
     return [_Item(StoredPassage(doc_id, text), doc_id) for doc_id, text in zip(request.ids, texts, strict=True)]
 
 
-def _item(document: Document) -> _Item:
-    doc_id = document.stored_id if document.doc_id is None else document.doc_id
-    return _Item(passage_of(document), doc_id, document.id)
+def _item(document: str | Document, template: PassageTemplate, name: str) -> _Item:
+    passage = passage_of(document, template, name)
+    if isinstance(document, str):
+        return _Item(passage, None)
+    return _Item(passage, document.doc_id if document.stored_id is None else document.stored_id, document.id)
 
 
 def _result(index: int, item: _Item, score: Score, text: str | None, request: RerankRequest) -> RerankResult:

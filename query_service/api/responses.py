@@ -1,6 +1,7 @@
 """Response bodies of the answers. Knows nothing of models, indexes or how answers are made.
 
-Names of things in requests and responses, by one rule: `doc_id` is the id under which a passage is stored, or may be;
+Names of things in requests and responses, by one rule: `doc_id` is the id under which a passage is stored, or may be
+(a number stands for its digits, as in a corpus);
 `label` is the client's own tag of a pair; `id` is what clients of other services send, and gets what they expect back.
 
 | endpoint        | asked by                          | each result has                                              |
@@ -8,7 +9,7 @@ Names of things in requests and responses, by one rule: `doc_id` is the id under
 | /search         | a query                           | `doc_id`                                                     |
 | /rerank         | `ids`                             | `doc_id`                                                     |
 |                 | documents or texts with `doc_id`  | `doc_id`                                                     |
-|                 | documents or texts with `id`      | `id` as sent, and `doc_id` if it is a string                 |
+|                 | documents or texts with `id`      | `id` as sent, and `doc_id`: the same as a string             |
 |                 | plain strings                     | neither: `index` is the position in the request              |
 | /score, `pairs` | `doc_id`, or a document with one  | `doc_id`                                                     |
 |                 | `label`                           | `label`                                                      |
@@ -57,7 +58,8 @@ class Meta(BaseModel):
     """What made the answer, where its milliseconds went, and what is not in it as it was asked for.
 
     `truncated`: positions of passages that were cut; `missing` and `damaged`: ids that have no result, as the index
-    does not hold them, or holds them damaged. `api_version` and `billed_units` are for clients of Cohere.
+    does not hold them, or holds them damaged; `unused_fields`: what the request says and nobody heeded. `api_version`
+    and `billed_units` are for clients of Cohere.
     """
 
     index_version: str
@@ -65,6 +67,7 @@ class Meta(BaseModel):
     truncated: list[int] = []
     missing: list[str] = []
     damaged: list[str] = []
+    unused_fields: list[str] = []
     timings_ms: dict[str, float]
     api_version: ApiVersion | None = None
     billed_units: BilledUnits | None = None

@@ -61,6 +61,7 @@ class RequestContext:
     timings_ms: `queue`, then a name a stage, `total` at the end. Header, log, spans, metrics and bodies have it from
         here.
     truncated: positions of passages that were cut.
+    unused_fields: names of what the request says and nobody heeded.
     """
 
     served: Served
@@ -74,6 +75,7 @@ class RequestContext:
     timings_ms: dict[str, float] = field(default_factory=lambda: {"queue": 0.0})
     counts: Counts = field(default_factory=Counts)
     truncated: list[int] = field(default_factory=list)
+    unused_fields: list[str] = field(default_factory=list)
 
     @property
     def index(self) -> PassageIndex:

@@ -28,7 +28,7 @@ POINTS = (Point(2, "fp16"), Point(4, "int8"))
 
 @pytest.fixture(scope="module")
 def collection(task: BeirTask) -> Collection:
-    return Collection(task, lambda: ())
+    return Collection(task, lambda template: ())
 
 
 @pytest.fixture(scope="module")

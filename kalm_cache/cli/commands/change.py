@@ -54,8 +54,8 @@ def _reindex(
     from indexer.models import load_encoders, settings_from_manifest
     from kalm_cache.generations.generation import open_current
 
-    lines = source.lines()
     settings = settings_from_manifest(open_current(index).manifest, overrides)
+    lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
         if dry_run:
@@ -97,8 +97,9 @@ def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
     from indexer.models import load_encoders_of
     from kalm_cache.generations.generation import open_current
 
-    lines = source.lines()
-    settings, encoders = load_encoders_of(open_current(index).manifest, overrides)
+    manifest = open_current(index).manifest
+    lines = source.lines(manifest.passage_template)
+    settings, encoders = load_encoders_of(manifest, overrides)
     with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
         report = add_passages(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
     warn_of_rejects(rejects)

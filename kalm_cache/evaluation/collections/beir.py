@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kalm_cache.errors import CorpusError
 from kalm_cache.evaluation.collections.qrels import GUESSED, QrelsFormat, judged, read_qrels
+from kalm_cache.passage import as_doc_id, as_text
 from kalm_cache.text.lines import for_each_line
 
 
@@ -80,8 +81,4 @@ def _query(line: str) -> tuple[str, str]:
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError(f"a JSON {type(fields).__name__}; write one object on each line")
-    query_id, text = fields.get("_id"), fields.get("text")
-    if not isinstance(query_id, str | int) or not isinstance(text, str):
-        raise ValueError("expected the fields '_id' and 'text', both strings")
-    text.encode("utf-8")  # half a surrogate pair fails here, and not in a tokenizer
-    return str(query_id), text
+    return as_doc_id(fields.get("_id"), "'_id'"), as_text(fields.get("text"), "'text'")

@@ -9,7 +9,7 @@ from pathlib import Path
 from kalm_cache.evaluation.collections.beir import BeirTask, load_beir
 from kalm_cache.evaluation.collections.qrels import GUESSED, QrelsFormat
 from kalm_cache.evaluation.collections.trec import ScoredRun
-from kalm_cache.passage import Passage
+from kalm_cache.passage import Passage, PassageTemplate
 
 _QUERIES_ARE_PASSAGES = ("arguana", "quora")  # how the names of such collections begin
 
@@ -20,7 +20,7 @@ class Collection:
 
     Attributes:
         task: queries and judgments.
-        corpus: a file or folder that `kalm-cache index` takes, or a function that yields the passages anew.
+        corpus: a file or folder that `kalm-cache index` takes, or what yields the passages anew by a template.
         instruction: what the benchmark's queries ask for; `None` = it does not say.
         instructions: of single queries, by query id, where the benchmark gives each its own; they come first.
         drop_own_id: leave the passage with the query's own id out of the candidates (ArguAna and Quora, whose queries
@@ -29,7 +29,7 @@ class Collection:
     """
 
     task: BeirTask
-    corpus: Path | Callable[[], Iterable[Passage]]
+    corpus: Path | Callable[[PassageTemplate], Iterable[Passage]]
     instruction: str | None = None
     instructions: Mapping[str, str] = field(default_factory=dict)
     drop_own_id: bool | None = None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from kalm_cache.errors import IndexMismatchError
-from kalm_cache.first_stage.bm25.analysis import ANALYSIS
+from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED
 from kalm_cache.first_stage.bm25.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, LENGTHS_NAME, TIMES_NAME
 from kalm_cache.first_stage.bm25.rows import load_row
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, decode_term
@@ -55,6 +55,7 @@ class BM25Files:
     data: NDArray[np.float32]
     mean_length: float
     counted: Counted | None
+    analysis: str = ANALYSIS
 
     def postings_of(self, rows: NDArray[np.int64], term_ids: dict[str, int]) -> Iterator[NDArray[np.int32]]:
         """The postings of some documents, as blocks (3, m) for `PostingsWriter.add_counted`.
@@ -111,6 +112,7 @@ def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
         array_in(DATA_NAME, np.float32),
         info.mean_length,
         counted,
+        info.analysis,
     )
     _check_sizes(files, info.documents)
     return files
@@ -127,7 +129,7 @@ def _check_sizes(files: BM25Files, documents: int) -> None:
 
 
 def _check_analysis(stored: str) -> None:
-    if stored != ANALYSIS:
+    if stored not in (ANALYSIS, UNNORMALISED):
         raise IndexMismatchError(
             f"the BM25 index was built with text analysis {stored!r}, this version uses {ANALYSIS!r}; "
             "index the corpus again"

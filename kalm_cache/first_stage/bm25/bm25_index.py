@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import IndexMismatchError, StoreError
-from kalm_cache.first_stage.bm25.analysis import ANALYSIS, terms_of
+from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED, query_terms, terms_of
 from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, ORDINALS_NAME, BM25Files, load
 from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
@@ -66,7 +66,8 @@ class BM25Index:
                 the scores of both can be compared: a text has the same score in both. Terms that it does not
                 have count as often as they occur here.
             reused: documents that come before the others, from indexes with `has_counts`. The index is, to the last
-                bit, what their texts would have made in this order.
+                bit, what their texts would have made in this order. Where one of them is not `normalised`, neither
+                is this one.
 
         Raises:
             StoreError: a file cannot be written.
@@ -118,6 +119,11 @@ class BM25Index:
         """Whether another index can reuse its documents; one of an earlier version has no counts."""
         return self._files.counted is not None
 
+    @property
+    def normalised(self) -> bool:
+        """Whether its words are in their normal form; those of an earlier version are as their texts spelt them."""
+        return self._files.analysis == ANALYSIS
+
     def excluding(self, ordinals: NDArray[np.int64]) -> BM25Index:
         """The same index without some documents: searches go on to the next best, so `k` are found if there are."""
         rows = RowsOf(self._files.ordinals).known(np.asarray(ordinals, np.int64))
@@ -129,7 +135,7 @@ class BM25Index:
         Raises:
             StoreError: the postings are damaged.
         """
-        return [self._search_terms(terms, k) for terms in terms_of(queries)]
+        return [self._search_terms(terms, k) for terms in query_terms(queries, self._files.analysis)]
 
     def statistics_for(self, terms: Sequence[str], local: Statistics) -> Statistics:
         """This index's statistics, with the document frequency of each of `terms` (v,): here, or else in `local`."""
@@ -182,6 +188,7 @@ def _write(
 ) -> None:
     ordinals = array("q")
     vocabulary: dict[str, int] = {}
+    analysis = ANALYSIS if all(part.source.normalised for part in reused) else UNNORMALISED
 
     def texts() -> Iterator[str]:
         for ordinal, text in documents:
@@ -192,7 +199,7 @@ def _write(
         for documents_of_source in reused:
             _add_reused(documents_of_source, postings, vocabulary)
             ordinals.frombytes(np.ascontiguousarray(documents_of_source.ordinals, np.int64).tobytes())
-        for terms in terms_of(texts()):
+        for terms in terms_of(texts(), analysis):
             postings.add(array("i", (vocabulary.setdefault(term, len(vocabulary)) for term in terms)))
         local = postings.statistics(len(vocabulary))
         scored_by = local if statistics_of is None else statistics_of.statistics_for(list(vocabulary), local)
@@ -203,7 +210,7 @@ def _write(
         rank[order] = np.arange(len(order))
         postings.write(rank, K1, B, scored_by)
     np.save(folder / ORDINALS_NAME, np.array(ordinals, np.int64))
-    info = {"analysis": ANALYSIS, "documents": len(ordinals), "mean_length": local.mean_length}
+    info = {"analysis": analysis, "documents": len(ordinals), "mean_length": local.mean_length}
     (folder / INFO_NAME).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 

@@ -29,6 +29,7 @@ from kalm_cache.first_stage.dense.faiss_types import (
 )
 from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, sample_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
+from kalm_cache.first_stage.normalisation import NORMALISATION
 from kalm_cache.first_stage.ordinals import RowsOf
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, one_line, read_json
 from kalm_cache.openmp import survive_forks
@@ -42,7 +43,8 @@ INFO_NAME = "dense.json"
 class DenseInfo:
     """What `dense.json` says: type, passages, the search parameter, and the recall it had in `queries` sampled ones.
 
-    `parameter` is `nprobe` of an ivf, `efSearch` of an hnsw, and 0 for flat, whose recall is 1 by definition.
+    `parameter` is `nprobe` of an ivf, `efSearch` of an hnsw, and 0 for flat, whose recall is 1 by definition. `texts`
+    names the normal form of the texts whose vectors these are; earlier versions embedded them as they came.
     """
 
     type: DenseType
@@ -50,6 +52,7 @@ class DenseInfo:
     parameter: Count = 0
     recall_at_100: Annotated[float, Field(ge=0, le=1)] = 1.0
     queries: Count = 0
+    texts: str = ""
     __pydantic_config__ = STRICT
 
 
@@ -143,6 +146,11 @@ class DenseIndex:
         """Whether `vectors` returns exactly the vectors that were put in."""
         return self.info.type == "flat"
 
+    @property
+    def normalised(self) -> bool:
+        """Whether the vectors are of texts in their normal form."""
+        return self.info.texts == NORMALISATION
+
     def excluding(self, ordinals: NDArray[np.int64]) -> DenseIndex:
         """The same index without some passages: searches go on to the next best, so `k` are found if there are."""
         excluded = np.union1d(self._excluded, np.asarray(ordinals, np.int64))
@@ -228,7 +236,7 @@ def _selector_without(ordinals: NDArray[np.int64]) -> Any:
 def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
     """The search parameter, and its recall of the exact neighbours of sampled queries."""
     if kind == "flat":
-        return DenseInfo(kind, len(spool))
+        return DenseInfo(kind, len(spool), texts=NORMALISATION)
     queries = sample_queries(spool)
     exact = exact_neighbours(queries, spool.batches(), min(DEPTH, len(spool)))
 
@@ -237,7 +245,7 @@ def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
         return np.asarray(found[1], np.int64)
 
     parameter, recall = cheapest(search, exact, parameter_ladder(kind, len(spool)))
-    return DenseInfo(kind, len(spool), parameter, round(recall, 4), len(queries))
+    return DenseInfo(kind, len(spool), parameter, round(recall, 4), len(queries), NORMALISATION)
 
 
 def _publish(index: Any, info: DenseInfo, folder: Path) -> None:

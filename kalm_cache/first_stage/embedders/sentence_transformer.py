@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kalm_cache.errors import CheckpointError, MissingExtraError
 from kalm_cache.first_stage.embedders.digest import model_digest
 from kalm_cache.first_stage.embedders.vectors import l2_normalise
+from kalm_cache.first_stage.normalisation import normalised
 from kalm_cache.foreign_files import one_line, read_json, relative_path
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class SentenceTransformerEmbedder:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         with self._lock:
-            vectors = self._model.encode_query(list(texts), prompt=self._query_prompt, show_progress_bar=False)
+            vectors = self._model.encode_query(_normalised(texts), prompt=self._query_prompt, show_progress_bar=False)
         return l2_normalise(vectors)
 
     def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -46,8 +47,14 @@ class SentenceTransformerEmbedder:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         with self._lock:
-            vectors = self._model.encode_document(list(texts), prompt=self._passage_prompt, show_progress_bar=False)
+            vectors = self._model.encode_document(
+                _normalised(texts), prompt=self._passage_prompt, show_progress_bar=False
+            )
         return l2_normalise(vectors)
+
+
+def _normalised(texts: Sequence[str]) -> list[str]:
+    return [normalised(text) for text in texts]
 
 
 def load_sentence_transformer(name: str, *, query_prompt: str, passage_prompt: str) -> SentenceTransformerEmbedder:

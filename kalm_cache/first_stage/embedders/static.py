@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kalm_cache.errors import CheckpointError
 from kalm_cache.first_stage.embedders.digest import model_digest
 from kalm_cache.first_stage.embedders.vectors import l2_normalise
+from kalm_cache.first_stage.normalisation import normalised
 from kalm_cache.foreign_files import one_line, read_json_object
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class StaticEmbedder:
 
     def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts (n,) -> vectors (n, E) float32 of length 1 or 0."""
-        return self._embed([self._query_prompt + text for text in texts])
+        return self._embed([self._query_prompt + normalised(text) for text in texts])
 
     def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts (n,) -> vectors (n, E) float32 of length 1 or 0."""
-        return self._embed([self._passage_prompt + text for text in texts])
+        return self._embed([self._passage_prompt + normalised(text) for text in texts])
 
     def _embed(self, texts: list[str]) -> NDArray[np.float32]:
         if not texts:
