@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from kalm_cache.model.kernels import compile, library_folder
-from kalm_cache.model.kernels.native import NativeKernels
+from kalm_cache.model.kernels.native import SYMBOLS, NativeKernels, native_library
 
 WARNING = "which are slower"
 
 
 def fresh() -> ctypes.CDLL | None:
     """`native_library` without what it remembers."""
-    return compile.compiled_library.__wrapped__(compile.SOURCE, compile.SYMBOLS)
+    return compile.compiled_library.__wrapped__(compile.SOURCE, SYMBOLS)
 
 
 try_out = compile.try_out
@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 @pytest.fixture(scope="module")
 def compiled() -> Path:
     """Some shared library that holds the kernels."""
-    library = compile.native_library()
+    library = native_library()
     if library is None:
         pytest.skip("no C++ compiler here")
     return Path(library._name)
@@ -71,7 +71,7 @@ def test_a_real_compiler_makes_kernels_that_work(
     cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(compile, "try_out", try_out)
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))) or compile.native_library() is None:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))) or native_library() is None:
         pytest.skip("no C++ compiler here")
     library = fresh()
     assert library is not None
@@ -346,6 +346,6 @@ def test_a_damaged_file_in_the_cache_is_a_warning(
 
 
 def test_the_library_is_looked_for_once_a_process(monkeypatch: pytest.MonkeyPatch):
-    first = compile.native_library()
+    first = native_library()
     monkeypatch.setenv("PATH", "")
-    assert compile.native_library() is first
+    assert native_library() is first
