@@ -12,7 +12,7 @@ from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 
 from kalm_cache import __version__
-from query_service.api.bodies import bounded_route
+from query_service.api.body.parsing import bounded_route
 from query_service.api.dialects import RERANK_PATHS, SCORE_PATHS, noted_dialect
 from query_service.api.errors import add_error_handlers
 from query_service.api.explain import ExplainRequest, ExplainResponse, compute_explanation

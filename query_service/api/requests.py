@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import CutSide
 from kalm_cache.passage import ID_NAMES, TEXT_NAMES, OnMissing, as_doc_id, first_present
-from query_service.api.limits import MAX_NAME_CHARS, Flag, Name, Real, Text, Whole, encodable
+from query_service.api.body.limits import MAX_NAME_CHARS, Flag, Name, Real, Text, Whole, encodable
 
 _T = TypeVar("_T")
 TOKENS_PER_DOC = "tokens_per_doc"  # the type of its validation error: a 400, as vLLM and Cohere have it

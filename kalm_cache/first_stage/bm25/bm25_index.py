@@ -29,6 +29,7 @@ FOLDER_NAME = "bm25"
 K1 = 1.2
 B = 0.75
 RUN_ROWS = 256
+MAX_QUERY_TERMS = 1024  # as many clauses as a query of Lucene may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +133,12 @@ class BM25Index:
     def search(self, queries: Sequence[str], k: int) -> list[Candidates]:
         """One list for each query, of the `k` best documents that share a term with it (so there may be fewer).
 
+        Of a query, the first `MAX_QUERY_TERMS` terms count: each reads its postings.
+
         Raises:
             StoreError: the postings are damaged.
         """
-        return [self._search_terms(terms, k) for terms in query_terms(queries, self._files.analysis)]
+        return [self._search_terms(terms[:MAX_QUERY_TERMS], k) for terms in query_terms(queries, self._files.analysis)]
 
     def statistics_for(self, terms: Sequence[str], local: Statistics) -> Statistics:
         """This index's statistics, with the document frequency of each of `terms` (v,): here, or else in `local`."""

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from fastapi.exceptions import RequestValidationError
 
-from query_service.api import bodies
-from query_service.api.bodies import check_shape, parse
-from query_service.api.limits import MAX_DEPTH, MAX_NAME_CHARS
+from query_service.api.body import parsing
+from query_service.api.body.limits import MAX_DEPTH, MAX_NAME_CHARS
+from query_service.api.body.parsing import check_shape, parse
 from query_service.api.requests import RerankRequest
 from query_service.engine.errors import TooManyError
 from tests.query_service.conftest import serving
@@ -39,7 +39,7 @@ def count_slowly(body: bytes) -> tuple[int, int]:
 
 @pytest.mark.parametrize("scanned", [1, 2, 3, 7, 1 << 20])
 def test_values_and_brackets_are_counted_outside_of_strings(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SCANNED_BYTES", scanned)
+    monkeypatch.setattr(parsing, "SCANNED_BYTES", scanned)
     made = random.Random(scanned)
     for _ in range(60):
         body = "".join(made.choice(r"\\\"\",[]{}ab") for _ in range(made.randrange(1, 60))).encode()
@@ -64,7 +64,7 @@ def test_a_million_wrong_ids_are_refused_before_one_is_parsed(
 ) -> None:
     body = b'{"query": "q", "ids": [' + b"1," * 1_000_000 + b"1]}"
     with monkeypatch.context() as patch:
-        patch.setattr(bodies.json, "loads", lambda text: pytest.fail("parsed"))
+        patch.setattr(parsing.json, "loads", lambda text: pytest.fail("parsed"))
         response = service.post("/rerank", content=body, headers=JSON)
     assert response.status_code == 413
     assert "more than 64000 values in one request" in response.json()["detail"]
@@ -106,8 +106,8 @@ def test_large_bodies_are_parsed_off_the_event_loop_and_small_ones_on_it(
         threads.append(threading.current_thread().name)
         return parse(*arguments)
 
-    monkeypatch.setattr(bodies, "parse", noted)
-    for size in (10, bodies.SMALL_BYTES):
+    monkeypatch.setattr(parsing, "parse", noted)
+    for size in (10, parsing.SMALL_BYTES):
         answer = service.post("/rerank", json=Q | {"documents": ["a" * size]})
         assert answer.status_code == 200, answer.text
     assert threads[0] != threads[1]

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from query_service.api.body.limits import MAX_DEPTH, VALUES_PER_DOCUMENT
 from query_service.api.dialects import note_dialect
-from query_service.api.limits import MAX_DEPTH, VALUES_PER_DOCUMENT
 from query_service.engine.errors import TooManyError
 
 SMALL_BYTES = 1 << 16  # parsed at once, in a millisecond or two
