@@ -14,9 +14,9 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.scoring.attribution import attribute
 from kalm_cache.scoring.query_side import score_of
 from kalm_cache.settings import Settings
-from query_service.api.body.limits import Name, Text
+from query_service.api.body.limits import DocId, Name, Text, exactly_one
 from query_service.api.request_values import prompt_of
-from query_service.api.requests import ChunkSize, DocId, TimeoutMs, exactly_one
+from query_service.api.requests import ChunkSize, TimeoutMs
 from query_service.engine.request_context import RequestContext
 
 

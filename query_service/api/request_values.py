@@ -8,7 +8,8 @@ from kalm_cache.arguments import check_record
 from kalm_cache.model.prompts import Prompt, require_short
 from kalm_cache.passage import OnMissing, PassageTemplate
 from kalm_cache.settings import Settings
-from query_service.api.requests import SHOWN_NAMES, Document, PairOptions, RerankRequest, shown
+from query_service.api.body.limits import SHOWN_NAMES, shown
+from query_service.api.requests import Document, PairOptions, RerankRequest
 from query_service.engine.errors import TooManyError
 from query_service.engine.gathering import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 from query_service.engine.request_context import RequestContext

@@ -12,13 +12,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    StrictInt,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -26,12 +23,22 @@ from pydantic_core import PydanticCustomError
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import CutSide
 from kalm_cache.passage import ID_NAMES, TEXT_NAMES, OnMissing, as_doc_id, first_present
-from query_service.api.body.limits import MAX_NAME_CHARS, Flag, Name, Real, Text, Whole, encodable
+from query_service.api.body.limits import (
+    DocId,
+    Flag,
+    ItemId,
+    Name,
+    Real,
+    Text,
+    Whole,
+    agreed,
+    exactly_one,
+    nothing_unused,
+)
 
 _T = TypeVar("_T")
 TOKENS_PER_DOC = "tokens_per_doc"  # the type of its validation error: a 400, as vLLM and Cohere have it
 TEXT_COLUMNS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
-SHOWN_NAMES = 20  # of unused fields; a request may have a million of them
 
 
 def _tokens_per_doc(value: object) -> object:
@@ -40,25 +47,10 @@ def _tokens_per_doc(value: object) -> object:
     return value
 
 
-def _digits(value: object) -> str:
-    try:
-        return value if isinstance(value, str) else as_doc_id(value, "the id")
-    except ValueError as exc:
-        raise PydanticCustomError("doc_id", "{problem}", {"problem": str(exc)}) from exc
-
-
 def _example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
-DocId = Annotated[  # a number stands for its digits, as in a corpus
-    str,
-    Field(min_length=1, max_length=MAX_NAME_CHARS),
-    AfterValidator(encodable),
-    BeforeValidator(_digits),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_NAME_CHARS}, {"type": "integer"}]}),
-]
-ItemId = Name | StrictInt
 TopN = Annotated[Whole, Field(ge=0)]
 TokensPerDoc = Annotated[int, Field(ge=1), BeforeValidator(_tokens_per_doc)]
 TimeoutMs = Annotated[Whole, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
@@ -352,35 +344,6 @@ class ScoreRequest(PairOptions):
     def right_column(self) -> str:
         """The name of the field that holds the documents of the form without `pairs`."""
         return next(right for _, right in TEXT_COLUMNS if getattr(self, right) is not None)
-
-
-def exactly_one(**fields: object) -> None:
-    """Fail the validation of a body unless one of these fields is given."""
-    given = [name for name, value in fields.items() if value is not None]
-    if len(given) != 1:
-        wanted, got = ", ".join(f"`{name}`" for name in fields), " and ".join(given) or "none"
-        raise PydanticCustomError(
-            "exactly_one", "Give exactly one of {wanted}; got {got}", {"wanted": wanted, "got": got}
-        )
-
-
-def agreed(names: str, wishes: set[Any]) -> None:
-    """Fail the validation of a body whose fields say different things of one matter; `None` = says nothing."""
-    if len(wishes - {None}) > 1:
-        raise PydanticCustomError("contradiction", "{names} contradict each other; give one", {"names": names})
-
-
-def nothing_unused(request: BaseModel) -> None:
-    """Fail the validation of a body that has fields which it does not know."""
-    unused = [shown(name) for name in request.model_extra or ()]
-    if unused:
-        names = ", ".join(f"`{name}`" for name in unused[:SHOWN_NAMES])
-        raise PydanticCustomError("unused", "No such field: {names}; take it out, or correct it", {"names": names})
-
-
-def shown(name: str) -> str:
-    """A field's name as an answer can hold it: not too long, and valid Unicode."""
-    return name[:80].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _as_list(value: str | list[_T] | None) -> list[Any]:

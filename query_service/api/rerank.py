@@ -12,6 +12,7 @@ from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.ranking import best_first
 from query_service.api.dialects import Dialect
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
+from query_service.api.body.limits import ItemId
 from query_service.api.request_values import (
     check_count,
     passage_of,
@@ -21,7 +22,7 @@ from query_service.api.request_values import (
     text_of,
     unused_fields,
 )
-from query_service.api.requests import Document, InfinityRequest, ItemId, RerankRequest
+from query_service.api.requests import Document, InfinityRequest, RerankRequest
 from query_service.api.responses import (
     ApiVersion,
     BilledUnits,

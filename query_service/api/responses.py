@@ -24,7 +24,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from query_service.api.requests import ItemId
+from query_service.api.body.limits import ItemId
 from query_service.middleware.refusal import Error
 
 _Document = TypeVar("_Document")
