@@ -10,9 +10,9 @@ from uuid import uuid4
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.ranking import best_first
+from query_service.api.body.limits import ItemId
 from query_service.api.dialects import Dialect
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
-from query_service.api.body.limits import ItemId
 from query_service.api.request_values import (
     check_count,
     passage_of,
