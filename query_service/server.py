@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -20,6 +21,7 @@ from kalm_cache.settings import Settings
 from kalm_cache.stopping import is_stopping, signals_call
 from query_service.app import create_app
 from query_service.connections.limits import ConnectionLimits
+from query_service.connections.listener import turn_away
 from query_service.connections.server import Server
 from query_service.engine.live import LiveIndex
 from query_service.engine.service import Service
@@ -47,7 +49,8 @@ def run_server(folder: Path, settings: Settings) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     with bind(settings.host, settings.port) as listener:
         if settings.workers > 1:
-            run_workers(folder, settings, lambda reuse_from: _serve_folder(folder, settings, listener, reuse_from))
+            work = partial(_serve_folder, folder, settings, listener)
+            run_workers(folder, settings, work, lambda: _stop_listening(listener))
         else:
             _serve_folder(folder, settings, listener, None)
     logger.info("stopped: every request that had begun was answered")
@@ -105,6 +108,11 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise UsageError(f"{host}:{port} cannot be bound: {exc}; choose another host or port (0 = any free)") from exc
     return listener
+
+
+def _stop_listening(listener: socket.socket) -> None:
+    turn_away(listener)
+    listener.close()
 
 
 def address_of(listener: socket.socket) -> str:
