@@ -166,7 +166,10 @@ class BoundedConnection(H11Protocol):
         self._lingering, self._since = True, self.loop.time()
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has left
+            self.give_up()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application; its answer says so when it is the connection's last, so that no client goes on using it."""

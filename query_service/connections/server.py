@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import socket
 from contextlib import suppress
@@ -15,6 +16,7 @@ from query_service.connections.limits import ConnectionLimits
 from query_service.connections.listener import Listener, turn_away
 
 LOOK_SECONDS = 0.1  # how often connections are looked at
+logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -73,4 +75,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(LOOK_SECONDS)
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, BoundedConnection)
-                connection.close_if_late(loop.time())
+                try:
+                    connection.close_if_late(loop.time())
+                except Exception:  # of one connection: the others are looked at all the same
+                    logger.exception("a connection could not be closed in order")
+                    connection.give_up()

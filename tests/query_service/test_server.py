@@ -54,7 +54,9 @@ def test_sigint_ends_an_idle_service_with_0_and_an_empty_standard_output(index_f
 
 def test_sigterm_lets_a_request_that_has_begun_finish_and_exits_0(index_folder: Path) -> None:
     body = b'{"query": "bees", "ids": ["s1", "s2"]}'
-    head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    head = (
+        f"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    )
     with served(index_folder) as (process, host, port), socket.create_connection((host, port), 60) as connection:
         connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
         assert connection.recv(1000).startswith(b"HTTP/1.1 100")  # the application waits for the body
