@@ -56,7 +56,7 @@ class ConnectionLimits:
         if soft == resource.RLIM_INFINITY:
             return self.max_connections
         free = soft - len(list(Path("/dev/fd").iterdir())) - max(SPARE_DESCRIPTORS, soft // 8)
-        return max(FEWEST_CONNECTIONS, min(self.max_connections, free))
+        return min(self.max_connections, max(FEWEST_CONNECTIONS, free))
 
 
 class SeldomLog:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from query_service.connections import limits
-from tests.query_service.connections.served import Served, read_ok, read_to_the_end, serving
+from tests.query_service.connections.served import LARGE_BYTES, Served, read_ok, read_to_the_end, serving
 from tests.waiting import wait_for
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -89,8 +89,7 @@ def test_a_client_that_does_not_read_its_answer_is_given_up(hasty: Served, monke
     with hasty.connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
         assert status_of(connection.recv(1000)) == 200
         wait_for(lambda: not hasty.server.server_state.connections)
-        with pytest.raises(ConnectionResetError):
-            read_to_the_end(connection)
+        assert len(read_to_the_end(connection)) < LARGE_BYTES
 
 
 def test_a_slow_client_that_keeps_the_pace_is_served(patient: Served) -> None:
