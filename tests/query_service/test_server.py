@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,6 +14,7 @@ import pytest
 
 from kalm_cache.errors import UsageError
 from query_service.server import address_of, bind
+from tests.waiting import wait_for
 
 SERVE = """
 import sys
@@ -26,9 +27,12 @@ run_server(Path(sys.argv[1]), load_settings(port=0, device="cpu", dtype="float32
 
 
 @contextmanager
-def served(index_folder: Path, workers: int = 1) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+def served(
+    index_folder: Path, workers: int = 1, descriptors: int = 1024
+) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     """A service in a process of its own, with the host and port that its log names."""
-    command = [sys.executable, "-c", SERVE, str(index_folder), str(workers)]
+    limited = ["sh", "-c", 'ulimit -n "$0"; exec "$@"', str(descriptors)]
+    command = [*limited, sys.executable, "-c", SERVE, str(index_folder), str(workers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process, *logged_address(process)
@@ -68,6 +72,26 @@ def test_sigterm_lets_a_request_that_has_begun_finish_and_exits_0(index_folder: 
         assert b'"object":"rerank"' in answer
         process.communicate(timeout=60)
         assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_half_open_connections_make_nobody_deaf(index_folder: Path, workers: int) -> None:
+    halves = [b"GET /hea", b"", b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n"]
+    with served(index_folder, workers, descriptors=128) as (process, host, port), ExitStack() as held:
+        wait_for(lambda: httpx.get(f"http://{host}:{port}/ready", timeout=60).status_code == 200)
+        for number in range(600):
+            connection = held.enter_context(socket.create_connection((host, port), 60))
+            connection.sendall(halves[number % 3])
+            if number % 20 == 0:
+                assert httpx.get(f"http://{host}:{port}/health", timeout=60).status_code == 200
+                answer = httpx.post(f"http://{host}:{port}/search", json={"query": "bees"}, timeout=60)
+                assert answer.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert "Traceback" not in log
+    assert log.count("connections are open, as many as may be") in range(1, 20)
 
 
 def wait_until_refused(host: str, port: int) -> None:

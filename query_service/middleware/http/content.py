@@ -16,6 +16,7 @@ from query_service.middleware.refusal import refusal
 
 PIECE_BYTES = 64 << 10
 CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})  # where they bring a body, nobody reads it
 CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -117,6 +118,8 @@ class _Inflating:
 
 
 def _has_body(scope: Scope) -> bool:
+    if scope["method"] in BODILESS:
+        return False
     headers = Headers(scope=scope)
     return headers.get("content-length", "0").strip("0 ") != "" or "transfer-encoding" in headers
 
