@@ -100,7 +100,24 @@ class Settings(BaseSettings):
     reader_threads: int = Field(2, ge=1, description="threads that search and read while the decoder runs")
     queue_limit: int = Field(256, ge=1, description="requests under way or waiting; more get 429")
     timeout_ms: int = Field(30_000, ge=1, description="a request not answered by then gets 504")
-    drain_seconds: float = Field(30.0, ge=0.0, description="how long a stopping service waits for what it has begun")
+    drain_seconds: float = Field(
+        30.0, ge=0.0, allow_inf_nan=False, description="how long a stopping service waits for what it has begun"
+    )
+    header_seconds: float = Field(
+        10.0, gt=0.0, allow_inf_nan=False, description="a client has as long for a request line and headers"
+    )
+    body_seconds: float = Field(
+        30.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="and as long for a body, or for reading an answer, plus 1 s for each 16 KiB",
+    )
+    max_connections: int = Field(
+        1000, ge=1, description="open ones of a process; for more, those silent for longest are closed"
+    )
+    allowed_hosts: str = Field(
+        "", description="names that requests may be for, with commas, *: any; empty: without keys on loopback, its own"
+    )
     max_body_bytes: int = Field(16 << 20, ge=1, description="a larger request body gets 413")
     max_documents: int = Field(1000, ge=1, description="more documents, ids or candidates in a request get 413")
     max_query_chars: int = Field(16_384, ge=1, description="a longer query or instruction gets 422")

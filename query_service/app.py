@@ -56,7 +56,7 @@ from query_service.middleware.request_log import note_answer, note_query
 from query_service.middleware.stack import WrappedFastAPI, middleware_stack
 from query_service.page import page_router
 
-STATUSES = (400, 401, 404, 409, 413, 422, 429, 500, 503, 504)
+STATUSES = (400, 401, 404, 408, 409, 413, 415, 421, 422, 429, 500, 503, 504)
 ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorResponse} for code in STATUSES}
 TEI_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorResponse | TeiError} for code in STATUSES}
 
@@ -85,6 +85,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # the middleware takes both spellings
     )
     app.router.route_class = bounded_route(service.settings.max_documents)
     add_error_handlers(app)

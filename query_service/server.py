@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -20,12 +20,14 @@ from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings
 from kalm_cache.stopping import is_stopping, signals_call
 from query_service.app import create_app
+from query_service.connections.limits import ConnectionLimits
+from query_service.connections.listener import turn_away
+from query_service.connections.server import Server
 from query_service.engine.live import LiveIndex
 from query_service.engine.service import Service
 from query_service.middleware.logs import configure_logging
 from query_service.workers import run_workers
 
-KEEP_ALIVE_SECONDS = 75  # longer than the usual pool of a client, so that it does not write into a closing connection
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +49,8 @@ def run_server(folder: Path, settings: Settings) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     with bind(settings.host, settings.port) as listener:
         if settings.workers > 1:
-            run_workers(folder, settings, lambda reuse_from: _serve_folder(folder, settings, listener, reuse_from))
+            work = partial(_serve_folder, folder, settings, listener)
+            run_workers(folder, settings, work, lambda: _stop_listening(listener))
         else:
             _serve_folder(folder, settings, listener, None)
     logger.info("stopped: every request that had begun was answered")
@@ -67,32 +70,22 @@ def open_service(folder: Path, settings: Settings, reuse_from: PassageIndex | No
     return Service(live, settings)
 
 
-def serve(app: FastAPI, listener: socket.socket, drain_seconds: float = 30.0) -> None:
+def serve(server: uvicorn.Server, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT, finish those that were begun, and return."""
-    server = make_server(app, drain_seconds)
     with _signals_set_exit(server):
         server.run(sockets=[listener])
 
 
-def make_server(app: FastAPI, drain_seconds: float = 30.0) -> uvicorn.Server:
-    """A server that leaves logging as it is configured: standard output stays empty."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=math.ceil(drain_seconds),
-        )
-    )
+def make_server(app: FastAPI, limits: ConnectionLimits | None = None) -> Server:
+    """A server of an application that alone listens on its sockets."""
+    return Server(app, limits or ConnectionLimits())
 
 
 def _serve_folder(folder: Path, settings: Settings, listener: socket.socket, reuse_from: PassageIndex | None) -> None:
     service = open_service(folder, settings, reuse_from)
     app = create_app(service)
     logger.info("serving %d passages on %s (API: /docs)", len(service.live.served.index), address_of(listener))
-    serve(app, listener, settings.drain_seconds)
+    serve(Server(app, ConnectionLimits.from_settings(settings), shares_socket=settings.workers > 1), listener)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -115,6 +108,11 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise UsageError(f"{host}:{port} cannot be bound: {exc}; choose another host or port (0 = any free)") from exc
     return listener
+
+
+def _stop_listening(listener: socket.socket) -> None:
+    turn_away(listener)
+    listener.close()
 
 
 def address_of(listener: socket.socket) -> str:

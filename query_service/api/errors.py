@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from kalm_cache.errors import IndexMismatchError, KalmCacheError, UnknownIdError, UsageError
 from query_service.api.dialects import noted_dialect
+from query_service.api.problems import SHOWN_PROBLEMS, describe_problems, plain_path
 from query_service.api.requests import TOKENS_PER_DOC
 from query_service.api.responses import InfinityError, Problem, TeiError, TeiErrorType
 from query_service.engine.errors import (
@@ -30,7 +31,6 @@ from query_service.engine.errors import (
 )
 from query_service.middleware.refusal import Error, ErrorResponse
 
-SHOWN_PROBLEMS = 5
 BAD_REQUESTS = ("json_invalid", TOKENS_PER_DOC)  # types of validation errors that are a 400
 
 # the first that fits, as in a chain of `except`
@@ -72,8 +72,8 @@ async def _on_invalid_request(request: Request, exc: Exception) -> JSONResponse:
     if problems and problems[0]["type"] == "json_invalid":
         message = f"the body is not JSON: {problems[0]['ctx']['error']}"
         return _answer(request, status, Error(type="MalformedJSON", message=message))
-    shown = [Problem(loc=list(one["loc"]), msg=one["msg"], type=one["type"]) for one in problems[:SHOWN_PROBLEMS]]
-    return _answer(request, status, Error(type="ValidationError", message=_describe(problems)), shown)
+    shown = [Problem(loc=plain_path(one["loc"]), msg=one["msg"], type=one["type"]) for one in problems[:SHOWN_PROBLEMS]]
+    return _answer(request, status, Error(type="ValidationError", message=describe_problems(problems)), shown)
 
 
 async def _on_http_exception(request: Request, exc: Exception) -> JSONResponse:
@@ -112,14 +112,3 @@ def _answer(
 
 def _tei_type(status: int, kind: str) -> TeiErrorType:
     return "Empty" if kind == EmptyError.__name__ else TEI_TYPES.get(status, "Validation")
-
-
-def _describe(problems: Sequence[Any]) -> str:
-    """`field: what is wrong; …`. Never the value itself: it may be large, or no valid Unicode."""
-    shown = [_problem(problem["loc"][1:], problem["msg"]) for problem in problems[:SHOWN_PROBLEMS]]
-    more = len(problems) - len(shown)
-    return "; ".join((*shown, f"and {more} more") if more else shown)
-
-
-def _problem(where: Sequence[str | int], message: str) -> str:
-    return f"{'.'.join(map(str, where))}: {message}" if where else message
