@@ -1,7 +1,7 @@
 """The service under steady load while generations change under it: errors, mixed-up answers, memory, open files.
 
     python -m benchmarks.soak [--minutes 30] [--share 0.6] [--clients 8] [--swap-every 5] [--index DIR] [--workers N]
-                              [--json FILE] [--plot FILE.png]
+                              [--hostile] [--json FILE] [--plot FILE.png]
 
 A copy of the index (bundled demo corpus, indexed with the default settings, where none is given) is served by
 `kalm-cache serve` in a process of its own, at `--share` of what it answers when clients never pause. Meanwhile it is
@@ -9,6 +9,9 @@ changed, a step every few seconds: passages are added, some in the place of old 
 is made live again, and gc removes the others. After each step the new generation is opened and asked the same queries.
 An answer is mixed up unless its `index_version` was published and its ids are that generation's, each with its margin
 (within 1e-4: pairs that share a batch differ in their last bits; queries are decoded in float32).
+
+With `--hostile` one more client attacks in every second minute (hostile.py), and the service encodes documents, too.
+The p99 of the others is given for both kinds of minutes, and their ratio. 429, 503 and 504 are no errors then.
 
 Memory is flat where the median of the last third is within 3% of the second third's. Prints JSON lines; exit code 1
 where an answer was not 200, or mixed up.
@@ -27,6 +30,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +41,7 @@ import torch
 
 from benchmarks.serve.load import Job, percentile, run_job
 from benchmarks.serve.process import Running, serving
+from benchmarks.soak.hostile import is_on
 from benchmarks.timing import emit, machine, progress, significant
 from indexer.build.index_job import load_encoders, run_index_job
 from indexer.change.add_delete import add_passages, delete_passages
@@ -57,6 +62,7 @@ TOLERANCE = 1e-4
 FLAT = 0.03
 SAMPLE_SECONDS = 2.0
 SHOWN_PROBLEMS = 10
+REFUSALS = frozenset({429, 503, 504})
 
 Expected = list[dict[str, float]]  # of each query: id -> margin
 
@@ -68,6 +74,10 @@ class Tally:
     checked: Counter[str] = field(default_factory=Counter)  # by generation
     statuses: Counter[int] = field(default_factory=Counter)
     took_ms: list[float] = field(default_factory=list)
+    took_ms_attacked: list[float] = field(default_factory=list)
+    attacks: Counter[str] = field(default_factory=Counter)  # what the hostile client did, and the status
+    refusals: frozenset[int] = frozenset()  # statuses that are no errors
+    hostile_since: float | None = None
     problems: list[str] = field(default_factory=list)
     expected: dict[str, Expected] = field(default_factory=dict)
     waiting: list[tuple[int, str, list[tuple[str, float]]]] = field(default_factory=list)
@@ -77,7 +87,10 @@ class Tally:
         """One answer; `said`: its index_version, or the error's text."""
         with self.lock:
             self.statuses[status] += 1
-            self.took_ms.append(took_ms)
+            attacked = self.hostile_since is not None and is_on(time.monotonic() - self.hostile_since)
+            (self.took_ms_attacked if attacked else self.took_ms).append(took_ms)
+            if status in self.refusals:
+                return
             if status != 200:
                 self.problems.append(f"status {status}: {said}")
             elif said in self.expected:
@@ -162,10 +175,10 @@ def soak(service: Running, changes: Changes, queries: list[str], args: argparse.
     saturated = run_job(job)
     capacity = len(saturated.answered_ms()) / saturated.seconds
     samples: list[dict[str, float]] = []
-    tally, over = Tally(), Event()
+    tally, over = Tally(refusals=REFUSALS if args.hostile else frozenset()), Event()
     tally.publish(changes.live, changes.answers())
     steady = Job(job.host, job.port, job.path, bodies, args.minutes * 60, args.clients, args.share * capacity)
-    with _Clients(steady, tally) as asking:
+    with _Clients(steady, tally) as asking, _hostile(steady, tally) if args.hostile else nullcontext():
         sampling = Thread(target=_sample, args=(service, tally, samples, over))
         sampling.start()
         try:
@@ -207,6 +220,29 @@ class _Clients:
             tally.add(number, status, took_ms, said, [(one, margin) for one, margin in results])
 
 
+@contextmanager
+def _hostile(job: Job, tally: Tally) -> Iterator[None]:
+    """The hostile client's process, and a thread that counts what it prints."""
+    command = [sys.executable, "-m", "benchmarks.soak.hostile", job.host, str(job.port), str(job.seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = process.stdout
+
+    def read() -> None:
+        for line in lines:
+            name, status = json.loads(line)
+            tally.attacks[f"{name}: {status}"] += 1
+
+    thread, tally.hostile_since = Thread(target=read), time.monotonic()
+    thread.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        thread.join()
+        process.wait()
+
+
 def _change(changes: Changes, tally: Tally, every_seconds: float, asking: _Clients) -> None:
     for name, step in changes.steps():
         started = time.monotonic()
@@ -234,8 +270,8 @@ def _sample(service: Running, tally: Tally, samples: list[dict[str, float]], ove
 
 
 def _counts(tally: Tally, changes: Changes, samples: list[dict[str, float]]) -> dict[str, Any]:
-    took = sorted(tally.took_ms)
-    errors = sum(count for status, count in tally.statuses.items() if status != 200)
+    took, attacked = sorted(tally.took_ms), sorted(tally.took_ms_attacked)
+    errors = sum(count for status, count in tally.statuses.items() if status != 200 and status not in tally.refusals)
     second, last = (_median(samples, "rss_mib", third) for third in (1, 2))
     return {
         "benchmark": "soak",
@@ -247,12 +283,24 @@ def _counts(tally: Tally, changes: Changes, samples: list[dict[str, float]]) -> 
         "changes": dict(changes.made),
         "p50_ms": percentile(took, 0.5),
         "p99_ms": percentile(took, 0.99),
+        **_under_attack(took, attacked, tally),
         "rss_mib_thirds": [_median(samples, "rss_mib", third) for third in range(3)],
         "rss_growth": significant(last / second - 1),
         "rss_flat": abs(last / second - 1) <= FLAT,
         "fds_thirds": [_median(samples, "fds", third) for third in range(3)],
         "problems": tally.problems[:SHOWN_PROBLEMS],
         "samples": samples,
+    }
+
+
+def _under_attack(took: list[float], attacked: list[float], tally: Tally) -> dict[str, Any]:
+    if not attacked:
+        return {}
+    return {
+        "p99_ms_attacked": percentile(attacked, 0.99),
+        "p99_ratio": significant(percentile(attacked, 0.99) / percentile(took, 0.99)),
+        "statuses": dict(tally.statuses),
+        "attacks": dict(tally.attacks),
     }
 
 
@@ -303,6 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--swap-every", type=float, default=5.0, help="seconds between two changes")
     parser.add_argument("--index", type=Path, help="of the demo corpus; a copy is changed")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--hostile", action="store_true", help="one more client attacks in every second minute")
     parser.add_argument("--json", type=Path, help="write the counts, samples included")
     parser.add_argument("--plot", type=Path, help="write memory and open files as a PNG")
     args = parser.parse_args(arguments)
@@ -315,7 +364,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             build(BUNDLED_DEMO / "corpus.jsonl.zst", index)
         changes = Changes(index, queries)
-        with serving(index, "--device", "cpu", "--dtype", DTYPE, "--workers", str(args.workers)) as service:
+        flags = ["--device", "cpu", "--dtype", DTYPE, "--workers", str(args.workers)]
+        with serving(index, *flags, *(["--with-encoder"] if args.hostile else [])) as service:
             counts = soak(service, changes, queries, args)
     if args.json:
         args.json.write_text(json.dumps(counts) + "\n")
