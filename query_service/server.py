@@ -18,6 +18,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.index.from_settings import open_index
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
+from kalm_cache.system import raise_open_files_limit
 from query_service.app import create_app
 from query_service.engine.live import LiveIndex
 from query_service.engine.service import Service
@@ -41,6 +42,7 @@ def run_server(folder: Path, settings: Settings) -> None:
         KalmCacheError: the index cannot be opened.
     """
     configure_logging(settings.log_format)
+    raise_open_files_limit()  # an index has files, and a swap has those of two
     # oneDNN keeps a compiled product for every shape: by default 1,024 of them, a gigabyte in bfloat16; of a demo's two
     # hundred queries there are some 250
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

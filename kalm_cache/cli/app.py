@@ -17,6 +17,7 @@ from kalm_cache.cli.commands.serve import serve
 from kalm_cache.cli.commands.upkeep import gc, rollback, stats, verify
 from kalm_cache.cli.option_groups import with_flags
 from kalm_cache.cli.output import start_logging
+from kalm_cache.system import raise_open_files_limit
 
 app = typer.Typer(
     name="kalm-cache",
@@ -31,6 +32,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     start_logging()
+    raise_open_files_limit()
     if version:
         from kalm_cache import __version__
 
