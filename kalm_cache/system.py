@@ -56,23 +56,21 @@ def way_out(exc: BaseException, path: Path | None = None) -> str | None:
     return _WAYS_OUT.get(number)
 
 
-def refused(exc: BaseException, path: Path | None = None, otherwise: str = "run kalm-cache verify") -> str:
-    """The end of a message about something that could not be read: what to do, and the error.
-
-    Args:
-        exc: as in `way_out`.
-        path: as in `way_out`.
-        otherwise: what to do where the machine is not to blame.
-    """
+def explained(exc: BaseException, path: Path | None = None) -> str:
+    """The error in words, and what to do where it is the machine's; arguments as in `way_out`."""
     advice = way_out(exc, path)
-    return f"{otherwise}: {exc}" if advice is None else f"{_words_of(exc, path)}; {advice}"
+    return _words_of(exc, path) + (f"; {advice}" if advice else "")
+
+
+def refused(exc: BaseException, path: Path | None = None) -> str:
+    """The same of something that could not be read: what is not the machine's is for `verify` to look at."""
+    return explained(exc, path) if way_out(exc, path) else f"run kalm-cache verify: {exc}"
 
 
 def describe(exc: OSError) -> str:
     """An `OSError` in one line: the file, what the system says, and what to do."""
     where = "" if exc.filename is None else f"{os.fsdecode(exc.filename)}: "
-    advice = way_out(exc)
-    return f"{where}{_words_of(exc, None)}" + (f"; {advice}" if advice else "")
+    return where + explained(exc)
 
 
 def _words_of(exc: BaseException, path: Path | None) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.stderr_log import StderrHandler
+from kalm_cache.system import describe
 
 EXIT_PARTIAL = 3
 EXIT_INTERRUPTED = 130
@@ -38,8 +39,8 @@ def exit_codes(resumable: bool = False) -> Iterator[None]:
     except KalmCacheError as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(exc.exit_code) from exc
-    except OSError as exc:  # a full disk or a missing permission: the system's message says all there is
-        typer.echo(f"error: {exc}", err=True)
+    except OSError as exc:  # a full disk or a missing permission
+        typer.echo(f"error: {describe(exc)}", err=True)
         raise typer.Exit(1) from exc
     except KeyboardInterrupt as exc:
         typer.echo("interrupted" + ("; what is stored is kept: run the same command to go on" * resumable), err=True)

@@ -12,6 +12,7 @@ from kalm_cache.doctor.machine import check_dtype, check_kernels, check_limits, 
 from kalm_cache.doctor.service import check_access, check_packages, check_port, check_settings
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.settings import Settings, load_settings
+from kalm_cache.system import describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ def diagnose(index: Path | None = None, config: Path | None = None) -> list[Chec
 def _run(name: str, subject: Subject) -> Check | None:
     try:
         report = CHECKS[name](subject)
-    except (KalmCacheError, OSError) as exc:
+    except KalmCacheError as exc:
         return Check(name, "fail", str(exc))  # the project's errors name the way out themselves
+    except OSError as exc:
+        return Check(name, "fail", describe(exc))
     return None if report is None else Check(name, report.status, report.found, report.advice)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kalm_cache.errors import IndexNotFoundError, StoreError
 from kalm_cache.storage.durable import write_atomically
+from kalm_cache.system import explained
 
 CURRENT = "CURRENT"
 
@@ -30,7 +31,7 @@ def current_name(index: Path) -> str:
         way_out = f"run: kalm-cache index CORPUS --index {index}"
         raise IndexNotFoundError(f"{index}: no published index here; {way_out}") from exc
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise StoreError(f"{path}: cannot be read: {explained(exc, path)}") from exc
     name = content.split(b" ")[0].decode("ascii", "replace")
     if content != _line(name):
         raise StoreError(f"{path}: checksum mismatch, which generation is live is not known; {_way_out(index)}")

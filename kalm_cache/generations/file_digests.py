@@ -13,6 +13,7 @@ from pathlib import Path
 from kalm_cache.errors import StoreError
 from kalm_cache.generations.generation import Generation
 from kalm_cache.generations.manifest import FileReceipt
+from kalm_cache.system import refused
 
 FIRST_STAGE = "/first_stage/"
 
@@ -33,6 +34,6 @@ def _require_digest(path: Path, receipt: FileReceipt) -> None:
     try:
         is_valid = receipt.has_digest_of(path)
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be read: {exc.strerror}; run kalm-cache verify") from exc
+        raise StoreError(f"{path}: cannot be read; {refused(exc, path)}") from exc
     if not is_valid:
         raise StoreError(f"{path}: its SHA-256 is not that of its receipt; run kalm-cache verify")

@@ -15,6 +15,7 @@ from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
 from kalm_cache.storage.record import Record
+from kalm_cache.system import explained
 
 if TYPE_CHECKING:
     from kalm_cache.first_stage import DenseChoice
@@ -161,7 +162,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError as exc:
         raise IndexNotFoundError(f"{path.parent}: CURRENT names a generation without a {MANIFEST}") from exc
     except (OSError, ValueError) as exc:
-        raise StoreError(f"{path}: cannot be read, or is not JSON: {exc}") from exc
+        raise StoreError(f"{path}: cannot be read, or is not JSON: {explained(exc, path)}") from exc
     if not isinstance(raw, dict):
         raise StoreError(f"{path}: not a JSON object")
     return raw

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import StoreError
+from kalm_cache.system import refused
 
 TOMBSTONES_FILE = "hidden.bin"
 _MAGIC, _VERSION = b"KLMH", 1
@@ -92,4 +93,4 @@ def read_tombstones(folder: Path) -> Tombstones:
     except FileNotFoundError:
         return Tombstones.nothing()
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise StoreError(f"{path}: cannot be read; {refused(exc, path)}") from exc

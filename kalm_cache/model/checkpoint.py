@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.config import ModelConfig, parse_model_config
+from kalm_cache.system import explained
 
 SENSITIVITY_FILE = "sensitivity.safetensors"  # what the codecs below 8 bits round by, see `codec.sensitivity`
 BUNDLED_TINY = Path(__file__).parent.parent / "bundled" / "tiny"
@@ -145,4 +146,4 @@ def _weights(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as exc:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {exc}") from exc
+        raise CheckpointError(f"{path}: not a readable safetensors file: {explained(exc, path)}") from exc

@@ -17,6 +17,7 @@ from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.checksummed_block import MAX_KEYS_BYTES, Block, BlockBuilder, Buffer, Entry, Kind
 from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.lmdb_pages import Values, read_tree
+from kalm_cache.system import refused
 
 PAGE_BYTES = 4096
 BLOCK_BYTES = 64 * PAGE_BYTES - 16  # a value's first page begins with its header
@@ -40,7 +41,7 @@ class BlockFile:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as exc:  # ValueError: it is empty
-            raise StoreError(f"{path}: cannot be opened; run kalm-cache verify: {exc}") from exc
+            raise StoreError(f"{path}: cannot be opened; {refused(exc, path)}") from exc
         self._map.madvise(mmap.MADV_RANDOM)
         pages = read_tree(memoryview(self._map))
         self.digest, self.problems = pages.digest, pages.problems

@@ -25,6 +25,7 @@ from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
 from kalm_cache.first_stage.ordinals import RowsOf
 from kalm_cache.storage.durable import publish_folder
+from kalm_cache.system import explained, refused
 
 FOLDER_NAME = "bm25"
 K1 = 1.2
@@ -80,7 +81,7 @@ class BM25Index:
             _write(documents, written, statistics_of, reused)
             publish_folder(written, folder / FOLDER_NAME)
         except OSError as exc:
-            raise StoreError(f"{written}: cannot be written: {exc}") from exc
+            raise StoreError(f"{written}: cannot be written: {explained(exc, written)}") from exc
         return BM25Index.open(folder)
 
     @staticmethod
@@ -97,7 +98,7 @@ class BM25Index:
         try:
             return BM25Index(load(path, "r" if mmap else None))
         except (OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, TokenError) as exc:  # all of np.load
-            raise StoreError(f"{path} cannot be read; run kalm-cache verify: {exc}") from exc
+            raise StoreError(f"{path} cannot be read; {refused(exc, path)}") from exc
 
     @staticmethod
     def exists(folder: Path) -> bool:
