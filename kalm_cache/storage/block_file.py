@@ -7,6 +7,7 @@ of its entries; tests hold the file to 1.10 times its payloads.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from kalm_cache.system import refused
 
 PAGE_BYTES = 4096
 BLOCK_BYTES = 64 * PAGE_BYTES - 16  # a value's first page begins with its header
+COPIED_BYTES = 256 << 10
 TRANSACTION_BYTES = 16 << 20  # LMDB keeps what a transaction writes in memory
 
 
@@ -38,8 +40,7 @@ class BlockFile:
         """
         self.path, self._kinds, self._closed = path, databases, False
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = _map(path)
         except (OSError, ValueError) as exc:  # ValueError: it is empty
             raise StoreError(f"{path}: cannot be opened; {refused(exc, path)}") from exc
         self._map.madvise(mmap.MADV_RANDOM)
@@ -69,12 +70,23 @@ class BlockFile:
         yield BlockReader(self._map, self._values[database], self._kinds[database], ahead)
 
 
+def _map(path: Path) -> mmap.mmap:
+    """The file in memory: mapped, which keeps a descriptor open; or copied where it is small, which keeps none."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= COPIED_BYTES:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        copied = mmap.mmap(-1, size)
+        copied.write(file.read(size))
+        return copied
+
+
 class BlockReader:
     """The blocks of one database."""
 
     def __init__(self, mapped: mmap.mmap, values: Values, kind: Kind, ahead: bool) -> None:
         self._map, self._values, self._kind, self._ahead = mapped, values, kind, ahead
-        self._view = memoryview(mapped)
+        self._view = memoryview(mapped).toreadonly()
 
     def block_of(self, key: bytes) -> Block | None:
         """The block in which `key` is if it is anywhere. Raises `DamagedRecordError`."""

@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.first_stage.bm25.analysis import ANALYSIS
+from kalm_cache.first_stage.bm25.mapped_array import read_array
 from kalm_cache.first_stage.bm25.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, LENGTHS_NAME, TIMES_NAME
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, decode_term
 
@@ -74,19 +75,19 @@ class BM25Files:
         return ids[places]
 
 
-def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
+def load(path: Path, *, mapped: bool) -> BM25Files:
     """Read or map the files.
 
     Raises:
         IndexMismatchError: the index was built with another analysis of texts.
-        OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, TokenError: all that `numpy.load` raises for a
-            file that is missing or damaged.
+        OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError, TokenError: all that numpy and
+            torch raise for a file that is missing or damaged.
     """
     info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
     _check_analysis(info["analysis"])
 
     def array_in(name: str, *kinds: type[np.generic]) -> NDArray[Any]:
-        values: NDArray[Any] = np.asarray(np.load(path / name, mmap_mode=mmap_mode))
+        values = read_array(path / name, mapped=mapped)
         if values.dtype.type not in kinds or values.ndim != 1:
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{name} holds {values.dtype} of shape {values.shape}, expected a row of {expected}")
@@ -97,7 +98,7 @@ def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
         counted = Counted(array_in(LENGTHS_NAME, np.int32), array_in(TIMES_NAME, np.uint8, np.uint16, np.uint32))
     files = BM25Files(
         array_in(ORDINALS_NAME, np.int64),
-        Vocabulary.open(path, mmap_mode),
+        Vocabulary.open(path, mapped=mapped),
         array_in(INDPTR_NAME, np.int64),
         array_in(INDICES_NAME, np.int32),
         array_in(DATA_NAME, np.float32),

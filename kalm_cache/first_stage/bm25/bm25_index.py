@@ -31,6 +31,7 @@ FOLDER_NAME = "bm25"
 K1 = 1.2
 B = 0.75
 RUN_ROWS = 256
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError, TokenError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,8 @@ class BM25Index:
         if (path / "params.index.json").exists():
             raise IndexMismatchError(f"{path} was built by an earlier version of kalm-cache; index the corpus again")
         try:
-            return BM25Index(load(path, "r" if mmap else None))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, TokenError) as exc:  # all of np.load
+            return BM25Index(load(path, mapped=mmap))
+        except READ_ERRORS as exc:
             raise StoreError(f"{path} cannot be read; {refused(exc, path)}") from exc
 
     @staticmethod

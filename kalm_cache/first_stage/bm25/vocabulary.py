@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kalm_cache.first_stage.bm25.mapped_array import read_array
 
 BYTES_NAME = "terms.npy"
 ENDS_NAME = "term_ends.npy"
@@ -30,11 +31,10 @@ class Vocabulary:
         np.save(folder / BYTES_NAME, np.frombuffer(b"".join(listed), np.uint8))
 
     @staticmethod
-    def open(folder: Path, mmap_mode: Literal["r"] | None) -> Vocabulary:
-        """Raises: OSError, EOFError or ValueError for files that are missing or damaged."""
-        # asarray: slices of numpy's memmap class are slow to make
-        text = np.asarray(np.load(folder / BYTES_NAME, mmap_mode=mmap_mode))
-        ends = np.asarray(np.load(folder / ENDS_NAME, mmap_mode=mmap_mode))
+    def open(folder: Path, *, mapped: bool) -> Vocabulary:
+        """Raises: as `read_array`, for files that are missing or damaged."""
+        text = read_array(folder / BYTES_NAME, mapped=mapped)
+        ends = read_array(folder / ENDS_NAME, mapped=mapped)
         if (int(ends[-1]) if len(ends) else 0) != len(text):
             raise ValueError(f"{ENDS_NAME} does not end where {BYTES_NAME} does")
         return Vocabulary(text, ends)
