@@ -18,13 +18,15 @@ from kalm_cache.system import refused
 FIRST_STAGE = "/first_stage/"
 
 
-def require_valid_first_stage(generation: Generation) -> None:
+def require_valid_first_stage(generation: Generation, part: str = FIRST_STAGE) -> None:
     """Read every file of the first stages once: some 0.7 s a GB on one core, less on several.
+
+    `part`: only those that have this in their relative path.
 
     Raises:
         StoreError: one is damaged, or cannot be read.
     """
-    files = [(name, receipt) for name, receipt in generation.manifest.files.items() if FIRST_STAGE in name]
+    files = [(name, receipt) for name, receipt in generation.manifest.files.items() if part in name]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # hashing lets other threads run
         for _ in threads.map(lambda file: _require_digest(generation.folder / file[0], file[1]), files):
             pass

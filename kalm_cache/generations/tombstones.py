@@ -53,6 +53,12 @@ class Tombstones:
         start, stop = np.searchsorted(self.ordinals, [first, end])
         return Tombstones(self.ordinals[start:stop], self.keys[start:stop], self.deleted[start:stop])
 
+    def outside(self, first: int, end: int) -> Tombstones:
+        """Those whose ordinals are not in [first, end)."""
+        kept = (self.ordinals < first) | (self.ordinals >= end)
+        keys = [key for key, stays in zip(self.keys, kept.tolist(), strict=True) if stays]
+        return Tombstones(self.ordinals[kept], keys, self.deleted[kept])
+
     def pack(self) -> bytes:
         """As a file."""
         content = b"".join(
@@ -83,6 +89,14 @@ def unpack_tombstones(file: bytes, name: str) -> Tombstones:
     starts = [_COUNT.size + 11 * count, *ends[:-1]]
     keys = [content[start:end] for start, end in zip(starts, ends, strict=False)]
     return Tombstones(ordinals.astype(np.int64), keys, flags.astype(np.bool_))
+
+
+def write_tombstones(folder: Path, tombstones: Tombstones) -> None:
+    """Make these the tombstones of a generation that is being built; of none, there is no file. Raises `OSError`."""
+    path = folder / TOMBSTONES_FILE
+    path.unlink(missing_ok=True)
+    if len(tombstones):
+        path.write_bytes(tombstones.pack())
 
 
 def read_tombstones(folder: Path) -> Tombstones:

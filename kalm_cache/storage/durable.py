@@ -78,9 +78,13 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below and including `folder`."""
+    """fsync every file and folder below and including `folder`, but for files that have another name.
+
+    These are linked from where they were published (`link_or_copy`), and were synced before that.
+    """
     for path in folder.rglob("*"):
-        sync(path)
+        if path.is_dir() or path.stat().st_nlink == 1:
+            sync(path)
     sync(folder)
 
 

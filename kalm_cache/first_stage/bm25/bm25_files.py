@@ -45,12 +45,15 @@ class BM25Files:
     mean_length: float
     counted: Counted | None
 
-    def postings_of(self, rows: NDArray[np.int64], term_ids: dict[str, int]) -> Iterator[NDArray[np.int32]]:
-        """The postings of some documents, as blocks (3, m) for `PostingsWriter.add_counted`.
+    def postings_of(
+        self, rows: NDArray[np.int64], term_ids: dict[str, int], *, keep_scores: bool
+    ) -> Iterator[NDArray[np.int32]]:
+        """The postings of some documents, as blocks for `PostingsWriter.add_counted`: (3, m), with scores (4, m).
 
         Args:
             rows: the documents (r,), ascending; a block names a document by its position in `rows`.
             term_ids: gets an id for each term that it does not have yet.
+            keep_scores: whether the bits of the scores are the fourth row.
         """
         assert self.counted is not None
         places = np.full(len(self.ordinals), -1, np.int32)
@@ -60,7 +63,10 @@ class BM25Files:
             positions = places[self.indices[start:end]]  # -1: of a document that is not asked for
             wanted = np.flatnonzero(positions >= 0)
             ids = self._ids(self._terms(start, end)[wanted], term_ids)
-            yield np.stack([ids, positions[wanted], self.counted.times[start:end][wanted]]).astype(np.int32)
+            block = [ids, positions[wanted], self.counted.times[start:end][wanted]]
+            if keep_scores:
+                block.append(self.data[start:end][wanted].view(np.int32))
+            yield np.stack(block).astype(np.int32)
 
     def _terms(self, start: int, end: int) -> NDArray[np.int64]:
         """The term of each of the postings from `start` to `end`."""
