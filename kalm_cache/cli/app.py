@@ -14,7 +14,7 @@ from kalm_cache.cli.commands.index import index
 from kalm_cache.cli.commands.rerank import rerank
 from kalm_cache.cli.commands.search import search
 from kalm_cache.cli.commands.serve import serve
-from kalm_cache.cli.commands.upkeep import gc, rollback, stats, verify
+from kalm_cache.cli.commands.upkeep import fold, gc, rollback, stats, verify
 from kalm_cache.cli.option_groups import with_flags
 from kalm_cache.cli.output import start_logging
 from kalm_cache.system import raise_open_files_limit
@@ -40,7 +40,10 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for _command in (index, reindex, add, delete, search, rerank, serve, client, stats, verify, rollback, gc, doctor, demo):
+for _command in (
+    *(index, reindex, add, delete, search, rerank, serve, client),
+    *(stats, verify, rollback, fold, gc, doctor, demo),
+):
     app.command()(with_flags(_command))
 app.command("eval")(with_flags(evaluate))
 app.add_typer(config_app, name="config")
