@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import indexer.change.fold
-import indexer.change.publish_beside
+import indexer.change.retention
 from indexer.build.index_job import Encoders
 from indexer.change.add_delete import delete_passages
 from indexer.change.fold import FACTOR, FOLDED_PASSAGES, Foldable, choose
 from indexer.change.fold_job import FoldReport, run_fold
-from indexer.change.retention import STEPS_KEPT
+from indexer.change.retention import LOOKED_AT_FROM, STEPS_KEPT
 from indexer.change.rollback import roll_back
 from kalm_cache import PassageIndex
 from kalm_cache.errors import IndexNotFoundError, StoreError
 from kalm_cache.generations.generation import open_current, published_names
 from kalm_cache.settings import Settings
+from kalm_cache.storage.passage_store import PassageStore
+from kalm_cache.storage.record import Record
 from tests.indexer.changes import add, found, texts_of, valid
 from tests.indexes import TEXTS, build, settings_for
 from tests.torture.content import content
 
+SEVEN = FACTOR - 1
 QUERIES = ("ferry island", "bees", "rarewordx gravity", "passage number 3")
 
 
@@ -40,11 +44,27 @@ def add_one_by_one(index: Path, settings: Settings, encoders: Encoders, numbers:
         add(index, settings, encoders, {f"n{number}": text_of(number)})
 
 
+@pytest.fixture(scope="module")
+def seven(base: Path, tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
+    """An index of seven additions of one passage each: with one more, they fold."""
+    index = Path(shutil.copytree(base, tmp_path_factory.mktemp("seven") / "index"))
+    add_one_by_one(index, settings, encoders, range(SEVEN))
+    return index
+
+
 @pytest.fixture
-def unfolded(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Additions fold nothing, as if their budget were too small; `undo()` brings folding back."""
-    monkeypatch.setattr(indexer.change.fold, "FOLD_BYTES", 0)
-    return monkeypatch
+def almost(seven: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(seven, tmp_path / "almost"))
+
+
+@pytest.fixture
+def eight(almost: Path, settings: Settings, encoders: Encoders) -> Path:
+    """The same with one more, that folded nothing, as if the budget were too small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexer.change.fold, "FOLD_BYTES", 0)
+        add_one_by_one(almost, settings, encoders, range(SEVEN, FACTOR))
+    return almost
 
 
 def sizes(*passages: int) -> list[Foldable]:
@@ -98,55 +118,47 @@ def test_additions_of_one_passage_each_leave_seven_segments_a_tier_at_most(many:
 
 
 def test_additions_fold_by_themselves_and_answer_as_if_they_had_not(
-    index: Path, settings: Settings, encoders: Encoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seven: Path, eight: Path, settings: Settings, encoders: Encoders, tmp_path: Path
 ):
-    import shutil
-
-    other = Path(shutil.copytree(index, tmp_path / "other"))
-    add_one_by_one(index, settings, encoders, range(FACTOR + 1))
-    monkeypatch.setattr(indexer.change.fold, "FOLD_BYTES", 0)
-    add_one_by_one(other, settings, encoders, range(FACTOR + 1))
-    assert len(open_current(other).manifest.segments) == 1 + FACTOR + 1
-    assert [segment.counts.passages for segment in open_current(index).manifest.segments] == [12, FACTOR, 1]
-    assert open_current(index).name == open_current(other).name
-    assert content(index) == content(other)
-    assert valid(index)
+    folding = Path(shutil.copytree(seven, tmp_path / "folding"))
+    add_one_by_one(folding, settings, encoders, range(SEVEN, FACTOR))
+    assert len(open_current(eight).manifest.segments) == 1 + FACTOR
+    assert [segment.counts.passages for segment in open_current(folding).manifest.segments] == [12, FACTOR]
+    assert open_current(folding).name == open_current(eight).name  # it is one generation, not two
+    assert content(folding) == content(eight)
+    assert valid(folding)
 
 
 def test_a_search_finds_the_same_with_the_same_scores_before_and_after(
-    index: Path, settings: Settings, encoders: Encoders, unfolded: pytest.MonkeyPatch
+    eight: Path, settings: Settings, encoders: Encoders, monkeypatch: pytest.MonkeyPatch
 ):
-    add_one_by_one(index, settings, encoders, range(2 * FACTOR))
-    add(index, settings, encoders, {"n3": "another text of the ferry", "d2": "an edited passage of bees"})
-    delete_passages(["n5", "d4"], index)
-    before, lists = content(index), [found(index, query) for query in QUERIES]
-    with PassageIndex.open(index, device="cpu") as opened:
-        answers = [opened.search(query).results for query in QUERIES]
-    report = fold(index)
-    assert (report.segments_before, report.segments) == (1 + 2 * FACTOR + 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(indexer.change.fold, "FOLD_BYTES", 0)
+        add(eight, settings, encoders, {"n3": "another text of the ferry", "d2": "an edited passage of bees"})
+        delete_passages(["n5", "d4"], eight)
+    before, lists = content(eight), [found(eight, query) for query in QUERIES]
+    report = fold(eight)
+    assert (report.segments_before, report.segments) == (1 + FACTOR + 1, 2)
     assert report.left_out == 2  # n3's first text and n5; d2 and d4 are in the base
-    assert content(index) == before
-    assert [found(index, query) for query in QUERIES] == lists
-    with PassageIndex.open(index, device="cpu") as opened:
-        assert [opened.search(query).results for query in QUERIES] == answers
-    assert valid(index)
-    assert fold(index).generation == report.generation  # there is nothing left to fold
+    assert content(eight) == before
+    assert [found(eight, query) for query in QUERIES] == lists
+    assert valid(eight)
+    assert fold(eight).generation == report.generation  # there is nothing left to fold
 
 
 def test_folding_everything_leaves_one_base_that_is_as_one_that_was_built_whole(
-    index: Path, settings: Settings, encoders: Encoders, tmp_path: Path
+    almost: Path, settings: Settings, encoders: Encoders, tmp_path: Path
 ):
-    add_one_by_one(index, settings, encoders, range(3))
-    delete_passages(["d3"], index)
-    report = fold(index, everything=True)
-    assert (report.segments, report.left_out, report.passages) == (1, 1, 14)
-    texts = texts_of(index)
-    assert texts == {one: text for one, text in TEXTS.items() if one != "d3"} | {f"n{i}": text_of(i) for i in range(3)}
-    build(tmp_path / "whole", settings, texts, encoders=encoders)  # type: ignore[arg-type]
+    delete_passages(["d3"], almost)
+    report = fold(almost, everything=True)
+    assert (report.segments, report.left_out, report.passages) == (1, 1, 18)
+    texts = {one: text for one, text in TEXTS.items() if one != "d3"} | {f"n{i}": text_of(i) for i in range(SEVEN)}
+    assert texts_of(almost) == texts
+    build(tmp_path / "whole", settings, texts, encoders=encoders)
     for query in QUERIES:
-        assert found(index, query)["dense"] == found(tmp_path / "whole", query)["dense"]
-    assert valid(index)
-    assert fold(index, everything=True).generation == report.generation
+        assert found(almost, query)["dense"] == found(tmp_path / "whole", query)["dense"]
+    assert valid(almost)
+    assert fold(almost, everything=True).generation == report.generation
 
 
 def test_an_index_without_texts_is_folded_too(
@@ -163,82 +175,82 @@ def test_an_index_without_texts_is_folded_too(
     assert valid(tmp_path / "index")
 
 
-def test_when_all_that_was_added_is_deleted_its_segments_go(
-    index: Path, settings: Settings, encoders: Encoders, unfolded: pytest.MonkeyPatch
-):
-    add_one_by_one(index, settings, encoders, range(FACTOR))
-    delete_passages([f"n{i}" for i in range(FACTOR)], index)
-    next_ordinal = open_current(index).manifest.next_ordinal
-    assert fold(index).segments == 1
-    assert open_current(index).manifest.next_ordinal == next_ordinal  # none is given again
-    assert texts_of(index) == TEXTS
-    assert valid(index)
+def test_when_all_that_was_added_is_deleted_its_segments_go(eight: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexer.change.fold, "FOLD_BYTES", 0)
+        delete_passages([f"n{i}" for i in range(FACTOR)], eight)
+    next_ordinal = open_current(eight).manifest.next_ordinal
+    assert fold(eight).segments == 1
+    assert open_current(eight).manifest.next_ordinal == next_ordinal  # none is given again
+    assert texts_of(eight) == TEXTS
+    assert valid(eight)
 
 
-def test_one_step_back_is_the_index_before_the_change_that_folded(index: Path, settings: Settings, encoders: Encoders):
-    add_one_by_one(index, settings, encoders, range(FACTOR - 1))
-    before = texts_of(index)
-    add_one_by_one(index, settings, encoders, range(FACTOR, FACTOR + 1))
-    assert len(open_current(index).manifest.segments) == 2
-    roll_back(index)
-    assert texts_of(index) == before
-    assert valid(index)
+def test_one_step_back_is_the_index_before_the_change_that_folded(almost: Path, settings: Settings, encoders: Encoders):
+    before = texts_of(almost)
+    add_one_by_one(almost, settings, encoders, range(SEVEN, FACTOR))
+    assert len(open_current(almost).manifest.segments) == 2
+    roll_back(almost)
+    assert texts_of(almost) == before
 
 
 def test_an_addition_is_there_although_its_fold_fails(
-    index: Path,
-    settings: Settings,
-    encoders: Encoders,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    almost: Path, settings: Settings, encoders: Encoders, caplog: pytest.LogCaptureFixture
 ):
-    add_one_by_one(index, settings, encoders, range(FACTOR - 1))
-
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(indexer.change.fold, "build_segment", full)
-        add(index, settings, encoders, {"last": "one more ferry"})
+        add(almost, settings, encoders, {"last": "one more ferry"})
     assert "small segments are not folded" in caplog.text
-    assert texts_of(index)["last"] == "one more ferry"
-    assert len(open_current(index).manifest.segments) == 1 + FACTOR
-    assert valid(index)
-    assert fold(index).segments == 2
+    assert texts_of(almost)["last"] == "one more ferry"
+    assert len(open_current(almost).manifest.segments) == 1 + FACTOR
+    assert valid(almost)
+    assert fold(almost).segments == 2
 
 
-def test_a_damaged_segment_is_not_folded_away(
-    index: Path, settings: Settings, encoders: Encoders, unfolded: pytest.MonkeyPatch
-):
-    add_one_by_one(index, settings, encoders, range(FACTOR))
-    live = open_current(index)
-    states = live.folder / "shards" / live.manifest.segments[3].name / "states.lmdb"
-    damaged = bytearray(states.read_bytes())
-    damaged[-40] ^= 1
-    states.unlink()  # the file has other names
-    states.write_bytes(damaged)
-    with pytest.raises(StoreError):
-        fold(index)
-    assert open_current(index).name == live.name
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("file", ["store.json", "states.lmdb"])
+def test_a_damaged_segment_is_not_folded_away(eight: Path, file: str, everything: bool):
+    live = open_current(eight)
+    path = live.folder / "shards" / live.manifest.segments[3].name / file
+    damaged = bytearray(path.read_bytes())
+    at = 12 if file == "store.json" else damaged.index(_payload_of(path.parent)) + 1
+    damaged[at] ^= 1
+    path.unlink()  # the file has other names
+    path.write_bytes(damaged)
+    with pytest.raises(StoreError, match="verify --repair"):
+        fold(eight, everything=everything)
+    assert open_current(eight).name == live.name
 
 
-def test_of_many_small_changes_a_few_generations_are_kept_and_every_whole_build(
-    index: Path, settings: Settings, encoders: Encoders
-):
-    add_one_by_one(index, settings, encoders, range(STEPS_KEPT + 4))
-    names = published_names(index)
-    live = int(open_current(index).name)
-    assert [int(name) for name in names] == [1, *range(live - STEPS_KEPT, live + 1)]
+def _payload_of(segment: Path) -> bytes:
+    with PassageStore(segment) as store, store.snapshot() as snapshot:
+        (doc_id,) = (key.decode() for key in store.keys())  # noqa: SIM118 (not a dict)
+        (record,) = snapshot.records([doc_id])
+        assert isinstance(record, Record)
+        return bytes(record.payload)
 
 
-def test_a_generation_that_is_read_is_kept_until_it_is_not(index: Path, settings: Settings, encoders: Encoders):
-    add_one_by_one(index, settings, encoders, range(1))
-    read = open_current(index).name
-    with PassageIndex.open(index, device="cpu"):
-        add_one_by_one(index, settings, encoders, range(1, STEPS_KEPT + 3))
-        assert read in published_names(index)
-    add_one_by_one(index, settings, encoders, range(STEPS_KEPT + 3, STEPS_KEPT + 4))
-    assert read not in published_names(index)
+def test_of_many_small_changes_a_few_generations_are_kept_and_every_whole_build(almost: Path):
+    small = [f"n{i}" for i in range(SEVEN)]
+    for doc_id in (*small, *list(TEXTS)[: LOOKED_AT_FROM - 2 * SEVEN]):
+        delete_passages([doc_id], almost)
+    live = int(open_current(almost).name)
+    assert live == LOOKED_AT_FROM + 1
+    assert [int(name) for name in published_names(almost)] == [1, *range(live - STEPS_KEPT, live + 1)]
+
+
+def test_a_generation_that_is_read_is_kept(almost: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(indexer.change.retention, "LOOKED_AT_FROM", 0)
+    monkeypatch.setattr(indexer.change.retention, "STEPS_KEPT", 1)
+    with PassageIndex.open(almost, device="cpu"):
+        delete_passages(["n1"], almost)
+        delete_passages(["n2"], almost)
+        assert published_names(almost) == ["000001", "000008", "000009", "000010"]
+    delete_passages(["n3"], almost)
+    assert published_names(almost) == ["000001", "000010", "000011"]
 
 
 def test_where_nothing_was_published_nothing_is_made(tmp_path: Path):
