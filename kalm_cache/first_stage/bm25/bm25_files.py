@@ -63,7 +63,7 @@ class BM25Files:
             positions = places[self.indices[start:end]]  # -1: of a document that is not asked for
             wanted = np.flatnonzero(positions >= 0)
             ids = self._ids(self._terms(start, end)[wanted], term_ids)
-            block = [ids, positions[wanted], self.counted.times[start:end][wanted]]
+            block: list[NDArray[Any]] = [ids, positions[wanted], self.counted.times[start:end][wanted]]
             if keep_scores:
                 block.append(self.data[start:end][wanted].view(np.int32))
             yield np.stack(block).astype(np.int32)

@@ -33,8 +33,7 @@ def read_array(path: Path, *, mapped: bool) -> NDArray[Any]:
             raise ValueError(f"{path.name} is of format {version}")
         shape, _, dtype = read_header[version](file)
         start = file.tell()
-    storage = torch.UntypedStorage.from_file(str(path), False, size)  # torch maps, and closes
-    content = torch.tensor([], dtype=torch.uint8).set_(storage).numpy()
+    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()  # torch maps, and closes
     array: NDArray[Any] = np.frombuffer(content, dtype, int(np.prod(shape)), start).reshape(shape)
     array.flags.writeable = False
     return array
