@@ -2,7 +2,8 @@
 FROM python:3.11-slim
 
 # The decoder's kernels are compiled at the first start, for the processor that runs them (else plain torch is used).
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+# tini is process 1: it passes signals on from the first moment, and buries what others leave behind.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ tini && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 kalm && mkdir /index /corpus /models && chown kalm /index /models
 WORKDIR /app
 COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
@@ -17,5 +18,5 @@ COPY configs configs
 USER kalm
 VOLUME /index /models
 EXPOSE 8080
-ENTRYPOINT ["kalm-cache"]
+ENTRYPOINT ["tini", "--", "kalm-cache"]
 CMD ["serve", "--index", "/index", "--host", "0.0.0.0"]

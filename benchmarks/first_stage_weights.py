@@ -38,7 +38,7 @@ def measured(collection: Mapping[str, Any], codec: str) -> dict[tuple[int, float
     return {
         (one["cost"]["chunk_size"], one["cost"]["first_stage_weight"]): one["means"][MEASURE]
         for one in collection["systems"]
-        if one["kind"] in ("reranker", "blended") and one["cost"]["codec"] == codec
+        if one["kind"] in ("reranker", "interpolated") and one["cost"]["codec"] == codec
     }
 
 

@@ -22,7 +22,7 @@ from kalm_cache.settings import Settings
 
 BUNDLED = ("tiny", "static")  # never a folder of that name
 OF_AN_INDEX = (
-    *("model", "dtype", "max_length", "chunk_size", "codec", "store_text", "bm25", "dense_index"),
+    *("model", "dtype", "max_length", "chunk_size", "codec", "store_text", "bm25", "dense_index", "passage_template"),
     *("embedder", "embedder_query_prompt", "embedder_passage_prompt"),
 )
 
@@ -112,6 +112,7 @@ def settings_from_manifest(manifest: Manifest, overrides: Settings) -> Settings:
         "store_text": built.store_text,
         "bm25": built.bm25,
         "dense_index": manifest.dense_index,
+        "passage_template": manifest.passage_template,
         "embedder": manifest.embedder,
         "embedder_query_prompt": manifest.embedder_query_prompt,
         "embedder_passage_prompt": manifest.embedder_passage_prompt,

@@ -1,7 +1,7 @@
 """Every error that kalm-cache raises on purpose. Each message names what was found, what was expected and the way out.
 
 KalmCacheError                    exit code 1
-├── UsageError                    2: an option, a configuration value or a request that cannot be served
+├── UsageError                    2: an option, an argument or a request that cannot be served; a ValueError, too
 ├── CheckpointError               1: a model that is missing, incomplete or of another kind
 ├── MissingExtraError             1: an optional dependency is not installed; names the extra
 ├── NonFiniteLogitsError          1: the model overflowed; use bfloat16 or float32
@@ -27,8 +27,8 @@ class KalmCacheError(Exception):
     exit_code = 1
 
 
-class UsageError(KalmCacheError):
-    """An option, a configuration value or a request field that cannot be served."""
+class UsageError(KalmCacheError, ValueError):
+    """An option, an argument, a configuration value or a request field that cannot be served."""
 
     exit_code = 2
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 
-from kalm_cache.errors import UsageError
+from kalm_cache.arguments import (
+    as_list,
+    check_count,
+    check_document,
+    check_limit,
+    check_pairs,
+    check_text,
+    check_texts,
+)
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
+from kalm_cache.passage import DEFAULT_TEMPLATE, PassageTemplate
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of
 from kalm_cache.scoring.ranking import best_first
 
 HUB_OPTIONS = frozenset({"revision", "token", "cache_dir", "local_files_only", "force_download"})
+DocumentLike = str | Mapping[str, Any]
 logger = logging.getLogger(__name__)
 
 
@@ -51,6 +61,7 @@ class KaLMReranker:
         chunk_size: int | None = 4,
         instruction: str = DEFAULT_INSTRUCTION,
         system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
+        passage_template: str = DEFAULT_TEMPLATE,
         **model_kwargs: Any,
     ) -> None:
         """Load both sides of a model.
@@ -65,6 +76,7 @@ class KaLMReranker:
             chunk_size: pooling ratio r; `None` and 1 turn pooling off.
             instruction: what the query asks for; `predict` and `rank` may override it.
             system_instruction: the first line of the prompt.
+            passage_template: how the fields of a document that is a mapping make its text.
             model_kwargs: `revision, token, cache_dir, local_files_only, force_download` for the download; others,
                 which the reference hands to transformers, are ignored with a warning.
 
@@ -72,14 +84,15 @@ class KaLMReranker:
             CheckpointError: the model is missing or incomplete.
             UsageError: a value that cannot be served.
         """
-        _check_count("batch_size", batch_size)
-        _check_count("chunk_size", 1 if chunk_size is None else chunk_size)
-        _check_count("query_max_length", query_max_length)
-        _check_count("max_length", max_length)
+        self.batch_size, chunk_size = check_count(batch_size, "batch_size"), check_limit(chunk_size, "chunk_size")
+        query_max_length = check_count(query_max_length, "query_max_length")
+        max_length = check_count(max_length, "max_length")
+        self.instruction = check_text(instruction, "instruction")
+        self.system_instruction = check_text(system_instruction, "system_instruction")
+        self.passage_template = PassageTemplate(check_text(passage_template, "passage_template"))
         checkpoint = open_checkpoint(model_name_or_path, **_hub_options(model_kwargs))
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
-        self.batch_size, self.instruction, self.system_instruction = batch_size, instruction, system_instruction
         self.query_side: QuerySide = load_query_side(
             checkpoint, device=self.device, dtype=self.dtype, query_max_length=query_max_length
         )
@@ -95,7 +108,7 @@ class KaLMReranker:
     @overload
     def predict(
         self,
-        pairs: Iterable[tuple[str, str]],
+        pairs: Iterable[tuple[str, DocumentLike]],
         *,
         instruction: str | None = None,
         batch_size: int | None = None,
@@ -105,7 +118,7 @@ class KaLMReranker:
     @overload
     def predict(
         self,
-        pairs: Iterable[tuple[str, str]],
+        pairs: Iterable[tuple[str, DocumentLike]],
         *,
         instruction: str | None = None,
         batch_size: int | None = None,
@@ -114,7 +127,7 @@ class KaLMReranker:
 
     def predict(
         self,
-        pairs: Iterable[tuple[str, str]],
+        pairs: Iterable[tuple[str, DocumentLike]],
         *,
         instruction: str | None = None,
         batch_size: int | None = None,
@@ -123,17 +136,19 @@ class KaLMReranker:
         """P(yes) of each (query, document) pair, in input order.
 
         Args:
-            pairs: (query, document) texts.
+            pairs: (query, document); a document is a text, or a mapping with a text and maybe a title.
             instruction: `None` = the constructor's.
             batch_size: `None` = the constructor's.
             return_margin: return `{"score", "margin"}` for each pair instead of the score alone.
 
         Raises:
-            UsageError: a pair that is not two strings, named by its position; a batch size below 1.
+            UsageError: a pair that is no query and document, named by its position; a batch size below 1.
             NonFiniteLogitsError: the model overflowed in this dtype.
         """
-        checked = [_checked(position, pair) for position, pair in enumerate(pairs)]
-        instruction = self.instruction if instruction is None else instruction
+        checked = [
+            (query, self._text_of(document, f"pairs[{i}]")) for i, (query, document) in enumerate(check_pairs(pairs))
+        ]
+        instruction = self.instruction if instruction is None else check_text(instruction, "instruction")
         margins = self._margins(checked, instruction, self._step(batch_size))
         if return_margin:
             return [Scored(score=score_of(margin), margin=margin) for margin in margins]
@@ -142,7 +157,7 @@ class KaLMReranker:
     def rank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[DocumentLike],
         *,
         instruction: str | None = None,
         top_k: int | None = None,
@@ -154,15 +169,15 @@ class KaLMReranker:
         Equal margins keep their input order. With `return_margin` each entry also holds `margin`.
 
         Raises:
-            UsageError: as `predict`; `documents` is one string, or `top_k` below 0.
+            UsageError: as `predict`; `documents` is no list, or `top_k` below 0.
             NonFiniteLogitsError: the model overflowed in this dtype.
         """
-        if isinstance(documents, str):
-            raise UsageError("documents is one string; expected a list of strings")
-        if top_k is not None:
-            _check_count("top_k", top_k, least=0)
+        query, top_k = check_text(query, "query"), check_limit(top_k, "top_k", least=0)
+        texts = [
+            self._text_of(document, f"documents[{i}]") for i, document in enumerate(as_list(documents, "documents"))
+        ]
         scored = self.predict(
-            [(query, document) for document in documents],
+            [(query, text) for text in texts],
             instruction=instruction,
             batch_size=batch_size,
             return_margin=True,
@@ -173,8 +188,12 @@ class KaLMReranker:
         return [Ranked(corpus_id=i, score=scored[i]["score"]) for i in order]
 
     def encode(self, documents: Sequence[str], *, batch_size: int | None = None) -> list[Tensor]:
-        """Pooled states (P, D) of each document, in input order."""
-        return [passage.states for passage in self.passage_side.encode_documents(documents, self._step(batch_size))]
+        """Pooled states (P, D) of each document, in input order. Raises `UsageError` as `rank`."""
+        texts = check_texts(documents, "documents")
+        return [passage.states for passage in self.passage_side.encode_documents(texts, self._step(batch_size))]
+
+    def _text_of(self, document: Any, name: str) -> str:
+        return check_document(document, name, self.passage_template)
 
     def _margins(self, pairs: list[tuple[str, str]], instruction: str, batch_size: int) -> list[float]:
         """Each distinct query is tokenised once, each distinct document encoded once."""
@@ -189,10 +208,7 @@ class KaLMReranker:
         )
 
     def _step(self, batch_size: int | None) -> int:
-        if batch_size is None:
-            return self.batch_size
-        _check_count("batch_size", batch_size)
-        return batch_size
+        return check_limit(batch_size, "batch_size") or self.batch_size
 
 
 def _hub_options(model_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -201,18 +217,3 @@ def _hub_options(model_kwargs: dict[str, Any]) -> dict[str, Any]:
     if ignored:
         logger.warning("ignored options, which this runtime has no use for: %s", ", ".join(ignored))
     return {name: value for name, value in model_kwargs.items() if name in HUB_OPTIONS}
-
-
-def _checked(position: int, pair: Any) -> tuple[str, str]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise UsageError(f"pairs[{position}] is {pair!r}; expected two strings: (query, document)")
-    try:
-        "".join(pair).encode()
-    except UnicodeEncodeError as exc:
-        raise UsageError(f"pairs[{position}] holds half a surrogate pair, which is not valid Unicode") from exc
-    return pair[0], pair[1]
-
-
-def _check_count(name: str, value: Any, least: int = 1) -> None:
-    if not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number, {least} or more")

@@ -7,27 +7,47 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from kalm_cache.environment import ENV_PREFIX, service_links, variables
 from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
+from kalm_cache.passage import DEFAULT_TEMPLATE, TEXT, PassageTemplate
 
-ENV_PREFIX = "KALM_CACHE_"
 OTHER_VARIABLES = ("KERNELS", "KERNEL_MARCH", "API_KEY", "BASE_URL")  # read by the kernels and by the client
 logger = logging.getLogger(__name__)
 FIRST_STAGE_WEIGHTS = {"tiny": 1.0}  # it raised nDCG@10 at every chunk size; no other model was measured
 DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", "int8"]
 
 
+class _Variables(EnvSettingsSource):
+    """The environment without empty variables, and without those that describe a service of that name."""
+
+    def _load_env_vars(self) -> dict[str, str | None]:
+        return {f"{ENV_PREFIX}{name}".lower(): value for name, value in variables().items()}
+
+
+def _with_text(pattern: str) -> str:
+    if TEXT not in PassageTemplate(pattern).fields:
+        raise ValueError(f"{{{TEXT}}} is not in it; a passage without its text cannot be found by it")
+    return pattern
+
+
 class Settings(BaseSettings):
     """Every setting with its default. The defaults run the bundled model, offline, on CUDA or else on the CPU."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     # model
     model: str = Field("tiny", description="alias (tiny nano small large, -r2), folder or Hugging Face id")
@@ -38,6 +58,9 @@ class Settings(BaseSettings):
     query_max_length: int = Field(512, ge=1, description="tokens of a query that count")
 
     # indexing
+    passage_template: Annotated[str, AfterValidator(_with_text)] = Field(
+        DEFAULT_TEMPLATE, description="how the fields of a record make a passage, in corpus and requests"
+    )
     max_length: int = Field(1024, ge=1, description="tokens of a passage that count, its prefix included")
     chunk_size: int = Field(4, ge=1, le=128, description="pooling ratio r that is stored")
     codec: str = Field("fp16", description="how pooled states are stored: fp32 bf16 fp16 int8 int4 int3 int2, +zstdN")
@@ -62,7 +85,6 @@ class Settings(BaseSettings):
     first_stage_weight: float | None = Field(
         None,
         ge=0.0,
-        allow_inf_nan=False,
         description="of the first stage's z-score beside the margin; none: 1 for tiny, 0 for other models",
     )
     prefix_cache_gib: float = Field(0.0, ge=0.0, description="memory for passages under a prompt's prefix; 0: none")
@@ -78,10 +100,28 @@ class Settings(BaseSettings):
     reader_threads: int = Field(2, ge=1, description="threads that search and read while the decoder runs")
     queue_limit: int = Field(256, ge=1, description="requests under way or waiting; more get 429")
     timeout_ms: int = Field(30_000, ge=1, description="a request not answered by then gets 504")
-    drain_seconds: float = Field(30.0, ge=0.0, description="how long a stopping service waits for what it has begun")
+    drain_seconds: float = Field(
+        30.0, ge=0.0, allow_inf_nan=False, description="how long a stopping service waits for what it has begun"
+    )
+    header_seconds: float = Field(
+        10.0, gt=0.0, allow_inf_nan=False, description="a client has as long for a request line and headers"
+    )
+    body_seconds: float = Field(
+        30.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="and as long for a body, or for reading an answer, plus 1 s for each 16 KiB",
+    )
+    max_connections: int = Field(
+        1000, ge=1, description="open ones of a process; for more, those silent for longest are closed"
+    )
+    allowed_hosts: str = Field(
+        "", description="names that requests may be for, with commas, *: any; empty: without keys on loopback, its own"
+    )
     max_body_bytes: int = Field(16 << 20, ge=1, description="a larger request body gets 413")
     max_documents: int = Field(1000, ge=1, description="more documents, ids or candidates in a request get 413")
-    max_query_chars: int = Field(16_384, ge=1, description="a longer query gets 422")
+    max_query_chars: int = Field(16_384, ge=1, description="a longer query or instruction gets 422")
+    max_instruction_tokens: int = Field(512, ge=1, description="a request's instruction of more gets 422")
     api_keys: SecretStr = Field(SecretStr(""), description="bearer keys, with commas; empty: none is asked for")
     api_keys_file: Path | None = Field(None, description="file of bearer keys, one a line")
     admin_keys: SecretStr = Field(SecretStr(""), description="bearer keys of /admin; empty: /admin is off")
@@ -90,6 +130,13 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
     log_queries: bool = Field(False, description="put queries into the log")
     tracing: bool = Field(False, description="OpenTelemetry spans (extra otel)")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_is_a_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+            raise ValueError("Input should not be a boolean")
+        return value
 
     def first_stage_weight_for(self, model: str) -> float:
         """`first_stage_weight`, or the default of `model`, the name that the index's manifest holds."""
@@ -106,13 +153,14 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags first, then the environment, then the file: `.env` files and secret folders are not read."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, _Variables(settings_cls), TomlConfigSettingsSource(settings_cls)
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags (`None` = not given), environment, the TOML file and defaults.
 
-    Logs a warning for each variable `KALM_CACHE_*` that nothing reads: it is probably misspelt.
+    Logs a warning for each variable `KALM_CACHE_*` that nothing reads: it is probably misspelt. Those that Kubernetes
+    or Docker put there for a service of that name are ignored, which is said once.
 
     Raises:
         UsageError: the file cannot be read, or a value does not fit; names the field and its source.
@@ -122,6 +170,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     for variable, nearest in unknown_variables():
         logger.warning("%s is no setting%s", variable, f"; did you mean {nearest}?" if nearest else "")
+    _hint_at_links(tuple(service_links()))
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=config)
@@ -146,12 +195,21 @@ def unknown_variables() -> list[tuple[str, str | None]]:
     """Variables `KALM_CACHE_*` that nothing reads, each with the most similar name that is read, if there is one."""
     known = [name.upper() for name in (*Settings.model_fields, *OTHER_VARIABLES)]
     unknown: list[tuple[str, str | None]] = []
-    for variable in sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX)):
-        name = variable.upper().removeprefix(ENV_PREFIX)
-        if name not in known:
-            similar = difflib.get_close_matches(name, known, n=1)
-            unknown.append((variable, f"{ENV_PREFIX}{similar[0]}" if similar else None))
+    for name in sorted(variables().keys() - known):
+        similar = difflib.get_close_matches(name, known, n=1)
+        unknown.append((f"{ENV_PREFIX}{name}", f"{ENV_PREFIX}{similar[0]}" if similar else None))
     return unknown
+
+
+@cache  # once, however often settings are read
+def _hint_at_links(names: tuple[str, ...]) -> None:
+    if names:
+        logger.warning(
+            "ignored %s%s, which Kubernetes or Docker set for a service of that name: they are no settings "
+            "(enableServiceLinks: false in the pod's spec leaves them out)",
+            names[0],
+            f" and {len(names) - 1} more such variables" if len(names) > 1 else "",
+        )
 
 
 def source_of(settings: Settings, name: str, config: Path | None) -> str:
@@ -163,5 +221,4 @@ def _source(name: str, flags: dict[str, Any], config: Path | None) -> str:
     """The source with the highest precedence that gives a setting."""
     if name in flags:
         return f"flag --{name.replace('_', '-')}"
-    variable = f"{ENV_PREFIX}{name}".upper()
-    return variable if variable in map(str.upper, os.environ) else str(config)
+    return f"{ENV_PREFIX}{name}".upper() if name.upper() in variables() else str(config)

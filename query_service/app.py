@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from anyio import to_thread
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from kalm_cache import __version__
+from query_service.api.body.parsing import bounded_route
+from query_service.api.dialects import RERANK_PATHS, SCORE_PATHS, noted_dialect
 from query_service.api.errors import add_error_handlers
 from query_service.api.explain import ExplainRequest, ExplainResponse, compute_explanation
-from query_service.api.requests import RerankRequest, ScoreRequest, SearchRequest
+from query_service.api.request_values import check_instruction
+from query_service.api.requests import InfinityRequest, RerankRequest, ScoreRequest, SearchRequest
 from query_service.api.rerank import answer_infinity_rerank, answer_rerank
 from query_service.api.responses import (
+    InfinityError,
     InfinityResponse,
     PairsResponse,
     RerankResponse,
     ScoreResponse,
     SearchResponse,
+    TeiError,
     TextResult,
 )
 from query_service.api.score import answer_score
 from query_service.api.search import answer_search
 from query_service.api.status import (
     Health,
+    InfinityHealth,
+    InfinityModels,
     Info,
     Models,
     Ready,
     Reloaded,
     answer_health,
+    answer_infinity_health,
+    answer_infinity_models,
     answer_info,
     answer_models,
     answer_ready,
@@ -45,14 +56,11 @@ from query_service.middleware.request_log import note_answer, note_query
 from query_service.middleware.stack import WrappedFastAPI, middleware_stack
 from query_service.page import page_router
 
-RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
-SCORE_PATHS = ("/score", "/v1/score")
-MODEL_PATHS = ("/v1/models", "/infinity/models")
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorResponse} for code in (400, 401, 404, 409, 413, 422, 429, 500, 503, 504)
-}
+STATUSES = (400, 401, 404, 408, 409, 413, 415, 421, 422, 429, 500, 503, 504)
+ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorResponse} for code in STATUSES}
+TEI_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorResponse | TeiError} for code in STATUSES}
 
-_Request = TypeVar("_Request", SearchRequest, RerankRequest, ScoreRequest, ExplainRequest)
+_Request = TypeVar("_Request", SearchRequest, RerankRequest, InfinityRequest, ScoreRequest, ExplainRequest)
 _Response = TypeVar("_Response")
 
 
@@ -77,7 +85,9 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # the middleware takes both spellings
     )
+    app.router.route_class = bounded_route(service.settings.max_documents)
     add_error_handlers(app)
     add_docs(app)
     app.include_router(page_router())
@@ -110,12 +120,20 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
         """What this service is, holds and allows."""
         return answer_info(service)
 
+    @app.get("/v1/models")
     async def models() -> Models:
         """The names that `model` may have."""
         return answer_models(service)
 
-    for path in MODEL_PATHS:
-        app.get(path)(models)
+    @app.get("/infinity/health")
+    async def infinity_health() -> InfinityHealth:
+        """As /health, in Infinity's dialect."""
+        return answer_infinity_health()
+
+    @app.get("/infinity/models")
+    async def infinity_models() -> InfinityModels:
+        """As /v1/models, in Infinity's dialect."""
+        return answer_infinity_models(service)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -130,8 +148,10 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
     ) -> _Response:
         service.check_model(request.model)
         service.check_queries(request.all_queries)
+        service.check_queries([request.instruction or ""], "an instruction")
         note_query("\n".join(request.all_queries))
         async with service.begin(request.timeout_ms) as context:
+            await check_instruction(request.instruction, context)
             result = await answer(request, context)
         _describe(response, context)
         return result
@@ -141,9 +161,9 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         """The best passages of the index for a query: first stage, then cached rerank."""
         return await answered(request, response, answer_search)
 
-    async def rerank(request: RerankRequest, response: Response) -> RerankResponse | list[TextResult]:
+    async def rerank(request: RerankRequest, http: Request, response: Response) -> RerankResponse | list[TextResult]:
         """Passages by falling relevance: stored ones by id, or raw ones by text."""
-        return await answered(request, response, answer_rerank)
+        return await answered(request, response, partial(answer_rerank, dialect=noted_dialect(http)))
 
     async def score(request: ScoreRequest, response: Response) -> PairsResponse | ScoreResponse:
         """The relevance of each pair, in the order given."""
@@ -154,13 +174,13 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         """Which parts of a stored passage a query's tokens attended to."""
         return await answered(request, response, compute_explanation)
 
-    @app.post("/infinity/rerank", response_model_exclude_none=True)
-    async def infinity_rerank(request: RerankRequest, response: Response) -> InfinityResponse:
+    @app.post("/infinity/rerank", response_model_exclude_none=True, responses={422: {"model": InfinityError}})
+    async def infinity_rerank(request: InfinityRequest, response: Response) -> InfinityResponse:
         """As /rerank, with documents as plain strings: set the base URL of clients of Infinity to /infinity."""
         return await answered(request, response, answer_infinity_rerank)
 
     for path in RERANK_PATHS:
-        app.post(path, response_model_exclude_none=True)(rerank)
+        app.post(path, response_model_exclude_none=True, responses=TEI_ERRORS)(rerank)
     for path in SCORE_PATHS:
         app.post(path, response_model_exclude_none=True)(score)
 
@@ -172,4 +192,6 @@ def _describe(response: Response, context: RequestContext) -> None:
     response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timings_ms.items())
     if context.truncated:  # bare arrays have no other place for it
         response.headers["X-Truncated"] = ",".join(map(str, context.truncated))
+    if context.unused_fields:
+        response.headers["X-Unused-Fields"] = json.dumps(context.unused_fields)
     note_answer(context.served.version, timings_ms)

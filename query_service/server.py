@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -17,15 +16,19 @@ from fastapi import FastAPI
 from kalm_cache.errors import UsageError
 from kalm_cache.index.from_settings import open_index
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings
+from kalm_cache.stopping import is_stopping, signals_call
 from kalm_cache.system import raise_open_files_limit
 from query_service.app import create_app
+from query_service.connections.limits import ConnectionLimits
+from query_service.connections.listener import turn_away
+from query_service.connections.server import Server
 from query_service.engine.live import LiveIndex
 from query_service.engine.service import Service
 from query_service.middleware.logs import configure_logging
 from query_service.workers import run_workers
 
-KEEP_ALIVE_SECONDS = 75  # longer than the usual pool of a client, so that it does not write into a closing connection
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +51,8 @@ def run_server(folder: Path, settings: Settings) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     with bind(settings.host, settings.port) as listener:
         if settings.workers > 1:
-            run_workers(folder, settings, lambda reuse_from: _serve_folder(folder, settings, listener, reuse_from))
+            work = partial(_serve_folder, folder, settings, listener)
+            run_workers(folder, settings, work, lambda: _stop_listening(listener))
         else:
             _serve_folder(folder, settings, listener, None)
     logger.info("stopped: every request that had begun was answered")
@@ -62,35 +66,28 @@ def open_service(folder: Path, settings: Settings, reuse_from: PassageIndex | No
         with_encoder=settings.with_encoder,
         model=settings.model if "model" in settings.model_fields_set else None,
     )
+    for name in ("instruction", "system_instruction"):
+        tokenizer = live.served.index.query_side.tokenizer
+        require_short(tokenizer, getattr(settings, name), settings.max_instruction_tokens, name)
     return Service(live, settings)
 
 
-def serve(app: FastAPI, listener: socket.socket, drain_seconds: float = 30.0) -> None:
+def serve(server: uvicorn.Server, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT, finish those that were begun, and return."""
-    server = make_server(app, drain_seconds)
     with _signals_set_exit(server):
         server.run(sockets=[listener])
 
 
-def make_server(app: FastAPI, drain_seconds: float = 30.0) -> uvicorn.Server:
-    """A server that leaves logging as it is configured: standard output stays empty."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=math.ceil(drain_seconds),
-        )
-    )
+def make_server(app: FastAPI, limits: ConnectionLimits | None = None) -> Server:
+    """A server of an application that alone listens on its sockets."""
+    return Server(app, limits or ConnectionLimits())
 
 
 def _serve_folder(folder: Path, settings: Settings, listener: socket.socket, reuse_from: PassageIndex | None) -> None:
     service = open_service(folder, settings, reuse_from)
     app = create_app(service)
     logger.info("serving %d passages on %s (API: /docs)", len(service.live.served.index), address_of(listener))
-    serve(app, listener, settings.drain_seconds)
+    serve(Server(app, ConnectionLimits.from_settings(settings), shares_socket=settings.workers > 1), listener)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -115,6 +112,11 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _stop_listening(listener: socket.socket) -> None:
+    turn_away(listener)
+    listener.close()
+
+
 def address_of(listener: socket.socket) -> str:
     """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
@@ -123,7 +125,7 @@ def address_of(listener: socket.socket) -> str:
 
 @contextmanager
 def _signals_set_exit(server: uvicorn.Server) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into `should_exit` around the server's own handlers.
+    """Turn SIGTERM, SIGINT and SIGHUP into `should_exit` around the server's own handlers.
 
     uvicorn handles both while it runs, and raises them once more when it has drained: without this, the process would
     end by the signal instead of with 0.
@@ -132,9 +134,6 @@ def _signals_set_exit(server: uvicorn.Server) -> Iterator[None]:
     def set_exit(*_: object) -> None:
         server.should_exit = True
 
-    before = {number: signal.signal(number, set_exit) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with signals_call(set_exit):
+        server.should_exit = is_stopping()  # one that came before, and that a library swallowed
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

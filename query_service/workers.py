@@ -6,6 +6,7 @@ all of them. The parent itself computes nothing: OpenMP's threads do not survive
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -13,8 +14,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,23 +23,34 @@ from kalm_cache.errors import KalmCacheError
 from kalm_cache.index.from_settings import open_index
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
-from query_service.middleware.metrics import forget_worker, share_between_workers
+from kalm_cache.stopping import SIGNALS, signals_call
+from query_service.middleware.metrics import count_restart, forget_worker, share_between_workers
 
 HASTY_SECONDS = 5.0  # a worker that ends sooner than this has not served
-HASTY_ENDS = 5  # as many of these in a row, and the service gives up
+FIRST_PAUSE_SECONDS = 0.1  # before the next start; doubled for each that ended hastily
+LONGEST_PAUSE_SECONDS = 30.0
+PATIENCE_SECONDS = 15.0  # where no worker lives, and none has served for so long, the service gives up
+LOOK_SECONDS = 0.02
+PR_SET_PDEATHSIG = 1
 logger = logging.getLogger(__name__)
 
 
-def run_workers(folder: Path, settings: Settings, serve: Callable[[PassageIndex], None]) -> None:
+def run_workers(
+    folder: Path, settings: Settings, serve: Callable[[PassageIndex], None], stop_listening: Callable[[], None]
+) -> None:
     """Run `settings.workers` processes until SIGTERM or SIGINT, and wait until they have drained.
+
+    A worker that ends is started again, after a pause that grows while they end as soon as they start; those that serve
+    go on. An index that is away for a moment is so waited for.
 
     Args:
         folder: of the index.
         settings: `workers`, and how to open the index.
         serve: runs in each worker, until it gets SIGTERM; is given a closed index whose weights it can use.
+        stop_listening: closes the parent's side of the socket, before the workers are told to stop.
 
     Raises:
-        KalmCacheError: the index cannot be opened, or the workers end as soon as they start.
+        KalmCacheError: the index cannot be opened, or no worker can be kept alive.
     """
     import torch
 
@@ -49,62 +61,93 @@ def run_workers(folder: Path, settings: Settings, serve: Callable[[PassageIndex]
     gc.freeze()  # a collection in a worker would write to every object's page, and so copy it
     with tempfile.TemporaryDirectory(prefix="kalm-cache-metrics-") as metrics:
         share_between_workers(Path(metrics))
-        _Supervisor(settings.workers, lambda: _work(settings.workers, lambda: serve(reuse_from))).run()
+        _Supervisor(settings.workers, lambda: _work(settings.workers, lambda: serve(reuse_from)), stop_listening).run()
 
 
 class _Supervisor:
-    def __init__(self, count: int, work: Callable[[], int]) -> None:
-        self._count, self._work = count, work
+    def __init__(self, count: int, work: Callable[[], int], stop_listening: Callable[[], None]) -> None:
+        self._count, self._work, self._stop_listening = count, work, stop_listening
         self._started: dict[int, float] = {}  # pid -> when
-        self._stopping = False
-        self._hasty = 0
+        self._due: list[float] = []  # when the next ones start
+        self._hasty = 0  # in a row
+        self._served_at = time.monotonic()
+        self._stopping = self._gave_up = False
 
     def run(self) -> None:
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            for _ in range(self._count):
-                self._start()
-            while self._started:
-                self._wait()
-        finally:
-            self._signal_all(signal.SIGKILL)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self._hasty >= HASTY_ENDS:
-            raise KalmCacheError(f"{self._hasty} workers in a row ended within {HASTY_SECONDS:.0f} s; the log says why")
+        with signals_call(self._stop):
+            try:
+                for _ in range(self._count):
+                    self._start()
+                while self._started or self._due:
+                    self._start_due()
+                    self._wait()
+            finally:
+                self._signal_all(signal.SIGKILL)
+        if self._gave_up:
+            raise KalmCacheError(f"no worker could be kept alive for {PATIENCE_SECONDS:.0f} s; the log says why")
 
     def _start(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                status = self._work()
-            finally:
-                os._exit(status)  # what the parent has begun is the parent's to end
-        self._started[pid] = time.monotonic()
+        with _signals_wait():  # one that comes meanwhile finds the worker counted, or in the worker its own handlers
+            if self._stopping:
+                return
+            pid = os.fork()
+            if pid:
+                self._started[pid] = time.monotonic()
+                return
+            _default_signals()
+        status = 1
+        try:
+            status = self._work()
+        finally:
+            os._exit(status)  # what the parent has begun is the parent's to end
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for due in [due for due in self._due if due <= now]:
+            self._due.remove(due)
+            count_restart()
+            self._start()
 
     def _wait(self) -> None:
+        """Until a worker ends, or a moment, where one is to be started."""
         try:
-            pid, status = os.wait()
-        except InterruptedError:
-            return
+            pid, status = os.waitpid(-1, os.WNOHANG if self._due else 0)
+        except ChildProcessError:
+            pid, status = 0, 0
+        if pid:
+            self._note_end(pid, os.waitstatus_to_exitcode(status))
+        else:
+            time.sleep(LOOK_SECONDS)
+
+    def _note_end(self, pid: int, status: int) -> None:
         started = self._started.pop(pid, None)
-        if started is None:
+        if started is None:  # as the container's first process we inherit orphans
             return
         forget_worker(pid)
         if self._stopping:
             return
-        self._hasty = self._hasty + 1 if time.monotonic() - started < HASTY_SECONDS else 0
-        logger.error("worker %d ended with status %d", pid, os.waitstatus_to_exitcode(status))
-        if self._hasty >= HASTY_ENDS:
-            self._stop(signal.SIGTERM, None)
-        else:
-            self._start()
+        now = time.monotonic()
+        if now - started >= HASTY_SECONDS:
+            self._hasty, self._served_at = 0, now
+        self._hasty += 1
+        if not self._started and now - self._served_at > PATIENCE_SECONDS:
+            logger.error("worker %d ended with status %d; none lives, and none could be started", pid, status)
+            self._gave_up = True
+            self._due.clear()
+            return
+        pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._hasty - 1, 20), LONGEST_PAUSE_SECONDS)
+        self._due.append(now + pause)
+        logger.error(
+            "worker %d ended with status %d; %d others live, and another one starts in %.1f s",
+            pid, status, len(self._started), pause,
+        )  # fmt: skip
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
+        self._due.clear()
+        self._stop_listening()
         self._signal_all(signal.SIGTERM)
 
     def _signal_all(self, number: int) -> None:
@@ -113,11 +156,25 @@ class _Supervisor:
                 os.kill(pid, number)
 
 
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _default_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's reach all: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _work(workers: int, serve: Callable[[], None]) -> int:
     import torch
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all: the parent decides
+    _end_with_the_parent()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     try:
         serve()
@@ -125,3 +182,9 @@ def _work(workers: int, serve: Callable[[], None]) -> int:
         logger.error("%s", exc)
         return exc.exit_code
     return 0
+
+
+def _end_with_the_parent() -> None:
+    """Get SIGTERM when the parent is killed: workers without it would hold the port for ever."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

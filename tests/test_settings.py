@@ -196,3 +196,17 @@ def test_the_first_stages_weight_that_is_left_out_is_the_models_own(model: str, 
     assert load_settings(CONFIGS / "base.toml").first_stage_weight_for(model) == weight
     assert load_settings(first_stage_weight=0.5).first_stage_weight_for(model) == 0.5
     assert load_settings(first_stage_weight=0.0).first_stage_weight_for(model) == 0.0
+
+
+@pytest.mark.parametrize("value", [True, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["k", "port", "timeout_ms", "watch_seconds", "prefix_cache_gib", "first_stage_weight"])
+def test_booleans_and_infinities_are_no_numbers(name: str, value: float):
+    with pytest.raises(UsageError, match=name):
+        load_settings(**{name: value})
+
+
+@pytest.mark.parametrize("line", ["port = true", "drain_seconds = inf", "queue_limit = false", "watch_seconds = nan"])
+def test_nor_are_they_in_a_file(line: str, tmp_path: Path):
+    (tmp_path / "a.toml").write_text(line)
+    with pytest.raises(UsageError, match=line.split(" ")[0]):
+        load_settings(tmp_path / "a.toml")

@@ -182,7 +182,7 @@ def codecs_of(names: list[str], sensitivity: NDArray[np.float64] | None) -> dict
         codecs[get_codec(name).name] = get_codec(name)
         with_sensitivity = get_codec(name, sensitivity)
         if with_sensitivity is not codecs[get_codec(name).name] and isinstance(with_sensitivity, Rotated):
-            codecs[f"{with_sensitivity.name} minding"] = with_sensitivity
+            codecs[f"{with_sensitivity.name} by sensitivity"] = with_sensitivity
     return codecs
 
 

@@ -1,4 +1,4 @@
-"""The driver: plan, compute and commit in a plain loop, then seal; and the segment published as a new base.
+"""`build_segment`: plan, compute and commit in a loop, then seal. `publish_base`: the segment as a new generation.
 
 While a segment is built, what is encoded goes into the resume log. When the corpus has been read, the segment is
 sealed: everything that was accepted is merged, in order of keys, into the files that are published.

@@ -73,4 +73,5 @@ def new_manifest(settings: Settings, encoders: Encoders) -> Manifest:
         segments=[],
         next_ordinal=0,
         dense_index=settings.dense_index,
+        passage_template=settings.passage_template,
     )

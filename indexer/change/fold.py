@@ -21,10 +21,10 @@ from indexer.build.build import build_segment
 from indexer.build.counts import BuildCounts
 from indexer.build.spec import BuildSpec
 from indexer.models import BuildModels
-from indexer.reuse.reusable_segments import open_to_copy
+from indexer.reuse.reusable_segments import ReusableSegments, open_to_copy
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import KalmCacheError
+from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.dense.faiss_types import FLAT_LIMIT
 from kalm_cache.generations.generation import BUILDING, Generation, segment_folder
@@ -124,7 +124,8 @@ def build_folded(
     fingerprint = manifest.fingerprint
     codec = get_codec(fingerprint.codec)
     with ExitStack() as stack:
-        only = {segment.name for segment in neighbours}
+        sources = open_to_copy(generation, codec, stack, {segment.name for segment in neighbours})
+        _require_one_analysis(sources)
         spec = BuildSpec(
             index=index,
             operation="fold",
@@ -132,7 +133,7 @@ def build_folded(
             parent=generation,
             models=BuildModels(None, StoredEmbedder(generation), codec),  # nothing is encoded
             batch_tokens=1,
-            sources=open_to_copy(generation, codec, stack, only),
+            sources=sources,
             keep_missing=True,
             statistics_of=BM25Index.open(generation.segment / "first_stage") if fingerprint.bm25 else None,
             keep_scores=True,
@@ -140,6 +141,12 @@ def build_folded(
         folder = segment_folder(building, name)
         built = build_segment(spec, (), folder, on_reject=lambda line: None, on_progress=on_progress)
     return SegmentReceipt(name, built.stored, neighbours[0].first_ordinal, neighbours[-1].next_ordinal)
+
+
+def _require_one_analysis(sources: ReusableSegments) -> None:
+    """Raise `StoreError` where only some segments were made before texts were normalised: queries differ for them."""
+    if len({segment.postings.normalised for segment in sources.every if segment.postings is not None}) > 1:
+        raise StoreError("some segments were made by an earlier version: run kalm-cache reindex CORPUS, or fold --all")
 
 
 def put_in_place(building: Path, manifest: Manifest, span: tuple[int, int], folded: SegmentReceipt) -> Manifest:
@@ -157,7 +164,7 @@ def put_in_place(building: Path, manifest: Manifest, span: tuple[int, int], fold
 def _free_name(building: Path, manifest: Manifest) -> str:
     """A name that no segment has: that of the build, and a number behind it where one of its own has that."""
     taken, name = {segment.name for segment in manifest.segments}, f"{int(building.name.removesuffix(BUILDING)):05d}"
-    return next(free for free in (name, *(f"{name}f{i}" for i in range(len(taken)))) if free not in taken)
+    return next(free for free in (name, *(f"{name}{i:03d}" for i in range(len(taken)))) if free not in taken)
 
 
 def _files_of(manifest: Manifest, segment: SegmentReceipt) -> dict[str, FileReceipt]:

@@ -1,6 +1,6 @@
-"""A generation of its parent's segments and a new one, or more tombstones, published. Under the build lock only.
+"""Publish a generation that links its parent's segments and adds one segment, or tombstones; the lock is held.
 
-Small segments are folded before it is published: who changes an index leaves one generation, and goes back by one step.
+Small segments are folded before that: who changes an index leaves one generation, and goes back by one step.
 """
 
 from __future__ import annotations

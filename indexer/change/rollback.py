@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kalm_cache.errors import KalmCacheError, StoreError, UsageError
+from kalm_cache.foreign_files import is_generation_name
 from kalm_cache.generations.build_folders import recover
 from kalm_cache.generations.current import current_name
 from kalm_cache.generations.generation import Generation, open_current, open_generation, published_names
@@ -60,7 +61,7 @@ def _target(index: Path, to: str | None) -> Generation:
         to = live.manifest.parent
         if to is None:
             raise UsageError(f"{index}: generation {live.name} has no parent to go back to; published: {_shown(names)}")
-    name = f"{int(to):06d}" if to.isdigit() else to
+    name = f"{int(to):06d}" if is_generation_name(to) else to
     if name not in names:
         raise UsageError(f"{index}: there is no generation {name} (any more); published: {_shown(names)}")
     generation = open_generation(index / "generations" / name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from indexer.corpus.fields import ID_NAMES, TEXT_NAMES, first_present, to_passage
+from indexer.corpus.fields import to_passage
 from kalm_cache.errors import CorpusError
-from kalm_cache.passage import Passage
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, Passage, PassageTemplate, first_present
 from kalm_cache.text.lines import BadLineError
 
 
@@ -25,11 +25,11 @@ def require_columns(names: Sequence[str], file_name: str) -> None:
         if first_present(accepted, names) is None:
             raise CorpusError(
                 f"{file_name}: no {kind} column among {', '.join(map(repr, names)) or 'none'}; "
-                f"name one {' or '.join(map(repr, accepted))}"
+                f"name one {' or '.join(map(repr, accepted))}, or say which is which (--columns, --no-header)"
             )
 
 
-def row_passage(names: Sequence[str], cells: Sequence[str]) -> Passage:
+def row_passage(names: Sequence[str], cells: Sequence[str], template: PassageTemplate) -> Passage:
     """The passage of one row; empty cells beyond the last column are ignored.
 
     Raises:
@@ -39,4 +39,4 @@ def row_passage(names: Sequence[str], cells: Sequence[str]) -> Passage:
         raise BadLineError(f"{len(cells)} of {len(names)} columns; add the missing ones")
     if any(cells[len(names) :]):
         raise BadLineError(f"{len(cells)} columns, expected {len(names)}; a separator inside a field splits it")
-    return to_passage(dict(zip(names, cells, strict=False)))
+    return to_passage(dict(zip(names, cells, strict=False)), template)

@@ -4,54 +4,61 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from indexer.corpus.columns import require_columns, row_passage
+from indexer.corpus.columns import row_passage
+from indexer.corpus.layout import Layout
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError
+from kalm_cache.passage import PassageTemplate
 from kalm_cache.text.lines import MAX_LINE_BYTES, BadLineError, TextLine
 
 
-def read_csv(lines: Iterator[TextLine]) -> Iterator[CorpusLine | RejectedLine]:
-    """One value for each row that is not blank, after the first, which names the columns.
+def read_csv(
+    lines: Iterator[TextLine], layout: Layout, template: PassageTemplate
+) -> Iterator[CorpusLine | RejectedLine]:
+    """One value for each row that is not blank, without the header.
 
     Raises:
-        CorpusError: the first row cannot be read, or names no id or no text column.
+        CorpusError: the header cannot be read.
     """
-    # The limit, 131,072 characters by default, is the whole process's: only ever raised, since readers may take turns.
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-    names: list[str] | None = None
+    header = layout.header
     for first in lines:
         if not first.data.strip():
             continue
-        if names is None:
-            names = _read_header(first, lines)
+        if header:
+            header = False
+            _skip_header(first, lines, layout)
         else:
-            yield _read_row(names, first, lines)
+            yield _read_row(layout, first, lines, template)
 
 
-def _read_header(first: TextLine, following: Iterator[TextLine]) -> list[str]:
+def _skip_header(first: TextLine, following: Iterator[TextLine], layout: Layout) -> None:
     try:
-        names = [cell.strip() for cell in _read_cells(first, following)]
+        _read_cells(first, following, layout.delimiter)
     except BadLineError as exc:
         raise CorpusError(f"{first.location}: cannot read the header: {exc.reason}") from exc
-    require_columns(names, first.file_name)
-    return names
 
 
-def _read_row(names: Sequence[str], first: TextLine, following: Iterator[TextLine]) -> CorpusLine | RejectedLine:
+def _read_row(
+    layout: Layout, first: TextLine, following: Iterator[TextLine], template: PassageTemplate
+) -> CorpusLine | RejectedLine:
     try:
-        return CorpusLine(row_passage(names, _read_cells(first, following)), first.location)
+        cells = _read_cells(first, following, layout.delimiter)
+        return CorpusLine(row_passage(layout.names, cells, template), first.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, first.location, first.raw)
 
 
-def _read_cells(first: TextLine, following: Iterator[TextLine]) -> list[str]:
+def _read_cells(first: TextLine, following: Iterator[TextLine], delimiter: str) -> list[str]:
     problems: list[BadLineError] = []
     try:
-        cells = next(csv.reader(_row_lines(first, following, problems)))
+        # strict: without it, text behind a closing quote would be taken in and its quotes lost
+        cells = next(csv.reader(_row_lines(first, following, problems), delimiter=delimiter, strict=True))
     except csv.Error as exc:
-        raise BadLineError(f"bad CSV: {exc}; put a field with a line break in double quotes") from exc
+        raise BadLineError(
+            f"bad CSV: {exc}; double the quotes inside a quoted field; put a field with a line break in double quotes"
+        ) from exc
     if problems:
         raise problems[0]
     return cells

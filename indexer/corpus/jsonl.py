@@ -7,17 +7,18 @@ from collections.abc import Iterable, Iterator
 
 from indexer.corpus.fields import to_passage
 from indexer.corpus.values import CorpusLine, RejectedLine
+from kalm_cache.passage import PassageTemplate
 from kalm_cache.text.lines import BadLineError, TextLine
 
 
-def read_jsonl(lines: Iterable[TextLine]) -> Iterator[CorpusLine | RejectedLine]:
+def read_jsonl(lines: Iterable[TextLine], template: PassageTemplate) -> Iterator[CorpusLine | RejectedLine]:
     """One value for each line that is not blank."""
-    return (_read_line(line) for line in lines if line.data.strip())
+    return (_read_line(line, template) for line in lines if line.data.strip())
 
 
-def _read_line(line: TextLine) -> CorpusLine | RejectedLine:
+def _read_line(line: TextLine, template: PassageTemplate) -> CorpusLine | RejectedLine:
     try:
-        return CorpusLine(to_passage(_parse_object(line.text())), line.location)
+        return CorpusLine(to_passage(_parse_object(line.text()), template), line.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, line.location, line.raw)
 

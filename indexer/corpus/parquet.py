@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexer.corpus.columns import require_columns
-from indexer.corpus.fields import ID_NAMES, TEXT_NAMES, TITLE_NAME, first_present, to_passage
+from indexer.corpus.fields import to_passage
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError, MissingExtraError
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, PassageTemplate, first_present
 from kalm_cache.text.lines import MAX_RAW_CHARS, BadLineError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def require_pyarrow() -> None:
         raise MissingExtraError("pyarrow", "parquet") from exc
 
 
-def read_parquet(path: Path) -> Iterator[CorpusLine | RejectedLine]:
+def read_parquet(path: Path, template: PassageTemplate) -> Iterator[CorpusLine | RejectedLine]:
     """One value for each row; its location is `file:row`, from 1.
 
     Raises:
@@ -42,22 +43,23 @@ def read_parquet(path: Path) -> Iterator[CorpusLine | RejectedLine]:
 
     row = 0
     try:
-        for batch in _batches(path):
+        for batch in _batches(path, template):
             for fields in _rows(batch):
                 row += 1
-                yield _read_row(fields, f"{path}:{row}")
+                yield _read_row(fields, f"{path}:{row}", template)
     except (OSError, pyarrow.ArrowException) as exc:
         raise CorpusError(f"cannot read {path} beyond row {row}: {exc}; write or download it again") from exc
 
 
-def _batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
+def _batches(path: Path, template: PassageTemplate) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow.parquet
 
     with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file:
         names = file.schema_arrow.names
         require_columns(names, str(path))
-        wanted = [first_present(accepted, names) for accepted in (ID_NAMES, TEXT_NAMES, (TITLE_NAME,))]
-        yield from file.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name is not None])
+        found = [first_present(accepted, names) for accepted in (ID_NAMES, TEXT_NAMES)]
+        wanted = {*found, *template.fields}
+        yield from file.iter_batches(_BATCH_ROWS, columns=[name for name in names if name in wanted])
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
@@ -75,12 +77,12 @@ def _value(scalar: pyarrow.Scalar) -> object:
         return exc
 
 
-def _read_row(fields: dict[str, Any], location: str) -> CorpusLine | RejectedLine:
+def _read_row(fields: dict[str, Any], location: str, template: PassageTemplate) -> CorpusLine | RejectedLine:
     try:
         for name, value in fields.items():
             if isinstance(value, UnicodeDecodeError):
                 raise BadLineError(f"{name!r} is not UTF-8: {value.reason} at offset {value.start}")
-        return CorpusLine(to_passage(fields), location)
+        return CorpusLine(to_passage(fields, template), location)
     except BadLineError as exc:
         return RejectedLine.of(exc, location, _shown(fields))
 

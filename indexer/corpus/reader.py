@@ -3,52 +3,78 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from indexer.corpus.csv_rows import read_csv
 from indexer.corpus.find_files import SourceFile, find_files
 from indexer.corpus.jsonl import read_jsonl
+from indexer.corpus.layout import TableFormat, find_layout
 from indexer.corpus.parquet import read_parquet, require_pyarrow
 from indexer.corpus.tsv import read_tsv
 from indexer.corpus.values import CorpusLine, RejectedLine
-from kalm_cache.text.lines import TextLine, read_lines
+from kalm_cache.errors import UsageError
+from kalm_cache.passage import PassageTemplate
+from kalm_cache.text.lines import read_lines
 from kalm_cache.text.streams import open_file, open_stdin
 
-_LINE_READERS: dict[str, Callable[[Iterator[TextLine]], Iterator[CorpusLine | RejectedLine]]] = {
-    "jsonl": read_jsonl,
-    "tsv": read_tsv,
-    "csv": read_csv,
-}
 
-
-def read_corpus(source: str | Path, *, stdin: BinaryIO | None = None) -> Iterator[CorpusLine | RejectedLine]:
+def read_corpus(
+    source: str | Path,
+    *,
+    stdin: BinaryIO | None = None,
+    tables: TableFormat | None = None,
+    template: PassageTemplate | None = None,
+    say: bool = True,
+) -> Iterator[CorpusLine | RejectedLine]:
     """Read a file, a folder of files, or standard input (`-`, JSON lines) as far as the iterator is taken.
 
-    The source is looked up at the call; `stdin` stands in for the process's own and stays open.
+    Args:
+        source: looked up at the call.
+        stdin: stands in for the process's own, and stays open.
+        tables: how CSV and TSV files are laid out; `None` = guessed from their data.
+        template: how fields make a passage; `None` = the title in front of the text.
+        say: log what was guessed.
 
     Raises:
+        UsageError: something is said of tables, and there are none.
         CorpusError: the source is missing, damaged or of an unknown kind; names the file and the line reached.
         MissingExtraError: there is Parquet in it, and pyarrow is not installed.
     """
+    said = tables is not None and tables != TableFormat()
     if str(source) == "-":
-        return _read_stdin(sys.stdin.buffer if stdin is None else stdin)
+        _require_tables(said, [], source)
+        return _read_stdin(sys.stdin.buffer if stdin is None else stdin, template or PassageTemplate())
     files = find_files(Path(source))
     if any(file.format == "parquet" for file in files):
         require_pyarrow()
-    return _read_files(files)
+    _require_tables(said, files, source)
+    return _read_files(files, tables or TableFormat(), template or PassageTemplate(), say)
 
 
-def _read_stdin(stdin: BinaryIO) -> Iterator[CorpusLine | RejectedLine]:
+def _require_tables(said: bool, files: Iterable[SourceFile], source: str | Path) -> None:
+    if said and not any(file.format in ("csv", "tsv") for file in files):
+        raise UsageError(f"{source} holds no CSV or TSV file: columns, header, delimiter and quotes say nothing of it")
+
+
+def _read_stdin(stdin: BinaryIO, template: PassageTemplate) -> Iterator[CorpusLine | RejectedLine]:
     with open_stdin(stdin) as stream:
-        yield from read_jsonl(read_lines(stream, "<stdin>"))
+        yield from read_jsonl(read_lines(stream, "<stdin>"), template)
 
 
-def _read_files(files: Iterable[SourceFile]) -> Iterator[CorpusLine | RejectedLine]:
+def _read_files(
+    files: Iterable[SourceFile], tables: TableFormat, template: PassageTemplate, say: bool
+) -> Iterator[CorpusLine | RejectedLine]:
     for file in files:
         if file.format == "parquet":
-            yield from read_parquet(file.path)
+            yield from read_parquet(file.path, template)
             continue
         with open_file(file.path, file.compression) as stream:
-            yield from _LINE_READERS[file.format](read_lines(stream, str(file.path)))
+            lines = read_lines(stream, str(file.path))
+            if file.format == "jsonl":
+                yield from read_jsonl(lines, template)
+                continue
+            layout, lines = find_layout(lines, file.format, tables, say)
+            if layout is not None:
+                yield from (read_csv if layout.quotes else read_tsv)(lines, layout, template)

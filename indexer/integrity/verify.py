@@ -24,6 +24,7 @@ from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME as BM25_FOLDER
 from kalm_cache.first_stage.dense.dense_index import FILE_NAME as DENSE_FILE
+from kalm_cache.first_stage.dense.faiss_layout import check_length
 from kalm_cache.generations.current import CURRENT, current_name
 from kalm_cache.generations.generation import Generation, open_current, open_generation
 from kalm_cache.generations.journal import JOURNAL, journal_problem
@@ -200,6 +201,7 @@ def _check_first_stage(
 def _dense_ordinals(folder: Path) -> NDArray[np.int64]:
     import faiss
 
+    check_length(folder / DENSE_FILE)
     index: Any = faiss.read_index(str(folder / DENSE_FILE))
     ordinals = np.asarray(faiss.vector_to_array(index.id_map), np.int64)
     if index.ntotal != len(ordinals):

@@ -1,7 +1,7 @@
 """Every entry of a segment's store, against its checksum, its counterparts and the manifest.
 
-Also a program, `python -m indexer.integrity.verify_store GENERATION_FOLDER SEGMENT`: the files are mapped, so that a
-page which the disk cannot read, or that is gone, ends the process that touches it.
+Run as a subprocess, `python -m indexer.integrity.verify_store GENERATION_FOLDER SEGMENT`: the files are mapped, a page
+that the disk cannot read kills the process that touches it (SIGBUS), and so only the child dies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A generation's segments as what a build takes passages from. Opens no model."""
+"""Which segments of a generation a build can copy or recode from. Opens no model.
+
+Which passages are taken from them is decided in `indexer/build/plan.py`, by id and content hash.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors | None:
     """The vectors of a published generation, if its dense index keeps them as they were made and its file is valid.
 
+    Vectors of texts that were not in their normal form will do where the generation keeps none to embed again.
     `inexact`: 8 bits a dimension will do, since there is no text to embed again.
     """
     path = generation.segment / "first_stage" / FILE_NAME
@@ -30,11 +31,15 @@ def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors 
     except (OSError, StoreError) as exc:
         logger.warning("no vectors are copied from generation %s: %s", generation.manifest.generation, exc)
         return None
-    return index.vectors if index.exact or inexact else None
+    outdated = not index.normalised and generation.manifest.fingerprint.store_text
+    return index.vectors if (index.exact or inexact) and not outdated else None
 
 
 def source_postings(generation: Generation) -> BM25Index | None:
-    """The BM25 index of a published generation, if documents can be taken from it and its files are valid."""
+    """The BM25 index of a published generation, if documents can be taken from it and its files are valid.
+
+    One whose words are not in their normal form will do where the generation keeps no texts to analyse again.
+    """
     folder = generation.segment / "first_stage"
     if not generation.manifest.fingerprint.bm25:
         return None
@@ -45,7 +50,8 @@ def source_postings(generation: Generation) -> BM25Index | None:
     except (OSError, StoreError, IndexMismatchError) as exc:
         logger.warning("no postings are copied from generation %s: %s", generation.manifest.generation, exc)
         return None
-    return index if index.has_counts else None
+    outdated = not index.normalised and generation.manifest.fingerprint.store_text
+    return index if index.has_counts and not outdated else None
 
 
 def _require_valid(generation: Generation, path: Path) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kalm_cache.arguments import check_doc_id
 from kalm_cache.client import PairScore
+from kalm_cache.client.calls import DocumentLike
 from kalm_cache.errors import UsageError
 from kalm_cache.passage import OnMissing
 from kalm_cache.scoring.ranking import best_first
@@ -21,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A passage to score: the id of a stored one, its text, or both."""
+    """A passage to score: the id of a stored one, its text (or the fields that make it), or both."""
 
     doc_id: str | None
-    text: str | None
+    text: DocumentLike | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ def stored_ids(candidates: Sequence[Candidate], on_missing: OnMissing) -> list[s
     return list(dict.fromkeys(candidate.doc_id for candidate in candidates if candidate.doc_id is not None))
 
 
-def texts_to_encode(candidates: Sequence[Candidate], stored: StoredScores, on_missing: OnMissing) -> dict[int, str]:
+def texts_to_encode(
+    candidates: Sequence[Candidate], stored: StoredScores, on_missing: OnMissing
+) -> dict[int, DocumentLike]:
     """Texts by position of the candidates that have no stored score, under `encode`; else none.
 
     Raises:
@@ -98,15 +102,18 @@ def id_of(metadata: Mapping[str, Any], library_id: str | None, field: str | None
         metadata: the document's.
         library_id: the id that the library itself gives to the document.
         field: the key of the metadata that holds the id; `None` = `id`, then `_id`, then `library_id`.
+
+    Raises:
+        UsageError: the metadata hold something there that is no id.
     """
     for name in ID_FIELDS if field is None else (field,):
         value = metadata.get(name)
-        if isinstance(value, str | int) and value != "":
-            return str(value)
+        if value is not None and not (isinstance(value, str) and value == ""):
+            return check_doc_id(value, f"metadata[{name!r}]")
     return (library_id or None) if field is None else None
 
 
-def _text(i: int, candidate: Candidate) -> str:
+def _text(i: int, candidate: Candidate) -> DocumentLike:
     if candidate.text is None:
         raise UsageError(f"document {i} (id {candidate.doc_id!r}) is not stored and has no text to encode")
     return candidate.text

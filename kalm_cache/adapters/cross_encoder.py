@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate
 from kalm_cache.adapters.scorer import Backend, Scorer
+from kalm_cache.arguments import PAIRS, as_list, check_fields, check_limit, check_pairs, check_text
 from kalm_cache.errors import DamagedRecordError, UsageError
-from kalm_cache.passage import OnMissing
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, OnMissing, first_present
 from kalm_cache.scoring.ranking import best_first
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class KaLMCrossEncoder:
     """A backend behind the signatures of a `CrossEncoder`.
 
-    A document is a text, `{"doc_id"}` (or `{"id"}`) for a stored passage, or `{"doc_id", "text"}`: its text is encoded
-    only where the index does not hold the id and `on_missing` is `encode`.
+    A document is a text, `{"doc_id"}` (or `{"id"}`) for a stored passage, or `{"doc_id", "title", "text"}`: its text
+    is encoded only where the index does not hold the id and `on_missing` is `encode`.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class KaLMCrossEncoder:
         """P(yes) of each (query, document) pair, in input order; of one pair, a scalar.
 
         Args:
-            inputs: pairs, or one pair.
+            inputs: pairs, or one pair; lists, tuples or arrays of them.
             batch_size: ignored: the backend chooses its batches.
             show_progress_bar: ignored.
             activation_fn: of a tensor of margins (float64); `None` = P(yes).
@@ -73,11 +74,15 @@ class KaLMCrossEncoder:
             prompt: the instruction, what queries ask for.
             prompt_name: the name of one of `prompts`.
             ignored: `device`, `pool`, `chunk_size` (of processes), … of the original.
+
+        Raises:
+            UsageError: what is no pair of a query and a document, named by its position.
         """
         if apply_softmax:
             raise UsageError("apply_softmax needs several scores a pair; this model gives one")
-        single = bool(inputs) and isinstance(inputs[0], str)
-        pairs = [inputs] if single else list(inputs)
+        items = as_list(inputs, "inputs", PAIRS)
+        single = bool(items) and isinstance(items[0], str)
+        pairs = [items] if single else items
         scored = self._scored(pairs, self._instruction(prompt, prompt_name))
         scores = _converted(scored, activation_fn, convert_to_numpy, convert_to_tensor)
         return scores[0] if single else scores
@@ -98,8 +103,12 @@ class KaLMCrossEncoder:
         """Documents by falling margin: `[{"corpus_id", "score", "text"?}]`, the `top_k` first ones.
 
         `text` is the document as it was given; further arguments are those of `predict`.
+
+        Raises:
+            UsageError: as `predict`; `documents` is no list, or `top_k` below 0.
         """
-        pairs = [(query, document) for document in documents]
+        documents, top_k = as_list(documents, "documents"), check_limit(top_k, "top_k", least=0)
+        pairs = [(check_text(query, "query"), document) for document in documents]
         scored = self._scored(pairs, self._instruction(prompt, prompt_name))
         scores = _converted(scored, activation_fn, False, False)
         order = best_first([pair.margin for pair in scored], top_k)
@@ -119,36 +128,31 @@ class KaLMCrossEncoder:
     def _scored(self, pairs: Sequence[Any], instruction: str | None) -> list[ScoredCandidate]:
         """Each pair's score, in the order of the pairs; pairs of one query are scored together."""
         positions: dict[str, list[int]] = {}
-        for i, pair in enumerate(pairs):
-            positions.setdefault(_query(pair, i), []).append(i)
+        checked = check_pairs(pairs)
+        for i, (query, _) in enumerate(checked):
+            positions.setdefault(query, []).append(i)
         scored: dict[int, ScoredCandidate] = {}
         for query, of_query in positions.items():
-            candidates = [_candidate(pairs[i][1], i) for i in of_query]
+            candidates = [_candidate(checked[i][1], f"pairs[{i}][1]") for i in of_query]
             for candidate in self._scorer.score(query, candidates, instruction):
                 scored[of_query[candidate.index]] = candidate
-        lost = [i for i in range(len(pairs)) if i not in scored]
+        lost = [i for i in range(len(checked)) if i not in scored]
         if lost:
             raise DamagedRecordError(
                 f"pair {lost[0]} has no score: its stored passage is damaged; run kalm-cache verify"
             )
-        return [scored[i] for i in range(len(pairs))]
+        return [scored[i] for i in range(len(checked))]
 
 
-def _query(pair: Any, i: int) -> str:
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
-        raise UsageError(f"pair {i} is {pair!r}; expected (query, document)")
-    return pair[0]
-
-
-def _candidate(document: Any, i: int) -> Candidate:
-    if isinstance(document, str):
-        return Candidate(None, document)
-    if isinstance(document, Mapping) and not {"doc_id", "id", "text"}.isdisjoint(document):
-        doc_id = document.get("doc_id", document.get("id"))
-        return Candidate(None if doc_id is None else str(doc_id), document.get("text"))
-    raise UsageError(
-        f"the document of pair {i} is a {type(document).__name__}; expected a text or {{'doc_id', 'text'}}"
-    )
+def _candidate(document: Any, name: str) -> Candidate:
+    fields = check_fields(document, name)
+    if isinstance(fields, str):
+        return Candidate(None, fields)
+    id_name, text_name = first_present(("doc_id", *ID_NAMES), fields), first_present(TEXT_NAMES, fields)
+    if id_name is None and text_name is None:
+        raise UsageError(f"{name} has neither an id nor a text; expected a text or {{'doc_id', 'text'}}")
+    rest = {field: value for field, value in fields.items() if field not in ID_NAMES}
+    return Candidate(None if id_name is None else fields[id_name], None if text_name is None else rest)
 
 
 def _converted(

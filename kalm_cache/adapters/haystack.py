@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -51,7 +52,7 @@ class KaLMRanker:
             api_key: the service's key.
             index: in its place, the folder of an index. With `model`, texts that it does not hold can be encoded.
             model: in its place, a model that encodes all documents.
-            top_k: how many documents are kept; `None` = all.
+            top_k: how many documents are kept, 1 or more; `None` = all.
             min_score: documents with a lower P(yes) are left out; `None` = none are.
             id_field: the meta field with a document's id; `None` = `id`, then `_id`, then `Document.id`.
             on_missing: what becomes of documents that are not stored: `error`, `skip`, or `encode` their text.
@@ -63,6 +64,7 @@ class KaLMRanker:
             got = f"{' and '.join(named) or 'none'}{' beside a backend' if backend is not None else ''}"
             raise UsageError(f"give a backend, base_url, index or model; got {got}")
         self.backend, self.base_url, self.api_key, self.index, self.model = backend, base_url, api_key, index, model
+        _check(top_k)
         self.top_k, self.min_score, self.id_field = top_k, min_score, id_field
         self.on_missing, self.instruction, self.chunk_size = on_missing, instruction, chunk_size
         self._opened: tuple[Any, Any] | None = None if backend is None else (backend, None)
@@ -90,7 +92,12 @@ class KaLMRanker:
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
-        """The best documents for a query, best first, as `{"documents": […]}`."""
+        """The best documents for a query, best first, as `{"documents": […]}`; of those with one id, one.
+
+        Raises:
+            UsageError: `top_k` is below 1.
+        """
+        documents = _distinct(documents, top_k)
         return self._kept(documents, self._scorer().score(query, self._candidates(documents)), top_k)
 
     @component.output_types(documents=list[Document])
@@ -98,6 +105,7 @@ class KaLMRanker:
         self, query: str, documents: list[Document], top_k: int | None = None
     ) -> dict[str, list[Document]]:
         """As `run`, without holding up the event loop."""
+        documents = _distinct(documents, top_k)
         return self._kept(documents, await self._scorer().ascore(query, self._candidates(documents)), top_k)
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +141,10 @@ class KaLMRanker:
         return Scorer(backend, reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
-        return [Candidate(id_of(document.meta, document.id, self.id_field), document.content) for document in documents]
+        return [
+            Candidate(id_of(document.meta, document.id, self.id_field), document.content or "")
+            for document in documents
+        ]
 
     def _kept(
         self, documents: Sequence[Document], ranking: Sequence[ScoredCandidate], top_k: int | None
@@ -141,3 +152,22 @@ class KaLMRanker:
         limit = self.top_k if top_k is None else top_k
         kept = [scored for scored in ranking if self.min_score is None or scored.score >= self.min_score][:limit]
         return {"documents": [replace(documents[scored.index], score=scored.score) for scored in kept]}
+
+
+def _distinct(documents: Sequence[Document], top_k: int | None) -> list[Document]:
+    """Of documents with one id that which came with the highest score, at the first one's place. Checks `top_k`."""
+    _check(top_k)
+    best: dict[str, Document] = {}
+    for document in documents:
+        if document.id not in best or _score(document) > _score(best[document.id]):
+            best[document.id] = document
+    return list(best.values())
+
+
+def _score(document: Document) -> float:
+    return -math.inf if document.score is None else document.score
+
+
+def _check(top_k: int | None) -> None:
+    if top_k is not None and top_k < 1:
+        raise UsageError(f"top_k must be > 0, but got {top_k}")

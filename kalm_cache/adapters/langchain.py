@@ -9,6 +9,8 @@ from pydantic import ConfigDict
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
 from kalm_cache.adapters.scorer import Scorer
+from kalm_cache.arguments import check_limit
+from kalm_cache.client.calls import DocumentLike
 from kalm_cache.errors import MissingExtraError
 from kalm_cache.passage import OnMissing
 
@@ -31,6 +33,8 @@ class KaLMCompressor(BaseDocumentCompressor):
         on_missing: what becomes of documents that are not stored: `error`, `skip`, or `encode` their text.
         instruction: what queries ask for; `None` = the backend's own.
         chunk_size: pooling ratio; `None` = the backend's own.
+        text_fields: metadata fields that are part of the passage beside `page_content`, such as `title`, where it is
+            encoded; the passage template of the index puts them together.
     """
 
     backend: Any
@@ -41,8 +45,14 @@ class KaLMCompressor(BaseDocumentCompressor):
     on_missing: OnMissing = "error"
     instruction: str | None = None
     chunk_size: int | None = None
+    text_fields: Sequence[str] = ()
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    def __init__(self, **fields: Any) -> None:
+        """Set the attributes. Raises `UsageError` for a `top_n` below 0."""
+        super().__init__(**fields)
+        check_limit(self.top_n, "top_n", least=0)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -57,13 +67,18 @@ class KaLMCompressor(BaseDocumentCompressor):
         return self._kept(documents, await self._scorer().ascore(query, self._candidates(documents)))
 
     def _scorer(self) -> Scorer:
+        check_limit(self.top_n, "top_n", least=0)  # it may have been set since
         return Scorer(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
         return [
-            Candidate(id_of(document.metadata, document.id, self.id_field), document.page_content)
+            Candidate(id_of(document.metadata, document.id, self.id_field), self._text_of(document))
             for document in documents
         ]
+
+    def _text_of(self, document: Document) -> DocumentLike:
+        fields = {name: document.metadata[name] for name in self.text_fields if name in document.metadata}
+        return {**fields, "text": document.page_content} if fields else document.page_content
 
     def _kept(self, documents: Sequence[Document], ranking: Sequence[ScoredCandidate]) -> list[Document]:
         kept = [scored for scored in ranking if self.min_score is None or scored.score >= self.min_score]

@@ -7,18 +7,22 @@ from typing import Any
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
 from kalm_cache.adapters.scorer import Scorer
+from kalm_cache.arguments import check_limit
 from kalm_cache.errors import MissingExtraError, UsageError
 from kalm_cache.passage import OnMissing
 
 try:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import NodeWithScore, QueryBundle
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 except ModuleNotFoundError as exc:
     raise MissingExtraError("llama-index-core", "llama-index") from exc
 
 
 class KaLMPostprocessor(BaseNodePostprocessor):
     """Keeps the `top_n` most relevant nodes, best first, with P(yes) as their score.
+
+    A node that is not stored is encoded as LlamaIndex's embedders do it: with the metadata that it does not exclude
+    (`excluded_embed_metadata_keys`).
 
     Attributes:
         backend: `Client`, `AsyncClient` (asynchronous methods only), `PassageIndex` or `KaLMReranker`.
@@ -56,11 +60,14 @@ class KaLMPostprocessor(BaseNodePostprocessor):
         return self._kept(nodes, await self._scorer().ascore(_query(query_bundle), self._candidates(nodes)))
 
     def _scorer(self) -> Scorer:
+        check_limit(self.top_n, "top_n", least=0)
         return Scorer(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, nodes: Sequence[NodeWithScore]) -> list[Candidate]:
         return [
-            Candidate(id_of(hit.node.metadata, hit.node.node_id, self.id_field), hit.node.get_content())
+            Candidate(
+                id_of(hit.node.metadata, hit.node.node_id, self.id_field), hit.node.get_content(MetadataMode.EMBED)
+            )
             for hit in nodes
         ]
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 from anyio import to_thread
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, StoredScores, ranked, stored_ids, texts_to_encode
+from kalm_cache.arguments import check_document, check_text
 from kalm_cache.client import AsyncClient, Client, PairScore
-from kalm_cache.client.calls import pairs_of
+from kalm_cache.client.calls import DocumentLike, pairs_of
 from kalm_cache.errors import UnknownIdError, UsageError
 from kalm_cache.passage import OnMissing
 
@@ -37,7 +38,7 @@ class Source(Protocol):
     def score_stored(self, query: str, doc_ids: list[str], strict: bool, options: Options) -> StoredScores:
         """Scores of stored passages. `strict`: an id that the index does not hold is an `UnknownIdError`."""
 
-    def score_texts(self, query: str, texts: list[str], options: Options) -> list[PairScore]:
+    def score_texts(self, query: str, texts: list[DocumentLike], options: Options) -> list[PairScore]:
         """The score of each text, in their order."""
 
 
@@ -52,7 +53,7 @@ class ServiceSource:
         on_missing: OnMissing = "error" if strict else "skip"
         return _by_id(self.client.rerank(query, doc_ids, with_text=False, on_missing=on_missing, **options))
 
-    def score_texts(self, query: str, texts: list[str], options: Options) -> list[PairScore]:
+    def score_texts(self, query: str, texts: list[DocumentLike], options: Options) -> list[PairScore]:
         """Requests of some hundred texts each."""
         return self.client.score(pairs_of(query, texts), **options)
 
@@ -76,14 +77,16 @@ class IndexSource:
             known = [doc_id for doc_id in doc_ids if doc_id not in unknown]
             return _by_id(self.index.rerank(query, known, with_text=False, **options)) if known else StoredScores({})
 
-    def score_texts(self, query: str, texts: list[str], options: Options) -> list[PairScore]:
+    def score_texts(self, query: str, texts: list[DocumentLike], options: Options) -> list[PairScore]:
         """As the reranker beside the index. Raises `UsageError` where there is none."""
         if self.reranker is None:
             raise UsageError(
                 "an index holds no encoder: give the adapter reranker=KaLMReranker(…) of the same model beside it, or "
                 "choose on_missing='error' or 'skip'"
             )
-        return RerankerSource(self.reranker).score_texts(query, texts, options)
+        template = self.index.passage_template  # what the index holds was made by it
+        passages = [check_document(text, f"documents[{i}]", template) for i, text in enumerate(texts)]
+        return RerankerSource(self.reranker).score_texts(query, [*passages], options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class RerankerSource:
         """None are stored."""
         return StoredScores({})
 
-    def score_texts(self, query: str, texts: list[str], options: Options) -> list[PairScore]:
+    def score_texts(self, query: str, texts: list[DocumentLike], options: Options) -> list[PairScore]:
         """Encodes and decodes; the pooling ratio is the reranker's own."""
         pairs = [(query, text) for text in texts]
         with _computing:
@@ -131,7 +134,7 @@ class Scorer:
             UsageError: a candidate without an id under `error`, or without a text where it must be encoded.
             UnknownIdError: ids that the index does not hold, under `error`.
         """
-        source = self._source()
+        query, source = check_text(query, "query"), self._source()
         on_missing: OnMissing = "encode" if isinstance(source, RerankerSource) else self.on_missing
         return score_candidates(source, query, candidates, on_missing, self._options(instruction))
 
@@ -139,6 +142,7 @@ class Scorer:
         self, query: str, candidates: Sequence[Candidate], instruction: str | None = None
     ) -> list[ScoredCandidate]:
         """As `score`, without holding up the event loop: awaits an `AsyncClient`, and runs others in a thread."""
+        query = check_text(query, "query")
         if not isinstance(self.backend, AsyncClient):
             return await to_thread.run_sync(self.score, query, candidates, instruction)
         doc_ids, options = stored_ids(candidates, self.on_missing), self._options(instruction)

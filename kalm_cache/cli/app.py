@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from kalm_cache.cli.commands.change import add, delete, reindex
 from kalm_cache.cli.commands.client import client
-from kalm_cache.cli.commands.config import config_app
+from kalm_cache.cli.commands.config import config_app, show
 from kalm_cache.cli.commands.demo import demo
 from kalm_cache.cli.commands.doctor import doctor
 from kalm_cache.cli.commands.evaluate import evaluate
@@ -16,13 +18,15 @@ from kalm_cache.cli.commands.search import search
 from kalm_cache.cli.commands.serve import serve
 from kalm_cache.cli.commands.upkeep import fold, gc, rollback, stats, verify
 from kalm_cache.cli.option_groups import with_flags
-from kalm_cache.cli.output import start_logging
+from kalm_cache.cli.output import exit_codes, start_logging
+from kalm_cache.cli.texts import with_unicode_texts
 from kalm_cache.system import raise_open_files_limit
 
 app = typer.Typer(
     name="kalm-cache",
     help="Rerank with a KaLM reranker at the cost of its decoder alone, from passages encoded once.\n\n"
-    "Exit codes: 0 ok, 1 failure, 2 usage, 3 some inputs were rejected, 4 index and model do not fit, 130 interrupted.",
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 some inputs were rejected, 4 index and model do not fit, "
+    "130 interrupted, 141 nobody reads standard output, 143 stopped by SIGTERM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,15 +44,32 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-for _command in (
-    *(index, reindex, add, delete, search, rerank, serve, client),
-    *(stats, verify, rollback, fold, gc, doctor, demo),
+RESUMABLE = (index, reindex, add, verify, demo, evaluate)
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """What typer calls: whatever ends a command early, its arguments' faults and its output's included, is one line."""
+    return exit_codes(resumable=function in RESUMABLE)(with_unicode_texts(with_flags(function)))
+
+
+for _function in (
+    index,
+    reindex,
+    add,
+    delete,
+    search,
+    rerank,
+    serve,
+    client,
+    stats,
+    verify,
+    rollback,
+    fold,
+    gc,
+    doctor,
+    demo,
 ):
-    app.command()(with_flags(_command))
-app.command("eval")(with_flags(evaluate))
+    app.command()(_command(_function))
+app.command("eval")(_command(evaluate))
+config_app.command("show")(_command(show))
 app.add_typer(config_app, name="config")
-
-
-def main() -> None:
-    """Entry point of the `kalm-cache` script."""
-    app()

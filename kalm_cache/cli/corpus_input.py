@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kalm_cache.errors import UsageError
+from kalm_cache.passage import PassageTemplate
 
 if TYPE_CHECKING:
-    from indexer.corpus import CorpusLine, RejectedLine
+    from indexer.corpus import CorpusLine, RejectedLine, TableFormat
     from indexer.corpus.rejects import ErrorsFile
 
 STDIN = "-"
@@ -27,9 +28,32 @@ class CorpusOptions:
 
     corpus: Annotated[str, typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, or -.")]
     errors: Annotated[Path | None, typer.Option("--errors", help="Write rejected lines to this file.")] = None
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Columns of CSV and TSV files, as id,title,text; - = not read.")
+    ] = None
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="Whether their first line names the columns.")
+    ] = None
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", help="Between columns: tab, comma, semicolon, pipe.")
+    ] = None
+    quotes: Annotated[
+        bool | None, typer.Option("--quotes/--no-quotes", help="Whether double quotes enclose fields.")
+    ] = None
 
-    def lines(self) -> Iterable[CorpusLine | RejectedLine]:
+    @property
+    def tables(self) -> TableFormat:
+        """How CSV and TSV files are laid out, as far as the flags say. Raises `UsageError`."""
+        from indexer.corpus import TableFormat
+
+        columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else None
+        return TableFormat(columns, self.header, self.delimiter, self.quotes)
+
+    def lines(self, passage_template: str) -> Iterable[CorpusLine | RejectedLine]:
         """The corpus, opened. Call it before a model is loaded: a wrong path then costs no time.
+
+        Args:
+            passage_template: how the fields of its records make passages.
 
         Raises:
             CorpusError: it cannot be read.
@@ -39,13 +63,16 @@ class CorpusOptions:
 
         if self.errors is not None and self.errors.exists() and self._is_corpus(self.errors):
             raise UsageError(f"--errors {self.errors} is the corpus itself; name another file")
-        return read_corpus(self.corpus, stdin=sys.stdin.buffer)
+        if self.corpus == STDIN and sys.stdin.isatty():
+            logger.info("reading the corpus from the terminal; Ctrl-D ends it")
+        template = PassageTemplate(passage_template)
+        return read_corpus(self.corpus, stdin=sys.stdin.buffer, tables=self.tables, template=template)
 
     def count(self) -> int | None:
         """How many lines there are, for a progress bar: reads the corpus once. `None` for stdin, which is read once."""
         from indexer.corpus import read_corpus
 
-        return None if self.corpus == STDIN else sum(1 for _ in read_corpus(self.corpus))
+        return None if self.corpus == STDIN else sum(1 for _ in read_corpus(self.corpus, tables=self.tables, say=False))
 
     def _is_corpus(self, path: Path) -> bool:
         return self.corpus != STDIN and Path(self.corpus).exists() and path.samefile(self.corpus)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from indexer.build.index_job import Encoders
     from indexer.corpus import CorpusLine, RejectedLine
     from kalm_cache.index.passage_index import PassageIndex
-    from kalm_cache.passage import Passage
+    from kalm_cache.passage import Passage, PassageTemplate
     from kalm_cache.settings import Settings
 
-Corpus = Path | Callable[[], Iterable["Passage"]]
+Corpus = Path | Callable[["PassageTemplate"], Iterable["Passage"]]
 logger = logging.getLogger(__name__)
 
 
@@ -32,6 +32,12 @@ class EvaluationIndexes:
         self.settings = settings.model_copy(update={"chunk_size": math.gcd(*chunk_sizes)})
         self._chunk_sizes = chunk_sizes
         self._latest: PassageIndex | None = None
+
+    @cached_property
+    def _template(self) -> PassageTemplate:
+        from kalm_cache.passage import PassageTemplate
+
+        return PassageTemplate(self.settings.passage_template)
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -69,19 +75,23 @@ class EvaluationIndexes:
         from kalm_cache.generations.generation import open_current
 
         try:
-            stored = open_current(folder).manifest.fingerprint
+            manifest = open_current(folder).manifest
         except KalmCacheError:  # no index there, or a damaged one
             return False
-        same = replace(stored, chunk_size=self.settings.chunk_size) == self.encoders.fingerprint
+        stored = manifest.fingerprint
+        same = (
+            manifest.passage_template == self.settings.passage_template
+            and replace(stored, chunk_size=self.settings.chunk_size) == self.encoders.fingerprint
+        )
         return same and all(chunk_size % stored.chunk_size == 0 for chunk_size in self._chunk_sizes)
 
     def _build(self, name: str, corpus: Corpus, folder: Path) -> None:
         from indexer.build.index_job import run_index_job
 
-        total = sum(1 for _ in _lines(name, corpus)) if isinstance(corpus, Path) else None
+        total = sum(1 for _ in _lines(name, corpus, self._template)) if isinstance(corpus, Path) else None
         with show_progress(total) as on_progress:
             run_index_job(
-                _lines(name, corpus),
+                _lines(name, corpus, self._template),
                 folder,
                 self.settings,
                 self.encoders,
@@ -90,11 +100,11 @@ class EvaluationIndexes:
             )
 
 
-def _lines(name: str, corpus: Corpus) -> Iterable[CorpusLine | RejectedLine]:
+def _lines(name: str, corpus: Corpus, template: PassageTemplate) -> Iterable[CorpusLine | RejectedLine]:
     from indexer.corpus import CorpusLine, read_corpus
 
     if isinstance(corpus, Path):
-        yield from read_corpus(corpus)
+        yield from read_corpus(corpus, template=template)
     else:
-        for line, passage in enumerate(corpus(), start=1):
+        for line, passage in enumerate(corpus(template), start=1):
             yield CorpusLine(passage, f"{name}:{line}")

@@ -30,6 +30,24 @@ class CollectionOptions:
     ] = None
     data: Annotated[Path, typer.Option("--data", help="Where the BEIR folders of --config are.")] = Path()
     split: Annotated[str, typer.Option("--split", help="Which judgments: qrels/SPLIT.tsv.")] = "test"
+    qrels_columns: Annotated[
+        str | None,
+        typer.Option("--qrels-columns", help="Columns of a BEIR folder's judgments, as query,-,passage,grade."),
+    ] = None
+    qrels_header: Annotated[
+        bool | None,
+        typer.Option("--qrels-header/--no-qrels-header", help="Whether their first line names the columns."),
+    ] = None
+    qrels_delimiter: Annotated[
+        str | None, typer.Option("--qrels-delimiter", help="Between their columns: tab, comma or blank.")
+    ] = None
+    drop_own_id: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-own-id/--keep-own-id",
+            help="Leave the passage with the query's own id out, or not; by default in ArguAna and Quora.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from kalm_cache.errors import UsageError
 if TYPE_CHECKING:
     from kalm_cache.cli.evaluation_options import CollectionOptions, PlanOptions
     from kalm_cache.evaluation.collections.collection import Collection
+    from kalm_cache.evaluation.collections.qrels import QrelsFormat
     from kalm_cache.evaluation.config import CollectionConfig, EvalConfig
     from kalm_cache.evaluation.plan import Plan
     from kalm_cache.first_stage import Mode
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class Request:
     """Collections in order, what is measured of each, and the settings of their indexes.
 
-    `data` holds the BEIR folders that a file names; `run` is a TREC run, or a folder of NAME.trec.
+    `data` holds the BEIR folders that a file names; `run` is a TREC run, or a folder of NAME.trec. `drop_own_id`
+    and `qrels_format` are those of all collections; `None` = their own.
     """
 
     sources: list[CollectionConfig]
@@ -33,6 +35,8 @@ class Request:
     data: Path
     split: str
     run: Path | None
+    drop_own_id: bool | None = None
+    qrels_format: QrelsFormat | None = None
 
     @property
     def chunk_sizes(self) -> list[int]:
@@ -42,8 +46,13 @@ class Request:
     def collections(self) -> Iterator[Collection]:
         """The collections, loaded one after the other. Raises as their loaders do."""
         for source in self.sources:
-            for collection in _load(source, self.data, self.split):
-                yield replace(collection, instruction=source.instruction or collection.instruction)
+            for collection in _load(source, self.data, self.split, self.qrels_format):
+                said = [self.drop_own_id, source.drop_own_id, collection.drop_own_id]
+                yield replace(
+                    collection,
+                    instruction=source.instruction or collection.instruction,
+                    drop_own_id=next((wish for wish in said if wish is not None), None),
+                )
 
     def run_of(self, collection: Collection) -> Path | None:
         """The TREC run that has this collection's candidates. Raises `UsageError` for a folder without one."""
@@ -88,6 +97,8 @@ def read_request(
         data=collections.data,
         split=collections.split,
         run=plan.run,
+        drop_own_id=collections.drop_own_id,
+        qrels_format=_qrels_format(collections),
     )
 
 
@@ -108,7 +119,10 @@ def _sources(given: CollectionOptions, file: EvalConfig | None) -> list[Collecti
         raise UsageError(
             "nothing to evaluate: give --beir, --ir-dataset, --mteb-task, or --config configs/eval/NAME.toml"
         )
-    return sources or (list(file.collections) if file else [])
+    sources = sources or (list(file.collections) if file else [])
+    if _qrels_format(given) != _qrels_format(CollectionConfig(beir="")) and not any(one.beir for one in sources):
+        raise UsageError("--qrels-columns, --qrels-header and --qrels-delimiter are for BEIR folders; there is none")
+    return sources
 
 
 def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every_first_stage: bool) -> Plan:
@@ -135,11 +149,21 @@ def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every
     )
 
 
-def _load(source: CollectionConfig, data: Path, split: str) -> Iterator[Collection]:
+def _qrels_format(given: CollectionOptions | CollectionConfig) -> QrelsFormat:
+    """How files of judgments are laid out, as far as flags or a collection of a file say. Raises `UsageError`."""
+    from kalm_cache.evaluation.collections.qrels import QrelsFormat
+
+    columns = given.qrels_columns.split(",") if isinstance(given.qrels_columns, str) else given.qrels_columns
+    return QrelsFormat(tuple(columns) if columns else None, given.qrels_header, given.qrels_delimiter)
+
+
+def _load(source: CollectionConfig, data: Path, split: str, qrels_format: QrelsFormat | None) -> Iterator[Collection]:
     if source.beir is not None:
         from kalm_cache.evaluation.collections.collection import load_beir_collection
 
-        yield load_beir_collection(data / source.beir, source.split or split)
+        own = _qrels_format(source)
+        told = own if qrels_format is None else qrels_format.over(own)
+        yield load_beir_collection(data / source.beir, source.split or split, told)
     elif source.ir_dataset is not None:
         from kalm_cache.evaluation.collections.ir_dataset import load_ir_dataset
 

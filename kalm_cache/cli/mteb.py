@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kalm_cache.evaluation.mteb_reranker import MTEBReranker
     from kalm_cache.index.passage_index import PassageIndex
-    from kalm_cache.passage import Passage
+    from kalm_cache.passage import Passage, PassageTemplate
 
 
 def load_mteb_reranker(
@@ -40,7 +40,7 @@ def load_mteb_reranker(
     loaded = load_settings(chunk_size=chunk_size, **settings)
     indexes = EvaluationIndexes(loaded, [loaded.chunk_size])
 
-    def open_index(name: str, passages: Callable[[], Iterable[Passage]]) -> PassageIndex:
+    def open_index(name: str, passages: Callable[[PassageTemplate], Iterable[Passage]]) -> PassageIndex:
         return indexes.open(name, passages, Path(index_root) / name)
 
     return MTEBReranker(open_index, f"kalm-cache/{loaded.model}", k=k, instruction=instruction, chunk_size=chunk_size)

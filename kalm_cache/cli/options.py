@@ -22,6 +22,11 @@ Embedder = Annotated[str | None, typer.Option("--embedder", help="static, or a m
 BatchTokens = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens encoded together.")]
 Instruction = Annotated[str | None, typer.Option("--instruction", help="What the query asks for.")]
 FirstStageMode = Annotated[str | None, typer.Option("--first-stage", help="dense, bm25 or fused.")]
+Ids = Annotated[
+    list[str] | None, typer.Option("--ids", help="Stored ids, comma-separated or repeated; with commas in them: --id.")
+]
+OneId = Annotated[list[str] | None, typer.Option("--id", help="A stored id as it is; repeat it for more.")]
+IdsFile = Annotated[Path | None, typer.Option("--ids-file", help="One id a line, beside those given.")]
 Candidates = Annotated[int | None, typer.Option("--k", help="Candidates that are reranked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; logs stay on stderr.")]
 
@@ -51,6 +56,9 @@ class EncodingOptions:
     embedder: Embedder = None
     dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
     batch_tokens: BatchTokens = None
+    passage_template: Annotated[
+        str | None, typer.Option("--passage-template", help="How a record's fields make a passage: '{title} {text}'.")
+    ] = None
 
 
 def settings_from(config: Path | None, *groups: Any, **flags: Any) -> Settings:

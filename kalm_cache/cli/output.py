@@ -13,12 +13,11 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from kalm_cache.errors import KalmCacheError
+from kalm_cache.cli.failures import report_failure
 from kalm_cache.stderr_log import StderrHandler
-from kalm_cache.system import describe
 
 EXIT_PARTIAL = 3
-EXIT_INTERRUPTED = 130
+LEAST_WIDTH = 60
 
 
 def start_logging() -> None:
@@ -33,28 +32,27 @@ def start_logging() -> None:
 
 @contextmanager
 def exit_codes(resumable: bool = False) -> Iterator[None]:
-    """Turn errors raised on purpose into one line on stderr and their exit code; Ctrl-C into 130."""
+    """Turn what ends a command early into one line on stderr and its exit code; `resumable` as in `report_failure`."""
     try:
         yield
-    except KalmCacheError as exc:
-        typer.echo(f"error: {exc}", err=True)
-        raise typer.Exit(exc.exit_code) from exc
-    except OSError as exc:  # a full disk or a missing permission
-        typer.echo(f"error: {describe(exc)}", err=True)
-        raise typer.Exit(1) from exc
-    except KeyboardInterrupt as exc:
-        typer.echo("interrupted" + ("; what is stored is kept: run the same command to go on" * resumable), err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from exc
+    except (Exception, KeyboardInterrupt) as exc:
+        exit_code = report_failure(exc, resumable)
+        if exit_code is None:
+            raise
+        raise typer.Exit(exit_code) from exc
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+    """One JSON document on stdout; where its encoding does not take every character, in ASCII."""
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(data, ensure_ascii=not is_unicode, indent=2) + "\n")
 
 
 def stdout_console() -> Console:
-    """Where tables and lines for people go."""
-    return Console(highlight=False)
+    """Where tables and lines for people go: at least so wide that there is room for what they say."""
+    console = Console(highlight=False)
+    console.width = max(console.width, LEAST_WIDTH)
+    return console
 
 
 def print_report(report: Any, in_words: str, as_json: bool) -> None:

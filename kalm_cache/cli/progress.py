@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from kalm_cache.stopping import stop_if_asked
+
 if TYPE_CHECKING:
     from indexer.build.counts import BuildCounts
 
@@ -25,7 +27,7 @@ def show_progress(total: int | None) -> Iterator[Callable[[BuildCounts], None]]:
     """Yield the callback that the job gives its counts to. `total`: lines of the corpus, `None` if unknown."""
     rates = _Rates(total)
     if not sys.stderr.isatty():
-        yield rates.log
+        yield _stoppable(rates.log)
         logger.info(rates.line())
         return
     columns = (
@@ -43,7 +45,17 @@ def show_progress(total: int | None) -> Iterator[Callable[[BuildCounts], None]]:
             rates.take(progress)
             bar.update(task, completed=rates.handled, rates=rates.speed())
 
-        yield update
+        yield _stoppable(update)
+
+
+def _stoppable(show: Callable[[BuildCounts], None]) -> Callable[[BuildCounts], None]:
+    """Called after each batch, which is stored then: the place to stop at."""
+
+    def show_or_stop(progress: BuildCounts) -> None:
+        show(progress)
+        stop_if_asked()
+
+    return show_or_stop
 
 
 class _Rates:

@@ -18,7 +18,7 @@ def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table
     table = Table(title=Text(answer.query, style="bold"), title_justify="left", box=None, pad_edge=False, expand=True)
     for name in ("before", "", "after", "P(yes)", "margin"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("id", no_wrap=True)
+    table.add_column("id", overflow="fold")  # never cut
     table.add_column("passage", no_wrap=True, overflow="ellipsis", ratio=1)
     for result in answer.results:
         before = result.first_stage_rank

@@ -7,11 +7,14 @@ defaults, and fields that are not known here are ignored: clients understand ser
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kalm_cache.scoring.ranking import Answer, SearchResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class ServedAnswer(Answer):
     """A service's answer: the index's generation (`index_version`), and where it differs from what was requested.
 
     `missing`: ids that the index does not hold (under `on_missing="skip"`); `truncated`: positions in the request of
-    documents that were cut; `plan`: what `budget_ms` led to.
+    documents that were cut; `unused_fields`: what was sent and not used; `plan`: what `budget_ms` led to.
     """
 
     results: list[ServedResult]  # type: ignore[assignment]  # narrower, and never written to
@@ -49,6 +52,7 @@ class ServedAnswer(Answer):
     missing: list[str] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     plan: ServedPlan | None = None
+    unused_fields: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,15 @@ def read_rerank(body: Mapping[str, Any], query: str, texts: Sequence[str | None]
         index_version=str(meta.get("index_version", "")),
         missing=list(meta.get("missing") or ()),
         truncated=list(meta.get("truncated") or ()),
+        unused_fields=list(meta.get("unused_fields") or ()),
     )
 
 
 def read_scores(body: Mapping[str, Any]) -> list[PairScore]:
-    """The body of `POST /score` for `pairs`, in their order."""
+    """The body of `POST /score` for `pairs`, in their order. Logs a warning where fields of documents were not used."""
+    unused = (body.get("meta") or {}).get("unused_fields")
+    if unused:
+        logger.warning("fields that are no part of a passage were not used: %s", ", ".join(map(str, unused)))
     return [PairScore(float(pair["score"]), float(pair["margin"]), _named(pair, "label")) for pair in body["results"]]
 
 

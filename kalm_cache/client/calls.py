@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import httpx
 
+from kalm_cache.arguments import (
+    PAIRS,
+    as_list,
+    check_count,
+    check_doc_id,
+    check_doc_ids,
+    check_fields,
+    check_limit,
+    check_pair,
+    check_text,
+)
 from kalm_cache.client.answers import (
     Explanation,
     PairScore,
@@ -22,7 +33,7 @@ from kalm_cache.client.answers import (
 )
 from kalm_cache.client.retries import Outcome, failure_of, failure_without_response, foreign_response
 from kalm_cache.errors import DeadlineExceededError, ServiceUnavailableError, UsageError
-from kalm_cache.passage import OnMissing
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, OnMissing, first_present
 from kalm_cache.scoring.ranking import best_first
 
 if TYPE_CHECKING:
@@ -145,12 +156,10 @@ class Call(Generic[_Value]):
 
 def search(query: str, options: SearchOptions) -> Call[ServedAnswer]:
     """First stage and cached rerank in one call."""
-    k, top_n = options.get("k", 100), options.get("top_n", 10)
-    if k < 1 or (top_n is not None and top_n < 1):
-        raise UsageError(f"k is {k} and top_n is {top_n}; both must be 1 or more")
+    top_n = check_limit(options.get("top_n", 10), "top_n")
     body = _given(
-        query=query,
-        k=k,
+        query=check_text(query, "query"),
+        k=check_count(options.get("k", 100), "k"),
         top_n=top_n or 0,  # a service takes null as its own default, and 0 as all
         return_documents=options.get("with_text", True),
         **_same(options, "first_stage", "first_stage_weight", "instruction", "chunk_size", "budget_ms", "timeout_ms"),
@@ -160,41 +169,43 @@ def search(query: str, options: SearchOptions) -> Call[ServedAnswer]:
 
 def rerank(
     query: str,
-    ids: Sequence[str] | None,
-    documents: Sequence[DocumentLike] | None,
+    ids: Sequence[str | int] | None,
+    documents: Iterable[DocumentLike] | None,
     options: RerankOptions,
 ) -> Call[ServedAnswer]:
-    """Stored passages by id (no text is sent), or documents: texts, or `{"text", "doc_id"}`."""
+    """Stored passages by id (no text is sent), or documents: texts, or `{"text", "title", "doc_id"}`."""
     if (ids is None) == (documents is None):
         raise UsageError("give either ids or documents")
-    if isinstance(ids, str) or isinstance(documents, str):
-        raise UsageError("ids or documents is one string; expected a list of them")
-    texts = None if documents is None else [_text(document) for document in documents]
+    sent = None if documents is None else _documents(documents)
+    texts = None if sent is None else [_text(document) for document in sent]
     with_text = options.get("with_text", True)
     body = _given(
-        query=query,
-        ids=None if ids is None else list(ids),
-        documents=None if documents is None else [_document(document) for document in documents],
+        query=check_text(query, "query"),
+        ids=None if ids is None else check_doc_ids(ids),
+        documents=sent,
+        top_n=check_limit(options.get("top_n"), "top_n"),
         return_margin=True,
-        return_documents=with_text and documents is None,
-        **_same(options, "top_n", "instruction", "chunk_size", "on_missing", "truncate", "timeout_ms"),
+        return_documents=with_text and (texts is None or None in texts),  # what fields make, the service says
+        **_same(options, "instruction", "chunk_size", "on_missing", "truncate", "timeout_ms"),
     )
     return Call("/rerank", body, lambda answer: read_rerank(answer, query, texts if with_text else None))
 
 
 def score(pairs: Iterable[PairLike], options: ScoreOptions) -> Iterator[Call[list[PairScore]]]:
     """Pairs in requests of `batch_size`; joined, their values are in the order of the pairs."""
-    size = options.get("batch_size") or PAIRS_PER_REQUEST
-    if size < 1:
-        raise UsageError(f"batch_size is {size}; it must be 1 or more")
+    size = check_limit(options.get("batch_size"), "batch_size") or PAIRS_PER_REQUEST
     common = _same(options, "instruction", "chunk_size", "truncate", "timeout_ms")
-    for batch in _batches((_pair(i, pair) for i, pair in enumerate(pairs)), size):
+    for batch in _batches((_pair(f"pairs[{i}]", pair) for i, pair in enumerate(as_list(pairs, "pairs", PAIRS))), size):
         yield Call("/score", _given(pairs=batch, return_margin=True, **common), _exactly(len(batch), read_scores))
 
 
-def explain(query: str, doc_id: str, options: ExplainOptions) -> Call[Explanation]:
+def explain(query: str, doc_id: str | int, options: ExplainOptions) -> Call[Explanation]:
     """The attention of a query over one stored passage."""
-    body = _given(query=query, id=doc_id, **_same(options, "instruction", "chunk_size", "timeout_ms"))
+    body = _given(
+        query=check_text(query, "query"),
+        id=check_doc_id(doc_id, "doc_id"),
+        **_same(options, "instruction", "chunk_size", "timeout_ms"),
+    )
     return Call("/explain", body, read_explanation)
 
 
@@ -228,9 +239,7 @@ def raw(path: str, body: Mapping[str, Any] | None) -> Call[Any]:
 
 def ranked(scores: Sequence[PairScore], top_k: int | None, return_margin: bool) -> list[Ranked]:
     """Scores of one query's documents -> `[{"corpus_id", "score", "margin"?}]`, best first, as `KaLMReranker.rank`."""
-    if top_k is not None and top_k < 0:
-        raise UsageError(f"top_k is {top_k}; it must be a whole number, 0 or more")
-    order = best_first([pair.margin for pair in scores], top_k)
+    order = best_first([pair.margin for pair in scores], check_limit(top_k, "top_k", least=0))
     ranking: list[Ranked] = [{"corpus_id": i, "score": scores[i].score} for i in order]
     if return_margin:
         for entry in ranking:
@@ -245,42 +254,57 @@ def predicted(scores: Sequence[PairScore], return_margin: bool) -> list[Any]:
     return [pair.score for pair in scores]
 
 
-def pairs_of(query: str, documents: Sequence[DocumentLike]) -> Iterator[PairLike]:
-    """One query's documents as pairs. Raises `UsageError` for a string in place of a list."""
-    if isinstance(documents, str):
-        raise UsageError("documents is one string; expected a list of strings")
-    return ((query, document) for document in documents)
+def pairs_of(query: str, documents: Iterable[DocumentLike]) -> list[PairLike]:
+    """One query's documents as pairs. Raises `UsageError` where these are no query and no list of documents."""
+    checked = check_text(query, "query")
+    return [(checked, document) for document in _documents(documents)]
 
 
-def stored_pairs_of(query: str, ids: Sequence[str]) -> Iterator[PairLike]:
-    """One query's stored passages as pairs. Raises `UsageError` for a string in place of a list."""
-    if isinstance(ids, str):
-        raise UsageError("ids is one string; expected a list of strings")
-    return ({"query": query, "doc_id": doc_id} for doc_id in ids)
+def stored_pairs_of(query: str, ids: Sequence[str | int]) -> list[PairLike]:
+    """One query's stored passages as pairs. Raises `UsageError` where these are no query and no list of ids."""
+    checked = check_text(query, "query")
+    return [{"query": checked, "doc_id": doc_id} for doc_id in check_doc_ids(ids)]
 
 
-def _pair(i: int, pair: PairLike) -> dict[str, Any]:
+def _pair(name: str, pair: PairLike) -> dict[str, Any]:
     if isinstance(pair, Mapping):
-        return _renamed(pair, "label")
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
-        raise UsageError(f"pairs[{i}] is {pair!r}; expected (query, document)")
-    query, document = pair[0], _document(pair[1])
-    if isinstance(document, Mapping) and "text" not in document and "id" in document:
-        return {"query": query, "doc_id": document["id"]}
-    return {"query": query, "document": document}
+        fields = {field: _pair_field(f"{name}[{field!r}]", field, value) for field, value in pair.items()}
+        return _renamed(fields, "label")
+    query, given = check_pair(pair, name)
+    document = _document(given, f"{name}[1]")
+    id_name = None if isinstance(document, str) else first_present(ID_NAMES, document)
+    if isinstance(document, str) or id_name is None or first_present(TEXT_NAMES, document):
+        return {"query": query, "document": document}
+    return {"query": query, "doc_id": document[id_name]}
 
 
-def _document(document: DocumentLike) -> DocumentLike:
-    return document if isinstance(document, str) else _renamed(document, "doc_id")
+def _pair_field(name: str, field: str, value: Any) -> Any:
+    if field == "doc_id" and value is not None:
+        return check_doc_id(value, name)
+    if field == "document" and value is not None:
+        return _document(value, name)
+    return check_text(value, name) if field == "query" else value
+
+
+def _documents(documents: Iterable[DocumentLike]) -> list[DocumentLike]:
+    return [_document(document, f"documents[{i}]") for i, document in enumerate(as_list(documents, "documents"))]
+
+
+def _document(document: DocumentLike, name: str) -> str | dict[str, Any]:
+    fields = check_fields(document, name)
+    return fields if isinstance(fields, str) else _renamed(fields, "doc_id")
+
+
+def _text(document: DocumentLike) -> str | None:
+    """The text of a document that is nothing else; `None` where other fields may be part of its passage."""
+    if isinstance(document, str):
+        return document
+    return document.get("text") if {"text"}.issuperset(document.keys() - ID_NAMES) else None
 
 
 def _renamed(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The fields, with `name` as `id`: services of every release take that."""
     return {"id" if field == name else field: value for field, value in fields.items()}
-
-
-def _text(document: DocumentLike) -> str | None:
-    return document if isinstance(document, str) else document.get("text")
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 import anyio
 import httpx
 
+from kalm_cache.arguments import check_limit
 from kalm_cache.client import calls
 from kalm_cache.client.answers import Explanation, PairScore, ServedAnswer
 from kalm_cache.client.retries import Outcome, Retries
@@ -78,21 +79,22 @@ class Client:
     def rerank(
         self,
         query: str,
-        ids: Sequence[str] | None = None,
+        ids: Sequence[str | int] | None = None,
         *,
-        documents: Sequence[calls.DocumentLike] | None = None,
+        documents: Iterable[calls.DocumentLike] | None = None,
         **options: Unpack[calls.RerankOptions],
     ) -> ServedAnswer:
         """Rank stored passages by their ids, as `PassageIndex.rerank`, or documents; options: `RerankOptions`.
 
-        A document is a text or `{"text", "doc_id"}`.
+        A document is a text or `{"text", "title", "doc_id"}`: a record as a corpus has it. The number 101 is the id
+        "101".
 
         Raises:
             UnknownIdError: ids that the index does not hold.
         """
         return self._run(calls.rerank(query, ids, documents, options))
 
-    def margins(self, query: str, ids: Sequence[str], **options: Unpack[calls.ScoreOptions]) -> list[float]:
+    def margins(self, query: str, ids: Sequence[str | int], **options: Unpack[calls.ScoreOptions]) -> list[float]:
         """The margin of each stored passage for a query, in the order of `ids`, as `PassageIndex.margins`."""
         return [pair.margin for pair in self.score(calls.stored_pairs_of(query, ids), **options)]
 
@@ -127,16 +129,17 @@ class Client:
     def rank(
         self,
         query: str,
-        documents: Sequence[calls.DocumentLike],
+        documents: Iterable[calls.DocumentLike],
         *,
         top_k: int | None = None,
         return_margin: bool = False,
         **options: Unpack[calls.ScoreOptions],
     ) -> list[Ranked]:
         """Documents by falling margin, as `KaLMReranker.rank`: `[{"corpus_id", "score"}]`."""
-        return calls.ranked(self.score(calls.pairs_of(query, documents), **options), top_k, return_margin)
+        limit = check_limit(top_k, "top_k", least=0)
+        return calls.ranked(self.score(calls.pairs_of(query, documents), **options), limit, return_margin)
 
-    def explain(self, query: str, doc_id: str, **options: Unpack[calls.ExplainOptions]) -> Explanation:
+    def explain(self, query: str, doc_id: str | int, **options: Unpack[calls.ExplainOptions]) -> Explanation:
         """Which parts of a stored passage the query's tokens attended to; options: `ExplainOptions`.
 
         Raises:
@@ -219,21 +222,22 @@ class AsyncClient:
     async def rerank(
         self,
         query: str,
-        ids: Sequence[str] | None = None,
+        ids: Sequence[str | int] | None = None,
         *,
-        documents: Sequence[calls.DocumentLike] | None = None,
+        documents: Iterable[calls.DocumentLike] | None = None,
         **options: Unpack[calls.RerankOptions],
     ) -> ServedAnswer:
         """Rank stored passages by their ids, as `PassageIndex.rerank`, or documents; options: `RerankOptions`.
 
-        A document is a text or `{"text", "doc_id"}`.
+        A document is a text or `{"text", "title", "doc_id"}`: a record as a corpus has it. The number 101 is the id
+        "101".
 
         Raises:
             UnknownIdError: ids that the index does not hold.
         """
         return await self._run(calls.rerank(query, ids, documents, options))
 
-    async def margins(self, query: str, ids: Sequence[str], **options: Unpack[calls.ScoreOptions]) -> list[float]:
+    async def margins(self, query: str, ids: Sequence[str | int], **options: Unpack[calls.ScoreOptions]) -> list[float]:
         """The margin of each stored passage for a query, in the order of `ids`, as `PassageIndex.margins`."""
         return [pair.margin for pair in await self.score(calls.stored_pairs_of(query, ids), **options)]
 
@@ -268,16 +272,17 @@ class AsyncClient:
     async def rank(
         self,
         query: str,
-        documents: Sequence[calls.DocumentLike],
+        documents: Iterable[calls.DocumentLike],
         *,
         top_k: int | None = None,
         return_margin: bool = False,
         **options: Unpack[calls.ScoreOptions],
     ) -> list[Ranked]:
         """Documents by falling margin, as `KaLMReranker.rank`: `[{"corpus_id", "score"}]`."""
-        return calls.ranked(await self.score(calls.pairs_of(query, documents), **options), top_k, return_margin)
+        limit = check_limit(top_k, "top_k", least=0)
+        return calls.ranked(await self.score(calls.pairs_of(query, documents), **options), limit, return_margin)
 
-    async def explain(self, query: str, doc_id: str, **options: Unpack[calls.ExplainOptions]) -> Explanation:
+    async def explain(self, query: str, doc_id: str | int, **options: Unpack[calls.ExplainOptions]) -> Explanation:
         """Which parts of a stored passage the query's tokens attended to, as `Client.explain`."""
         return await self._run(calls.explain(query, doc_id, options))
 

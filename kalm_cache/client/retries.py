@@ -1,6 +1,6 @@
 """Retries: which failed calls are tried again and after how long, and what exception the rest become.
 
-Opens no socket and does not sleep.
+Opens no socket and does not sleep: the loops are `Client`'s and `AsyncClient`'s, in client.py.
 
 An outcome is what one try came to: httpx's response, or httpx's error where there was none.
 """

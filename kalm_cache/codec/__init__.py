@@ -1,4 +1,8 @@
-"""Codecs: pooled states ↔ the payload of a record. `interface` says what one does, `registry` lists them all."""
+"""Codecs: pooled states ↔ the payload of a record. `interface` says what one does, `registry` lists them all.
+
+Letters in shapes: P pooled states of a passage, n vectors of one passage or several, D state width, w width of one
+block of the rotation, a power of two.
+"""
 
 from kalm_cache.codec.interface import Codec
 from kalm_cache.codec.registry import CODECS, codec_by_number, get_codec

@@ -6,7 +6,7 @@ after the other, and each error is subtracted from the later coordinates as S as
 directions that move no margin. Sources: Chee et al., "QuIP" (LDLQ), arXiv 2307.13304; GPTQ, arXiv 2210.17323. Only the
 encoder does this: codes decode as without it.
 
-Legend: n rows, D state width.
+Letters in shapes: `kalm_cache.codec`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def round_with_feedback(
         stop = min(start + _BLOCK, width)
         for i in range(start, stop):
             rounded, codes[:, i] = nearest(rest[:, i], i)
-            errors[:, i] = rest[:, i] - rounded
+            errors[:, i] = rest[:, i] - rounded  # (n,)
             rest[:, i + 1 : stop] -= errors[:, i, None] * feedback[i, i + 1 : stop]  # (n, 1) · (block's rest,)
         rest[:, stop:] -= errors[:, start:stop] @ feedback[start:stop, stop:]  # (n, block) @ (block, later)
     return codes

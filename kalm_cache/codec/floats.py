@@ -38,7 +38,7 @@ class Floats:
     def encode(self, pooled: Float32) -> bytes:
         """See `Codec.encode`; also refuses values beyond the format's largest."""
         narrow = self.narrow(pooled)
-        check_finite(self.widen(narrow), self.name)
+        check_finite(self.widen(narrow), self.name)  # after narrowing, which turns what is too large into infinities
         return narrow.tobytes()
 
     def decode(self, payload: Payload, rows: int, width: int) -> Float32:
@@ -50,10 +50,8 @@ class Floats:
     def decode_many(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
         """See `Codec.decode_many`."""
         check_sizes(payloads, [self.payload_bytes(count, width) for count in rows])
-        # joined first: one conversion of all rows is faster than one a passage
-        out[:] = self.widen(np.frombuffer(b"".join(payloads), self.dtype)).reshape(
-            -1, width
-        )  # (Σ rows · D,) -> (Σ rows, D)
+        # joined first: one conversion of all rows is faster than one a passage. (n · D,) -> (n, D)
+        out[:] = self.widen(np.frombuffer(b"".join(payloads), self.dtype)).reshape(-1, width)
 
 
 def _as_stored(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """What a codec does: states ↔ bytes. Knows nothing of LMDB or models. `registry` lists the codecs there are.
 
-Legend: P pooled states, D state width, n = ΣP rows of several passages.
+Letters in shapes: `kalm_cache.codec`.
 """
 
 from __future__ import annotations

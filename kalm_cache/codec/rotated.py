@@ -58,6 +58,7 @@ class Rotated:
 
     def with_sensitivity(self, sensitivity: Float64) -> Rotated:
         """The same codec, rounding by a sensitivity (D, D) in the coordinates of states."""
+        # Rᵀ·S·R, S in the coordinates that are rounded: first its rows are rotated, then its columns
         return Rotated(self.name, self.number, self.bits, error_feedback(_rotate(_rotate(sensitivity).T)))
 
     def shape(self, rows: int) -> Shape:
@@ -77,6 +78,7 @@ class Rotated:
 
     def encode(self, pooled: Float32) -> bytes:
         """See `Codec.encode`; refuses values beyond `LARGEST` too, whose sums could overflow."""
+        # too large counts as infinite: one check for both
         check_finite(np.where(np.abs(pooled) > LARGEST, np.inf, pooled), self.name)
         if self.feedback is not None and len(self.feedback) != pooled.shape[1]:
             raise StoreError(
@@ -85,8 +87,8 @@ class Rotated:
         shape = self.shape(len(pooled))
         if not shape.mean_bits:
             return encode_vectors(pooled, shape.row_bits, self.feedback).tobytes()
-        mean = encode_vectors(_mean(pooled), shape.mean_bits)
-        rest = pooled - decode_vectors(mean, shape.mean_bits, pooled.shape[1])
+        mean = encode_vectors(_mean(pooled), shape.mean_bits)  # (1, vector_bytes)
+        rest = pooled - decode_vectors(mean, shape.mean_bits, pooled.shape[1])  # (P, D) - (1, D)
         return mean.tobytes() + encode_vectors(rest, shape.row_bits, self.feedback).tobytes()
 
     def decode(self, payload: Payload, rows: int, width: int) -> Float32:
@@ -110,9 +112,10 @@ class Rotated:
 
     def _decode_all(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
         shapes = [self.shape(count) for count in rows]
-        views = [memoryview(payload) for payload in payloads]
+        views = [memoryview(payload) for payload in payloads]  # slices of them copy nothing
         starts = [vector_bytes(width, shape.mean_bits) for shape in shapes]  # of the states in each payload
         parts = np.split(out, np.cumsum(rows)[:-1])  # the rows of each passage, views of `out`
+        # vectors of as many bits are decoded together, whichever passages they belong to: few NumPy calls
         for bits in {shape.row_bits for shape in shapes}:
             chosen = [i for i, shape in enumerate(shapes) if shape.row_bits == bits]
             stored = _matrix([views[i][starts[i] :] for i in chosen], width, bits)  # (rows, vector_bytes)
@@ -166,7 +169,7 @@ def decode_into(stored: NDArray[np.uint8], bits: int, out: Float32) -> None:
 
 def _to_nearest(x: Float32, bits: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     """(n, D) -> scales (n, blocks) in bfloat16, codes (n, D)."""
-    flipped = x * signs(x.shape[1])
+    flipped = x * signs(x.shape[1])  # (n, D) · (D,)
     quantised = [_quantise(flipped[:, block], bits) for block in blocks(x.shape[1])]
     scales = to_bfloat16(np.stack([scale for scale, _ in quantised], axis=1))
     return scales, np.concatenate([codes for _, codes in quantised], axis=1)

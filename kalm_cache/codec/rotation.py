@@ -7,7 +7,7 @@ blocks, the largest powers of two from the left, at most `MAX_BLOCK`: 640 = 512 
 Same bits on every machine: only integers that fit the mantissa go through the products, so sums are exact in any
 order, with or without fused multiply-add, whatever BLAS is underneath.
 
-Legend: n rows, w block width (a power of two), D state width.
+Letters in shapes: `kalm_cache.codec`.
 """
 
 from __future__ import annotations

@@ -32,4 +32,4 @@ def load_sensitivity(path: Path) -> NDArray[np.float64] | None:
         raise CheckpointError(f"{path}: not a readable sensitivity: {exc}") from exc
     if sensitivity.ndim != 2 or sensitivity.shape[0] != sensitivity.shape[1] or not np.isfinite(sensitivity).all():
         raise CheckpointError(f"{path}: not a square of finite numbers")
-    return sensitivity.astype(np.float64)
+    return sensitivity.astype(np.float64)  # `feedback` inverts it

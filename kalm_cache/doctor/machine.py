@@ -16,7 +16,7 @@ import torch
 from kalm_cache.doctor.check import Report
 from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels import CHOICE, choose_kernels
-from kalm_cache.model.kernels.compile import cache_folder
+from kalm_cache.model.kernels.library_folder import NoKernelsError, cache_folder, own_folder
 from kalm_cache.model.layers.int8 import multiply_int8
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 
@@ -114,7 +114,11 @@ def openmp_runtimes() -> list[Path]:
 
 def check_kernels() -> Report:
     """Whether the native kernels are there, or can be compiled and kept."""
-    choice, folder = os.environ.get(CHOICE, "auto"), cache_folder()
+    choice = os.environ.get(CHOICE) or "auto"
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # no HOME, and a user that the system does not know
+        return Report("none", warn=["plain torch is slower; there is no home folder: set XDG_CACHE_HOME to one"])
     try:
         kernels = choose_kernels(torch.device("cpu"), torch.float32)
     except UsageError as exc:
@@ -129,8 +133,17 @@ def check_kernels() -> Report:
     elif not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
         way_out = "there is no C++ compiler: install one (Debian: apt-get install g++), or set CXX"
     else:
-        way_out = "they could not be compiled: see the warning that was logged"
+        way_out = _folder_problem() or "they could not be compiled: see the warning that was logged"
     return Report(found, warn=[f"plain torch is slower; {way_out}"])
+
+
+def _folder_problem() -> str | None:
+    """Why nothing is loaded from the folder of compiled kernels, if that is so."""
+    try:
+        own_folder()
+    except (OSError, NoKernelsError) as exc:
+        return str(exc)
+    return None
 
 
 def check_limits(queue_limit: int, workers: int, index_files: int = 0) -> Report:

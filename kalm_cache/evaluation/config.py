@@ -27,11 +27,18 @@ class CollectionConfig(BaseModel):
     split: str | None = Field(default=None, description="judgments of a BEIR folder: qrels/SPLIT.tsv")
     subsets: list[str] | None = Field(default=None, description="only these subsets of an mteb task")
     instruction: str | None = Field(default=None, description="what its queries ask for")
+    qrels_columns: list[str] | None = Field(default=None, description="of a BEIR folder, as query, -, passage, grade")
+    qrels_header: bool | None = Field(default=None, description="whether the judgments' first line names the columns")
+    qrels_delimiter: str | None = Field(default=None, description="between their columns: tab, comma or blank")
+    drop_own_id: bool | None = Field(default=None, description="leave the passage with the query's own id out")
 
     def model_post_init(self, context: Any) -> None:
         """Exactly one source. Raises `ValueError`."""
         if sum(one is not None for one in (self.beir, self.ir_dataset, self.mteb)) != 1:
             raise ValueError("give one of beir, ir_dataset and mteb")
+        of_beir = (self.split, self.qrels_columns, self.qrels_header, self.qrels_delimiter)
+        if self.beir is None and any(value is not None for value in of_beir):
+            raise ValueError("split and qrels_… are for beir alone")
 
 
 class EvalConfig(BaseModel):

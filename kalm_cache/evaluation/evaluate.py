@@ -1,7 +1,4 @@
-"""An index and judged queries → how good its first stage and its reranked answers are.
-
-A passage with the query's own id stays in the answer (BEIR's script drops it, for the sake of ArguAna and Quora).
-"""
+"""An index and judged queries → how good its first stage and its reranked answers are."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kalm_cache.evaluation.collections.beir import BeirTask
-from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.collection import Collection, drops_own_id
 from kalm_cache.evaluation.plan import Plan, sample_queries
 from kalm_cache.evaluation.points import Point
 from kalm_cache.evaluation.reports.report import EvaluationReport, reports_of
@@ -35,6 +32,7 @@ def evaluate(
     max_queries: int | None = None,
     instruction: str = DEFAULT_INSTRUCTION,
     system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
+    drop_own_id: bool | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[EvaluationReport]:
     """Answer the task's queries and measure the answers: one report for each chunk size, over the same candidates.
@@ -49,6 +47,7 @@ def evaluate(
         max_queries: ask a sample of so many queries, the same in every run; `None` = all.
         instruction: what the queries ask for.
         system_instruction: the prompt's first line.
+        drop_own_id: leave the passage with the query's own id out; `None` = in tasks called as ArguAna and Quora are.
         on_progress: called after every reranked query with the number done, and that of all, over all chunk sizes.
 
     Raises:
@@ -63,5 +62,6 @@ def evaluate(
         instruction=instruction,
         system_instruction=system_instruction,
     )
-    ranked = study(index, Collection(task, lambda: ()), plan, on_progress=on_progress)
+    drop = drops_own_id(task.name) if drop_own_id is None else drop_own_id
+    ranked = study(index, Collection(task, lambda template: (), drop_own_id=drop), plan, on_progress=on_progress)
     return reports_of(measured(ranked, per_query_of(ranked)))

@@ -1,4 +1,4 @@
-"""What an index states of itself, and which relevant passages of a collection it lacks. Ranks nothing."""
+"""Facts for a report's header: model, dtype, codec, bytes a passage, relevant passages that the index lacks."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from kalm_cache.errors import MissingExtraError, UsageError
 from kalm_cache.evaluation.collections.mteb_task import instruction_of, passages_of, query_instructions, query_texts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION
-from kalm_cache.passage import Passage
+from kalm_cache.passage import Passage, PassageTemplate
 
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
 
-OpenIndex = Callable[[str, Callable[[], Iterable[Passage]]], "PassageIndex"]
+OpenIndex = Callable[[str, Callable[[PassageTemplate], Iterable[Passage]]], "PassageIndex"]
 Scores = dict[str, dict[str, float]]  # query id -> passage id -> margin
 
 
@@ -66,7 +66,7 @@ class MTEBReranker:
         """
         self.close()
         name = re.sub(r"[^\w.-]+", "-", f"{task_metadata.name}-{hf_subset}-{hf_split}")
-        self._opened = self._open_index(name, lambda: passages_of(corpus))
+        self._opened = self._open_index(name, lambda template: passages_of(corpus, template))
 
     def search(
         self,

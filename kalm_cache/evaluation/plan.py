@@ -75,6 +75,7 @@ def settings_key(plan: Plan, collection: Collection, others: Mapping[str, Any]) 
         "k": plan.k,
         "first_stage": plan.first_stage,
         "max_queries": plan.max_queries,
+        "drop_own_id": collection.drop_own_id or None,  # as runs of before have it
         "instruction": plan.instruction_for(collection, ""),
         "system_instruction": plan.system_instruction,
         **others,

@@ -1,4 +1,4 @@
-"""One collection, asked in every way that a plan names: first stages, bi-encoders, and the reranker at each point.
+"""Run every system of a plan on one collection: first stages, bi-encoders, the reranker at each codec and chunk size.
 
 Every system but the first stages ranks the same candidates, found once. With a run folder, systems that an earlier run
 has finished are taken from there.
@@ -34,6 +34,7 @@ from kalm_cache.evaluation.systems import (
     rerank,
     search,
     search_dense,
+    without_own,
 )
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import Prompt, PromptTokens
@@ -100,6 +101,7 @@ def study(
     keep.save_facts(facts)
     systems = _first_stages(index, collection, plan, task, mode, keep)
     candidates = _candidates(systems, name, task, plan.k)
+    _warn_of_own_ids(collection, candidates)
     for label, embedder in _labels("bi-encoder", plan.bi_encoders).items():
         systems.append(keep(label, partial(bi_encode, index, task, candidates, embedder, label)))
     on_query = _counted(on_progress, len(plan.points) * len(task.queries))
@@ -125,6 +127,7 @@ def finished_study(collection: Collection, plan: Plan, kept: RunFolder) -> Study
     if len(valid) < len(systems):
         return None
     candidates = _candidates(valid, facts.candidates, task, plan.k)
+    _warn_of_own_ids(collection, candidates)
     return _with_interpolated(Study(task, len(collection.task.queries), plan.k, facts, valid), candidates, plan)
 
 
@@ -133,13 +136,13 @@ def _first_stages(
 ) -> list[System]:
     """The index's modes, the exact searches, and the given candidates, in this order."""
     depth = max(plan.k, RECALL_DEPTH)
-    systems = []
+    systems, drop = [], bool(collection.drop_own_id)
     for one in dict.fromkeys([*plan.compared, *([mode] if collection.given is None else [])]):
-        systems.append(keep(one, partial(search, index, task, depth, one, drop_own_id=collection.drop_own_id)))
+        systems.append(keep(one, partial(search, index, task, depth, one, drop_own_id=drop)))
     for label, embedder in _labels("dense", plan.dense).items():
-        systems.append(keep(label, partial(search_dense, index, task, depth, embedder, label)))
+        systems.append(keep(label, partial(search_dense, index, task, depth, embedder, label, drop_own_id=drop)))
     if collection.given is not None:
-        systems.append(keep(GIVEN, partial(_given, collection.given, task, depth)))
+        systems.append(keep(GIVEN, partial(_given, collection.given, task, depth, drop)))
     return systems
 
 
@@ -201,11 +204,27 @@ def _labels(prefix: str, embedders: Sequence[str]) -> dict[str, str]:
     return {f"{prefix} {Path(embedder).name}": embedder for embedder in embedders}
 
 
-def _given(given: ScoredRun, task: BeirTask, depth: int) -> System:
+def _given(given: ScoredRun, task: BeirTask, depth: int, drop_own_id: bool) -> System:
     empty = [query_id for query_id in task.queries if not given.get(query_id)]
     if empty:
         logger.warning("%s: %d queries have no candidate given, as %r", task.name, len(empty), empty[0])
-    return System(GIVEN, "first stage", {one: list(given.get(one, ()))[:depth] for one in task.queries}, Cost())
+    run = {query_id: list(given.get(query_id, ())) for query_id in task.queries}
+    if drop_own_id:
+        run = {query_id: without_own(query_id, ranked) for query_id, ranked in run.items()}
+    return System(GIVEN, "first stage", {query_id: ranked[:depth] for query_id, ranked in run.items()}, Cost())
+
+
+def _warn_of_own_ids(collection: Collection, candidates: ScoredRun) -> None:
+    """Say so where queries are among their own candidates, and nobody has said whether they may be."""
+    own = sum(any(one.doc_id == query_id for one in ranked) for query_id, ranked in candidates.items())
+    if own and collection.drop_own_id is None:
+        logger.warning(
+            "%s: %d of %d queries have a passage of their own id among the candidates; if these are the queries "
+            "themselves, as in ArguAna and Quora, leave them out with --drop-own-id (drop_own_id); else --keep-own-id",
+            collection.task.name,
+            own,
+            len(candidates),
+        )
 
 
 def _prompts(index: PassageIndex, collection: Collection, task: BeirTask, plan: Plan) -> dict[str, PromptTokens]:

@@ -27,7 +27,7 @@ from kalm_cache.scoring.ranking import best_first, interpolate
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
 
-Kind = Literal["first stage", "bi-encoder", "reranker", "blended"]
+Kind = Literal["first stage", "bi-encoder", "reranker", "interpolated"]
 TEXTS_TOGETHER = 1024  # passages embedded together
 logger = logging.getLogger(__name__)
 
@@ -76,12 +76,14 @@ def search(index: PassageIndex, task: BeirTask, depth: int, mode: Mode, *, drop_
         times.append(_ms_since(started))
         assert found.candidates is not None, "the first stage scores what it finds"
         pairs = zip(found.doc_ids, found.candidates.scores.tolist(), strict=True)
-        ranked = [Scored(doc_id, score) for doc_id, score in pairs if not (drop_own_id and doc_id == query_id)]
-        run[query_id] = ranked[:depth]
+        ranked = [Scored(doc_id, score) for doc_id, score in pairs]
+        run[query_id] = (without_own(query_id, ranked) if drop_own_id else ranked)[:depth]
     return System(mode, "first stage", run, _search_cost(times))
 
 
-def search_dense(index: PassageIndex, task: BeirTask, depth: int, embedder_name: str, name: str) -> System:
+def search_dense(
+    index: PassageIndex, task: BeirTask, depth: int, embedder_name: str, name: str, *, drop_own_id: bool = False
+) -> System:
     """Exact dense search with another embedder than the index's own, over all of its passages.
 
     Raises:
@@ -97,9 +99,10 @@ def search_dense(index: PassageIndex, task: BeirTask, depth: int, embedder_name:
     for query_id, query in task.queries.items():
         started = time.perf_counter()
         scores = (embedder.embed_queries([query]) @ matrix.T)[0]
-        best = np.argsort(-scores, kind="stable")[:depth].tolist()
+        best = np.argsort(-scores, kind="stable")[: depth + drop_own_id].tolist()
         times.append(_ms_since(started))
-        run[query_id] = [Scored(doc_ids[i], float(scores[i])) for i in best]
+        ranked = [Scored(doc_ids[i], float(scores[i])) for i in best]
+        run[query_id] = (without_own(query_id, ranked) if drop_own_id else ranked)[:depth]
     return System(name, "first stage", run, _search_cost(times))
 
 
@@ -179,7 +182,12 @@ def interpolate_run(point: System, candidates: ScoredRun, weight: float) -> Syst
         found = [one.doc_id for one in ranked if one.doc_id in margins]  # in the candidates' order, as a search has it
         values = interpolate([margins[i] for i in found], [of_id[i] for i in found], weight)
         run[query_id] = [Scored(found[i], values[i]) for i in best_first(values, None)]
-    return System(f"{point.name} w={weight:g}", "blended", run, replace(point.cost, first_stage_weight=weight))
+    return System(f"{point.name} w={weight:g}", "interpolated", run, replace(point.cost, first_stage_weight=weight))
+
+
+def without_own(query_id: str, ranked: Sequence[Scored]) -> list[Scored]:
+    """A ranking without the passage that is the query itself."""
+    return [one for one in ranked if one.doc_id != query_id]
 
 
 def distinct_ids(rankings: Iterable[Sequence[Scored]]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kalm_cache.errors import StoreError
+from kalm_cache.foreign_files import checked_fields, read_json_object
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint, require_equal
 from kalm_cache.generations.generation import BUILDING, REMOVING, Generation, high_water_marks, open_current
@@ -113,8 +114,11 @@ def _has_begun(building: Path) -> bool:
 def _require_same(building: Path, operation: str, fingerprint: Fingerprint) -> None:
     started = _read(building)
     try:
-        started_operation, started_fingerprint = started["operation"], Fingerprint(**started["fingerprint"])
-    except (KeyError, TypeError) as exc:
+        started_operation, started_fingerprint = (
+            started["operation"],
+            checked_fields(Fingerprint, started["fingerprint"]),
+        )
+    except (KeyError, ValueError) as exc:
         raise StoreError(
             f"{building}: an unfinished build without a readable {BUILD_FILE} ({exc}); remove it to start over"
         ) from exc
@@ -130,7 +134,6 @@ def _require_same(building: Path, operation: str, fingerprint: Fingerprint) -> N
 def _read(building: Path) -> dict[str, Any]:
     """What a build was started as; nothing where that cannot be read."""
     try:
-        started = json.loads((building / BUILD_FILE).read_bytes())
+        return read_json_object(building / BUILD_FILE)
     except (OSError, ValueError):
         return {}
-    return started if isinstance(started, dict) else {}

@@ -11,10 +11,12 @@ import zlib
 from pathlib import Path
 
 from kalm_cache.errors import IndexNotFoundError, StoreError
+from kalm_cache.foreign_files import is_generation_name, read_bounded
 from kalm_cache.storage.durable import write_atomically
 from kalm_cache.system import explained
 
 CURRENT = "CURRENT"
+MAX_BYTES = 1024
 
 
 def current_name(index: Path) -> str:
@@ -26,15 +28,19 @@ def current_name(index: Path) -> str:
     """
     path = index / CURRENT
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MAX_BYTES)
     except FileNotFoundError as exc:
         way_out = f"run: kalm-cache index CORPUS --index {index}"
         raise IndexNotFoundError(f"{index}: no published index here; {way_out}") from exc
     except OSError as exc:
         raise StoreError(f"{path}: cannot be read: {explained(exc, path)}") from exc
+    except ValueError as exc:
+        raise StoreError(f"{path}: {exc}; {_way_out(index)}") from exc
     name = content.split(b" ")[0].decode("ascii", "replace")
     if content != _line(name):
         raise StoreError(f"{path}: checksum mismatch, which generation is live is not known; {_way_out(index)}")
+    if not is_generation_name(name):  # a path would lead out of the index
+        raise StoreError(f"{path}: {name[:60]!r} is no name of a generation, those are digits; {_way_out(index)}")
     return name
 
 
@@ -48,7 +54,7 @@ def _line(name: str) -> bytes:
 
 
 def _way_out(index: Path) -> str:
-    there = sorted(path.name for path in (index / "generations").glob("[0-9]*") if path.name.isdigit())
+    there = sorted(path.name for path in (index / "generations").glob("[0-9]*") if is_generation_name(path.name))
     if not there:
         return f"run: kalm-cache index CORPUS --index {index}"
     return f"make one live, the newest was published last: kalm-cache rollback --to {there[-1]} --index {index}"

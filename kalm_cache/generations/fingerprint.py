@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from kalm_cache.errors import IndexMismatchError
+from kalm_cache.foreign_files import STRICT, Positive
 from kalm_cache.storage.checked_json import digest_of_fields
 
 FORMAT_VERSION = 2
@@ -16,14 +17,15 @@ class Fingerprint:
 
     model: str
     passage_template: str
-    max_length: int
-    chunk_size: int
+    max_length: Positive
+    chunk_size: Positive
     dtype: str
     codec: str
     embedder: str
     bm25: bool
     store_text: bool
-    format_version: int = FORMAT_VERSION
+    format_version: Positive = FORMAT_VERSION
+    __pydantic_config__ = STRICT
 
     def digest(self) -> str:
         """SHA-256 over all fields, hex; JSON keeps neighbouring fields apart."""

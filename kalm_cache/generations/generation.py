@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
+from kalm_cache.foreign_files import foreign_link, is_generation_name
 from kalm_cache.generations.current import current_name
 from kalm_cache.generations.journal import Journal, read_journal
 from kalm_cache.generations.manifest import MANIFEST, Manifest, read_manifest
@@ -101,8 +102,14 @@ def open_and_share(index: Path) -> tuple[Generation, SharedLock]:
 
 
 def open_generation(folder: Path) -> Generation:
-    """Read one generation's manifest; errors as in `read_manifest`."""
+    """Read one generation's manifest; errors as in `read_manifest`. No file of it may lie elsewhere."""
     manifest = read_manifest(folder)
+    try:
+        link = foreign_link(folder)
+    except OSError as exc:
+        raise StoreError(f"{folder}: cannot be read: {exc}") from exc
+    if link is not None:
+        raise StoreError(f"{link} is a link that leads out of the index; put the file itself in its place (cp -L)")
     return Generation(folder, manifest, manifest.segments[0].name)
 
 
@@ -118,7 +125,7 @@ def require_valid(generation: Generation) -> None:
 
 def published_names(index: Path) -> list[str]:
     """The generations in a folder, rising, live or not."""
-    return sorted(path.name for path in (index / "generations").glob("[0-9]*") if path.name.isdigit())
+    return sorted(path.name for path in (index / "generations").glob("[0-9]*") if is_generation_name(path.name))
 
 
 def high_water_marks(index: Path) -> Journal:
@@ -133,7 +140,7 @@ def high_water_marks(index: Path) -> Journal:
         except (StoreError, IndexMismatchError, IndexNotFoundError):
             continue  # its name counts
     building = [path.name.removesuffix(BUILDING) for path in (index / "generations").glob(f"*{BUILDING}")]
-    names = [int(name) for name in (*published, *building) if name.isdigit()]
+    names = [int(name) for name in (*published, *building) if is_generation_name(name)]
     return Journal(
         max([journal.generation, *names]),
         max([journal.next_ordinal, *(manifest.next_ordinal for manifest in manifests)]),

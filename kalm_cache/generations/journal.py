@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
+
+from kalm_cache.foreign_files import STRICT, Count, GenerationName, checked_fields, read_json_object
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 
 JOURNAL = "JOURNAL"
+HighestName = Annotated[int, Field(ge=0, lt=10**15)]  # those after it are names, too
 logger = logging.getLogger(__name__)
 
 
@@ -21,9 +24,10 @@ class Journal:
     Names and ordinals are never given twice, so that nothing that was kept under one can be taken for another.
     """
 
-    generation: int = 0
-    next_ordinal: int = 0
-    publishing: str | None = None
+    generation: HighestName = 0
+    next_ordinal: Count = 0
+    publishing: GenerationName | None = None
+    __pydantic_config__ = STRICT
 
     def to_json(self) -> bytes:
         """The file's content: every field, and a checksum over them."""
@@ -48,10 +52,9 @@ def read_journal(index: Path) -> Journal:
 def _read(index: Path) -> Journal | str:
     """The journal, or what is wrong with it."""
     try:
-        stored: dict[str, Any] = json.loads((index / JOURNAL).read_bytes())
-        fields = unpack_checked(stored)
-        return "checksum mismatch" if fields is None else Journal(**fields)
+        fields = unpack_checked(read_json_object(index / JOURNAL))
+        return "checksum mismatch" if fields is None else checked_fields(Journal, fields)
     except FileNotFoundError:
         return Journal()
-    except (OSError, ValueError, AttributeError, TypeError) as exc:
+    except (OSError, ValueError) as exc:
         return f"cannot be read: {exc}"

@@ -5,20 +5,28 @@ Knows how a manifest is written and read back; which generation is live and how 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from kalm_cache.errors import DamagedRecordError, IndexMismatchError, IndexNotFoundError, StoreError
+from kalm_cache.foreign_files import (
+    STRICT,
+    Count,
+    GenerationName,
+    Positive,
+    RelativePath,
+    checked_fields,
+    read_json_object,
+)
 from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.passage import DEFAULT_TEMPLATE
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
 from kalm_cache.storage.record import Record
 from kalm_cache.system import explained
-
-if TYPE_CHECKING:
-    from kalm_cache.first_stage import DenseChoice
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -28,8 +36,9 @@ MANIFEST = "manifest.json"
 class FileReceipt:
     """Size and SHA-256 of one file of a generation."""
 
-    bytes: int
+    bytes: Count
     sha256: str
+    __pydantic_config__ = STRICT
 
     @staticmethod
     def of(path: Path) -> FileReceipt:
@@ -45,11 +54,12 @@ class FileReceipt:
 class Counts:
     """What a generation holds. `payload_bytes` counts compressed states alone, without headers and pages."""
 
-    passages: int
-    tokens: int
-    pooled_states: int
-    truncated: int
-    payload_bytes: int
+    passages: Count
+    tokens: Count
+    pooled_states: Count
+    truncated: Count
+    payload_bytes: Count
+    __pydantic_config__ = STRICT
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(mine + theirs for mine, theirs in zip(_values(self), _values(other), strict=True)))
@@ -96,10 +106,11 @@ class SegmentReceipt:
     Ranges of a generation's segments do not overlap, so that an ordinal says where its passage is.
     """
 
-    name: str
+    name: GenerationName
     counts: Counts
-    first_ordinal: int
-    next_ordinal: int
+    first_ordinal: Count
+    next_ordinal: Count
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +120,36 @@ class Manifest:
     `counts` are of what it shows, `files` maps paths relative to its folder. `operation` made it from `parent`, and
     `deleted` counts the passages of the parent that it does not show, in no version. No passage has had the ordinal
     `next_ordinal` or a higher one. `passages_per_second` was measured when all of it was encoded last, if it ever was.
+    `passage_template` made the passages of records; it is no part of the fingerprint, as another one makes other texts.
     """
 
-    generation: str
+    generation: GenerationName
     created_at: str
     model: str
     embedder: str
     embedder_query_prompt: str
     embedder_passage_prompt: str
-    width: int
+    width: Positive
     fingerprint: Fingerprint
     counts: Counts
-    files: dict[str, FileReceipt]
-    parent: str | None
-    segments: list[SegmentReceipt]
-    next_ordinal: int
+    files: dict[RelativePath, FileReceipt]
+    parent: GenerationName | None
+    segments: Annotated[list[SegmentReceipt], Field(min_length=1)]
+    next_ordinal: Count
     operation: str = "index"
-    deleted: int = 0
-    dense_index: DenseChoice = "auto"
-    passages_per_second: float | None = None
+    deleted: Count = 0
+    dense_index: Literal["auto", "flat", "hnsw", "ivf"] = "auto"  # a `DenseChoice`
+    passages_per_second: Annotated[float, Field(ge=0)] | None = None
+    passage_template: str = DEFAULT_TEMPLATE
     schema_version: int = SCHEMA_VERSION
+    __pydantic_config__ = STRICT
 
     def to_json(self) -> bytes:
-        """The manifest file's content: every field, and a checksum over them."""
-        return pack_checked(asdict(self))
+        """The manifest file's content: every field but a template that is the default, and a checksum over them."""
+        fields = asdict(self)
+        if self.passage_template == DEFAULT_TEMPLATE:
+            del fields["passage_template"]  # manifests of earlier versions have none
+        return pack_checked(fields)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -158,28 +175,34 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        return read_json_object(path)
     except FileNotFoundError as exc:
         raise IndexNotFoundError(f"{path.parent}: CURRENT names a generation without a {MANIFEST}") from exc
     except (OSError, ValueError) as exc:
         raise StoreError(f"{path}: cannot be read, or is not JSON: {explained(exc, path)}") from exc
-    if not isinstance(raw, dict):
-        raise StoreError(f"{path}: not a JSON object")
-    return raw
 
 
 def _parse(fields: dict[str, Any], path: Path) -> Manifest:
     try:
-        nested = {
-            "fingerprint": Fingerprint(**fields["fingerprint"]),
-            "counts": Counts(**fields["counts"]),
-            "files": {name: FileReceipt(**receipt) for name, receipt in fields["files"].items()},
-            "segments": [
-                SegmentReceipt(**(segment | {"counts": Counts(**segment["counts"])})) for segment in fields["segments"]
-            ],
-        }
-        if not nested["segments"]:
-            raise KeyError("segments")
-        return Manifest(**(fields | nested))
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise StoreError(f"{path}: a field is missing or unknown: {exc}") from exc
+        manifest = checked_fields(Manifest, fields)
+        _check_segments(manifest)
+    except ValueError as exc:
+        raise StoreError(f"{path}: a field is missing or unknown, or holds what cannot be: {exc}") from exc
+    return manifest
+
+
+def _check_segments(manifest: Manifest) -> None:
+    """Raise `ValueError` where the segments' numbers do not go together."""
+    names = [segment.name for segment in manifest.segments]
+    if len(set(names)) < len(names):
+        raise ValueError("segments: two have the same name")
+    end = 0
+    for segment in sorted(manifest.segments, key=lambda one: (one.first_ordinal, one.next_ordinal)):
+        room = segment.next_ordinal - segment.first_ordinal
+        if segment.first_ordinal < end or room < segment.counts.passages:
+            raise ValueError(f"segments: the ordinals of segment {segment.name} do not fit the others or its passages")
+        end = segment.next_ordinal
+    if manifest.next_ordinal < end:
+        raise ValueError(f"next_ordinal: it is {manifest.next_ordinal}, and a segment's is {end}")
+    if manifest.counts.passages > sum(segment.counts.passages for segment in manifest.segments):
+        raise ValueError("counts.passages: it is more than the segments hold")

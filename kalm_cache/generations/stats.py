@@ -32,6 +32,7 @@ class IndexStats:
     truncated: int
     bytes_per_token: float
     store_text: bool
+    passage_template: str
     embedder: str
     created_at: str
     width: int
@@ -73,6 +74,7 @@ def index_stats(folder: str | Path) -> IndexStats:
         truncated=counts.truncated,
         bytes_per_token=_average(file_bytes, counts.tokens),
         store_text=manifest.fingerprint.store_text,
+        passage_template=manifest.passage_template,
         embedder=manifest.embedder,
         created_at=manifest.created_at,
         width=manifest.width,

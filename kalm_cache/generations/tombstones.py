@@ -1,4 +1,5 @@
-"""Stored passages that a generation no longer shows: deleted ones, and older texts of replaced ones.
+"""Stored passages that a generation no longer shows: deleted ones, and older texts of replaced ones. Written by
+`delete` and `add` (`indexer/change`).
 
 Their bytes stay in the generation's segments, which never change, until a new base is written without them. One file:
 
@@ -82,9 +83,16 @@ def unpack_tombstones(file: bytes, name: str) -> Tombstones:
     if (magic, version, crc) != (_MAGIC, _VERSION, zlib.crc32(content)):
         raise StoreError(f"{name}: checksum mismatch; run kalm-cache verify")
     (count,) = _COUNT.unpack_from(content)
+    if _COUNT.size + 11 * count > len(content):
+        raise StoreError(f"{name}: it says {count} tombstones, more than it holds; run kalm-cache verify")
     ordinals = np.frombuffer(content, "<i8", count, _COUNT.size)
     flags = np.frombuffer(content, np.uint8, count, _COUNT.size + 8 * count)
     lengths = np.frombuffer(content, "<u2", count, _COUNT.size + 9 * count)
+    if (
+        _COUNT.size + 11 * count + int(lengths.sum(dtype=np.int64)) != len(content)
+        or (ordinals[1:] <= ordinals[:-1]).any()
+    ):
+        raise StoreError(f"{name}: its ordinals or the lengths of its keys make no sense; run kalm-cache verify")
     ends = (_COUNT.size + 11 * count + np.cumsum(lengths, dtype=np.int64)).tolist()
     starts = [_COUNT.size + 11 * count, *ends[:-1]]
     keys = [content[start:end] for start, end in zip(starts, ends, strict=False)]

@@ -1,4 +1,4 @@
-"""Settings -> an open index. A model, codec or chunk size that was set, and not left at its default, must fit."""
+"""Settings -> an open index. A model, codec, chunk size or template that was set (is no default) must fit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def open_index(folder: Path, settings: Settings, reuse_from: PassageIndex | None
         model=settings.model if "model" in given else None,
         codec=settings.codec if "codec" in given else None,
         chunk_size=settings.chunk_size if "chunk_size" in given else None,
+        passage_template=settings.passage_template if "passage_template" in given else None,
         prefix_cache_gib=settings.prefix_cache_gib,
         prefix_cache_dtype=settings.prefix_cache_dtype,
         reuse_from=reuse_from,

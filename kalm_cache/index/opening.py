@@ -30,6 +30,7 @@ class OpenOptions:
     dtype: str | torch.dtype | None = None
     codec: str | None = None
     chunk_size: int | None = None
+    passage_template: str | None = None
     query_max_length: int = 512
     prefix_cache_gib: float = 0.0
     prefix_cache_dtype: str = "bfloat16"
@@ -58,7 +59,7 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
     generation, lock = open_and_share(folder)
     with ExitStack() as stack:
         stack.callback(lock.release)
-        check_options(generation, options.codec, options.chunk_size)
+        check_options(generation, options.codec, options.chunk_size, options.passage_template)
         prefix_cache = _prefix_cache(options, reuse_from)
         require_valid(generation)
         if options.check_first_stage:
@@ -135,8 +136,10 @@ def open_first_stage(store: SegmentSet, embedder: Embedder) -> FirstStage:
     return FirstStageSet(parts) if len(parts) > 1 or len(parts[0][1]) else parts[0][0]
 
 
-def check_options(generation: Generation, codec: str | None, chunk_size: int | None) -> None:
-    """Raise `IndexMismatchError` where a codec or a ratio was asked for that the index does not have."""
+def check_options(
+    generation: Generation, codec: str | None, chunk_size: int | None, passage_template: str | None = None
+) -> None:
+    """Raise `IndexMismatchError` where a codec, a ratio or a template was asked for that the index does not have."""
     stored, folder = generation.manifest.fingerprint, generation.folder
     if codec is not None and get_codec(codec).name != get_codec(stored.codec).name:
         raise IndexMismatchError(
@@ -147,6 +150,12 @@ def check_options(generation: Generation, codec: str | None, chunk_size: int | N
         raise IndexMismatchError(
             f"{folder}: the index was built with chunk size {stored.chunk_size}, {chunk_size} was asked for and is no "
             f"multiple of it; use a multiple, or run: kalm-cache reindex CORPUS --chunk-size {chunk_size}"
+        )
+    if passage_template is not None and passage_template != generation.manifest.passage_template:
+        raise IndexMismatchError(
+            f"{folder}: the index was built with passage_template {generation.manifest.passage_template!r}, "
+            f"{passage_template!r} was asked for; leave it out, or run: kalm-cache reindex CORPUS --passage-template "
+            f"{passage_template!r}"
         )
 
 

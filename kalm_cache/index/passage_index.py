@@ -6,21 +6,23 @@ A damaged record costs an answer that passage and no more: it is left out and na
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
+from kalm_cache.arguments import check_count, check_doc_ids, check_limit, check_text, check_weight
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import DamagedRecordError, UsageError
+from kalm_cache.errors import DamagedRecordError
 from kalm_cache.first_stage import Candidates, Mode
 from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
+from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages
-from kalm_cache.scoring.pipeline import InlineDriver, RankingRules, Shortlist, rerank, run_inline
+from kalm_cache.scoring.pipeline import FindTexts, InlineDriver, RankingRules, Shortlist, rerank, run_inline
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.ranking import Answer, SearchResult
 from kalm_cache.scoring.state_reader import StateReader
@@ -59,6 +61,7 @@ class PassageIndex:
         dtype: str | torch.dtype | None = None,
         codec: str | None = None,
         chunk_size: int | None = None,
+        passage_template: str | None = None,
         query_max_length: int = 512,
         prefix_cache_gib: float = 0.0,
         prefix_cache_dtype: str = "bfloat16",
@@ -74,6 +77,7 @@ class PassageIndex:
             dtype: of the decoder; `None` = bfloat16 where the device multiplies it natively (CUDA, AMX), else float32.
             codec: checked against the index when given.
             chunk_size: default pooling ratio of answers: the stored one or a multiple of it.
+            passage_template: checked against the index when given.
             query_max_length: tokens of a query that count.
             prefix_cache_gib: GiB of memory for passages' keys and values under a prompt's prefix; 0 = none.
             prefix_cache_dtype: what these are stored in: float32, bfloat16, int8.
@@ -85,15 +89,16 @@ class PassageIndex:
         Raises:
             IndexNotFoundError: nothing has been published there.
             StoreError: a file is missing or damaged.
-            IndexMismatchError: model, codec or chunk size do not fit what is stored; says both sides.
+            IndexMismatchError: model, codec, chunk size or template do not fit what is stored; says both sides.
         """
         options = OpenOptions(
             model,
             device,
             dtype,
             codec,
-            chunk_size,
-            query_max_length,
+            check_limit(chunk_size, "chunk_size", least=None),
+            passage_template,
+            check_count(query_max_length, "query_max_length"),
             prefix_cache_gib,
             prefix_cache_dtype,
             check_first_stage,
@@ -116,6 +121,15 @@ class PassageIndex:
         shortlist = self.find("", 1)
         with suppress(DamagedRecordError):
             self.pooled(shortlist.doc_ids)
+
+    def __reduce__(self) -> NoReturn:
+        """An open index is files, maps and a lock: these stay in their process, and in those that it forks."""
+        raise TypeError("an open PassageIndex cannot be pickled for another process: open it there, from its folder")
+
+    @property
+    def passage_template(self) -> PassageTemplate:
+        """How the fields of a record were made its passage, and are in documents that are compared with it."""
+        return PassageTemplate(self.generation.manifest.passage_template)
 
     def __len__(self) -> int:
         return self.generation.manifest.counts.passages
@@ -149,21 +163,18 @@ class PassageIndex:
         Raises:
             UsageError: a count below 1, a weight that is no number of 0 or more, a mode that was not built.
         """
-        if k < 1 or (top_n is not None and top_n < 1):
-            raise UsageError(f"k is {k} and top_n is {top_n}; both must be 1 or more")
-        if not 0 <= first_stage_weight < math.inf:
-            raise UsageError(f"first_stage_weight is {first_stage_weight}, expected a number of 0 or more")
+        k, top_n = check_count(k, "k"), check_limit(top_n, "top_n")
+        weight = check_weight(first_stage_weight, "first_stage_weight")
+        prompt = _prompt(query, instruction, system_instruction)
+        options = _rules(chunk_size, top_n, self.find_texts if with_text else None, weight)
         driver = InlineDriver()
-        shortlist = run_inline(driver.read("first_stage", lambda: self.find(query, k, first_stage)))
-        options = RankingRules(chunk_size, top_n, first_stage_weight, self.find_texts if with_text else None)
-        return run_inline(
-            rerank(driver, self.stored, Prompt(query, instruction, system_instruction), shortlist, options)
-        )
+        shortlist = run_inline(driver.read("first_stage", lambda: self.find(prompt.query, k, first_stage)))
+        return run_inline(rerank(driver, self.stored, prompt, shortlist, options))
 
     def rerank(
         self,
         query: str,
-        ids: Sequence[str],
+        ids: Sequence[str | int],
         *,
         top_n: int | None = None,
         instruction: str = DEFAULT_INSTRUCTION,
@@ -173,19 +184,21 @@ class PassageIndex:
     ) -> Answer:
         """Rank stored passages for a query by their ids alone: no text is read to score them, no encoder runs.
 
-        Damaged ones are left out, and named in the answer.
+        An id is what the corpus takes as one: the number 101 means "101". Damaged passages are left out, and named in
+        the answer.
 
         Raises:
             UnknownIdError: ids that the index does not hold.
+            UsageError: `ids` is no list of ids, or `top_n` below 1.
         """
-        prompt = Prompt(query, instruction, system_instruction)
-        options = RankingRules(chunk_size, top_n, find_texts=self.find_texts if with_text else None)
-        return run_inline(rerank(InlineDriver(), self.stored, prompt, Shortlist(ids), options))
+        prompt = _prompt(query, instruction, system_instruction)
+        options = _rules(chunk_size, check_limit(top_n, "top_n"), self.find_texts if with_text else None)
+        return run_inline(rerank(InlineDriver(), self.stored, prompt, Shortlist(check_doc_ids(ids)), options))
 
     def margins(
         self,
         query: str,
-        ids: Sequence[str],
+        ids: Sequence[str | int],
         *,
         instruction: str = DEFAULT_INSTRUCTION,
         system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
@@ -195,14 +208,17 @@ class PassageIndex:
 
         Raises:
             UnknownIdError: ids that the index does not hold.
+            UsageError: `ids` is no list of ids.
             DamagedRecordError: a record fails its checksum.
         """
-        prompt = self.query_side.tokenize(Prompt(query, instruction, system_instruction))
-        passages = self.stored.read(ids, [prompt], chunk_size)
-        return self.query_side.margins([prompt] * len(ids), [passage.states for passage in passages], DECODE_BATCH)
+        doc_ids, chunk_size = check_doc_ids(ids), check_limit(chunk_size, "chunk_size", least=None)
+        prompt = self.query_side.tokenize(_prompt(query, instruction, system_instruction))
+        passages = self.stored.read(doc_ids, [prompt], chunk_size)
+        return self.query_side.margins([prompt] * len(doc_ids), [passage.states for passage in passages], DECODE_BATCH)
 
     def find(self, query: str, k: int, first_stage: Mode | None = None) -> Shortlist:
         """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
+        query = check_text(query, "query")
         candidates = self.first_stage.search(query, k, first_stage or self.first_stage.modes[-1])
         doc_ids = self.store.find_doc_ids(candidates.ordinals.tolist())
         self._count_damage([str(doc_id) for doc_id in doc_ids if isinstance(doc_id, DamagedRecordError)])
@@ -211,23 +227,37 @@ class PassageIndex:
         rows = list(named)
         return Shortlist(list(named.values()), Candidates(candidates.ordinals[rows], candidates.scores[rows]), nameless)
 
-    def find_texts(self, doc_ids: Sequence[str]) -> list[str | DamagedRecordError | None]:
+    def find_texts(self, doc_ids: Sequence[str | int]) -> list[str | DamagedRecordError | None]:
         """The text of each id, `None` where the index keeps none; damage is in its place, logged and counted."""
-        texts = self.store.find_texts(doc_ids)
+        texts = self.store.find_texts(check_doc_ids(doc_ids, "doc_ids"))
         self._count_damage([str(text) for text in texts if isinstance(text, DamagedRecordError)])
         return texts
 
-    def pooled(self, ids: Sequence[str], *, chunk_size: int | None = None) -> list[PooledPassage]:
+    def pooled(self, ids: Sequence[str | int], *, chunk_size: int | None = None) -> list[PooledPassage]:
         """Stored passages ready for the decoder, in the order of `ids`; their states are float32 on the CPU.
 
         Raises:
             UnknownIdError: ids that the index does not hold.
             DamagedRecordError: a record fails its checksum.
-            UsageError: a chunk size that is no multiple of the stored one.
+            UsageError: a chunk size that is no multiple of the stored one; `ids` is no list of ids.
         """
-        return self.stored.reader.read(ids, self.chunk_size if chunk_size is None else chunk_size)
+        return self.stored.reader.read(check_doc_ids(ids), self.chunk_size if chunk_size is None else chunk_size)
 
     def _count_damage(self, problems: Sequence[str]) -> None:
         self.damaged_reads += len(problems)
         for problem in problems:
             logger.error("an answer does without a passage: %s", problem)
+
+
+def _prompt(query: str, instruction: str, system_instruction: str) -> Prompt:
+    return Prompt(
+        check_text(query, "query"),
+        check_text(instruction, "instruction"),
+        check_text(system_instruction, "system_instruction"),
+    )
+
+
+def _rules(
+    chunk_size: int | None, top_n: int | None, find_texts: FindTexts | None, weight: float = 0.0
+) -> RankingRules:
+    return RankingRules(check_limit(chunk_size, "chunk_size", least=None), top_n, weight, find_texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kalm_cache.errors import CheckpointError
+from kalm_cache.foreign_files import read_json, relative_path
 from kalm_cache.model.config import ModelConfig, parse_model_config
 from kalm_cache.system import explained
 
@@ -44,10 +44,14 @@ class Checkpoint:
         """One tensor, mapped from disk: pages are read when touched, and not at all when they are not.
 
         Raises:
-            CheckpointError: its file is gone or damaged, or does not hold it.
+            CheckpointError: its file is gone or damaged, does not hold it, or holds whole numbers.
         """
-        with _weights(self.folder / self.files[name]) as file:
-            return file.get_tensor(name)
+        path = self.folder / self.files[name]
+        with _weights(path) as file:
+            tensor: Tensor = file.get_tensor(name)
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} holds {tensor.dtype}, expected floating-point numbers")
+        return tensor
 
     def find(self, *names: str) -> str | None:
         """The first of `names` that the checkpoint holds."""
@@ -56,7 +60,12 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 over the files that decide what is stored: weights, configuration, tokenizer, sensitivity if any."""
         sha = hashlib.sha256()
-        beside = [path.name for pattern in ("tokenizer.*", SENSITIVITY_FILE) for path in self.folder.glob(pattern)]
+        beside = [
+            path.name
+            for pattern in ("tokenizer.*", SENSITIVITY_FILE)
+            for path in self.folder.glob(pattern)
+            if path.is_file()
+        ]
         for name in sorted({*self.files.values(), *beside, "config.json"}):
             sha.update(f"{name}\0".encode())
             with (self.folder / name).open("rb") as file:
@@ -111,11 +120,13 @@ def _download(repo_id: str, **hub_options: Any) -> Path:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except FileNotFoundError as exc:
         raise CheckpointError(f"{path.parent}: no {path.name}; a checkpoint folder holds one") from exc
     except ValueError as exc:
         raise CheckpointError(f"{path}: not valid JSON: {exc}") from exc
+    except OSError as exc:
+        raise CheckpointError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:
@@ -132,8 +143,13 @@ def _tensor_files(folder: Path) -> dict[str, str]:
 def _indexed_files(index: Path) -> dict[str, str]:
     raw = _read_json(index)
     files = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{index}: no weight_map in it")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise CheckpointError(f"{index}: no weight_map in it, of tensors to files")
+    try:
+        for name in set(files.values()):
+            relative_path(name)
+    except ValueError as exc:
+        raise CheckpointError(f"{index}: weight_map: {exc}") from exc
     missing = sorted({name for name in files.values() if not (index.parent / name).is_file()})
     if missing:
         raise CheckpointError(f"{index.parent}: {index.name} names files that are not there: {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +26,13 @@ class StackConfig:
     """One encoder or decoder stack. Field names follow transformers' `T5Gemma2TextConfig`, where they have one."""
 
     vocab_size: int
-    hidden_size: int
-    intermediate_size: int
+    hidden_size: int  # D
+    intermediate_size: int  # I
     layer_types: tuple[str, ...]
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    query_pre_attn_scalar: float
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K
+    head_dim: int  # E; H · E need not be D
+    query_pre_attn_scalar: float  # scores are divided by its square root, not by that of E
     sliding_window: int
     rms_norm_eps: float
     rope: Mapping[str, RopeConfig]
@@ -61,38 +62,67 @@ def parse_model_config(raw: Any) -> ModelConfig:
     if model_type != "t5gemma2":
         raise CheckpointError(f"config.json: model_type is {model_type!r}, expected 't5gemma2' (KaLM-Reranker-V1)")
     try:
-        eoi = int(raw["encoder"].get("eoi_token_index", DEFAULT_EOI_TOKEN_INDEX))  # transformers: the encoder's counts
-        return ModelConfig(
-            encoder=_parse_stack(raw["encoder"]["text_config"], eoi), decoder=_parse_stack(raw["decoder"], eoi)
-        )
+        # transformers: the encoder's counts
+        encoder_fields = {"eoi_token_index": DEFAULT_EOI_TOKEN_INDEX} | raw["encoder"]
+        eoi = _whole(encoder_fields, "eoi_token_index", 1 << 31, lowest=-1)
+        encoder, decoder = _parse_stack(raw["encoder"]["text_config"], eoi), _parse_stack(raw["decoder"], eoi)
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
         raise CheckpointError(f"config.json: a field of encoder or decoder is missing or malformed: {exc!r}") from exc
+    if encoder.hidden_size != decoder.hidden_size:
+        raise CheckpointError(
+            f"config.json: hidden_size is {encoder.hidden_size} in the encoder and {decoder.hidden_size} in the decoder"
+        )
+    return ModelConfig(encoder, decoder)
 
 
 def _parse_stack(raw: Mapping[str, Any], eoi_token_index: int) -> StackConfig:
     if raw.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise CheckpointError(f"config.json: hidden_activation {raw['hidden_activation']!r} is not supported")
+        raise CheckpointError(f"config.json: hidden_activation {str(raw['hidden_activation'])[:30]!r} is not supported")
     if raw.get("attention_bias"):
         raise CheckpointError("config.json: attention_bias=true is not supported")
+    heads, kv_heads = _whole(raw, "num_attention_heads", 1 << 12), _whole(raw, "num_key_value_heads", 1 << 12)
+    head_dim, cap = _whole(raw, "head_dim", 1 << 12), raw.get("final_logit_softcapping")
+    if heads % kv_heads or head_dim % 2:
+        raise CheckpointError(
+            f"config.json: {heads} heads for {kv_heads} key/value heads, {head_dim} wide: must divide, and be even"
+        )
+    # fields that a config.json leaves out have transformers' defaults
     return StackConfig(
-        vocab_size=int(raw["vocab_size"]),
-        hidden_size=int(raw["hidden_size"]),
-        intermediate_size=int(raw["intermediate_size"]),
+        vocab_size=_whole(raw, "vocab_size", 1 << 24),
+        hidden_size=_whole(raw, "hidden_size", 1 << 16),
+        intermediate_size=_whole(raw, "intermediate_size", 1 << 20),
         layer_types=_parse_layer_types(raw),
-        num_attention_heads=int(raw["num_attention_heads"]),
-        num_key_value_heads=int(raw["num_key_value_heads"]),
-        head_dim=int(raw["head_dim"]),
-        query_pre_attn_scalar=float(raw.get("query_pre_attn_scalar", 256)),
-        sliding_window=int(raw.get("sliding_window") or 4096),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        query_pre_attn_scalar=_positive("query_pre_attn_scalar", raw.get("query_pre_attn_scalar", 256)),
+        sliding_window=_whole(raw, "sliding_window", 1 << 31) if raw.get("sliding_window") else 4096,
+        rms_norm_eps=_positive("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
         rope={kind: _parse_rope(raw, kind) for kind in DEFAULT_ROPE_THETA},
-        final_logit_softcapping=raw.get("final_logit_softcapping"),
+        final_logit_softcapping=None if cap is None else _positive("final_logit_softcapping", cap),
         eoi_token_index=eoi_token_index,
     )
 
 
+def _whole(raw: Mapping[str, Any], name: str, highest: int, lowest: int = 1) -> int:
+    """A field that decides how much is computed: what no model has is refused before memory is taken."""
+    value = raw[name]
+    if type(value) is not int or not lowest <= value <= highest:
+        raise CheckpointError(
+            f"config.json: {name} is {str(value)[:30]!r}, expected a whole number from {lowest} to {highest}"
+        )
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {name} is {str(value)[:30]!r}, expected a number above 0")
+    return float(value)
+
+
 def _parse_layer_types(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    count, pattern = int(raw["num_hidden_layers"]), int(raw.get("sliding_window_pattern", 6))
+    count = _whole(raw, "num_hidden_layers", 1 << 10)
+    pattern = _whole({"sliding_window_pattern": 6} | dict(raw), "sliding_window_pattern", 1 << 10)
     kinds = raw.get("layer_types") or [
         "sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(count)
     ]
@@ -101,7 +131,7 @@ def _parse_layer_types(raw: Mapping[str, Any]) -> tuple[str, ...]:
     for kind in kinds[:count]:
         if kind not in DEFAULT_ROPE_THETA:
             raise CheckpointError(
-                f"config.json: layer type {kind!r} is not supported ({', '.join(DEFAULT_ROPE_THETA)})"
+                f"config.json: layer type {str(kind)[:30]!r} is not supported ({', '.join(DEFAULT_ROPE_THETA)})"
             )
     return tuple(kinds[:count])
 
@@ -113,7 +143,9 @@ def _parse_rope(raw: Mapping[str, Any], kind: str) -> RopeConfig:
     params = dict((raw.get("rope_parameters") or {}).get(kind) or {}) | ((full and raw.get("rope_scaling")) or {})
     rope_type = params.get("rope_type", "default")
     if rope_type not in ("default", "linear"):
-        raise CheckpointError(f"config.json: rope_type {rope_type!r} of {kind} is not supported (default, linear)")
+        raise CheckpointError(
+            f"config.json: rope_type {str(rope_type)[:30]!r} of {kind} is not supported (default, linear)"
+        )
     older_theta = raw.get("rope_theta" if full else "rope_local_base_freq", DEFAULT_ROPE_THETA[kind])
-    factor = float(params["factor"]) if rope_type == "linear" else 1.0
-    return RopeConfig(float(params.get("rope_theta", older_theta)), factor)
+    factor = _positive("factor", params["factor"]) if rope_type == "linear" else 1.0
+    return RopeConfig(_positive("rope_theta", params.get("rope_theta", older_theta)), factor)

@@ -1,6 +1,6 @@
 """The query side of T5Gemma2: prompt tokens and pooled passage states -> margin. Knows nothing of files or encoders.
 
-Legend: N query-passage pairs, P pooled states, D state width, L prefix tokens, K key/value heads, E head width.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class QueryDecoder:
             counts: P of each passage.
             dtype: of the cached keys and values; int8 has one scale for each vector.
         """
-        prompts = Prompts([prefix], [0] * len(counts))
+        prompts = Prompts([prefix], [0] * len(counts))  # one prompt, computed once up to the first layer's attention
         past = PooledPast(self.stack, pooled, counts, prompts.slots)
+        # of a buffer's S slots, the L that the prefix takes: behind the past, before the padding
         run, new = DecoderPass(self.stack, prompts, past), slice(past.slots, past.slots + len(prefix))
         layers = [_split(run.layer(index), new, counts) for index in range(len(self.stack.layers) - 1)]
         layers.append(_split(run.last_keys(), new, counts))  # no later layer needs the last one's states
@@ -81,10 +82,11 @@ class QueryDecoder:
             run.layer(index)
         # float32: bfloat16 logits of 4 to 8 lie 2⁻⁵ apart, and the margin is a difference of two
         logits = self._soften(run.answer().float() @ self.answer_rows.T)  # (N, D) @ (D, 2) -> (N, 2)
-        return logits[:, 0] - logits[:, 1]
+        return logits[:, 0] - logits[:, 1]  # (N,)
 
     def _soften(self, logits: Tensor) -> Tensor:
         """Logits (N, 2), squashed below the checkpoint's cap if it has one."""
+        # the reference caps each logit of the vocabulary by itself, so that two of them can be had without the others
         cap = self.stack.config.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

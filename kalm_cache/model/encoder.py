@@ -1,7 +1,6 @@
 """The passage side of T5Gemma2: token ids -> last hidden states. Knows nothing of pooling, files or queries.
 
-Legend: R rows (real tokens of all passages, end to end), N passages, T tokens of the longest one, D state width, H
-heads, K key/value heads, G = H / K, E head width.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ class PassageEncoder:
         stack, config, kernels = self.stack, self.stack.config, self.stack.kernels
         rows = pack_rows(lengths)
         longest = rows.longest
-        slot = stack.move(rows.slots(longest))
+        slot = stack.move(rows.slots(longest))  # (R,) of N·T
         # products run over packed rows; attention alone over buffers padded to the longest passage
         queries = query_buffer(len(lengths), longest, slot, config, stack.dtype)  # (N, K, T, G, E)
         keys = key_buffers(len(lengths), longest, config, stack.dtype, stack.device)  # (2, N, K, T, 1, E)
         group = config.num_attention_heads // config.num_key_value_heads
-        visible, ropes = {}, {}
+        visible, ropes = {}, {}  # by kind: layers of one kind see the same slots and turn by the same angles
         for kind in set(config.layer_types):
             spans = bidirectional_spans(rows.lengths, config.window_of(kind))  # (N, T, 4)
             visible[kind] = kernels.visible(stack.move(spans), longest, group)

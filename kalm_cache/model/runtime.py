@@ -55,7 +55,9 @@ def load_decoder(
     config = checkpoint.config.decoder
     # A tensor that is there counts; one that is not is tied to the encoder's. transformers 5 reads files this way too.
     head = checkpoint.find("lm_head.out_proj.weight", "lm_head.weight")
-    table = checkpoint.tensor(head or _embedding_name(checkpoint, "weight", (*ENCODER_PREFIXES, DECODER_PREFIX)))
+    name = head or _embedding_name(checkpoint, "weight", (*ENCODER_PREFIXES, DECODER_PREFIX))
+    table = _shaped(checkpoint, name, (config.vocab_size, config.hidden_size))
+    # rounded to the run's dtype as the reference's head is, then float32: the margin is computed in it
     answer_rows = table[list(answer_ids)].to(device, stream_dtype(dtype)).float()  # (2, D)
     embedding = _embedding(checkpoint, config, dtype, (DECODER_PREFIX, *ENCODER_PREFIXES))
     return QueryDecoder(_load_stack(checkpoint, config, DECODER_PREFIX, embedding, device, dtype), answer_rows)
@@ -104,22 +106,22 @@ class _Weights:
         """Layer `index`, its products fused where they share their input: q, k, v; gate and up."""
         at, config = f"layers.{index}.", self._config
         norms = Norms(
-            pre_attention=self.norm(f"{at}pre_self_attn_layernorm"),
+            pre_attention=self.norm(f"{at}pre_self_attn_layernorm"),  # (D,), and the next three
             post_attention=self.norm(f"{at}post_self_attn_layernorm"),
             pre_mlp=self.norm(f"{at}pre_feedforward_layernorm"),
             post_mlp=self.norm(f"{at}post_feedforward_layernorm"),
             # attention's scale goes into the queries' norm: one product of numbers less for every score
-            query=self.norm(f"{at}self_attn.q_norm") * config.query_pre_attn_scalar**-0.5,
+            query=self.norm(f"{at}self_attn.q_norm") * config.query_pre_attn_scalar**-0.5,  # (E,)
             key=self.norm(f"{at}self_attn.k_norm"),
             eps=config.rms_norm_eps,
         )
         return Layer(
             kind=kind,
             queries=config.num_attention_heads * config.head_dim,
-            qkv=self._linear(*(f"{at}self_attn.{name}_proj" for name in "qkv")),
-            o=self._linear(f"{at}self_attn.o_proj"),
-            gate_up=self._linear(f"{at}mlp.gate_proj", f"{at}mlp.up_proj"),
-            down=self._linear(f"{at}mlp.down_proj"),
+            qkv=self._linear(*(f"{at}self_attn.{name}_proj" for name in "qkv")),  # ((H + 2·K)·E, D)
+            o=self._linear(f"{at}self_attn.o_proj"),  # (D, H·E)
+            gate_up=self._linear(f"{at}mlp.gate_proj", f"{at}mlp.up_proj"),  # (2·I, D)
+            down=self._linear(f"{at}mlp.down_proj"),  # (D, I)
             norms=norms,
         )
 
@@ -131,33 +133,38 @@ class _Weights:
         """Matrices (O, D) of one input, one below the other: (ΣO, D), so that one product serves them all."""
         parts = [self._read(f"{name}.weight") for name in names]
         if self._dtype == torch.int8:
-            quantized = [quantize_weight(part.to(self._device)) for part in parts]  # a scale for each output
-            scales = [linear.scale for linear in quantized if linear.scale is not None]
-            return Linear(torch.cat([linear.weight for linear in quantized]), torch.cat(scales))
+            # each output has a scale of its own: parts one below the other round as they would alone
+            quantized = [quantize_weight(part.to(self._device)) for part in parts]
+            scales = [linear.scale for linear in quantized if linear.scale is not None]  # (O,) each
+            return Linear(torch.cat([linear.weight for linear in quantized]), torch.cat(scales))  # (ΣO, D), (ΣO,)
         rows = sum(len(part) for part in parts)
         # filled part by part: `torch.cat` and a cast would hold each matrix twice
-        fused = torch.empty(rows, parts[0].shape[1], dtype=self._dtype, device=self._device)
+        fused = torch.empty(rows, parts[0].shape[1], dtype=self._dtype, device=self._device)  # (ΣO, D)
         start = 0
         for part in parts:
-            fused[start : start + len(part)] = part
+            fused[start : start + len(part)] = part  # read from the mapped file, cast and moved in one step
             start += len(part)
         return Linear(fused)
 
     def _read(self, name: str) -> Tensor:
-        tensor = self._checkpoint.tensor(self._prefix + name)
-        if tuple(tensor.shape) != self._shapes[name]:
-            raise CheckpointError(
-                f"{self._checkpoint.folder}: weights do not fit config.json: {name} is {tuple(tensor.shape)}, "
-                f"expected {self._shapes[name]}"
-            )
-        return tensor
+        return _shaped(self._checkpoint, self._prefix + name, self._shapes[name])
+
+
+def _shaped(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor that has the shape which the configuration gives it."""
+    tensor = checkpoint.tensor(name)
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"{checkpoint.folder}: weights do not fit config.json: {name} is {tuple(tensor.shape)}, expected {shape}"
+        )
+    return tensor
 
 
 def _shapes(config: StackConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that a stack has, but the embeddings: name behind the stack's prefix -> shape."""
-    width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    layer = {
+    width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim  # D, I, E
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head  # H·E, K·E
+    layer = {  # outputs first, as `torch.nn.Linear` keeps its weight
         "self_attn.q_proj": (queries, width),
         "self_attn.k_proj": (keys, width),
         "self_attn.v_proj": (keys, width),
@@ -195,6 +202,10 @@ def _embedding(
     checkpoint: Checkpoint, config: StackConfig, dtype: torch.dtype, prefixes: tuple[str, ...]
 ) -> TokenEmbedding:
     table, eoi = (
-        checkpoint.tensor(_embedding_name(checkpoint, part, prefixes)) for part in ("weight", "eoi_embedding")
+        _shaped(checkpoint, _embedding_name(checkpoint, part, prefixes), shape)
+        for part, shape in (
+            ("weight", (config.vocab_size, config.hidden_size)),
+            ("eoi_embedding", (config.hidden_size,)),
+        )
     )
     return TokenEmbedding(table, eoi, config.eoi_token_index, stream_dtype(dtype))

@@ -19,7 +19,7 @@ so the last of them is given. The last token, from which the margin is read, poi
 In the last layer only its own attention reaches the answer, and that of the query's tokens is not computed.
 Attention says where the model looked, which is a hint at why it answered as it did, and not a proof.
 
-Legend: P pooled states, T prompt tokens, S key slots (P + T), H heads, K key/value heads, G = H / K, r pooling ratio.
+Letters in shapes: `kalm_cache.model`. Here N = 1.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from torch import Tensor
 from kalm_cache.errors import StoreError
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 from kalm_cache.model.layers.decoder_pass import Prompts
-from kalm_cache.model.prompts import PASSAGE_TEMPLATE, Prompt, PromptTokenizer, Tokens
+from kalm_cache.model.prompts import PASSAGE_PREFIX, Prompt, PromptTokenizer, Tokens
 from kalm_cache.scoring.pooling import PooledPassage, pooled_length
 from kalm_cache.scoring.query_side import QuerySide
 
-PREFIX_CHARACTERS = PASSAGE_TEMPLATE.index("{document}")
+PREFIX_CHARACTERS = len(PASSAGE_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ def attribute(
     query = query_tokens(tokens.ids, side.tokenize(replace(prompt, query="")).ids)
     attention = observe(side, tokens, passage.states)
     with_text = [i for i, chunk in enumerate(chunks) if chunk.end > chunk.start]
+    # (H, T, P) -> (H, query tokens, chunks with text), without the last layer
     weights = focused_mean([layer[:, query.start : query.stop, with_text] for layer in attention.layers[:-1]])
     return Attribution(attention.margin, tokens.truncated, [chunks[i] for i in with_text], weights.tolist())
 
@@ -113,10 +114,13 @@ def observe(side: QuerySide, prompt: Tokens, pooled: Tensor) -> Attention:
         pooled: (P, D), of any dtype and device.
     """
     stack = side.decoder.stack
+    # the same weights, other kernels: a decoder of its own, so that nothing of the fast path changes
     kernels = ObservedKernels(stack.config.num_attention_heads // stack.config.num_key_value_heads)
     decoder = replace(side.decoder, stack=replace(stack, kernels=kernels))
     states = pooled.to(stack.device, stack.dtype)
+    # this run has no cached prefix, so that a buffer's first slots are the pooled states
     margin = float(decoder.margins(Prompts([prompt.ids], [0]), states, [len(states)]))
+    # (H, T, S) -> (H, prompt tokens, P)
     layers = [layer[:, : len(prompt.ids), : len(states)].cpu() for layer in kernels.probabilities]  # without padding
     return Attention(margin, layers)
 
@@ -132,10 +136,11 @@ def focused_mean(layers: Sequence[Tensor]) -> Tensor:
     if states < 2:
         return torch.ones(states)
     smallest = torch.finfo(torch.float32).eps
+    # what the prompt's tokens got is left out: shares of the passage alone, (rows, P). A row of zeros stays one
     shares = distributions / distributions.sum(-1, keepdim=True).clamp(min=smallest)
-    entropy = torch.special.entr(shares).sum(-1) / math.log(states)
+    entropy = torch.special.entr(shares).sum(-1) / math.log(states)  # (rows,), 0 … 1; entr(0) is 0, not NaN
     focus = (1 - entropy).clamp(min=smallest)  # all even: a plain mean
-    weights = (shares * focus.unsqueeze(-1)).sum(0)
+    weights = (shares * focus.unsqueeze(-1)).sum(0)  # (rows, P) · (rows, 1) -> (P,)
     normalised: Tensor = weights / weights.sum()
     return normalised
 
@@ -143,6 +148,7 @@ def focused_mean(layers: Sequence[Tensor]) -> Tensor:
 def query_tokens(prompt: Sequence[int], without_query: Sequence[int]) -> range:
     """Where the query stands in a prompt: the tokens that an empty query's prompt has not; if there are none, all."""
     before = _common_length(prompt, without_query)
+    # at most what is left: where query and template repeat each other, both ends could claim the same tokens
     after = min(_common_length(prompt[::-1], without_query[::-1]), len(without_query) - before)
     return range(before, len(prompt) - after) or range(len(prompt))
 
@@ -153,12 +159,12 @@ def chunk_texts(tokenizer: PromptTokenizer, text: str, chunk_size: int, max_leng
     A chunk of the template's prefix alone has none (start = end). A character whose tokens lie in two chunks belongs to
     the first.
     """
-    document = PASSAGE_TEMPLATE.format(document=text)
-    offsets = tokenizer.tokenizer.encode(document, add_special_tokens=False).offsets[:max_length]
+    offsets = tokenizer.passage_offsets(text, max_length)
     chunks: list[Chunk] = []
     reached = PREFIX_CHARACTERS
     for number in range(pooled_length(len(offsets), chunk_size)):
         chunk = offsets[number * chunk_size : (number + 1) * chunk_size]
+        # tokens of one character (byte fallback) have the same offsets: the first chunk that has it reaches its end
         inside = [(start, end) for start, end in chunk if end > reached]
         start = max(reached, min((start for start, _ in inside), default=reached))
         reached = max((end for _, end in inside), default=reached)
@@ -177,9 +183,10 @@ class ObservedKernels(TorchKernels):
         """As `Kernels.attend`, with the softmax written out."""
         scores = (query @ key.mT).float().masked_fill(~visible, -torch.inf)  # (1, K, T·G, S)
         probabilities = scores.softmax(dim=-1)
-        by_head = probabilities[0].unflatten(1, (-1, self._group)).transpose(1, 2)  # (K, G, T, S)
-        self.probabilities.append(by_head.flatten(0, 1))
-        return probabilities.to(value.dtype) @ value
+        # (1, K, T·G, S) -> (K, T, G, S) -> (K, G, T, S)
+        by_head = probabilities[0].unflatten(1, (-1, self._group)).transpose(1, 2)
+        self.probabilities.append(by_head.flatten(0, 1))  # (H, T, S)
+        return probabilities.to(value.dtype) @ value  # (1, K, T·G, S) @ (1, K, S, E)
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:

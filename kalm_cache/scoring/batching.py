@@ -1,7 +1,4 @@
-"""Query-passage pairs → batches for the decoder: sizes, token budget, and equal pairs once. Computes no margin.
-
-Legend: P pooled states.
-"""
+"""Query-passage pairs → batches for the decoder: sizes, token budget, and equal pairs once. Computes no margin."""
 
 from __future__ import annotations
 
@@ -64,6 +61,7 @@ class DistinctPairs:
         first: dict[tuple[int, int], int] = {}
         places = []
         for prompt, passage in zip(prompts, passages, strict=True):
+            # by identity: comparing tensors would cost more, and the sequences keep both objects alive
             place = first.setdefault((id(prompt), id(passage)), len(pairs))
             if place == len(pairs):
                 pairs.append(Pair(prompt, passage, _size(prompt, passage)))
@@ -91,7 +89,7 @@ def fill_batch(pairs: Iterable[Pair], limit: int) -> list[int]:
         longest = max(prompt, pair.size.prompt), max(pooled, pair.size.pooled)
         if not taken:
             kind = pair.size.kind
-        elif pair.size.kind != kind or (len(taken) + 1) * sum(longest) > BATCH_TOKENS:
+        elif pair.size.kind != kind or (len(taken) + 1) * sum(longest) > BATCH_TOKENS:  # N · (T + P), with padding
             continue
         taken.append(i)
         prompt, pooled = longest

@@ -1,6 +1,6 @@
 """The passage side, offline: text -> tokens -> states -> pooled. Knows nothing of queries or of the store.
 
-Legend: B batch, S passage tokens, D state width, P pooled states.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.encoder import PassageEncoder
-from kalm_cache.model.prompts import PromptTokenizer, Tokens, load_prompt_tokenizer
+from kalm_cache.model.prompts import CutSide, PromptTokenizer, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_encoder
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool
 
@@ -29,9 +29,11 @@ class PassageSide:
     max_length: int
     chunk_size: int
 
-    def tokenize(self, documents: Sequence[str]) -> list[Tokens]:
-        """Tokens of each document behind the reference's passage prefix, cut at `max_length`."""
-        return self.tokenizer.passages(list(documents), self.max_length)
+    def tokenize(self, documents: Sequence[str], cut_side: CutSide = "right") -> list[Tokens]:
+        """Tokens of each document behind the reference's passage prefix, cut to `max_length`."""
+        if cut_side == "left":
+            return [self.tokenizer.passage_end(document, self.max_length) for document in documents]
+        return self.tokenizer.passages(documents, self.max_length)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
@@ -40,12 +42,16 @@ class PassageSide:
         They are in the run's dtype (float32 in an int8 run).
         """
         lengths = [len(tokens.ids) for tokens in batch]
-        ids = torch.tensor([token for tokens in batch for token in tokens.ids])
+        ids = torch.tensor([token for tokens in batch for token in tokens.ids])  # (R,)
+        # (R,) -> (R, D) -> (P, D) for each passage
         return mean_pool(self.encoder(ids, lengths), lengths, self.chunk_size)
 
-    def encode_documents(self, documents: Sequence[str], batch_size: int) -> list[PooledPassage]:
+    def encode_documents(
+        self, documents: Sequence[str], batch_size: int, cut_side: CutSide = "right"
+    ) -> list[PooledPassage]:
         """Documents of a request, `batch_size` at a time, sorted by length so that a batch holds little padding."""
-        tokens = self.tokenize(documents)
+        tokens = self.tokenize(documents, cut_side)
+        # products run over real tokens alone; attention's buffers are padded to the longest passage of a batch
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
         states: dict[int, Tensor] = {}
         for start in range(0, len(order), batch_size):
@@ -73,6 +79,6 @@ def load_passage_side(
         chunk_size: pooling ratio.
         tokenizer: the checkpoint's, where it is loaded already (Gemma's takes 290 MiB); `None` = load it.
     """
-    tokenizer = tokenizer or load_prompt_tokenizer(checkpoint.folder)
+    tokenizer = tokenizer or load_prompt_tokenizer(checkpoint.folder, checkpoint.config.encoder.vocab_size)
     encoder = load_encoder(checkpoint, device, dtype)
     return PassageSide(tokenizer, encoder, device, dtype, max_length, chunk_size)

@@ -140,6 +140,7 @@ def _ordering(
     """The values that the passages at `positions` are ordered by."""
     if candidates is None or not weight:
         return margins
+    # of all candidates' scores, before those without a margin are left out: a damaged record moves no other's z-score
     return interpolate(margins, z_scores(candidates.scores)[list(positions)].tolist(), weight)
 
 

@@ -1,6 +1,6 @@
 """Matryoshka embedding pooling (MEP): means of consecutive groups of states. Pure tensor code.
 
-Legend: B batch, S passage tokens, D state width, r pooling ratio (`chunk_size`), P = ceil(S / r) pooled states.
+Letters in shapes: N passages, P pooled states of each as they are given, P' as they are returned, D state width.
 """
 
 from __future__ import annotations
@@ -49,20 +49,26 @@ def mean_pool(states: Tensor, tokens: Sequence[int], chunk_size: int, *, stored_
         UsageError: `chunk_size` is not a multiple of `stored_chunk_size`.
     """
     check_chunk_size(stored_chunk_size, chunk_size)
-    lengths = torch.tensor(tokens)
-    stored, wanted = _ceil(lengths, stored_chunk_size), _ceil(lengths, chunk_size)  # pooled states of each passage
+    lengths = torch.tensor(tokens)  # (N,)
+    stored, wanted = _ceil(lengths, stored_chunk_size), _ceil(lengths, chunk_size)  # (N,) each: P, P'
     if chunk_size == stored_chunk_size:
-        return list(states.split(stored.tolist()))
-    weights = torch.full((len(states),), float(stored_chunk_size))
+        return list(states.split(stored.tolist()))  # views
+    weights = torch.full((len(states),), float(stored_chunk_size))  # (ΣP,): how many tokens each state is the mean of
+    # a passage's last state is the mean of the tokens that are left
     weights[stored.cumsum(0) - 1] = (lengths - stored_chunk_size * (stored - 1)).float()
+    # (ΣP',): the number of each group within its passage, 0 1 2 0 1 …
     group = torch.arange(int(wanted.sum())) - (wanted.cumsum(0) - wanted).repeat_interleave(wanted)
+    # (ΣP',): the row of `states` that each group begins at
     starts = (stored.cumsum(0) - stored).repeat_interleave(wanted) + group * (chunk_size // stored_chunk_size)
-    sizes = (lengths.repeat_interleave(wanted) - group * chunk_size).clamp(max=chunk_size)  # tokens of each group
+    sizes = (lengths.repeat_interleave(wanted) - group * chunk_size).clamp(max=chunk_size)  # (ΣP',): its tokens
+    # A weighted sum of runs of rows, unequal in length, in one call and without padding: bag i holds the rows from
+    # starts[i] to the next start, and rows are looked up as if `states` were a table of embeddings.
     # float32: half-precision sums lose digits that the mean needs
     rows, device = torch.arange(len(states)), states.device
     sums = F.embedding_bag(
         rows.to(device), states.float(), starts.to(device), mode="sum", per_sample_weights=weights.to(device)
     )
+    # (ΣP', D) / (ΣP', 1)
     return list((sums / sizes.to(device).unsqueeze(1)).to(states.dtype).split(wanted.tolist()))
 
 

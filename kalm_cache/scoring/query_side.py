@@ -1,6 +1,6 @@
 """The query side, online: query -> prompt tokens -> margins over pooled passages. Never touches the encoder.
 
-Legend: N query-passage pairs, T prompt tokens, P pooled states, D state width.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -59,15 +59,16 @@ class QuerySide:
 
     def decode(self, batch: Sequence[Pair]) -> list[float]:
         """The margins of one batch: pairs of one kind, decoded together. Raises as `margins`."""
+        # a query's prompt stands in many pairs: the decoder computes it once, as far as it depends on no passage
         ids, of_pair = distinct_prompts(batch)
         cached = [pair.passage for pair in batch if isinstance(pair.passage, PrefixKV)]
         if cached:
-            prefix = len(cached[0].prefix)
+            prefix = len(cached[0].prefix)  # L, the same for all pairs of one kind
             margins = self.decoder.margins_after(Prompts([each[prefix:] for each in ids], of_pair), cached)
         else:
             states = _states(batch)
             margins = self.decoder.margins(Prompts(ids, of_pair), self._pack(states), _counts(states))
-        margins = margins.cpu()
+        margins = margins.cpu()  # (N,), one transfer
         if not bool(margins.isfinite().all()):
             raise NonFiniteLogitsError(
                 f"the decoder's logits are not finite in {dtype_name(self.dtype)}; use bfloat16 or float32"
@@ -90,6 +91,7 @@ class QuerySide:
             states = _states(batch)
             return self.decoder.prefill(prefix, self._pack(states), _counts(states), dtype)
 
+        # one object, repeated: one prompt for all passages
         return compute_in_batches([Tokens(list(prefix), False)] * len(pooled), pooled, batch_size, run)
 
     def warm_up(self) -> None:
@@ -101,13 +103,14 @@ class QuerySide:
     def warm_up_pairs(self) -> tuple[list[Tokens], list[Tensor]]:
         """A batch of pairs of nothing, of a common size: to warm up with, or to measure what a batch takes."""
         prompt = self.tokenize(Prompt(""))
+        # clones: pairs of the very same two objects would be decoded once
         states = torch.zeros(64, self.decoder.stack.config.hidden_size)
         return [prompt] * DECODE_BATCH, [states.clone() for _ in range(DECODE_BATCH)]
 
     def _pack(self, states: Sequence[Tensor]) -> Tensor:
         """(sum of P, D) in the decoder's dtype, on its device."""
         stack = self.decoder.stack
-        return torch.cat([pooled.to(stack.device, stack.dtype) for pooled in states])
+        return torch.cat([pooled.to(stack.device, stack.dtype) for pooled in states])  # (P, D) each -> (ΣP, D)
 
 
 @functools.lru_cache(maxsize=64)
@@ -127,13 +130,14 @@ def load_query_side(
     checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, query_max_length: int
 ) -> QuerySide:
     """Load the decoder half of a checkpoint. Raises `CheckpointError` when something is missing."""
-    tokenizer = load_prompt_tokenizer(checkpoint.folder)
+    tokenizer = load_prompt_tokenizer(checkpoint.folder, checkpoint.config.decoder.vocab_size)
     decoder = load_decoder(checkpoint, tokenizer.answer_ids(), device, dtype)
     return QuerySide(tokenizer, decoder, device, dtype, query_max_length)
 
 
 def score_of(margin: float) -> float:
     """P(yes) = sigmoid(margin), in float64: no ties where half precision would saturate."""
+    # the exponent is never positive: nothing overflows
     if margin >= 0:
         return 1.0 / (1.0 + math.exp(-margin))
     odds = math.exp(margin)

@@ -76,7 +76,8 @@ class StateReader:
                 DamagedPassage(ids[i], str(exc)) for i, exc in enumerate(stored) if isinstance(exc, DamagedRecordError)
             ]
             payload_bytes = sum(len(record.payload) for record in records.values())
-            states = self._decode(ids, records, damaged).to(dtype)
+            # within the snapshot: payloads are views of the store's pages. One conversion for all rows
+            states = self._decode(ids, records, damaged).to(dtype)  # (ΣP, D)
         tokens = [record.tokens for record in records.values()]
         pooled = mean_pool(states, tokens, chunk_size, stored_chunk_size=self.stored_chunk_size) if records else []
         passages = [
@@ -120,7 +121,8 @@ class StateReader:
         if odd is not None:
             raise DamagedRecordError(f"its states have width {odd.width}, those of others {width}")
         rows = [record.rows for record in records]
-        states = torch.empty(sum(rows), width)
+        states = torch.empty(sum(rows), width)  # (ΣP, D) float32
         if records:
+            # `numpy()` shares the tensor's memory: codecs write into it
             self.codec.decode_many([record.payload for record in records], rows, width, states.numpy())
         return states

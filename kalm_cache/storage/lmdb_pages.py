@@ -93,6 +93,7 @@ class _Reader:
         root = self._root(metas)
         if (self._last_page + 1) * self._page_bytes > len(self._content):
             self.tree.problems.append("it was cut")
+            self._last_page = len(self._content) // self._page_bytes - 1  # no more pages are visited than there are
         self._walk(root, None, depth=0)
 
     def _root(self, metas: list[memoryview]) -> int:

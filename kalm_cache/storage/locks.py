@@ -80,7 +80,7 @@ def share(path: Path) -> SharedLock | None:
     Where the file system refuses locks, it is used without: there, nothing is deleted either (see `exclude`).
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would block
     except FileNotFoundError:
         return None
     except OSError:  # whoever reads it says why

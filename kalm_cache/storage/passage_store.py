@@ -16,7 +16,6 @@ ids: one that states.lmdb lacks is damage when passages.lmdb has it, never a pas
 
 from __future__ import annotations
 
-import json
 import resource
 import struct
 import threading
@@ -29,6 +28,7 @@ from typing import NamedTuple, TypeVar
 import zstandard
 
 from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json_object
 from kalm_cache.storage.block_file import BlockFile, BlockReader
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.checksummed_block import COMMON_BYTES, Entry, Kind
@@ -59,10 +59,11 @@ PASSAGES_DATABASES = {"passages": PASSAGES, "numbers": ORDINALS}
 class Seal:
     """What a finished segment says of itself. `trees`: file name -> `Tree.digest`."""
 
-    passages: int
-    next_ordinal: int
+    passages: Count
+    next_ordinal: Count
     trees: dict[str, str]
     format: int = STORE_FORMAT
+    __pydantic_config__ = STRICT
 
     def to_json(self) -> bytes:
         """The seal file's content: every field, and a checksum over them."""
@@ -225,14 +226,17 @@ def read_seal(folder: Path) -> Seal:
     """What a segment's folder says of itself. Raises `StoreError` when that is missing, damaged, or too old or new."""
     path = folder / SEAL_FILE
     try:
-        raw = json.loads(path.read_bytes())
+        raw = read_json_object(path)
         if raw.get("format") != STORE_FORMAT:
             raise StoreError(f"{path}: store format {raw.get('format')}, this version reads {STORE_FORMAT}; re-index")
         fields = unpack_checked(raw)
         if fields is None:
             raise StoreError(f"{path}: checksum mismatch; run kalm-cache verify")
-        return Seal(**fields)
-    except (OSError, ValueError, AttributeError, TypeError) as exc:
+        seal = checked_fields(Seal, fields)
+        if seal.trees.keys() != {STATES_FILE, PASSAGES_FILE}:
+            raise ValueError(f"trees: expected those of {STATES_FILE} and {PASSAGES_FILE}")
+        return seal
+    except (OSError, ValueError) as exc:
         raise StoreError(f"{path}: cannot be read; {refused(exc, path)}") from exc
 
 
@@ -274,6 +278,9 @@ def pack_text(text: str) -> bytes:
 def unpack_text(frame: bytes | memoryview) -> str:
     """Inverse of `pack_text`. Raises `DamagedRecordError`."""
     try:
+        promised = zstandard.frame_content_size(frame)
+        if promised > MAX_TEXT_BYTES:  # zstandard would take that much memory first, whatever the limit is
+            raise DamagedRecordError(f"a text of {promised} bytes is promised, {MAX_TEXT_BYTES} are the most")
         return _decompressor().decompress(frame, max_output_size=MAX_TEXT_BYTES).decode("utf-8")
     except (zstandard.ZstdError, UnicodeDecodeError) as exc:
         raise DamagedRecordError(f"a text does not decompress: {exc}") from exc

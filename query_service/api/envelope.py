@@ -10,8 +10,8 @@ from query_service.engine.scoring import Score, Scores
 
 
 def value_of(score: Score, request: PairOptions) -> float:
-    """The number that a result carries as its score: P(yes), or the margin under `raw_scores`."""
-    return score.margin if request.raw_scores else score_of(score.margin)
+    """The number that a result carries as its score: P(yes), or the margin where raw scores are wanted."""
+    return score.margin if request.wants_margins else score_of(score.margin)
 
 
 def margin_of(score: Score, request: PairOptions) -> float | None:
@@ -20,21 +20,19 @@ def margin_of(score: Score, request: PairOptions) -> float | None:
 
 
 def usage_of(scores: Scores) -> Usage:
-    """Real tokens."""
-    return Usage(
-        prompt_tokens=scores.prompt_tokens,
-        passage_tokens=scores.passage_tokens,
-        total_tokens=scores.prompt_tokens + scores.passage_tokens,
-    )
+    """Real tokens, after all cuts."""
+    total = scores.prompt_tokens + scores.passage_tokens
+    return Usage(prompt_tokens=total, passage_tokens=scores.passage_tokens, total_tokens=total)
 
 
 def meta_of(scores: Scores, context: RequestContext) -> Meta:
-    """What made the answer, and what it lacks."""
+    """What made the answer, and what it lacks or did not use."""
     return Meta(
         index_version=context.served.version,
         query_truncated=scores.query_truncated,
         truncated=scores.truncated,
         missing=scores.missing,
         damaged=[record.doc_id for record in scores.damaged],
+        unused_fields=context.unused_fields,
         timings_ms=context.finished(),
     )

@@ -14,22 +14,25 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.scoring.attribution import attribute
 from kalm_cache.scoring.query_side import score_of
 from kalm_cache.settings import Settings
+from query_service.api.body.limits import DocId, Name, Text, exactly_one
 from query_service.api.request_values import prompt_of
-from query_service.api.requests import ChunkSize, DocId, Text, TimeoutMs, exactly_one
+from query_service.api.requests import ChunkSize, TimeoutMs
 from query_service.engine.request_context import RequestContext
 
 
 class ExplainRequest(BaseModel):
     """One query and one stored passage."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who discovered penicillin?", "doc_id": "d1"}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"query": "Who discovered penicillin?", "doc_id": "d1"}]}
+    )
     query: Text
     doc_id: DocId | None = Field(None, description="of a stored passage whose text the index keeps")
     id: DocId | None = Field(None, description="another name of `doc_id`, then answered as both")
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
     timeout_ms: TimeoutMs | None = None
-    model: Text | None = Field(None, description="one of /v1/models, or left out")
+    model: Name | None = Field(None, description="one of /v1/models, or left out")
 
     @model_validator(mode="after")
     def _one_passage(self) -> Self:

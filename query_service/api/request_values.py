@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from kalm_cache.model.prompts import Prompt
-from kalm_cache.passage import OnMissing
+from collections.abc import Iterable
+
+from kalm_cache.arguments import check_record
+from kalm_cache.model.prompts import Prompt, require_short
+from kalm_cache.passage import OnMissing, PassageTemplate
 from kalm_cache.settings import Settings
-from query_service.api.requests import Document, PairOptions
+from query_service.api.body.limits import SHOWN_NAMES, shown
+from query_service.api.requests import Document, PairOptions, RerankRequest
 from query_service.engine.errors import TooManyError
+from query_service.engine.gathering import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 
 
 def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt:
@@ -16,15 +20,32 @@ def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt
     return Prompt(query, settings.instruction if instruction is None else instruction, settings.system_instruction)
 
 
-def document_of(document: str | Document) -> Document:
-    """A plain string as a document without an id."""
-    return document if isinstance(document, Document) else Document(text=document)
+def template_of(request: PairOptions, context: RequestContext) -> PassageTemplate:
+    """How the request's documents make passages: by its `rank_fields`, or as the index's records did."""
+    rank_fields = request.rank_fields if isinstance(request, RerankRequest) else None
+    return context.index.passage_template if rank_fields is None else PassageTemplate.joining(rank_fields)
 
 
-def passage_of(document: Document) -> AnyPassage:
-    """A document with an id may be stored; one without is text alone."""
-    doc_id = document.stored_id
-    return RawPassage(document.text) if doc_id is None else StoredPassage(doc_id, document.text)
+def text_of(document: str | Document, template: PassageTemplate, name: str) -> str:
+    """The passage that a document makes; `name`: where it is in the request. Raises `UsageError` for an odd field."""
+    return document if isinstance(document, str) else check_record(document.record, name, template)
+
+
+def passage_of(document: str | Document, template: PassageTemplate, name: str) -> AnyPassage:
+    """A document with an id may be stored; one without is text alone. Arguments and errors as in `text_of`."""
+    doc_id, text = None if isinstance(document, str) else document.stored_id, text_of(document, template, name)
+    return RawPassage(text) if doc_id is None else StoredPassage(doc_id, text)
+
+
+def unused_fields(request: PairOptions, documents: Iterable[str | Document], template: PassageTemplate) -> list[str]:
+    """Names of what was sent and is no part of the answer: request fields, then `documents[].NAME`; 20 at most."""
+    names = dict.fromkeys(request.model_extra or ())
+    for document in documents:
+        if isinstance(document, Document):
+            names |= dict.fromkeys(f"documents[].{name}" for name in template.unused(document.record))
+        if len(names) > SHOWN_NAMES:
+            break
+    return [shown(name) for name in list(names)[:SHOWN_NAMES]]
 
 
 def scoring_options(request: PairOptions, *, on_missing: OnMissing) -> ScoringOptions:
@@ -34,7 +55,15 @@ def scoring_options(request: PairOptions, *, on_missing: OnMissing) -> ScoringOp
         on_missing=request.on_missing or on_missing,
         truncate=request.truncate,
         max_tokens=request.max_tokens,
+        cut_side=request.cut_side,
     )
+
+
+async def check_instruction(instruction: str | None, context: RequestContext) -> None:
+    """Raise `UsageError` when a request's own instruction has too many tokens: every passage would pay for them."""
+    if instruction is not None:
+        tokenizer, limit = context.index.query_side.tokenizer, context.settings.max_instruction_tokens
+        await context.read("read", lambda: require_short(tokenizer, instruction, limit))
 
 
 def check_count(count: int, what: str, context: RequestContext) -> None:

@@ -1,4 +1,4 @@
-"""`POST /rerank`, in the native dialect, as the bare array that `texts` get, and as Infinity has it."""
+"""`POST /rerank`, in every dialect of `dialects.py`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,38 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from kalm_cache.errors import DamagedRecordError
+from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.ranking import best_first
+from query_service.api.body.limits import ItemId
+from query_service.api.dialects import Dialect
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
-from query_service.api.request_values import check_count, document_of, passage_of, prompt_of, scoring_options
-from query_service.api.requests import Document, ItemId, RerankRequest
+from query_service.api.request_values import (
+    check_count,
+    passage_of,
+    prompt_of,
+    scoring_options,
+    template_of,
+    text_of,
+    unused_fields,
+)
+from query_service.api.requests import Document, InfinityRequest, RerankRequest
 from query_service.api.responses import (
+    ApiVersion,
+    BilledUnits,
     DocumentText,
     InfinityResponse,
     InfinityResult,
+    Meta,
     RerankResponse,
     RerankResult,
     TextResult,
 )
+from query_service.engine.errors import EmptyError
+from query_service.engine.gathering import AnyPassage, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, Score, Scores, StoredPassage, score_pairs
+from query_service.engine.scoring import Score, Scores, score_pairs
+
+DOCUMENTS_OF_A_SEARCH_UNIT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +51,21 @@ class _Item:
     id: ItemId | None = None
 
 
-async def answer_rerank(request: RerankRequest, context: RequestContext) -> RerankResponse | list[TextResult]:
+async def answer_rerank(
+    request: RerankRequest, context: RequestContext, dialect: Dialect
+) -> RerankResponse | list[TextResult]:
     """Stored or raw passages by falling margin; equal margins keep their order. `texts` get a bare array.
 
     Damaged ones are left out, and named.
 
     Raises:
         TooManyError: more documents than the service takes.
+        EmptyError: no texts, in the dialect of Text Embeddings Inference.
         EncoderOffError, UnknownIdError, UsageError: as `score_pairs`.
         DamagedRecordError: a damaged passage, where the answer is a bare array.
     """
+    if dialect == "tei" and not request.texts:
+        raise EmptyError("texts")
     items, scores = await _score(request, context)
     if request.texts is not None:
         scores.require_undamaged()  # their clients count the elements of the array
@@ -51,7 +74,7 @@ async def answer_rerank(request: RerankRequest, context: RequestContext) -> Rera
     best = best_first([score.margin for score in scored.values()], request.limit)
     order = [positions[place] for place in best]
     texts: list[str | None] = [None] * len(order)
-    if request.return_documents or request.return_text:
+    if dialect == "vllm" if request.wants_documents is None else request.wants_documents:
         texts = await context.read("read", lambda: _texts([items[i].passage for i in order], context))
     results = [_result(i, items[i], scored[i], text, request) for i, text in zip(order, texts, strict=True)]
     if request.texts is not None:
@@ -62,14 +85,15 @@ async def answer_rerank(request: RerankRequest, context: RequestContext) -> Rera
         model=context.model,
         results=results,
         usage=usage_of(scores),
-        meta=meta_of(scores, context),
+        meta=_meta(scores, context, dialect, len(items)),
     )
 
 
-async def answer_infinity_rerank(request: RerankRequest, context: RequestContext) -> InfinityResponse:
+async def answer_infinity_rerank(request: InfinityRequest, context: RequestContext) -> InfinityResponse:
     """As `answer_rerank`, with documents as plain strings, as Infinity has them."""
+    documents = request.texts or request.documents
     answer = await answer_rerank(
-        request.model_copy(update={"documents": request.texts or request.documents, "texts": None}), context
+        request.model_copy(update={"documents": documents, "texts": None}), context, "infinity"
     )
     assert isinstance(answer, RerankResponse)
     results = [
@@ -82,27 +106,40 @@ async def answer_infinity_rerank(request: RerankRequest, context: RequestContext
     return InfinityResponse(**answer.model_dump(exclude={"results"}), results=results)
 
 
+def _meta(scores: Scores, context: RequestContext, dialect: Dialect, documents: int) -> Meta:
+    meta = meta_of(scores, context)
+    if dialect == "cohere-1" or dialect == "cohere-2":
+        units = BilledUnits(search_units=-(-documents // DOCUMENTS_OF_A_SEARCH_UNIT))
+        version = ApiVersion(version="1" if dialect == "cohere-1" else "2")
+        return meta.model_copy(update={"api_version": version, "billed_units": units})
+    return meta
+
+
 async def _score(request: RerankRequest, context: RequestContext) -> tuple[list[_Item], Scores]:
-    items = _items(request)
-    check_count(len(items), "documents", context)
+    check_count(len(request.given), "documents", context)
+    template = template_of(request, context)
+    items = _items(request, template)
+    context.unused_fields = unused_fields(request, request.given_documents, template)
     only_ids = request.ids is not None and request.documents is None
     options = scoring_options(request, on_missing="error" if only_ids else "encode")
     prompt = prompt_of(request.query, request.instruction, context.settings)
     return items, await score_pairs(context, [prompt] * len(items), [item.passage for item in items], options)
 
 
-def _items(request: RerankRequest) -> list[_Item]:
-    documents = request.documents if request.texts is None else request.texts
-    given = [document_of(document) for document in documents or []]
+def _items(request: RerankRequest, template: PassageTemplate) -> list[_Item]:
+    documents, name = request.given_documents, "documents" if request.texts is None else "texts"
     if request.ids is None:
-        return [_item(document) for document in given]
-    texts: Sequence[str | None] = [document.text for document in given] or [None] * len(request.ids)
+        return [_item(document, template, f"{name}.{i}") for i, document in enumerate(documents)]
+    texts: Sequence[str | None] = [text_of(document, template, f"{name}.{i}") for i, document in enumerate(documents)]
+    texts = texts or [None] * len(request.ids)
     return [_Item(StoredPassage(doc_id, text), doc_id) for doc_id, text in zip(request.ids, texts, strict=True)]
 
 
-def _item(document: Document) -> _Item:
-    doc_id = document.stored_id if document.doc_id is None else document.doc_id
-    return _Item(passage_of(document), doc_id, document.id)
+def _item(document: str | Document, template: PassageTemplate, name: str) -> _Item:
+    passage = passage_of(document, template, name)
+    if isinstance(document, str):
+        return _Item(passage, None)
+    return _Item(passage, document.doc_id if document.stored_id is None else document.stored_id, document.id)
 
 
 def _result(index: int, item: _Item, score: Score, text: str | None, request: RerankRequest) -> RerankResult:

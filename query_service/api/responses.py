@@ -1,6 +1,7 @@
 """Response bodies of the answers. Knows nothing of models, indexes or how answers are made.
 
-Names of things in requests and responses, by one rule: `doc_id` is the id under which a passage is stored, or may be;
+Names of things in requests and responses, by one rule: `doc_id` is the id under which a passage is stored, or may be
+(a number stands for its digits, as in a corpus);
 `label` is the client's own tag of a pair; `id` is what clients of other services send, and gets what they expect back.
 
 | endpoint        | asked by                          | each result has                                              |
@@ -8,7 +9,7 @@ Names of things in requests and responses, by one rule: `doc_id` is the id under
 | /search         | a query                           | `doc_id`                                                     |
 | /rerank         | `ids`                             | `doc_id`                                                     |
 |                 | documents or texts with `doc_id`  | `doc_id`                                                     |
-|                 | documents or texts with `id`      | `id` as sent, and `doc_id` if it is a string                 |
+|                 | documents or texts with `id`      | `id` as sent, and `doc_id`: the same as a string             |
 |                 | plain strings                     | neither: `index` is the position in the request              |
 | /score, `pairs` | `doc_id`, or a document with one  | `doc_id`                                                     |
 |                 | `label`                           | `label`                                                      |
@@ -23,25 +24,42 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from query_service.api.requests import ItemId
+from query_service.api.body.limits import ItemId
+from query_service.middleware.refusal import Error
 
 _Document = TypeVar("_Document")
 _Result = TypeVar("_Result")
 
 
 class Usage(BaseModel):
-    """Real tokens, without padding: the prompt counts once for each passage, since it is decoded for each."""
+    """Real tokens after all cuts, without padding: a prompt counts once for each passage, as it is decoded for each.
+
+    `prompt_tokens` and `total_tokens` are all of them, as other rerank services count; `passage_tokens` are a part.
+    """
 
     prompt_tokens: int
     passage_tokens: int
     total_tokens: int
 
 
+class ApiVersion(BaseModel):
+    """The version of Cohere's API that a request was made in."""
+
+    version: Literal["1", "2"]
+
+
+class BilledUnits(BaseModel):
+    """What Cohere would bill: a search unit for each hundred documents that were begun."""
+
+    search_units: int
+
+
 class Meta(BaseModel):
     """What made the answer, where its milliseconds went, and what is not in it as it was asked for.
 
     `truncated`: positions of passages that were cut; `missing` and `damaged`: ids that have no result, as the index
-    does not hold them, or holds them damaged.
+    does not hold them, or holds them damaged; `unused_fields`: what the request says and nobody heeded. `api_version`
+    and `billed_units` are for clients of Cohere.
     """
 
     index_version: str
@@ -49,7 +67,10 @@ class Meta(BaseModel):
     truncated: list[int] = []
     missing: list[str] = []
     damaged: list[str] = []
+    unused_fields: list[str] = []
     timings_ms: dict[str, float]
+    api_version: ApiVersion | None = None
+    billed_units: BilledUnits | None = None
 
 
 class DocumentText(BaseModel):
@@ -146,6 +167,31 @@ class ScoreResponse(BaseModel):
     data: list[ScoreData]
     usage: Usage
     meta: Meta
+
+
+TeiErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"]
+
+
+class TeiError(BaseModel):
+    """A failure, as Text Embeddings Inference has it."""
+
+    error: str
+    error_type: TeiErrorType
+
+
+class Problem(BaseModel):
+    """What is wrong with one field, as FastAPI has it."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class InfinityError(BaseModel):
+    """A 422 for clients of Infinity, which read a list of problems."""
+
+    error: Error
+    detail: list[Problem]
 
 
 class SearchHit(BaseModel):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from uuid import uuid4
 
-from kalm_cache.passage import OnMissing
+from kalm_cache.passage import OnMissing, PassageTemplate
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
-from query_service.api.request_values import check_count, document_of, passage_of, prompt_of, scoring_options
+from query_service.api.request_values import check_count, passage_of, prompt_of, scoring_options, unused_fields
 from query_service.api.requests import ScorePair, ScoreRequest
 from query_service.api.responses import PairResult, PairsResponse, ScoreData, ScoreResponse
+from query_service.engine.errors import EmptyError
+from query_service.engine.gathering import AnyPassage, StoredPassage
 from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import AnyPassage, Score, StoredPassage, score_pairs
+from query_service.engine.scoring import Score, score_pairs
 
 
 async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsResponse | ScoreResponse:
@@ -19,6 +21,7 @@ async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsR
 
     Raises:
         TooManyError: more pairs than the service takes.
+        EmptyError: two columns without a line.
         EncoderOffError, UnknownIdError, UsageError: as `score_pairs`.
         DamagedRecordError: a damaged passage.
     """
@@ -29,11 +32,15 @@ async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsR
 
 async def _answer_columns(request: ScoreRequest, context: RequestContext) -> ScoreResponse:
     queries, documents = request.columns()
+    if not documents:
+        raise EmptyError(request.right_column)
     if len(queries) == 1:
         queries = queries * len(documents)
     check_count(len(documents), "documents", context)
     prompts = [prompt_of(query, request.instruction, context.settings) for query in queries]
-    passages = [passage_of(document_of(document)) for document in documents]
+    template = context.index.passage_template
+    passages = [passage_of(document, template, f"documents.{i}") for i, document in enumerate(documents)]
+    context.unused_fields = unused_fields(request, documents, template)
     scores = await score_pairs(context, prompts, passages, scoring_options(request, on_missing="encode"))
     scores.require_undamaged()
     return ScoreResponse(
@@ -54,20 +61,23 @@ async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: 
     prompts = [prompt_of(pair.query, request.instruction, context.settings) for pair in pairs]
     default: OnMissing = "error" if any(pair.document is None for pair in pairs) else "encode"
     options = scoring_options(request, on_missing=default)
-    scores = await score_pairs(context, prompts, [_passage(pair) for pair in pairs], options)
+    template = context.index.passage_template
+    passages = [_passage(pair, template, f"pairs.{i}.document") for i, pair in enumerate(pairs)]
+    documents = [pair.document for pair in pairs if pair.document is not None]
+    context.unused_fields = unused_fields(request, documents, template)
+    scores = await score_pairs(context, prompts, passages, options)
     scores.require_undamaged()
-    results = [_pair_result(i, pairs[i], score, request) for i, score in scores.by_position.items()]
+    results = [_pair_result(i, pairs[i], passages[i], score, request) for i, score in scores.by_position.items()]
     return PairsResponse(model=context.model, results=results, usage=usage_of(scores), meta=meta_of(scores, context))
 
 
-def _passage(pair: ScorePair) -> AnyPassage:
+def _passage(pair: ScorePair, template: PassageTemplate, name: str) -> AnyPassage:
     if pair.document is not None:
-        return passage_of(document_of(pair.document))
+        return passage_of(pair.document, template, name)
     return StoredPassage(str(pair.doc_id))
 
 
-def _pair_result(index: int, pair: ScorePair, score: Score, request: ScoreRequest) -> PairResult:
-    passage = _passage(pair)
+def _pair_result(index: int, pair: ScorePair, passage: AnyPassage, score: Score, request: ScoreRequest) -> PairResult:
     return PairResult(
         index=index,
         label=pair.id if pair.label is None else pair.label,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from kalm_cache import __version__
 from kalm_cache.model.precision import dtype_name
+from kalm_cache.scoring.batching import BATCH_TOKENS, DECODE_BATCH
 from query_service.engine.errors import NotReadyError
 from query_service.engine.service import Service
 
@@ -89,11 +91,40 @@ class Models(BaseModel):
     data: list[Model]
 
 
+class InfinityHealth(BaseModel):
+    """The service is alive, and the time there, in seconds since 1970, as Infinity has it."""
+
+    unix: float
+
+
+class InfinityModel(BaseModel):
+    """One name that `model` may have, and how busy the service is, as Infinity has it."""
+
+    id: str
+    stats: dict[str, float]
+    object: Literal["model"] = "model"
+    owned_by: Literal["infinity"] = "infinity"
+    created: int
+    backend: Literal["torch"] = "torch"
+    capabilities: list[Literal["rerank"]] = ["rerank"]
+
+
+class InfinityModels(BaseModel):
+    """The names that `model` may have."""
+
+    object: Literal["list"] = "list"
+    data: list[InfinityModel]
+
+
 class Info(BaseModel):
-    """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them."""
+    """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them.
+
+    `max_batch_requests`, `sha` and `docker_label` are null: Text Embeddings Inference has them.
+    """
 
     version: str
     model_id: str
+    served_model_name: str
     model_sha: str
     model_dtype: str
     model_type: dict[str, Any]
@@ -107,8 +138,15 @@ class Info(BaseModel):
     max_input_length: int
     max_query_length: int
     max_query_chars: int
+    max_instruction_tokens: int
     max_documents: int
     max_client_batch_size: int
+    max_batch_tokens: int
+    max_batch_requests: int | None = None
+    auto_truncate: bool = True
+    tokenization_workers: int
+    sha: str | None = None
+    docker_label: str | None = None
     max_body_bytes: int
     timeout_ms: int
     queue_limit: int
@@ -152,6 +190,7 @@ def answer_info(service: Service) -> Info:
     return Info(
         version=__version__,
         model_id=service.model,
+        served_model_name=service.model,
         model_sha=built.model,
         model_dtype=dtype_name(side.dtype),
         model_type={"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
@@ -165,8 +204,11 @@ def answer_info(service: Service) -> Info:
         max_input_length=built.max_length,
         max_query_length=side.query_max_length,
         max_query_chars=settings.max_query_chars,
+        max_instruction_tokens=settings.max_instruction_tokens,
         max_documents=settings.max_documents,
         max_client_batch_size=settings.max_documents,
+        max_batch_tokens=BATCH_TOKENS,
+        tokenization_workers=settings.reader_threads,
         max_body_bytes=settings.max_body_bytes,
         timeout_ms=settings.timeout_ms,
         queue_limit=settings.queue_limit,
@@ -185,3 +227,21 @@ def answer_models(service: Service) -> Models:
             for name in service.names
         ]
     )
+
+
+def answer_infinity_health() -> InfinityHealth:
+    """Alive."""
+    return InfinityHealth(unix=time.time())
+
+
+def answer_infinity_models(service: Service) -> InfinityModels:
+    """Every name that a request's `model` may have, with the pairs that wait and the requests under way."""
+    waiting, limit = service.engine.depth, service.settings.queue_limit
+    stats = {
+        "queue_fraction": service.admission.under_way / limit,
+        "queue_absolute": waiting,
+        "results_pending": service.admission.under_way,
+        "batch_size": DECODE_BATCH,
+    }
+    models = answer_models(service).data
+    return InfinityModels(data=[InfinityModel(id=one.id, stats=stats, created=one.created) for one in models])

@@ -1,11 +1,14 @@
 """Admission control: what bounds memory, and waiting, under overload.
 
-Two bounds, both here:
+Three bounds, all here:
 
 - The queue bound, `Admission.enter`: at most `queue_limit` requests are under way. One more gets 429, and so does one
   that could not be answered before its deadline. A request under way costs its body and some kilobytes.
 - The state-holding bound, `Admission.holding_states`: of these, at most `STATE_HOLDERS` hold passages' states, which
   are megabytes a request, from the look-up until they are decoded. The others wait in the order of arrival.
+
+- The encoding bound, `Admission.encoding`: at most `ENCODING` of these encode raw documents, so that those of stored
+  passages always find room among the state holders, and reader threads.
 
 So memory under overload is at most `queue_limit` bodies and `STATE_HOLDERS` requests' states, beside the weights and
 the prefix cache, which `prefix_cache_gib` bounds.
@@ -15,11 +18,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from query_service.engine.engine import Engine
 from query_service.engine.errors import BusyError
 
+ENCODING = 4  # requests
 STATE_HOLDERS = 16  # requests; enough that short ones fill a batch together
 
 
@@ -30,8 +34,9 @@ class Admission:
         """`engine` predicts how long the pairs that it knows of will take."""
         self._queue_limit, self._engine = queue_limit, engine
         self._state_slots = asyncio.Semaphore(state_holders)
+        self._encoding_slots = asyncio.Semaphore(ENCODING)
         self.under_way = 0
-        self.waiting = 0  # for a slot to hold states: the engine does not know these yet
+        self.waiting = 0  # for a slot: the engine does not know these yet
 
     @contextmanager
     def enter(self, timeout_ms: float) -> Iterator[None]:
@@ -49,15 +54,22 @@ class Admission:
         finally:
             self.under_way -= 1
 
-    @asynccontextmanager
-    async def holding_states(self) -> AsyncIterator[None]:
+    def encoding(self) -> AbstractAsyncContextManager[None]:
+        """Encode raw documents for the length of the block, once fewer than `ENCODING` requests do."""
+        return self._holding(self._encoding_slots)
+
+    def holding_states(self) -> AbstractAsyncContextManager[None]:
         """Hold states for the length of the block, once fewer than `state_holders` requests do."""
+        return self._holding(self._state_slots)
+
+    @asynccontextmanager
+    async def _holding(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
         self.waiting += 1
         try:
-            await self._state_slots.acquire()
+            await slots.acquire()
         finally:
             self.waiting -= 1
         try:
             yield
         finally:
-            self._state_slots.release()
+            slots.release()

@@ -10,10 +10,10 @@ from threading import Lock
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.prompts import CutSide, Tokens
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.pooling import PooledPassage
 
-ENCODE_BATCH = 32
 logger = logging.getLogger(__name__)
 
 
@@ -40,19 +40,27 @@ class DocumentEncoder:
         """Whether the weights are in memory."""
         return self._passage_side is not None
 
-    def pooled(
-        self, texts: Sequence[str], *, chunk_size: int | None = None, max_length: int | None = None
-    ) -> list[PooledPassage]:
-        """Each text cut, encoded and pooled, in input order; `max_length` (tokens) may be below the index's.
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None = None, cut_side: CutSide = "right"
+    ) -> list[Tokens]:
+        """The tokens of each text that count; `max_length` may be below the index's. The first call loads the encoder.
 
         Raises:
             CheckpointError: the model is missing or incomplete.
             IndexMismatchError: it is no longer the model that built the index.
         """
         side = self._load()
-        length = min(max_length or side.max_length, side.max_length)
-        side = replace(side, chunk_size=chunk_size or side.chunk_size, max_length=length)
-        return side.encode_documents(texts, ENCODE_BATCH)
+        side = replace(side, max_length=min(max_length or side.max_length, side.max_length))
+        return side.tokenize(texts, cut_side)
+
+    def encode(self, batch: Sequence[Tokens], chunk_size: int | None = None) -> list[PooledPassage]:
+        """The pooled states of one batch, in its order. Raises as `tokenize`."""
+        side = self._load()
+        states = replace(side, chunk_size=chunk_size or side.chunk_size).encode(batch)
+        return [
+            PooledPassage(len(tokens.ids), tokens.truncated, pooled)
+            for tokens, pooled in zip(batch, states, strict=True)
+        ]
 
     def _for(self, index: PassageIndex) -> PassageSide | None:
         """The loaded weights with another index's settings, where these were made by the same model."""

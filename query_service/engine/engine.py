@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from threading import Condition, Thread
 from typing import Any, Protocol, TypeVar
 
@@ -44,13 +45,23 @@ class Decoded:
     decode_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A function to run between batches, and its tokens through the model, by which its time is predicted."""
+
+    function: Callable[[], Any]
+    tokens: int = 0
+
+
 @dataclass(slots=True, eq=False)
-class _Call:
-    """A function to run between batches."""
+class _Steps:
+    """Functions to run between batches, one at a time; `left`: those not run yet; `answer`: of all their results."""
 
     future: Future[Any]
-    due: float  # seconds
-    function: Callable[[], Any]
+    due: float  # seconds: arrival plus predicted cost
+    left: list[Step]
+    answer: Callable[[list[Any]], Any]
+    results: list[Any] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,8 +105,9 @@ class Engine:
         """Decode at most `batch_pairs` pairs together; `cost` learns from every batch; `clock` gives seconds."""
         self.cost = cost
         self._on_batch, self._batch_pairs, self._clock = on_batch, batch_pairs, clock
-        self._jobs: list[_Call | _Decode] = []  # the most urgent one first
+        self._jobs: list[_Steps | _Decode] = []  # the most urgent one first
         self._request_units = 0.0  # of one request, on average
+        self._step_cost = CostModel()  # of a token in steps
         self._changed = Condition()
         self._closing = False
         self._thread = Thread(target=self._run, name="kalm-cache-engine", daemon=True)
@@ -113,9 +125,22 @@ class Engine:
             self._thread.join()
 
     def call(self, function: Callable[[], _T]) -> Future[_T]:
-        """Run a function between batches: one that computes, but not with pairs (the encoder, a prefill)."""
+        """Run a function between batches: one that computes for a moment, but not with pairs."""
         future: Future[_T] = Future()
-        self._put(_Call(future, self._clock(), function))
+        self._put(_Steps(future, self._clock(), [Step(function)], itemgetter(0)))
+        return future
+
+    def run(self, steps: Sequence[Step]) -> Future[list[Any]]:
+        """Run what computes for long (the encoder, a prefill) in steps; the results in their order.
+
+        Other requests compute between two steps, those first that are due earlier; given up, no further step is run.
+        """
+        future: Future[list[Any]] = Future()
+        if not steps:
+            future.set_result([])
+            return future
+        due = self._clock() + sum(map(self._step_ms, steps)) / 1000
+        self._put(_Steps(future, due, list(steps), list))
         return future
 
     def decode(
@@ -129,7 +154,8 @@ class Engine:
             return future
         costs = self.cost.units(side, distinct.pairs)
         units, now = sum(costs), self._clock()
-        self._request_units += WEIGHT_OF_THE_LATEST * (units - self._request_units)
+        mean = self._request_units or units
+        self._request_units = mean + WEIGHT_OF_THE_LATEST * (units - mean)
         due = now + self.cost.ms(units) / 1000
         self._put(_Decode(future, due, now, side, distinct, costs, by_size(distinct.pairs)))
         return future
@@ -147,27 +173,38 @@ class Engine:
 
     @property
     def backlog_ms(self) -> float:
-        """How long the pairs that wait will take, as predicted."""
+        """How long the pairs and the steps will take that wait, and are due before a request of average length."""
         with self._changed:
-            waiting = [job for job in self._jobs if isinstance(job, _Decode) and not job.future.cancelled()]
-            return self.cost.ms(sum(job.costs[place] for job in waiting for place in job.left))
+            due = self._clock() + self.request_ms / 1000
+            waiting = [job for job in self._jobs if job.due <= due and not job.future.cancelled()]
+            decodes = [job for job in waiting if isinstance(job, _Decode)]
+            steps = [step for job in waiting if isinstance(job, _Steps) for step in job.left]
+            pairs_ms = self.cost.ms(sum(job.costs[place] for job in decodes for place in job.left))
+            return pairs_ms + sum(map(self._step_ms, steps))
 
-    def _put(self, job: _Call | _Decode) -> None:
+    def _step_ms(self, step: Step) -> float:
+        """As predicted; before the first step was measured, a token costs what one of a prompt does."""
+        return self._step_cost.ms(step.tokens) or self.cost.ms(step.tokens)
+
+    def _put(self, job: _Steps | _Decode) -> None:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the engine is closed")
-            bisect.insort(self._jobs, job, key=lambda queued: queued.due)
+            self._insert(job)
             self._changed.notify()
+
+    def _insert(self, job: _Steps | _Decode) -> None:
+        bisect.insort(self._jobs, job, key=lambda queued: queued.due)
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
-            if isinstance(work, _Call):
-                self._call(work)
+            if isinstance(work, _Steps):
+                self._step(work)
             else:
                 self._decode(work)
             del work  # or the last request's states would stay in memory while nothing comes
 
-    def _next(self) -> _Call | list[_Entry] | None:
+    def _next(self) -> _Steps | list[_Entry] | None:
         """The most urgent call or batch; waits for one. `None` when the engine is closed and everything is computed."""
         with self._changed:
             while True:
@@ -178,9 +215,9 @@ class Engine:
                     return None
                 self._changed.wait()
 
-    def _take(self) -> _Call | list[_Entry]:
+    def _take(self) -> _Steps | list[_Entry]:
         first = self._jobs[0]
-        if isinstance(first, _Call):
+        if isinstance(first, _Steps):
             self._jobs.remove(first)
             return first
         jobs = [job for job in self._jobs if isinstance(job, _Decode) and job.side is first.side]
@@ -188,14 +225,23 @@ class Engine:
         batch = [entries[i] for i in fill_batch((entry.pair for entry in entries), self._batch_pairs)]
         for entry in batch:
             entry.job.left.remove(entry.place)
-        self._jobs = [job for job in self._jobs if isinstance(job, _Call) or job.left]
+        self._jobs = [job for job in self._jobs if isinstance(job, _Steps) or job.left]
         return batch
 
-    def _call(self, job: _Call) -> None:
+    def _step(self, job: _Steps) -> None:
+        step = job.left.pop(0)
+        started = time.perf_counter()
         try:
-            _finish(job.future, job.function())
+            job.results.append(step.function())
         except BaseException as exc:
             self._fail(job, exc)
+            return
+        self._step_cost.learn(step.tokens, (time.perf_counter() - started) * 1000)
+        if not job.left:
+            _finish(job.future, job.answer(job.results))
+        elif not job.future.cancelled():
+            with self._changed:
+                self._insert(job)
 
     def _decode(self, batch: list[_Entry]) -> None:
         jobs = list(dict.fromkeys(entry.job for entry in batch))
@@ -230,7 +276,7 @@ class Engine:
         waited_ms, took_ms = (started - job.arrived) * 1000, (self._clock() - started) * 1000
         _finish(job.future, Decoded(job.distinct.spread(job.margins), waited_ms, took_ms))
 
-    def _fail(self, job: _Call | _Decode, why: BaseException) -> None:
+    def _fail(self, job: _Steps | _Decode, why: BaseException) -> None:
         with self._changed:
             self._jobs = [queued for queued in self._jobs if queued is not job]
         with suppress(InvalidStateError):  # cancelled meanwhile

@@ -26,10 +26,18 @@ class UnknownModelError(UsageError):
 
 
 class TooManyError(UsageError):
-    """More documents, ids or candidates than a request may have."""
+    """More documents, ids, candidates or values than a request may have. `count` `None` = they were not all counted."""
 
-    def __init__(self, what: str, count: int, limit: int) -> None:
-        super().__init__(f"{count} {what} in one request, at most {limit} are served; send fewer, or several requests")
+    def __init__(self, what: str, count: int | None, limit: int) -> None:
+        shown = f"more than {limit}" if count is None else count
+        super().__init__(f"{shown} {what} in one request, at most {limit} are served; send fewer, or several requests")
+
+
+class EmptyError(UsageError):
+    """Nothing to score, in a dialect whose services refuse that."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"`{field}` cannot be empty")
 
 
 class BusyError(KalmCacheError):

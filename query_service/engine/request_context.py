@@ -7,24 +7,27 @@ cancelled while it waits, as its client left or its time is up, costs nothing mo
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
+from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
 from kalm_cache.scoring.query_side import QuerySide
 from kalm_cache.settings import Settings
 from query_service.engine.admission import Admission
 from query_service.engine.documents import DocumentEncoder
-from query_service.engine.engine import Engine
+from query_service.engine.engine import Engine, Step
 from query_service.engine.live import Served
 from query_service.middleware.tracing import Tracing
 
@@ -58,6 +61,7 @@ class RequestContext:
     timings_ms: `queue`, then a name a stage, `total` at the end. Header, log, spans, metrics and bodies have it from
         here.
     truncated: positions of passages that were cut.
+    unused_fields: names of what the request says and nobody heeded.
     """
 
     served: Served
@@ -71,6 +75,7 @@ class RequestContext:
     timings_ms: dict[str, float] = field(default_factory=lambda: {"queue": 0.0})
     counts: Counts = field(default_factory=Counts)
     truncated: list[int] = field(default_factory=list)
+    unused_fields: list[str] = field(default_factory=list)
 
     @property
     def index(self) -> PassageIndex:
@@ -90,6 +95,14 @@ class RequestContext:
             self._add("queue", (time.monotonic() - asked) * 1000)
             yield
 
+    @asynccontextmanager
+    async def encoding(self) -> AsyncIterator[None]:
+        """Tokenise and encode raw documents within this block; waiting to enter it counts as `queue`."""
+        asked = time.monotonic()
+        async with self.admission.encoding():
+            self._add("queue", (time.monotonic() - asked) * 1000)
+            yield
+
     async def read(self, stage: str, step: Callable[[], _T]) -> _T:
         """Run what reads or searches on a reader thread; its time goes to `stage`, its waiting to `queue`."""
         return await self._timed(stage, step, self.readers.submit)
@@ -98,12 +111,28 @@ class RequestContext:
         """Run what computes on the engine's thread, between batches; timed likewise."""
         return await self._timed(stage, step, self.engine.call)
 
+    async def compute_all(self, stage: str, steps: Sequence[Step]) -> list[Any]:
+        """As `compute`, one step after the other, with other requests' work between them; the results in order."""
+        asked = time.monotonic()
+        timed = [replace(step, function=partial(_timed, step.function)) for step in steps]
+        results = await asyncio.wrap_future(self.engine.run(timed))
+        took = sum(ended - began for _, began, ended in results)
+        self._add("queue", (time.monotonic() - asked - took) * 1000)
+        self._add(stage, took * 1000)
+        return [result for result, _, _ in results]
+
     async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadyPassages:
         """The passages of a look-up, ready for the decoder: what the prefix cache lacks is computed first."""
         self.counts.add(lookup)
-        if not lookup.to_prefill:
-            return stored.prepare(lookup)
-        return await self.compute("decode", lambda: stored.prepare(lookup))
+        parts = [
+            replace(lookup, ids=list(some), hits={}, to_prefill=some)
+            for some in _in_parts(lookup.to_prefill, DECODE_BATCH)
+        ]
+        steps = [Step(partial(stored.prepare, part), len(part.ids) * len(part.prefix)) for part in parts]
+        hits = dict(lookup.hits)
+        for part, ready in zip(parts, await self.compute_all("decode", steps), strict=True):
+            hits |= zip(part.ids, ready.passages, strict=True)
+        return stored.prepare(replace(lookup, hits=hits, to_prefill={}))
 
     async def margins(
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]
@@ -129,12 +158,7 @@ class RequestContext:
     ) -> _T:
         asked = time.monotonic()
 
-        def task() -> _Timed[_T]:
-            began = time.monotonic()
-            result = step()
-            return result, began, time.monotonic()
-
-        result, began, ended = await asyncio.wrap_future(submit(task))
+        result, began, ended = await asyncio.wrap_future(submit(partial(_timed, step)))
         self._add("queue", (began - asked) * 1000)
         self._add(stage, (ended - began) * 1000)
         return result
@@ -143,3 +167,15 @@ class RequestContext:
         if self.tracing is not None and stage != "queue":
             self.tracing.stage(stage, time.perf_counter() - ms / 1000, ms / 1000)
         self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + ms
+
+
+def _timed(step: Callable[[], _T]) -> _Timed[_T]:
+    began = time.monotonic()
+    result = step()
+    return result, began, time.monotonic()
+
+
+def _in_parts(passages: Mapping[str, _T], size: int) -> Iterator[dict[str, _T]]:
+    items = iter(passages.items())
+    while part := dict(itertools.islice(items, size)):
+        yield part

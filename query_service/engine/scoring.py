@@ -6,40 +6,27 @@ Stored passages take the steps of `kalm_cache.scoring.pipeline`, texts are encod
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
-from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
+from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.model.prompts import Prompt, PromptTokens
-from kalm_cache.passage import OnMissing, Passage
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.state_reader import DamagedPassage
-from kalm_cache.storage.passage_store import PassageMeta
-from query_service.engine.documents import ENCODE_BATCH
-from query_service.engine.errors import EncoderOffError
+from query_service.engine.gathering import (
+    AnyPassage,
+    Gathered,
+    ScoringOptions,
+    find_passages,
+    gather,
+    tokenize_documents,
+    tokenize_prompts,
+)
 from query_service.engine.request_context import RequestContext
 
 Origin = Literal["hit", "encoded"]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPassage:
-    """A passage by its id; with a `text`, the index must hold this very text, or else it counts as missing."""
-
-    doc_id: str
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RawPassage:
-    """A passage that came with the request, as text."""
-
-    text: str
-
-
-AnyPassage = StoredPassage | RawPassage
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +68,6 @@ class Scores:
             raise DamagedRecordError(self.damaged[0].problem)
 
 
-@dataclass(frozen=True, slots=True)
-class ScoringOptions:
-    """How pairs are scored. `max_tokens`: of a raw passage; `truncate` false: what would be cut is an error."""
-
-    chunk_size: int | None = None
-    on_missing: OnMissing = "error"
-    truncate: bool = True
-    max_tokens: int | None = None
-
-
-@dataclass(slots=True)
-class _Gathered:
-    """Passages ready for the decoder, those whose text must be encoded, and those that cannot be had."""
-
-    ready: dict[AnyPassage, PooledPassage | CachedPrefix] = field(default_factory=dict)
-    to_encode: list[AnyPassage] = field(default_factory=list)
-    damaged: list[DamagedPassage] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-
 async def score_pairs(
     context: RequestContext, prompts: Sequence[Prompt], passages: Sequence[AnyPassage], options: ScoringOptions
 ) -> Scores:
@@ -112,16 +79,20 @@ async def score_pairs(
         UsageError: a chunk size that is no multiple of the stored one; a cut, where none is allowed.
     """
     side = context.index.query_side
-    tokens = await context.read("read", lambda: {prompt: side.tokenize(prompt) for prompt in dict.fromkeys(prompts)})
-    async with context.holding_states():
-        gathered = await _gather(context, list(dict.fromkeys(passages)), list(tokens.values()), options)
-        _count_cuts(context, tokens.values(), gathered.ready.values(), options)
-        pairs = [
-            (tokens[prompt], gathered.ready[passage])
-            for prompt, passage in zip(prompts, passages, strict=True)
-            if passage in gathered.ready
-        ]
-        margins = await context.margins(side, [prompt for prompt, _ in pairs], [ready.states for _, ready in pairs])
+    tokens = await tokenize_prompts(context, prompts)
+    gathered = Gathered()
+    await context.read("read", lambda: find_passages(context, passages, options, gathered))
+    async with context.encoding() if gathered.to_encode else nullcontext():
+        await tokenize_documents(context, options, gathered)
+        async with context.holding_states():
+            await gather(context, list(tokens.values()), options, gathered)
+            _count_cuts(context, tokens.values(), gathered.ready.values(), options)
+            pairs = [
+                (tokens[prompt], gathered.ready[passage])
+                for prompt, passage in zip(prompts, passages, strict=True)
+                if passage in gathered.ready
+            ]
+            margins = await context.margins(side, [prompt for prompt, _ in pairs], [ready.states for _, ready in pairs])
     scores = Scores(
         _scores(passages, gathered, margins),
         prompt_tokens=sum(len(prompt.ids) for prompt, _ in pairs),
@@ -134,7 +105,7 @@ async def score_pairs(
     return scores
 
 
-def _scores(passages: Sequence[AnyPassage], gathered: _Gathered, margins: Sequence[float]) -> list[Score | None]:
+def _scores(passages: Sequence[AnyPassage], gathered: Gathered, margins: Sequence[float]) -> list[Score | None]:
     """Margins of the pairs that are ready → a score or `None` for each pair."""
     encoded, rest = frozenset(gathered.to_encode), iter(margins)
     return [
@@ -143,72 +114,6 @@ def _scores(passages: Sequence[AnyPassage], gathered: _Gathered, margins: Sequen
         else None
         for passage in passages
     ]
-
-
-async def _gather(
-    context: RequestContext, passages: Sequence[AnyPassage], prompts: Sequence[PromptTokens], options: ScoringOptions
-) -> _Gathered:
-    stored = [passage for passage in passages if isinstance(passage, StoredPassage)]
-    gathered = _Gathered(to_encode=[passage for passage in passages if isinstance(passage, RawPassage)])
-    if stored:  # a ratio that does not fit the stored states is no error where none are asked for
-        await _read_stored(context, stored, prompts, options, gathered)
-    if gathered.to_encode:
-        await _encode(context, options, gathered)
-    return gathered
-
-
-async def _read_stored(
-    context: RequestContext,
-    wanted: Sequence[StoredPassage],
-    prompts: Sequence[PromptTokens],
-    options: ScoringOptions,
-    gathered: _Gathered,
-) -> None:
-    stored = context.index.stored
-    present = await context.read("read", lambda: _split_missing(context, wanted, options, gathered))
-    doc_ids = [passage.doc_id for passage in present]
-    lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
-    read = await context.prepare(stored, lookup)
-    gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
-    gathered.damaged += read.damaged
-
-
-def _split_missing(
-    context: RequestContext, stored: Sequence[StoredPassage], options: ScoringOptions, gathered: _Gathered
-) -> list[StoredPassage]:
-    """Those that the index holds; the others go to `gathered` as `options.on_missing` says, or are an error."""
-    metas = context.index.store.metas([passage.doc_id for passage in stored])
-    present = [passage for passage, meta in zip(stored, metas, strict=True) if _is_stored(passage, meta)]
-    missing = [passage for passage in stored if passage not in set(present)]
-    if options.on_missing == "encode":
-        gathered.to_encode += [passage for passage in missing if passage.text is not None]
-        missing = [passage for passage in missing if passage.text is None]
-    if missing and options.on_missing != "skip":
-        raise UnknownIdError([passage.doc_id for passage in missing])
-    gathered.missing += [passage.doc_id for passage in missing]
-    context.counts.missing += len(missing)
-    return present
-
-
-def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
-    """Whether the index has the id, with this text where one is given. A damaged entry counts: reading it says so."""
-    if meta is None:
-        return False
-    if passage.text is None or isinstance(meta, DamagedRecordError):
-        return True
-    return Passage(passage.doc_id, passage.text).content_hash() == meta.content_hash
-
-
-async def _encode(context: RequestContext, options: ScoringOptions, gathered: _Gathered) -> None:
-    encoder = context.documents
-    if encoder is None:
-        raise EncoderOffError
-    for start in range(0, len(gathered.to_encode), ENCODE_BATCH):  # other requests may compute between two of these
-        batch = gathered.to_encode[start : start + ENCODE_BATCH]
-        texts = [passage.text or "" for passage in batch]
-        encode = partial(encoder.pooled, texts, chunk_size=options.chunk_size, max_length=options.max_tokens)
-        gathered.ready.update(zip(batch, await context.compute("encode", encode), strict=True))
-    context.counts.encoded += len(gathered.to_encode)
 
 
 def _count_cuts(

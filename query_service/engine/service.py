@@ -148,8 +148,8 @@ class Service:
         if name and ANY not in self._served_names and name not in (*self.names, UNSPECIFIED):
             raise UnknownModelError(name, self.names)
 
-    def check_queries(self, queries: Sequence[str]) -> None:
-        """Raise `UsageError` when a query is longer than the service takes."""
+    def check_queries(self, queries: Sequence[str], what: str = "a query") -> None:
+        """Raise `UsageError` when a query, or an instruction, has more characters than the service takes."""
         longest, limit = max(map(len, queries), default=0), self.settings.max_query_chars
         if longest > limit:
-            raise UsageError(f"a query of {longest} characters; at most {limit} are taken (max_query_chars)")
+            raise UsageError(f"{what} of {longest} characters; at most {limit} are taken (max_query_chars)")

@@ -17,17 +17,17 @@ PAGE = """<!doctype html>
 <title>kalm-cache API</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="stylesheet" href="{docs}swagger-ui.css">
 </head>
 <body>
 <div id="swagger-ui"></div>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script>
+<script src="{docs}swagger-ui-bundle.js"></script>
+<script src="{docs}start.js"></script>
 </body>
 </html>
 """
 START = """SwaggerUIBundle({
-  url: "openapi.json",
+  url: new URL("../openapi.json", document.currentScript.src).href,
   dom_id: "#swagger-ui",
   layout: "BaseLayout",
   deepLinking: true,
@@ -43,13 +43,17 @@ def add_docs(app: FastAPI) -> None:
     folder = _assets_folder()
     _describe_keys(app)
 
-    async def page() -> Response:
-        return HTMLResponse(PAGE)
+    def page(docs: str) -> Callable[[], Awaitable[Response]]:
+        async def send() -> Response:
+            return HTMLResponse(PAGE.replace("{docs}", docs))
+
+        return send
 
     async def start() -> Response:
         return Response(START, media_type="text/javascript")
 
-    app.get("/docs", include_in_schema=False)(page)
+    app.get("/docs", include_in_schema=False)(page("docs/"))
+    app.get("/docs/", include_in_schema=False)(page(""))  # addresses in a page are relative to it
     app.get("/docs/start.js", include_in_schema=False)(start)
     for name, media_type in ASSETS.items():
         app.get(f"/docs/{name}", include_in_schema=False)(_file(folder / name, media_type))

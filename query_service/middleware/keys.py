@@ -17,7 +17,7 @@ from query_service.middleware.paths import route_path
 from query_service.middleware.refusal import refusal
 
 # Probes, and what a browser opens by address, where it can send no key: the search page, the API's description.
-PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+PUBLIC_PATHS = frozenset({"/", "/health", "/infinity/health", "/ready", "/docs", "/openapi.json"})
 PUBLIC_FOLDERS = ("/page/", "/docs/")
 ADMIN_FOLDER = "/admin"
 

@@ -6,6 +6,7 @@ all. The library decides on this when it is imported: the variable must be set b
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from query_service.middleware.paths import OTHER, path_template
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Counter
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,6 +29,7 @@ PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT = "499"
+RESTARTS = ("kalm_cache_worker_restarts", "Worker processes started again.")
 
 Stage = Literal["queue", "first_stage", "read", "decode", "encode"]
 Rejection = Literal["queue_full", "deadline", "disconnected", "draining"]
@@ -79,6 +81,7 @@ class Metrics:
         )
         self._indexed = highest("kalm_cache_indexed_passages", "Passages of the index.")
         self._info = highest("kalm_cache_info", "What runs; always 1.", ["version", "model"])
+        counter(*RESTARTS)  # the parent of the workers counts them
         self._show_zeros()
 
     def request(self, method: str, path: str, status: str, seconds: float) -> None:
@@ -224,6 +227,18 @@ def forget_worker(pid: int) -> None:
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(pid)
+
+
+def count_restart() -> None:
+    """The parent of the workers starts one again."""
+    _restarts().inc()
+
+
+@functools.cache
+def _restarts() -> Counter:
+    from prometheus_client import CollectorRegistry, Counter
+
+    return Counter(*RESTARTS, registry=CollectorRegistry())
 
 
 def _of_all_workers() -> CollectorRegistry:

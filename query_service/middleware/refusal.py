@@ -9,15 +9,16 @@ from starlette.responses import JSONResponse
 
 
 class Error(BaseModel):
-    """What went wrong; `ids` lists the unknown ones of a 404."""
+    """What went wrong; `ids` lists the unknown ones of a 404, `code` is the status, where a dialect has it here."""
 
     type: str
     message: str
+    code: int | None = None
     ids: list[str] | None = None
 
 
 class ErrorResponse(BaseModel):
-    """The body of every answer that is not 200; `detail` is the message once more, where other clients look for it."""
+    """The body of every answer that is not 200; `detail` and `message` repeat the message where other clients look."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -28,6 +29,7 @@ class ErrorResponse(BaseModel):
     )
     error: Error
     detail: str
+    message: str | None = None
 
 
 def refusal(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

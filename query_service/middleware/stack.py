@@ -10,6 +10,9 @@ from starlette.types import ASGIApp
 
 from kalm_cache.settings import Settings
 from query_service.middleware.body_limit import BodyLimit
+from query_service.middleware.http.content import CodedBodies
+from query_service.middleware.http.hosts import HostCheck, allowed_hosts
+from query_service.middleware.http.spelling import PlainSpelling
 from query_service.middleware.keys import BearerKeys, KeyRing
 from query_service.middleware.metrics import Metrics, RequestMetrics
 from query_service.middleware.request_log import RequestLog
@@ -27,11 +30,16 @@ def middleware_stack(settings: Settings, metrics: Metrics, tracing: Tracing | No
     """
     keys = KeyRing.load("api_keys", settings.api_keys, settings.api_keys_file)
     admin_keys = KeyRing.load("admin_keys", settings.admin_keys, settings.admin_keys_file)
+    hosts = allowed_hosts(settings, has_keys=bool(keys))
 
     def wrap(app: ASGIApp) -> ASGIApp:
-        app = BodyLimit(app, settings.max_body_bytes)
+        app = BodyLimit(app, settings.max_body_bytes)  # as they are
+        app = CodedBodies(app)
+        app = BodyLimit(app, settings.max_body_bytes)  # as they are sent
         app = BearerKeys(app, keys, admin_keys)
         app = allow_origins(app, settings.cors_origins)  # before keys: a browser's preflight brings none
+        app = PlainSpelling(app)
+        app = HostCheck(app, hosts)
         app = SecurityHeaders(app)
         app = RequestMetrics(app, metrics)
         if tracing is not None:

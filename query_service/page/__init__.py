@@ -46,8 +46,14 @@ def _sender(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Re
     }
 
     async def send(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
+        if _names(request.headers.get("if-none-match", ""), tag):
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=media_type, headers=headers)
 
     return send
+
+
+def _names(if_none_match: str, tag: str) -> bool:
+    """Whether the client has this very content; proxies that compress make a tag weak (RFC 9110, 13.1.2)."""
+    given = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    return tag in given or "*" in given

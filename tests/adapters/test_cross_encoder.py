@@ -90,10 +90,10 @@ def test_prompts_are_instructions(index: PassageIndex) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([("q", "a"), ("q",)], r"pair 1 is \('q',\)"),
-        ([("q", 7)], "the document of pair 0 is a int"),
-        ([("q", {"title": "t"})], "the document of pair 0 is a dict"),
-        ([(1, "a")], "pair 0 is"),
+        ([("q", "a"), ("q",)], r"pairs\[1\] is \('q',\); expected two strings"),
+        ([("q", 7)], r"pairs\[0\] is \('q', 7\); expected two strings"),
+        ([("q", {"title": "t"})], r"pairs\[0\]\[1\] has neither an id nor a text"),
+        ([(1, "a")], r"pairs\[0\] is \(1, 'a'\)"),
     ],
 )
 def test_what_is_no_pair_is_named_by_its_position(unpooled: KaLMReranker, inputs: Any, message: str) -> None:

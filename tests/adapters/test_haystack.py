@@ -75,3 +75,33 @@ def test_there_is_one_backend(named: dict[str, str]) -> None:
 def test_a_backend_that_is_an_object_cannot_be_saved(index: PassageIndex) -> None:
     with pytest.raises(UsageError, match="cannot be saved"):
         adapters.KaLMRanker(index).to_dict()
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_a_top_k_below_1_is_a_value_error_at_init_and_run(index: PassageIndex, top_k: int) -> None:
+    with pytest.raises(ValueError, match="top_k must be > 0"):
+        adapters.KaLMRanker(index, top_k=top_k)
+    ranker = adapters.KaLMRanker(index)
+    with pytest.raises(ValueError, match="top_k must be > 0"):
+        ranker.run(query=QUERY, documents=RETRIEVED, top_k=top_k)
+    with pytest.raises(ValueError, match="top_k must be > 0"):
+        anyio.run(lambda: ranker.run_async(query=QUERY, documents=[], top_k=top_k))
+
+
+def test_of_documents_with_one_id_the_best_scored_is_ranked(index: PassageIndex) -> None:
+    def document(name: str, doc_id: str, score: float | None) -> Any:
+        return haystack.Document(id=name, content=CORPUS[doc_id], meta={"id": doc_id}, score=score)
+
+    given = [document("a", "s0", None), document("b", "s5", 0.2), document("a", "l3", 0.1), document("b", "s0", 0.1)]
+    kept = adapters.KaLMRanker(index).run(query=QUERY, documents=given)["documents"]
+    assert {one.id: one.meta["id"] for one in kept} == {"a": "l3", "b": "s5"}
+    assert len(kept) == 2
+
+
+def test_a_document_without_content_is_ranked_as_an_empty_one(mini_folder: Path) -> None:
+    ranker = adapters.KaLMRanker(model=str(mini_folder))
+    given = [haystack.Document(id=name, content=content) for name, content in (("none", None), ("empty", ""))]
+    first, second = ranker.run(query=QUERY, documents=given)["documents"]
+    assert {first.id, second.id} == {"none", "empty"}
+    assert first.score == second.score
+    assert ranker.run(query=QUERY, documents=[]) == {"documents": []}

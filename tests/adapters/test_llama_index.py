@@ -56,3 +56,24 @@ def test_the_score_of_the_retrieval_is_kept_where_it_is_wanted(index: PassageInd
 def test_a_query_must_be_given(index: PassageIndex) -> None:
     with pytest.raises(UsageError, match="a query is missing"):
         adapters.KaLMPostprocessor(backend=index).postprocess_nodes(nodes())
+
+
+def test_no_query_is_a_value_error(index: PassageIndex) -> None:
+    with pytest.raises(ValueError, match="a query is missing"):
+        adapters.KaLMPostprocessor(backend=index).postprocess_nodes(nodes())
+
+
+def test_metadata_that_is_embedded_is_part_of_the_text_that_is_scored(unpooled: Any) -> None:
+    def score(node: Any) -> float:
+        [kept] = adapters.KaLMPostprocessor(backend=unpooled).postprocess_nodes(
+            [schema.NodeWithScore(node=node)], query_str=QUERY
+        )
+        return float(kept.score)
+
+    metadata = {"title": "Bees", "secret": "x"}
+    node = schema.TextNode(text="They dance.", metadata=metadata, excluded_embed_metadata_keys=["secret"])
+    text = node.get_content(schema.MetadataMode.EMBED)
+    assert "title: Bees" in text
+    assert "secret" not in text
+    assert score(node) == pytest.approx(unpooled.predict([(QUERY, text)])[0], abs=1e-6)
+    assert score(node) != pytest.approx(unpooled.predict([(QUERY, "They dance.")])[0], abs=1e-6)

@@ -28,7 +28,7 @@ def test_the_tables_hold_what_a_report_says(
 
     def collection(name: str, bm25: float, alone: float, together: float) -> dict[str, object]:
         systems = [system("bm25", "first stage", bm25), system("fused", "first stage", 0.1)]
-        systems += [system("p", "reranker", alone), system("p w=1", "blended", together, 1.0)]
+        systems += [system("p", "reranker", alone), system("p w=1", "interpolated", together, 1.0)]
         return {"name": name, "split": "test", "systems": systems}
 
     report = tmp_path / "report.json"

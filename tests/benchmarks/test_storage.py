@@ -161,5 +161,5 @@ def test_other_samples_and_other_models_are_groups_of_their_own(row: dict[str, A
 
 def test_codecs_that_round_by_a_sensitivity_are_measured_without_and_with_it() -> None:
     codecs = storage.codecs_of(["fp32", "int4", "bf16+zstd3"], np.eye(64))
-    assert list(codecs) == ["fp32", "int4", "int4 minding", "bf16+zstd3"]
+    assert list(codecs) == ["fp32", "int4", "int4 by sensitivity", "bf16+zstd3"]
     assert list(storage.codecs_of(["fp32", "int4"], None)) == ["fp32", "int4"]

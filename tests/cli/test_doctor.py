@@ -212,8 +212,9 @@ def test_an_address_of_another_machine_fails(run: Run, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def forgotten_library() -> Iterator[None]:
-    """The kernels are looked for again, and afterwards once more."""
+def forgotten_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels are looked for again, and afterwards once more; native ones, whatever the run is under."""
+    monkeypatch.delenv("KALM_CACHE_KERNELS", raising=False)
     compiled_library.cache_clear()
     yield
     compiled_library.cache_clear()

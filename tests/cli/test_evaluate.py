@@ -102,6 +102,49 @@ def test_a_configuration_names_folders_below_data_and_flags_come_first(ask: Any,
     assert (row["chunk_size"], row["k"]) == (2, 3)
 
 
+@pytest.fixture
+def arguana(beir: Path) -> Path:
+    """The passages, each its own query, whose relevant passage is the next one."""
+    folder = beir.rename(beir.with_name("arguana"))
+    ids = list(PASSAGES)
+    queries = "".join(json.dumps({"_id": doc_id, "text": text}) + "\n" for doc_id, text in PASSAGES.items() if text)
+    (folder / "queries.jsonl").write_text(queries)
+    judgments = "".join(f"{ids[i - 1]}\t{ids[i]}\t1\n" for i in range(len(ids)) if PASSAGES[ids[i - 1]])
+    (folder / "qrels" / "test.tsv").write_text(judgments)
+    return folder
+
+
+def test_a_querys_own_passage_is_left_out_where_the_name_a_flag_or_the_file_says_so(
+    ask: Any, run: Run, arguana: Path, tmp_path: Path
+) -> None:
+    def best(*arguments: object) -> float:
+        return float(ask("--index", tmp_path / "one", *arguments, "--k", 1)["first_stage"]["ndcg@10"])
+
+    dropped = best("--beir", arguana)
+    kept = best("--beir", arguana, "--keep-own-id")
+    assert kept < dropped
+    other = arguana.rename(arguana.with_name("other"))
+    assert best("--beir", other) == kept
+    assert best("--beir", other, "--drop-own-id") == dropped
+    config = tmp_path / "eval.toml"
+    config.write_text(f'[[collections]]\nbeir = "{other}"\ndrop_own_id = true\n')
+    assert best("--config", config) == dropped
+    assert best("--config", config, "--keep-own-id") == kept
+
+
+def test_judgments_of_any_layout_can_be_told(ask: Any, beir: Path, tmp_path: Path) -> None:
+    plain = ask("--beir", beir)
+    (beir / "qrels" / "test.tsv").write_text(
+        "".join(f"1|{doc}|{query}\n".replace("|", ",") for query, doc in QRELS.items())
+    )
+    flags = ("--qrels-columns", "grade,passage,query", "--no-qrels-header", "--qrels-delimiter", "comma")
+    assert ask("--beir", beir, *flags)["reranked"] == plain["reranked"]
+    config = tmp_path / "eval.toml"
+    config.write_text(f'[[collections]]\nbeir = "{beir}"\nqrels_columns = ["grade", "passage", "query"]\n')
+    assert ask("--config", config)["reranked"] == plain["reranked"]
+    assert "there is none" in ask("--ir-dataset", "beir/x", "--qrels-header", exit_code=2)
+
+
 def test_what_cannot_be_served_is_one_clear_line(ask: Any, beir: Path, tmp_path: Path) -> None:
     assert "nothing to evaluate" in ask(exit_code=2)
     assert "carry its error already" in ask("--beir", beir, "--codec", "int8", "--codecs", "int4", exit_code=2)

@@ -106,7 +106,10 @@ def test_the_errors_file_must_not_be_the_corpus(run: Run, corpus: Path, tmp_path
     assert corpus.read_bytes() == before
 
 
-def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(mini_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_job_and_the_next_run_goes_on(
+    number: int, exit_code: int, mini_folder: Path, tmp_path: Path
+) -> None:
     corpus, index = tmp_path / "corpus.jsonl", tmp_path / "index"
     lines = [json.dumps({"_id": f"d{n}", "text": f"gravity and bees {n} " * 4}) for n in range(1000)]
     corpus.write_text("\n".join(lines), "utf-8")
@@ -130,9 +133,9 @@ def test_ctrl_c_exits_with_130_and_the_next_run_goes_on(mini_folder: Path, tmp_p
     ) as job:
         while job.poll() is None and not (building.exists() and building.stat().st_size > 50_000):
             time.sleep(0.02)
-        job.send_signal(signal.SIGINT)
+        job.send_signal(number)
         _, stderr = job.communicate()
-    assert job.returncode == 130
+    assert job.returncode == exit_code
     assert b"run the same command to go on" in stderr
     finished = subprocess.run(command, capture_output=True, env=environment, check=True)
     report = json.loads(finished.stdout)

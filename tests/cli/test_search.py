@@ -122,3 +122,16 @@ def test_search_orders_by_the_first_stages_weight_of_the_indexs_model(
         expected = passages.search(QUERY, first_stage_weight=weight).results
     results = json.loads(run("search", QUERY, "--index", index, *flags, "--json").stdout)["results"]
     assert [one["doc_id"] for one in results] == [one.doc_id for one in expected]
+
+
+def test_ids_with_commas_are_given_one_by_one(run: Run, tmp_path: Path) -> None:
+    corpus, index, ids = tmp_path / "c.jsonl", tmp_path / "index", tmp_path / "ids.txt"
+    texts = {"a,b": "bees", "c": "gravity", "d\u2028e,f": "the island"}
+    corpus.write_text("".join(json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items()), "utf-8")
+    ids.write_text("d\u2028e,f\n\n", "utf-8")
+    assert run("index", corpus, "--index", index).exit_code == 0
+    asked = ("--ids", "c", "--id", "a,b", "--ids-file", ids, "--index", index, "--json")
+    results = json.loads(run("rerank", "--query", "bees", *asked).stdout)["results"]
+    assert {result["doc_id"] for result in results} == set(texts)
+    result = run("rerank", "--query", "bees", "--ids", "a,b", "--index", index)
+    assert (result.exit_code, "not in the index: 'a', 'b'" in result.stderr) == (1, True)

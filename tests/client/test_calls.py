@@ -61,7 +61,7 @@ def test_a_search_for_all_candidates_says_so_to_the_service_whose_null_means_its
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"top_n": 0}])
 def test_a_search_for_nothing_is_a_usage_error_as_in_process(options: Any) -> None:
-    with pytest.raises(UsageError, match="must be 1 or more"):
+    with pytest.raises(UsageError, match="it must be a whole number, 1 or more"):
         calls.search("q", options)
 
 
@@ -197,10 +197,23 @@ def test_a_body_that_is_no_json_is_a_service_error() -> None:
         calls.health().finish(httpx.Response(200, text="<html>", request=httpx.Request("GET", "http://service/")))
 
 
-@pytest.mark.parametrize("query", ["half \ud83d", float("nan"), object()])
-def test_a_request_that_no_json_can_hold_is_a_usage_error(query: Any) -> None:
+@pytest.mark.parametrize("instruction", ["half \ud83d", float("nan"), object()])
+def test_a_request_that_no_json_can_hold_is_a_usage_error(instruction: Any) -> None:
     with pytest.raises(UsageError, match="cannot be written as JSON"):
-        _ = calls.search(query, {}).content
+        _ = calls.search("q", {"instruction": instruction}).content
+
+
+@pytest.mark.parametrize("query", ["half \ud83d", float("nan"), object(), None, 7, ["q"]])
+def test_a_query_that_is_no_text_is_a_usage_error_before_anything_is_sent(query: Any) -> None:
+    for call in (
+        lambda: calls.search(query, {}),
+        lambda: calls.rerank(query, ["a"], None, {}),
+        lambda: calls.explain(query, "a", {}),
+        lambda: calls.pairs_of(query, ["a"]),
+        lambda: calls.stored_pairs_of(query, ["a"]),
+    ):
+        with pytest.raises(UsageError, match=r"^query "):
+            call()
 
 
 def test_scores_are_ranked_as_the_reranker_ranks_them() -> None:

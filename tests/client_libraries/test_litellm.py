@@ -61,7 +61,7 @@ def test_the_instruction_of_a_vllm_server_is_that_of_the_service(url: str, model
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_failures_say_what_the_service_says(provider: str, url: str, model: str) -> None:
-    with pytest.raises(Exception, match="greater than or equal to 0"):
+    with pytest.raises(Exception, match="top_n: Input should be greater than"):
         litellm.rerank(
             model=f"{provider}/{model}",
             query=QUERY,

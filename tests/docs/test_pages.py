@@ -26,15 +26,16 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_of_a_page_lead_somewhere(page: Path) -> None:
-    for link in LINK.findall(prose_of(page)):
-        if link.startswith(("http:", "https:")):
-            continue
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors_of(target), link
+def leads_somewhere(page: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    return target.exists() and (not anchor or anchor in anchors_of(target))
+
+
+def test_links_within_the_pages_lead_somewhere() -> None:
+    links = [(page, link) for page in PAGES for link in LINK.findall(prose_of(page)) if not link.startswith("http")]
+    assert len(links) > 20
+    assert [(page.name, link) for page, link in links if not leads_somewhere(page, link)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -11,7 +11,7 @@ import pytest
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask
-from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.collection import Collection, drops_own_id
 from kalm_cache.evaluation.collections.trec import Scored, ids_of
 from kalm_cache.evaluation.plan import Plan, settings_key
 from kalm_cache.evaluation.points import Point, open_point, states_bytes_per_passage
@@ -28,7 +28,7 @@ POINTS = (Point(2, "fp16"), Point(4, "int8"))
 
 @pytest.fixture(scope="module")
 def collection(task: BeirTask) -> Collection:
-    return Collection(task, lambda: ())
+    return Collection(task, lambda template: ())
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_point_is_interpolated_with_the_first_stage_at_every_weight_as_a_searc
     weighed = replace(plan, first_stage_weights=(0.5, 3.0))
     again = finished_study(collection, weighed, RunFolder(tmp_path, key))
     assert again is not None
-    half, three = again.of_kind("blended")
+    half, three = again.of_kind("interpolated")
     assert (half.name, three.cost.first_stage_weight, three.cost.chunk_size) == ("fp16 r=2 w=0.5", 3.0, 2)
     for query_id, query in list(collection.task.queries.items())[:4]:
         expected = index.search(query, k=10, top_n=None, chunk_size=2, first_stage_weight=3.0).results
@@ -138,6 +138,48 @@ def test_a_passage_with_the_querys_own_id_is_left_out_where_the_benchmark_says_s
     assert "d5" not in ids_of({"d5": dropped})["d5"]
 
 
+@pytest.fixture
+def own(index: PassageIndex) -> Collection:
+    """Two queries that are passages themselves."""
+    queries = {doc_id: str(index.find_texts([doc_id])[0]) for doc_id in ("d5", "d6")}
+    return Collection(BeirTask("toy", "test", queries, {"d5": {"d1": 1}, "d6": {"d2": 1}}), lambda: ())
+
+
+def test_no_system_ranks_a_querys_own_passage_where_it_is_dropped(
+    index: PassageIndex, own: Collection, embedder_folder: Path
+) -> None:
+    plan = Plan((Point(2),), k=10, compared=("dense", "bm25"), dense=(str(embedder_folder),))
+    given = {query_id: [Scored("d6", 3.0), Scored("d5", 2.0), Scored("d1", 1.0)] for query_id in own.task.queries}
+    for collection in (own, replace(own, given=given)):
+        found = study(index, replace(collection, drop_own_id=True), plan)
+        assert len(found.systems) >= 4
+        for system in found.systems:
+            assert all(query_id not in ids for query_id, ids in ids_of(system.run).items()), system.name
+
+
+def test_own_ids_among_the_candidates_are_warned_of_unless_somebody_said_what_becomes_of_them(
+    index: PassageIndex, own: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(drop_own_id: bool | None) -> list[str]:
+        caplog.clear()
+        study(index, replace(own, drop_own_id=drop_own_id), Plan((Point(2),), k=5))
+        return [line.getMessage() for line in caplog.records if "own id" in line.getMessage()]
+
+    [warning] = warnings(None)
+    assert "2 of 2 queries have a passage of their own id among the candidates" in warning
+    assert "--drop-own-id" in warning
+    assert warnings(drop_own_id=False) == warnings(drop_own_id=True) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "drops"),
+    [("arguana", True), ("ArguAna", True), ("quora", True), ("quora-dev", True), ("beir-quora-test", True)],
+)
+def test_collections_whose_queries_are_passages_are_known_by_name(name: str, drops: bool) -> None:
+    assert drops_own_id(name) is drops
+    assert drops_own_id(f"not-{name}") is None
+
+
 def test_instructions_come_from_the_plan_the_query_the_collection_in_this_order(collection: Collection) -> None:
     own = replace(collection, instruction="of all", instructions={"q1": "of one"})
     plan = Plan(POINTS)
@@ -150,6 +192,7 @@ def test_an_embedder_ranks_all_passages_or_the_same_candidates(
 ) -> None:
     everything = search_dense(index, task, 40, str(embedder_folder), "dense x").run
     own = search(index, task, 40, "dense").run
+    assert (len(everything), {len(ranked) for ranked in everything.values()}) == (len(own), {len(index)})
     for query_id, ranked in everything.items():
         assert [one.score for one in ranked] == pytest.approx([one.score for one in own[query_id]], abs=1e-5)
     candidates = {query_id: ranked[::-1] for query_id, ranked in everything.items()}

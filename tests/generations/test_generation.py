@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,10 +137,29 @@ def test_an_empty_folder_has_no_index_and_says_how_to_make_one(tmp_path: Path):
         open_current(tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["000009", "", "../elsewhere"])
-def test_a_current_that_names_no_generation_is_not_found(tmp_path: Path, name: str):
+@pytest.mark.parametrize("name", ["", "../elsewhere", "/etc", "..", "00000\u0661", "-1", "9" * 900])
+def test_a_current_that_is_no_name_of_a_generation_is_refused(tmp_path: Path, name: str):
     publish_next(tmp_path)
-    write_current(tmp_path, name)
+    line = name.encode()
+    (tmp_path / "CURRENT").write_bytes(line + f" crc32:{zlib.crc32(line):08x}\n".encode())
+    for use in (open_current, open_and_share):
+        with pytest.raises(StoreError, match=r"CURRENT: .* --to 000001 "):
+            use(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["large", "a pipe"])
+def test_a_current_that_is_no_small_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str):
+    publish_next(tmp_path)
+    path = tmp_path / "CURRENT"
+    path.unlink()
+    {"large": lambda: path.write_bytes(bytes(2000)), "a pipe": lambda: os.mkfifo(path)}[kind]()
+    with pytest.raises(StoreError, match=r"CURRENT: it (has 2000 bytes|is no regular file)"):
+        open_current(tmp_path)
+
+
+def test_a_current_that_names_no_generation_is_not_found(tmp_path: Path):
+    publish_next(tmp_path)
+    write_current(tmp_path, "000009")
     with pytest.raises(IndexNotFoundError, match=r"CURRENT names a generation without a manifest\.json"):
         open_current(tmp_path)
 
@@ -268,7 +289,7 @@ def test_going_back_is_not_taken_for_half_a_publication(tmp_path: Path):
 def test_the_parts_of_a_generation_are_its_shards_with_their_own_counts(tmp_path: Path):
     building, manifest = build(tmp_path)
     more = SegmentReceipt("00007", Counts(9, 9, 9, 9, 9), 5, 14)
-    published = publish(tmp_path, building, replace(manifest, segments=[*manifest.segments, more]))
+    published = publish(tmp_path, building, replace(manifest, segments=[*manifest.segments, more], next_ordinal=14))
     parts = list(open_current(tmp_path).parts())
     assert [(part.segment_name, part.manifest.counts.passages) for part in parts] == [("00000", 1), ("00007", 9)]
     assert [part.segment for part in parts] == [segment_folder(published.folder, name) for name in ("00000", "00007")]
@@ -297,3 +318,50 @@ def test_receipts_name_every_file_but_the_manifest(tmp_path: Path):
     found = receipts(tmp_path)
     assert sorted(found) == ["a/b/z", "a/y", "x"]
     assert found["a/y"].bytes == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"generation": "../000001"}, "generation"),
+        ({"parent": "/etc"}, "parent"),
+        ({"width": 0}, "width"),
+        ({"width": 10**9 * 10}, "width"),
+        ({"next_ordinal": -1}, "next_ordinal"),
+        ({"next_ordinal": 2}, "next_ordinal: it is 2, and a segment's is 5"),
+        ({"deleted": True}, "deleted"),
+        ({"dense_index": "pickle"}, "dense_index"),
+        ({"files": {"../../CURRENT": {"bytes": 1, "sha256": ""}}}, "files"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}, "files"),
+        ({"files": {"a": {"bytes": -1, "sha256": ""}}}, r"files\.a\.bytes"),
+        ({"shards": []}, "segments"),
+    ],
+)
+def test_a_manifest_of_a_stranger_whose_checksum_fits_is_refused_by_field(
+    tmp_path: Path, change: dict[str, object], field: str
+):
+    folder = publish_next(tmp_path).folder
+    fields = json.loads((folder / "manifest.json").read_text()) | change
+    del fields["checksum"]
+    rewrite(folder / "manifest.json", **fields, checksum=digest_of_fields(fields))
+    with pytest.raises(StoreError, match=rf"manifest\.json: .*{field}"):
+        open_current(tmp_path)
+
+
+def test_a_file_of_a_generation_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path):
+    folder = publish_next(tmp_path).folder
+    path = segment_folder(folder) / "passages.lmdb"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"passages\.lmdb is a link that leads out of the index"):
+        open_current(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"generation": 10**16}, {"next_ordinal": -1}, {"publishing": "../x"}, {"more": 1}])
+def test_a_journal_of_a_stranger_is_not_gone_by(tmp_path: Path, change: dict[str, object]):
+    publish_next(tmp_path)
+    fields = json.loads((tmp_path / "JOURNAL").read_text()) | change
+    del fields["checksum"]
+    rewrite(tmp_path / "JOURNAL", **fields, checksum=digest_of_fields(fields))
+    assert next(iter(change)) in (journal_problem(tmp_path) or "")
+    assert read_journal(tmp_path) == Journal()

@@ -158,7 +158,8 @@ def test_unknown_ids_are_named(index: PassageIndex):
 
 @pytest.mark.parametrize("ordinals", [{"k": 0}, {"top_n": 0}, {"k": -1}])
 def test_counts_below_one_are_refused(index: PassageIndex, ordinals: dict[str, int]):
-    with pytest.raises(UsageError, match="both must be 1 or more"):
+    [(name, value)] = ordinals.items()
+    with pytest.raises(UsageError, match=f"{name} is {value}; it must be a whole number, 1 or more"):
         index.search(QUERIES[0], **ordinals)
 
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kalm_cache.model.kernels import Kernels
-from kalm_cache.model.kernels.compile import native_library
-from kalm_cache.model.kernels.native import NativeKernels
+from kalm_cache.model.kernels.native import NativeKernels, native_library
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 
 

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.checkpoint import ALIASES, BUNDLED_TINY, SENSITIVITY_FILE, Checkpoint, open_checkpoint
-from tests.checkpoints import edit_config, make_checkpoint
+from kalm_cache.model.prompts import load_prompt_tokenizer
+from kalm_cache.model.runtime import load_encoder
+from tests.checkpoints import edit_config, edit_tensors, make_checkpoint
 from tests.hub import COMMIT, loopback_hub
 
 
@@ -208,3 +210,40 @@ def test_an_index_without_a_weight_map_is_refused(sharded: Path, content: str):
 @pytest.mark.skipif(not (BUNDLED_TINY / "config.json").is_file(), reason="the bundled model is not in this checkout")
 def test_tiny_is_the_bundled_model():
     assert open_checkpoint("tiny").folder == BUNDLED_TINY
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a\nb", 3])
+def test_an_index_that_leads_out_of_its_folder_is_refused(sharded: Path, name: object):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"norm.weight": name}}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: .*weight_map"):
+        open_checkpoint(str(sharded))
+
+
+def test_a_config_of_brackets_is_refused(folder: Path):
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON: it is nested more than 64 deep"):
+        open_checkpoint(str(folder))
+
+
+EMBEDDINGS = ("model.encoder.text_model.embed_tokens.weight", "model.encoder.embed_tokens.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.T.contiguous(), "weights do not fit config.json: .*embed_tokens"),
+        (lambda table: table[:-1].contiguous(), "weights do not fit config.json: .*embed_tokens"),
+        (lambda table: table.long(), "holds torch.int64, expected floating-point numbers"),
+    ],
+)
+def test_embeddings_of_another_shape_or_dtype_are_refused(folder: Path, change, said: str):
+    edit_tensors(folder, lambda tensors: {n: change(t) if n in EMBEDDINGS else t for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match=said):
+        load_encoder(open_checkpoint(str(folder)), torch.device("cpu"), torch.float32)
+
+
+def test_a_tokenizer_that_gives_ids_outside_of_the_table_is_refused(folder: Path):
+    rows = open_checkpoint(str(folder)).config.decoder.vocab_size
+    load_prompt_tokenizer(folder, rows)
+    with pytest.raises(CheckpointError, match=rf"gives ids up to {rows - 1}, the embedding table has {rows - 1} rows"):
+        load_prompt_tokenizer(folder, rows - 1)

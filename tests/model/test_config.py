@@ -98,3 +98,36 @@ def test_a_missing_field_is_named(raw: dict[str, Any]):
     del raw["decoder"]["head_dim"]
     with pytest.raises(CheckpointError, match="head_dim"):
         parse_model_config(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("hidden_size", 0),
+        ("hidden_size", -64),
+        ("hidden_size", True),
+        ("hidden_size", "64"),
+        ("vocab_size", 2**62),
+        ("num_key_value_heads", 3),
+        ("head_dim", 31),
+        ("sliding_window", -1),
+        ("rms_norm_eps", 0),
+        ("rms_norm_eps", float("nan")),
+        ("query_pre_attn_scalar", -1),
+        ("final_logit_softcapping", []),
+    ],
+)
+def test_absurd_numbers_are_refused_by_name_before_anything_is_made_of_them(
+    raw: dict[str, Any], field: str, value: object
+):
+    raw["decoder"][field] = value
+    with pytest.raises(CheckpointError, match=r"config\.json: ") as refused:
+        parse_model_config(raw)
+    assert field in str(refused.value) or "key/value heads" in str(refused.value)
+
+
+def test_encoder_and_decoder_have_one_width(raw: dict[str, Any]):
+    raw["decoder"]["hidden_size"] = 128
+    with pytest.raises(CheckpointError, match="hidden_size is 64 in the encoder and 128 in the decoder"):
+        parse_model_config(raw)

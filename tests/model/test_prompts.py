@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from kalm_cache.model.prompts import (
     DEFAULT_SYSTEM_INSTRUCTION,
     Prompt,
     PromptTokenizer,
+    Tokens,
     load_prompt_tokenizer,
 )
 from tests.texts import DOCUMENTS, QUERIES, long_text
@@ -130,3 +132,22 @@ def test_prefixes_of_odd_instructions_are_true_of_their_prompts(
     prefix = tokenizer.prefix(Prompt("", instruction, system))
     assert prefix
     assert tuple(tokenizer.prompt(Prompt("a question?", instruction, system), 512).ids[: len(prefix)]) == prefix
+
+
+def test_the_end_of_a_passage_stands_behind_the_templates_first_tokens(tokenizer: PromptTokenizer) -> None:
+    text = " ".join(f"word{n}" for n in range(300))
+    whole, head = tokenizer.passage(text, 10**6).ids, tokenizer.passage("other", 10**6).ids
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, head, strict=False)))
+    assert 0 < same < 12
+    for limit in (12, 40, len(whole) - 1):
+        end = tokenizer.passage_end(text, limit)
+        assert end == Tokens(whole[:same] + whole[len(whole) - (limit - same) :], True)
+    assert tokenizer.passage_end(text, 2).ids == whole[:2]
+    for limit in (len(whole), 10**4):
+        assert tokenizer.passage_end(text, limit) == Tokens(whole, False) == tokenizer.passage(text, limit)
+
+
+def test_of_a_large_text_only_the_end_is_tokenised(tokenizer: PromptTokenizer) -> None:
+    small, large = "a start " + "b " * 20_000, "x" * 5_000_000 + "b " * 20_000
+    assert tokenizer.passage_end(large, 30) == tokenizer.passage_end(small, 30)
+    assert tokenizer.passage_end(" " * 5_000_000, 30).truncated

@@ -15,6 +15,7 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
+from query_service.connections.limits import ConnectionLimits
 from query_service.server import address_of, bind, make_server, open_service
 from tests import indexes
 from tests.indexes import make_embedder
@@ -29,9 +30,9 @@ CORPUS = (
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[httpx.Client]:
+def running(app: FastAPI, limits: ConnectionLimits | None = None) -> Iterator[httpx.Client]:
     """A client of the app behind a server of its own, in a thread."""
-    server = make_server(app)
+    server = make_server(app, limits)
     with bind("127.0.0.1", 0) as listener:
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -47,7 +48,7 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
 def serving(folder: Path, **settings: object) -> Iterator[httpx.Client]:
     """A client of a service over an index, with settings of its own."""
     given = load_settings(**({"device": "cpu", "dtype": "float32"} | settings))
-    with running(create_app(open_service(folder, given))) as client:
+    with running(create_app(open_service(folder, given)), ConnectionLimits.from_settings(given)) as client:
         yield client
 
 

@@ -6,6 +6,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -57,9 +61,94 @@ def test_two_workers_answer_alike_count_together_are_restarted_and_drain(index_f
         wait_until_ready(url)
         assert [ask(url).keys() for _ in range(4)] == [answers[0].keys()] * 4
         assert counted(url) == REQUESTS + 4  # those of the killed one included
+        assert "kalm_cache_worker_restarts_total 1.0" in httpx.get(f"{url}/metrics").text
 
         after = workers_of(process)
-        process.send_signal(signal.SIGTERM)
+        with ThreadPoolExecutor(8) as clients:
+            asking = [clients.submit(ask_until_refused, url, keeps=number % 2 == 0) for number in range(8)]
+            wait_for(lambda: counted(url) > REQUESTS + 40)
+            process.send_signal(signal.SIGTERM)
+            ends = [client.result() for client in asking]
+        assert ends == ["refused"] * 8
         process.communicate(timeout=60)
         assert process.returncode == 0
         assert not any(psutil.pid_exists(pid) for pid in after)
+
+
+def ask_until_refused(url: str, *, keeps: bool) -> str:
+    """Ask over one connection, or over a new one each time, until none can be made. Says how it ended."""
+    with httpx.Client(timeout=60) as client:
+        while True:
+            try:
+                answer = client.post(f"{url}/rerank", json=BODY, headers={} if keeps else {"Connection": "close"})
+            except httpx.ConnectError:
+                return "refused"
+            except httpx.HTTPError as exc:
+                return repr(exc)  # a reset, as a rule
+            if answer.status_code != 200:
+                return answer.text
+
+
+SUPERVISED = """
+import os, sys, time
+from pathlib import Path
+from query_service import workers
+from query_service.middleware.metrics import share_between_workers
+
+folder = Path(sys.argv[1])
+workers.FIRST_PAUSE_SECONDS, workers.PATIENCE_SECONDS = 0.01, float(sys.argv[2])
+
+def serve():
+    for name in ("first", "second"):  # the first one serves; another one waits for the index
+        if name == "second" and not (folder / "index").exists():
+            with (folder / "failures").open("a") as failures:
+                failures.write("x")
+            raise workers.KalmCacheError("the index is away")
+        try:
+            (folder / name).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        (folder / f"{name}.pid").write_text(str(os.getpid()))
+        time.sleep(600)
+
+share_between_workers(folder / "metrics")
+try:
+    workers._Supervisor(2, lambda: workers._work(2, serve), lambda: None).run()
+except workers.KalmCacheError as exc:
+    sys.exit(f"gave up: {exc}")
+"""
+
+
+@contextmanager
+def supervised(folder: Path, patience_seconds: float) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", SUPERVISED, str(folder), str(patience_seconds)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_worker_that_cannot_start_is_tried_again_and_never_stops_one_that_serves(tmp_path: Path) -> None:
+    failures = tmp_path / "failures"
+    with supervised(tmp_path, patience_seconds=0.0) as process:
+        wait_for(lambda: failures.exists() and len(failures.read_text()) >= 6)
+        serves = int((tmp_path / "first.pid").read_text())
+        assert psutil.Process(serves).ppid() == process.pid
+        (tmp_path / "index").touch()
+        wait_for((tmp_path / "second.pid").exists)
+        assert workers_of(process) == {serves, int((tmp_path / "second.pid").read_text())}
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 0
+    pauses = [float(pause) for pause in re.findall(r"1 others live, and another one starts in ([\d.]+) s", log)]
+    assert pauses[:6] == [0.0, 0.0, 0.0, 0.1, 0.2, 0.3]  # 0.01 s, doubled each time, as the log rounds it
+
+
+def test_where_no_worker_can_be_kept_alive_the_service_gives_up_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "first").touch()  # as if one had been there: all that start fail
+    with supervised(tmp_path, patience_seconds=0.2) as process:
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "gave up: no worker could be kept alive" in log
+        assert len((tmp_path / "failures").read_text()) > 2  # it was tried again before

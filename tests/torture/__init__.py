@@ -7,6 +7,8 @@ content.py            everything that a reader finds, to be compared bit for bit
 killing.py            SIGKILL before, in and after every call; powercut.py: what a disk may hold after a power cut
 refusing.py           ENOSPC, EIO, EROFS, EACCES, no locks, jumping clocks, two at once
 flipping.py           flipped bits, cut and missing files: what verify and queries say; damaging.py draws them
+mangling.py           absurd values, deep nesting, other lengths in files that somebody sent; sending.py: what every
+                      command makes of them; strangers.py draws them
 random_kills.py       real `kalm-cache` commands killed at random; command_refusals.py: on a disk that refuses
 swapping.py           generations swapped under a service while clients ask it
 run.py                all of it: `make torture`; test_*.py: a part of it in `make test`

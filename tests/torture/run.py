@@ -1,7 +1,8 @@
 """Everything that is torture, with its counts: `make torture`, or a part of it.
 
-    python -m tests.torture.run [--part kills cuts refusals damages commands swaps] [--scenario NAME …]
-        [--damages 10000] [--command-kills 200] [--swaps 1000] [--every 1] [--workers 2] [--seed 0] [--json FILE]
+    python -m tests.torture.run [--part kills cuts refusals damages strangers commands swaps] [--scenario NAME …]
+        [--damages 10000] [--strangers 1000] [--command-kills 200] [--swaps 1000] [--every 1] [--workers 2] [--seed 0]
+        [--json FILE]
 
 Prints a line for each sweep, every problem, and at the end all counts as JSON. Exit code 1 when anything was lost.
 """
@@ -35,9 +36,10 @@ from tests.torture.random_kills import KillTally, kill_at_random
 from tests.torture.refusing import JUMPS, NO_LOCKS, jump_clock, race, refusals, refuse, refuse_locks
 from tests.torture.sampling import spread
 from tests.torture.scenarios import SCENARIOS
+from tests.torture.strangers import StrangerTally, batches_of_seeds, receive
 from tests.torture.swapping import swap
 
-PARTS = ("kills", "cuts", "refusals", "damages", "commands", "swaps")
+PARTS = ("kills", "cuts", "refusals", "damages", "strangers", "commands", "swaps")
 AT_EVERY_CALL = ("build", "reindex", "add", "delete", "gc", "gc of deleted", "rollback")
 OTHERS_EVERY = 3  # of the other scenarios, which do much of the same
 REFUSALS_EACH = 100  # of a scenario; all of them are some thousand
@@ -61,12 +63,14 @@ class Run:
 
     def go(self) -> None:
         """Every part that was asked for."""
-        for name in (self.options.scenario or SCENARIOS) if set(self.options.part) - {"swaps"} else ():
+        for name in (self.options.scenario or SCENARIOS) if set(self.options.part) - {"swaps", "strangers"} else ():
             self._scenario(undisturbed(self.pool.workers[0], name, self.pool.folder))
             shutil.rmtree(self.pool.folder / name)
         if "damages" in self.options.part:
             for name in DAMAGED:
                 self._damages(name, self.options.damages // len(DAMAGED))
+        if "strangers" in self.options.part:
+            self._strangers()
         if "commands" in self.options.part:
             self._commands()
         if "swaps" in self.options.part:
@@ -124,6 +128,20 @@ class Run:
         self._report(
             "damages", f"before {name}", tally.points, tally.problems, time.monotonic() - started, dict(tally.queries)
         )
+
+    def _strangers(self) -> None:
+        start, models = self.pool.folder / "sent-start", self.pool.folder / "models"
+        start.mkdir()
+        result_of(self.pool.workers[0].run(PREPARE, name=DAMAGED[0], index=start))
+        tally, started = StrangerTally(), time.monotonic()
+        self.pool.each(
+            batches_of_seeds(self.options.seed, self.options.strangers),
+            lambda worker, folder, seeds: receive(worker, folder, start, models, seeds, tally, whole=True),
+        )
+        shutil.rmtree(start)
+        self.counts["strangers_files"] = dict(tally.files)
+        kinds = dict(sorted(tally.exits.items()))
+        self._report("strangers", "five commands each", tally.points, tally.problems, time.monotonic() - started, kinds)
 
     def _commands(self) -> None:
         tally, started, workers = KillTally(), time.monotonic(), len(self.pool.workers)
@@ -183,6 +201,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--scenario", nargs="*", choices=sorted(SCENARIOS), default=[])
     parser.add_argument("--damages", type=int, default=10_000)
+    parser.add_argument("--strangers", type=int, default=1000)
     parser.add_argument("--command-kills", type=int, default=200)
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--every", type=int, default=1, help="take every nth point of a sweep only")

@@ -30,7 +30,8 @@ from kalm_cache.scoring.passage_side import PassageSide
 from tests.torture import shim
 from tests.torture.models import load_models
 
-STEPS = ("tests.torture.scenarios", "tests.torture.flipping", "tests.torture.steps")  # imported before any fork
+# imported before any fork
+STEPS = tuple(f"tests.torture.{name}" for name in ("scenarios", "flipping", "sending", "steps"))
 
 
 def main() -> None:

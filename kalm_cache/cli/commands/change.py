@@ -11,6 +11,7 @@ from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
+from kalm_cache.cli.texts import lines_in
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def _reindex(
     from indexer.models import load_encoders, settings_from_manifest
     from kalm_cache.generations.generation import open_current
 
-    lines = source.lines()
     settings = settings_from_manifest(open_current(index).manifest, overrides)
+    lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
         if dry_run:
@@ -96,8 +97,9 @@ def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
     from indexer.models import load_encoders_of
     from kalm_cache.generations.generation import open_current
 
-    lines = source.lines()
-    settings, encoders = load_encoders_of(open_current(index).manifest, overrides)
+    manifest = open_current(index).manifest
+    lines = source.lines(manifest.passage_template)
+    settings, encoders = load_encoders_of(manifest, overrides)
     with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
         report = add_passages(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
     warn_of_rejects(rejects)
@@ -107,7 +109,7 @@ def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
 def delete(
     index: opt.IndexFolder,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of the passages.")] = None,
-    ids_file: Annotated[Path | None, typer.Option("--ids-file", help="One id a line, beside those given.")] = None,
+    ids_file: opt.IdsFile = None,
     json: opt.AsJson = False,
 ) -> None:
     """Delete passages: no answer has them from now on; `kalm-cache gc` then removes their bytes.
@@ -117,22 +119,13 @@ def delete(
     with exit_codes():
         from indexer.change.add_delete import delete_passages
 
-        doc_ids = [*(ids or []), *_ids_in(ids_file)]
+        doc_ids = [*(ids or []), *lines_in("--ids-file", ids_file)]
         if not doc_ids:
             raise UsageError("give ids, or --ids-file")
         report = delete_passages(doc_ids, index)
     print_report(report, _deleted(report), json)
     if report.unknown:
         raise typer.Exit(EXIT_PARTIAL)
-
-
-def _ids_in(file: Path | None) -> list[str]:
-    if file is None:
-        return []
-    try:
-        return [line for line in file.read_text("utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"--ids-file {file}: cannot be read as UTF-8 text: {exc}") from exc
 
 
 def _reindexed(report: ReindexReport) -> str:

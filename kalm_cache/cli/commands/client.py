@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +13,43 @@ import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
+from kalm_cache.cli.texts import ids_of
 from kalm_cache.errors import ServiceUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from kalm_cache.client import Client
 
 ENDPOINTS = ("search", "rerank", "score")
+OVERRIDES = ("k", "chunk_size", "first_stage", "instruction")  # flags that are fields of the body, by the same names
 SHOWN = ("rank", "index", "doc_id", "label", "id", "score", "margin", "cache", "text")
 TAGS = ("label", "id")  # not shown where they repeat `doc_id`
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What is asked: the endpoint, and the fields of the request's body."""
+
+    endpoint: Annotated[str, typer.Option("--endpoint", help="search, rerank or score.")] = "search"
+    json_file: Annotated[Path | None, typer.Option("--json-file", help="The request's body; - = stdin.")] = None
+    ids: opt.Ids = None
+    one_id: opt.OneId = None
+    ids_file: opt.IdsFile = None
+    document: Annotated[list[str] | None, typer.Option("--document", help="A document; repeat it for more.")] = None
+    k: opt.Candidates = None
+    top_k: Annotated[int | None, typer.Option("--top-k", "--top-n", min=1, help="Results shown.")] = None
+    chunk_size: opt.ChunkSize = None
+    first_stage: opt.FirstStageMode = None
+    instruction: opt.Instruction = None
+    return_margin: Annotated[bool, typer.Option("--return-margin", help="Add yes_logit − no_logit.")] = False
+
+    def body(self, query: str | None) -> dict[str, Any]:
+        """The request's body. Raises `UsageError` where the options contradict each other."""
+        doc_ids = ids_of(self.ids, self.one_id, self.ids_file)
+        body = _body_of(self.endpoint, query, self.json_file, doc_ids, self.document)
+        for name in OVERRIDES:
+            if (value := getattr(self, name)) is not None:
+                body[name] = value
+        return body | _result_options(self.endpoint, self.top_k, self.return_margin)
 
 
 def client(
@@ -27,16 +57,8 @@ def client(
     base_url: Annotated[
         str | None, typer.Option("--base-url", help="The service; KALM_CACHE_BASE_URL, or http://127.0.0.1:8080.")
     ] = None,
-    endpoint: Annotated[str, typer.Option("--endpoint", help="search, rerank or score.")] = "search",
-    json_file: Annotated[Path | None, typer.Option("--json-file", help="The request's body; - = stdin.")] = None,
-    ids: Annotated[list[str] | None, typer.Option("--ids", help="Stored ids, comma-separated or repeated.")] = None,
-    document: Annotated[list[str] | None, typer.Option("--document", help="A document; repeat it for more.")] = None,
-    k: opt.Candidates = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", "--top-n", min=1, help="Results shown.")] = None,
-    chunk_size: opt.ChunkSize = None,
-    first_stage: opt.FirstStageMode = None,
-    instruction: opt.Instruction = None,
-    return_margin: Annotated[bool, typer.Option("--return-margin", help="Add yes_logit − no_logit.")] = False,
+    *,
+    request: RequestOptions,
     health: Annotated[bool, typer.Option("--health", help="Whether the service is ready, and what it serves.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each try.")] = 60.0,
     retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries where the service is busy.")] = 3,
@@ -49,18 +71,11 @@ def client(
     from kalm_cache.client import Client
 
     with exit_codes(), Client(base_url, timeout=timeout, retries=retries) as service:
-        if health:
-            answer = _health(service)
-        else:
-            options = {"k": k, "chunk_size": chunk_size, "first_stage": first_stage, "instruction": instruction}
-            body = _body_of(endpoint, query, json_file, ids, document)
-            body |= {name: value for name, value in options.items() if value is not None}
-            body |= _result_options(endpoint, top_k, return_margin)
-            answer = service.request(f"/{endpoint}", body)
+        answer = _health(service) if health else service.request(f"/{request.endpoint}", request.body(query))
     if json:
         print_json(answer)
     else:
-        _print(answer, return_margin)
+        _print(answer, request.return_margin)
 
 
 def _health(service: Client) -> dict[str, Any]:
@@ -71,20 +86,19 @@ def _health(service: Client) -> dict[str, Any]:
 
 
 def _body_of(
-    endpoint: str, query: str | None, file: Path | None, ids: list[str] | None, documents: list[str] | None
+    endpoint: str, query: str | None, file: Path | None, doc_ids: list[str], documents: list[str] | None
 ) -> dict[str, Any]:
     if endpoint not in ENDPOINTS:
         raise UsageError(f"--endpoint {endpoint}: choose one of {', '.join(ENDPOINTS)}")
-    doc_ids = [doc_id for group in ids or [] for doc_id in group.split(",") if doc_id]
     if file is not None:
         if query is not None or doc_ids or documents:
-            raise UsageError("--json-file holds the whole request: leave out the query, --ids and --document")
+            raise UsageError("--json-file holds the whole request: leave out the query, ids and --document")
         return _read(file)
     if query is None:
         raise UsageError("give a query, or --json-file, or --health")
     if endpoint == "search":
         if doc_ids or documents:
-            raise UsageError("--endpoint search takes a query alone; for --ids and --document: --endpoint rerank")
+            raise UsageError("--endpoint search takes a query alone; for ids and --document: --endpoint rerank")
         return {"query": query}
     if bool(doc_ids) == bool(documents):
         raise UsageError(f"--endpoint {endpoint}: give either --ids or --document")

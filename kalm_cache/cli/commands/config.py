@@ -14,7 +14,6 @@ from kalm_cache.cli.output import exit_codes, print_json
 config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
 
 
-@config_app.command("show")
 def show(
     config: opt.ConfigFile = None,
     sources: Annotated[bool, typer.Option("--sources", help="Also where each value came from.")] = False,

@@ -41,7 +41,7 @@ def _index(source: CorpusOptions, index: Path, settings: Settings, json: bool) -
     from indexer.build.index_job import load_encoders, run_index_job
     from indexer.corpus.rejects import ErrorsFile
 
-    lines = source.lines()
+    lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
         report = run_index_job(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
@@ -61,7 +61,7 @@ def _project(source: CorpusOptions, settings: Settings, json: bool) -> int:
     from indexer.build.index_job import load_encoders, project
     from indexer.corpus.rejects import ErrorsFile
 
-    lines = source.lines()
+    lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
         projection = project(lines, encoders, settings.batch_tokens, on_reject=rejects.add)

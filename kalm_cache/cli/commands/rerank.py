@@ -10,6 +10,7 @@ import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
+from kalm_cache.cli.texts import ids_of, lines_in
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,16 +24,18 @@ class DocumentOptions:
     panel: ClassVar = "Documents"
     document: Annotated[list[str] | None, typer.Option("--document", help="A document; repeat it for more.")] = None
     documents_file: Annotated[Path | None, typer.Option("--documents-file", help="One document a line.")] = None
-    ids: Annotated[list[str] | None, typer.Option("--ids", help="Stored ids, comma-separated or repeated.")] = None
+    ids: opt.Ids = None
+    one_id: opt.OneId = None
+    ids_file: opt.IdsFile = None
     index: Annotated[Path | None, typer.Option("--index", help="Folder of the index, with --ids.")] = None
 
     def texts(self) -> list[str]:
         """The documents that were given as text. Raises `UsageError` for a file that is no UTF-8 text."""
-        return [*(self.document or []), *_lines_of(self.documents_file)]
+        return [*(self.document or []), *lines_in("--documents-file", self.documents_file)]
 
     def doc_ids(self) -> list[str]:
-        """The ids of `--ids`."""
-        return [doc_id for group in self.ids or [] for doc_id in group.split(",") if doc_id]
+        """The stored ids that were given. Raises `UsageError` for a file that is no UTF-8 text."""
+        return ids_of(self.ids, self.one_id, self.ids_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,9 @@ def rerank(
         settings = opt.settings_from(config, model, **scoring.as_flags())
         texts, doc_ids = documents.texts(), documents.doc_ids()
         if bool(doc_ids) == bool(texts) or bool(doc_ids) != bool(documents.index):
-            raise UsageError("give either --document/--documents-file, or --ids together with --index")
+            raise UsageError(
+                "give either --document/--documents-file, or ids (--ids, --id, --ids-file) together with --index"
+            )
         if documents.index is not None:
             results = _rerank_stored(query, doc_ids, documents.index, settings, top_k)
         else:
@@ -126,21 +131,12 @@ def _rerank_texts(
     return [{**ranked, "text": texts[ranked["corpus_id"]]} for ranked in ranking]
 
 
-def _lines_of(file: Path | None) -> list[str]:
-    if file is None:
-        return []
-    try:
-        return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"--documents-file {file}: cannot be read as UTF-8 text: {exc}") from exc
-
-
 def _chunk_size(value: str | None) -> int | None:
     """`--chunk-size N|none`; none = 1 = no pooling."""
     if value is None:
         return None
     if value.lower() == "none":
         return 1
-    if not value.isdigit() or int(value) < 1:
+    if not value.isdecimal() or int(value) < 1:
         raise UsageError(f"--chunk-size {value}: give a whole number from 1, or none")
     return int(value)

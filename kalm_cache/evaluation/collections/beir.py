@@ -1,7 +1,7 @@
 """A folder laid out as BEIR does → judged queries. Knows nothing of passages, indexes or measures.
 
 FOLDER/queries.jsonl       {"_id": …, "text": …} on each line
-FOLDER/qrels/<split>.tsv   query id, passage id, grade; with or without a header
+FOLDER/qrels/<split>.tsv   query id, passage id, grade, or as qrels.py says
 Either may be gzipped, with .gz behind its name.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kalm_cache.errors import CorpusError
+from kalm_cache.evaluation.collections.qrels import GUESSED, QrelsFormat, judged, read_qrels
+from kalm_cache.passage import as_doc_id, as_text
 from kalm_cache.text.lines import for_each_line
-
-HEADER_STARTS = ("query", "qid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,15 @@ class BeirTask:
     qrels: dict[str, dict[str, int]]
 
 
-def load_beir(folder: str | Path, split: str = "test") -> BeirTask:
+def load_beir(folder: str | Path, split: str = "test", qrels_format: QrelsFormat = GUESSED) -> BeirTask:
     """Read the queries that have judgments in `split`, in the judgments' order, and those judgments.
 
     Of several grades for one pair the last one counts, as in BEIR's own loader.
+
+    Args:
+        folder: laid out as BEIR does.
+        split: of the judgments.
+        qrels_format: how their file is laid out, as far as it is not to be guessed from its data.
 
     Raises:
         CorpusError: a file is missing or unreadable, a line is bad (named as `file:line`), or there is no such split.
@@ -38,7 +43,7 @@ def load_beir(folder: str | Path, split: str = "test") -> BeirTask:
     folder = Path(folder)
     qrels_path = _qrels_file(folder, split)
     texts = _read_queries(_queries_file(folder))
-    qrels = _read_qrels(qrels_path, texts)
+    qrels = judged(str(qrels_path), read_qrels(qrels_path, texts, qrels_format), texts)
     if not qrels:
         raise CorpusError(f"{qrels_path} holds no judgment; expected lines of query id, passage id, grade")
     return BeirTask(folder.resolve().name, split, {query_id: texts[query_id] for query_id in qrels}, qrels)
@@ -72,38 +77,8 @@ def _read_queries(path: Path) -> dict[str, str]:
     return texts
 
 
-def _read_qrels(path: Path, texts: dict[str, str]) -> dict[str, dict[str, int]]:
-    qrels: dict[str, dict[str, int]] = {}
-
-    def read(line: str, number: int) -> None:
-        if number == 1 and line.lower().startswith(HEADER_STARTS):
-            return
-        query_id, doc_id, grade = _judgment(line)
-        if query_id not in texts:
-            raise ValueError(f"query id {query_id!r} is not among the queries")
-        qrels.setdefault(query_id, {})[doc_id] = grade
-
-    for_each_line(path, read)
-    return qrels
-
-
 def _query(line: str) -> tuple[str, str]:
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError(f"a JSON {type(fields).__name__}; write one object on each line")
-    query_id, text = fields.get("_id"), fields.get("text")
-    if not isinstance(query_id, str | int) or not isinstance(text, str):
-        raise ValueError("expected the fields '_id' and 'text', both strings")
-    text.encode("utf-8")  # half a surrogate pair fails here, and not in a tokenizer
-    return str(query_id), text
-
-
-def _judgment(line: str) -> tuple[str, str, int]:
-    columns = line.split("\t")
-    if len(columns) != 3:
-        raise ValueError(f"{len(columns)} columns, expected 3: query id, passage id and grade, with tabs between them")
-    query_id, doc_id, grade = columns
-    try:
-        return query_id, doc_id, int(grade)
-    except ValueError as exc:
-        raise ValueError(f"the grade is {grade!r}, expected a whole number") from exc
+    return as_doc_id(fields.get("_id"), "'_id'"), as_text(fields.get("text"), "'text'")

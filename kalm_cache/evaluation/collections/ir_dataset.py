@@ -10,10 +10,9 @@ from typing import Any
 
 from kalm_cache.errors import CorpusError, MissingExtraError, UsageError
 from kalm_cache.evaluation.collections.beir import BeirTask
-from kalm_cache.evaluation.collections.collection import Collection
-from kalm_cache.passage import Passage, join_title
-
-OWN_IDS = ("beir/arguana", "beir/quora")  # their queries are passages: BEIR leaves a query's own one out
+from kalm_cache.evaluation.collections.collection import Collection, drops_own_id
+from kalm_cache.evaluation.collections.qrels import judged
+from kalm_cache.passage import Passage, PassageTemplate
 
 
 def load_ir_dataset(name: str) -> Collection:
@@ -34,14 +33,14 @@ def load_ir_dataset(name: str) -> Collection:
         texts = {query.query_id: query.default_text() for query in dataset.queries_iter()}
         qrels: dict[str, dict[str, int]] = {}
         for judgment in dataset.qrels_iter():
-            if judgment.query_id in texts:
-                qrels.setdefault(judgment.query_id, {})[judgment.doc_id] = int(judgment.relevance)
+            qrels.setdefault(judgment.query_id, {})[judgment.doc_id] = int(judgment.relevance)
     except Exception as exc:  # ir_datasets lets through whatever requests, zip files and parsers raise
         raise _unreachable(name, exc) from exc
+    qrels = judged(name, qrels, texts)
     if not qrels:
         raise CorpusError(f"ir_datasets {name!r} holds no judgment of its queries")
     task = BeirTask(name.replace("/", "-"), "test", {query_id: texts[query_id] for query_id in qrels}, qrels)
-    return Collection(task, lambda: _passages(name), drop_own_id=name.startswith(OWN_IDS))
+    return Collection(task, lambda template: _passages(name, template), drop_own_id=drops_own_id(task.name))
 
 
 def _open(name: str) -> Any:
@@ -55,11 +54,11 @@ def _open(name: str) -> Any:
         raise UsageError(f"ir_datasets knows no {name!r}; its names are listed on https://ir-datasets.com") from exc
 
 
-def _passages(name: str) -> Iterator[Passage]:
-    """Title, if there is one, and text, joined as this package joins them everywhere."""
+def _passages(name: str, template: PassageTemplate) -> Iterator[Passage]:
+    """Documents with a title and a text by the template, as everywhere; others as ir_datasets has them."""
     try:
         for doc in _open(name).docs_iter():
-            yield Passage(doc.doc_id, join_title(doc.title, doc.text) if _has_title(doc) else doc.default_text())
+            yield Passage(doc.doc_id, template.text_of(doc._asdict()) if _has_title(doc) else doc.default_text())
     except OSError as exc:
         raise _unreachable(name, exc) from exc
 

@@ -13,8 +13,9 @@ from typing import Any
 from kalm_cache.errors import CorpusError, MissingExtraError, UsageError
 from kalm_cache.evaluation.collections.beir import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection
+from kalm_cache.evaluation.collections.qrels import judged
 from kalm_cache.evaluation.collections.trec import Scored
-from kalm_cache.passage import Passage, join_title
+from kalm_cache.passage import Passage, PassageTemplate, as_doc_id
 
 
 def load_mteb(name: str, subsets: Sequence[str] | None = None) -> Iterator[Collection]:
@@ -78,10 +79,17 @@ def instruction_of(metadata: Any) -> str | None:
     return prompt if isinstance(prompt, str) and prompt else None
 
 
-def passages_of(corpus: Any) -> Iterator[Passage]:
-    """The passages of an mteb corpus (a `datasets.Dataset` with `id`, `text` and maybe `title`)."""
-    for row in corpus:
-        yield Passage(str(row["id"]), join_title(row.get("title") or "", row["text"] or ""))
+def passages_of(corpus: Any, template: PassageTemplate) -> Iterator[Passage]:
+    """The passages of an mteb corpus (a `datasets.Dataset` with `id`, `text` and maybe `title`).
+
+    Raises:
+        CorpusError: a row has no usable id, or fields that make no passage.
+    """
+    for number, row in enumerate(corpus, start=1):
+        try:
+            yield Passage(as_doc_id(row["id"], "'id'"), template.text_of({**row, "text": row["text"] or ""}))
+        except ValueError as exc:
+            raise CorpusError(f"row {number} of mteb's corpus: {exc}") from exc
 
 
 def query_texts(queries: Any, name: str) -> dict[str, str]:
@@ -103,14 +111,15 @@ def _collection(task: Any, name: str, split: str, data: Any) -> Collection:
     qrels = {
         str(query_id): {str(doc_id): int(grade) for doc_id, grade in grades.items()}
         for query_id, grades in data["relevant_docs"].items()
-        if grades and str(query_id) in texts
+        if grades
     }
+    qrels = judged(name, qrels, texts)
     if not qrels:
         raise CorpusError(f"mteb's {name} {split} holds no judgment of its queries")
     given = data.get("top_ranked")
     return Collection(
         task=BeirTask(name.replace("/", "-"), split, {query_id: texts[query_id] for query_id in qrels}, qrels),
-        corpus=lambda: passages_of(data["corpus"]),
+        corpus=lambda template: passages_of(data["corpus"], template),
         instruction=instruction_of(task.metadata),
         instructions=query_instructions(data["queries"]),
         drop_own_id=bool(task.ignore_identical_ids),

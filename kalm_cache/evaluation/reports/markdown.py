@@ -48,12 +48,12 @@ def chunk_sizes_of(results: Sequence[CollectionResult]) -> list[int]:
 
 def weights_of(results: Sequence[CollectionResult]) -> list[float]:
     """The first stage's weights that points were interpolated at, rising; 0, the reranker alone, is the first."""
-    return sorted({0.0, *(one.cost.first_stage_weight for result in results for one in result.of_kind("blended"))})
+    return sorted({0.0, *(one.cost.first_stage_weight for result in results for one in result.of_kind("interpolated"))})
 
 
 def point_of(result: CollectionResult, codec: str, chunk_size: int, weight: float = 0.0) -> SystemResult | None:
     """The point of a codec and a ratio; with a weight, that point interpolated with the first stage."""
-    points = result.of_kind("blended" if weight else "reranker")
+    points = result.of_kind("interpolated" if weight else "reranker")
     wanted = (codec, chunk_size, weight)
     return next((p for p in points if (p.cost.codec, p.cost.chunk_size, p.cost.first_stage_weight) == wanted), None)
 

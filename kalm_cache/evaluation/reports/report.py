@@ -71,7 +71,7 @@ class EvaluationReport:
 
 def reports_of(result: CollectionResult) -> list[EvaluationReport]:
     """A report for each point of the reranker, and for each of these interpolated with the first stage."""
-    return [_report(result, point) for kind in ("reranker", "blended") for point in result.of_kind(kind)]
+    return [_report(result, point) for kind in ("reranker", "interpolated") for point in result.of_kind(kind)]
 
 
 def _report(result: CollectionResult, point: SystemResult) -> EvaluationReport:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from kalm_cache.errors import IndexMismatchError
-from kalm_cache.first_stage.bm25.analysis import ANALYSIS
-from kalm_cache.first_stage.bm25.mapped_array import read_array
+from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED
 from kalm_cache.first_stage.bm25.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, LENGTHS_NAME, TIMES_NAME
+from kalm_cache.first_stage.bm25.rows import load_row
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, decode_term
+from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json_object
 
 ORDINALS_NAME = "numbers.npy"  # its name on disk from the first version
 INFO_NAME = "bm25.json"
 BLOCK_POSTINGS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BM25Info:
+    """What `bm25.json` says."""
+
+    analysis: str
+    documents: Count
+    mean_length: Annotated[float, Field(ge=0)]
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class BM25Files:
     data: NDArray[np.float32]
     mean_length: float
     counted: Counted | None
+    analysis: str = ANALYSIS
 
     def postings_of(
         self, rows: NDArray[np.int64], term_ids: dict[str, int], *, keep_scores: bool
@@ -86,18 +98,14 @@ def load(path: Path, *, mapped: bool) -> BM25Files:
 
     Raises:
         IndexMismatchError: the index was built with another analysis of texts.
-        OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError, TokenError: all that numpy and
-            torch raise for a file that is missing or damaged.
+        OSError, ValueError: a file is missing or damaged.
     """
-    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
-    _check_analysis(info["analysis"])
+    stored = read_json_object(path / INFO_NAME)
+    _check_analysis(str(stored.get("analysis", ANALYSIS)))
+    info = checked_fields(BM25Info, stored)
 
     def array_in(name: str, *kinds: type[np.generic]) -> NDArray[Any]:
-        values = read_array(path / name, mapped=mapped)
-        if values.dtype.type not in kinds or values.ndim != 1:
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{name} holds {values.dtype} of shape {values.shape}, expected a row of {expected}")
-        return values
+        return load_row(path / name, kinds, mapped=mapped)
 
     counted = None
     if (path / TIMES_NAME).exists() or (path / LENGTHS_NAME).exists():
@@ -108,10 +116,11 @@ def load(path: Path, *, mapped: bool) -> BM25Files:
         array_in(INDPTR_NAME, np.int64),
         array_in(INDICES_NAME, np.int32),
         array_in(DATA_NAME, np.float32),
-        float(info["mean_length"]),
+        info.mean_length,
         counted,
+        info.analysis,
     )
-    _check_sizes(files, info["documents"])
+    _check_sizes(files, info.documents)
     return files
 
 
@@ -120,12 +129,13 @@ def _check_sizes(files: BM25Files, documents: int) -> None:
         raise ValueError(f"it scores {documents} documents, {ORDINALS_NAME} holds {len(files.ordinals)}")
     postings, counted = len(files.indices), files.counted
     fit = len(files.indptr) == len(files.vocabulary) + 1 and files.indptr[-1] == postings == len(files.data)
+    fit = fit and files.indptr[0] == 0 and bool((files.indptr[1:] >= files.indptr[:-1]).all())
     if not fit or (counted and (len(counted.lengths), len(counted.times)) != (documents, postings)):
         raise ValueError("the lengths of its files do not fit together")
 
 
 def _check_analysis(stored: str) -> None:
-    if stored != ANALYSIS:
+    if stored not in (ANALYSIS, UNNORMALISED):
         raise IndexMismatchError(
             f"the BM25 index was built with text analysis {stored!r}, this version uses {ANALYSIS!r}; "
             "index the corpus again"

@@ -12,13 +12,12 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import IndexMismatchError, StoreError
-from kalm_cache.first_stage.bm25.analysis import ANALYSIS, terms_of
+from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED, query_terms, terms_of
 from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, ORDINALS_NAME, BM25Files, load
 from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
@@ -31,7 +30,7 @@ FOLDER_NAME = "bm25"
 K1 = 1.2
 B = 0.75
 RUN_ROWS = 256
-READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, SyntaxError, TokenError)
+MAX_QUERY_TERMS = 1024  # as many clauses as a query of Lucene may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,8 @@ class BM25Index:
                 the scores of both can be compared: a text has the same score in both. Terms that it does not
                 have count as often as they occur here.
             reused: documents that come before the others, from indexes with `has_counts`. The index is, to the last
-                bit, what their texts would have made in this order.
+                bit, what their texts would have made in this order. Where one of them is not `normalised`, neither
+                is this one.
             keep_scores: documents that are reused keep the scores that they have, whatever scores were computed with.
 
         Raises:
@@ -101,7 +101,7 @@ class BM25Index:
             raise IndexMismatchError(f"{path} was built by an earlier version of kalm-cache; index the corpus again")
         try:
             return BM25Index(load(path, mapped=mmap))
-        except READ_ERRORS as exc:
+        except (OSError, ValueError) as exc:
             raise StoreError(f"{path} cannot be read; {refused(exc, path)}") from exc
 
     @staticmethod
@@ -124,6 +124,11 @@ class BM25Index:
         """Whether another index can reuse its documents; one of an earlier version has no counts."""
         return self._files.counted is not None
 
+    @property
+    def normalised(self) -> bool:
+        """Whether its words are in their normal form; those of an earlier version are as their texts spelt them."""
+        return self._files.analysis == ANALYSIS
+
     def excluding(self, ordinals: NDArray[np.int64]) -> BM25Index:
         """The same index without some documents: searches go on to the next best, so `k` are found if there are."""
         rows = RowsOf(self._files.ordinals).known(np.asarray(ordinals, np.int64))
@@ -132,10 +137,12 @@ class BM25Index:
     def search(self, queries: Sequence[str], k: int) -> list[Candidates]:
         """One list for each query, of the `k` best documents that share a term with it (so there may be fewer).
 
+        Of a query, the first `MAX_QUERY_TERMS` terms count: each reads its postings.
+
         Raises:
             StoreError: the postings are damaged.
         """
-        return [self._search_terms(terms, k) for terms in terms_of(queries)]
+        return [self._search_terms(terms[:MAX_QUERY_TERMS], k) for terms in query_terms(queries, self._files.analysis)]
 
     def statistics_for(self, terms: Sequence[str], local: Statistics) -> Statistics:
         """This index's statistics, with the document frequency of each of `terms` (v,): here, or else in `local`."""
@@ -156,13 +163,16 @@ class BM25Index:
         try:
             for i in known:
                 column = slice(files.indptr[i], files.indptr[i + 1])  # the postings of one term
-                np.add.at(scores, files.indices[column], files.data[column])  # a third of the time of scores[...] +=
+                rows, each = files.indices[column], files.data[column]
+                if len(rows) and (rows.min() < 0 or not np.isfinite(each).all()):
+                    raise ValueError("a posting names no document, or scores no number")
+                np.add.at(scores, rows, each)  # a third of the time of scores[...] +=
         except (IndexError, ValueError) as exc:
             raise StoreError(f"a BM25 index is damaged; run kalm-cache verify: {exc}") from exc
         if self._excluded is not None:
             scores[self._excluded] = 0
-        rows = _best_rows(scores, k)
-        return best_first(files.ordinals[rows], scores[rows], k)
+        best = _best_rows(scores, k)
+        return best_first(files.ordinals[best], scores[best], k)
 
 
 def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -186,6 +196,7 @@ def _write(
 ) -> None:
     ordinals = array("q")
     vocabulary: dict[str, int] = {}
+    analysis = ANALYSIS if all(part.source.normalised for part in reused) else UNNORMALISED
 
     def texts() -> Iterator[str]:
         for ordinal, text in documents:
@@ -196,8 +207,8 @@ def _write(
         for documents_of_source in reused:
             _add_reused(documents_of_source, postings, vocabulary, keep_scores)
             ordinals.frombytes(np.ascontiguousarray(documents_of_source.ordinals, np.int64).tobytes())
-        for terms in terms_of(texts()):
-            postings.add([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
+        for terms in terms_of(texts(), analysis):
+            postings.add(array("i", (vocabulary.setdefault(term, len(vocabulary)) for term in terms)))
         local = postings.statistics(len(vocabulary))
         scored_by = local if statistics_of is None else statistics_of.statistics_for(list(vocabulary), local)
         encoded = [encode_term(term) for term in vocabulary]
@@ -207,7 +218,7 @@ def _write(
         rank[order] = np.arange(len(order))
         postings.write(rank, K1, B, scored_by)
     np.save(folder / ORDINALS_NAME, np.array(ordinals, np.int64))
-    info = {"analysis": ANALYSIS, "documents": len(ordinals), "mean_length": local.mean_length}
+    info = {"analysis": analysis, "documents": len(ordinals), "mean_length": local.mean_length}
     (folder / INFO_NAME).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.first_stage.bm25.mapped_array import read_array
+from kalm_cache.first_stage.bm25.rows import load_row
 
 BYTES_NAME = "terms.npy"
 ENDS_NAME = "term_ends.npy"
@@ -32,11 +32,13 @@ class Vocabulary:
 
     @staticmethod
     def open(folder: Path, *, mapped: bool) -> Vocabulary:
-        """Raises: as `read_array`, for files that are missing or damaged."""
-        text = read_array(folder / BYTES_NAME, mapped=mapped)
-        ends = read_array(folder / ENDS_NAME, mapped=mapped)
+        """Raises: OSError or ValueError for files that are missing or damaged."""
+        text = load_row(folder / BYTES_NAME, [np.uint8], mapped=mapped)
+        ends = load_row(folder / ENDS_NAME, [np.int64], mapped=mapped)
         if (int(ends[-1]) if len(ends) else 0) != len(text):
             raise ValueError(f"{ENDS_NAME} does not end where {BYTES_NAME} does")
+        if len(ends) and (ends[0] < 0 or (ends[1:] < ends[:-1]).any()):
+            raise ValueError(f"{ENDS_NAME} does not rise")
         return Vocabulary(text, ends)
 
     def __len__(self) -> int:

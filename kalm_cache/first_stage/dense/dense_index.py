@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
+from kalm_cache.first_stage.dense.faiss_layout import check_length
 from kalm_cache.first_stage.dense.faiss_types import (
     FAISS_CLASSES,
     DenseChoice,
     DenseType,
     choose_type,
+    faiss_extension,
     faiss_threads,
     make_index,
     parameter_ladder,
@@ -25,7 +29,10 @@ from kalm_cache.first_stage.dense.faiss_types import (
 )
 from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, sample_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
+from kalm_cache.first_stage.normalisation import NORMALISATION
 from kalm_cache.first_stage.ordinals import RowsOf
+from kalm_cache.foreign_files import STRICT, Count, checked_fields, one_line, read_json
+from kalm_cache.openmp import survive_forks
 from kalm_cache.storage.durable import publish_file
 from kalm_cache.system import explained, refused
 
@@ -37,14 +44,17 @@ INFO_NAME = "dense.json"
 class DenseInfo:
     """What `dense.json` says: type, passages, the search parameter, and the recall it had in `queries` sampled ones.
 
-    `parameter` is `nprobe` of an ivf, `efSearch` of an hnsw, and 0 for flat, whose recall is 1 by definition.
+    `parameter` is `nprobe` of an ivf, `efSearch` of an hnsw, and 0 for flat, whose recall is 1 by definition. `texts`
+    names the normal form of the texts whose vectors these are; earlier versions embedded them as they came.
     """
 
     type: DenseType
-    passages: int
-    parameter: int = 0
-    recall_at_100: float = 1.0
-    queries: int = 0
+    passages: Count
+    parameter: Count = 0
+    recall_at_100: Annotated[float, Field(ge=0, le=1)] = 1.0
+    queries: Count = 0
+    texts: str = ""
+    __pydantic_config__ = STRICT
 
 
 class DenseIndex:
@@ -107,8 +117,10 @@ class DenseIndex:
         """
         import faiss
 
+        survive_forks(faiss_extension())
         path = folder / FILE_NAME
         try:
+            check_length(path)
             # RuntimeError is FAISS's, MemoryError a damaged length's
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             return DenseIndex(index, threads, _read_info(folder, index))
@@ -135,6 +147,11 @@ class DenseIndex:
         """Whether `vectors` returns exactly the vectors that were put in."""
         return self.info.type == "flat"
 
+    @property
+    def normalised(self) -> bool:
+        """Whether the vectors are of texts in their normal form."""
+        return self.info.texts == NORMALISATION
+
     def excluding(self, ordinals: NDArray[np.int64]) -> DenseIndex:
         """The same index without some passages: searches go on to the next best, so `k` are found if there are."""
         excluded = np.union1d(self._excluded, np.asarray(ordinals, np.int64))
@@ -158,7 +175,7 @@ class DenseIndex:
             return [no_candidates() for _ in vectors]
         wider = -(-k // DEPTH)  # the parameter was measured for lists of 100
         parameters = search_parameters(self.info.type, self.info.parameter * wider, self._selector)
-        with faiss_threads(self._threads):
+        with faiss_threads(self._threads), _damage():
             scores, ordinals = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
         return [
             best_first(found[found >= 0], row[found >= 0], k) if vector.any() else no_candidates()  # -1: no more found
@@ -182,7 +199,8 @@ class DenseIndex:
         rows = self._rows.require(np.asarray(ordinals, np.int64))
         if not len(rows):
             return np.empty((0, self.dimension), np.float32)
-        return np.asarray(self._index.index.reconstruct_batch(rows), np.float32)
+        with _damage():
+            return np.asarray(self._index.index.reconstruct_batch(rows), np.float32)
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """All ordinals and vectors in the order they were put in, as `build` takes them, excluded ones too."""
@@ -192,6 +210,15 @@ class DenseIndex:
         for start in range(0, len(ordinals), BATCH_ROWS):
             some = ordinals[start : start + BATCH_ROWS]
             yield some, self.vectors(some)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """What FAISS finds wrong in a file when it uses it."""
+    try:
+        yield
+    except RuntimeError as exc:
+        raise StoreError(f"a dense index is damaged; run kalm-cache verify: {one_line(exc)}") from exc
 
 
 def _inner(index: Any) -> Any:
@@ -210,7 +237,7 @@ def _selector_without(ordinals: NDArray[np.int64]) -> Any:
 def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
     """The search parameter, and its recall of the exact neighbours of sampled queries."""
     if kind == "flat":
-        return DenseInfo(kind, len(spool))
+        return DenseInfo(kind, len(spool), texts=NORMALISATION)
     queries = sample_queries(spool)
     exact = exact_neighbours(queries, spool.batches(), min(DEPTH, len(spool)))
 
@@ -219,7 +246,7 @@ def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
         return np.asarray(found[1], np.int64)
 
     parameter, recall = cheapest(search, exact, parameter_ladder(kind, len(spool)))
-    return DenseInfo(kind, len(spool), parameter, round(recall, 4), len(queries))
+    return DenseInfo(kind, len(spool), parameter, round(recall, 4), len(queries), NORMALISATION)
 
 
 def _publish(index: Any, info: DenseInfo, folder: Path) -> None:
@@ -243,7 +270,7 @@ def _read_info(folder: Path, index: Any) -> DenseInfo:
     found = type(inner).__name__
     if not path.exists() and found == FAISS_CLASSES["flat"]:
         return DenseInfo("flat", int(index.ntotal))  # built before there were other types
-    info = DenseInfo(**json.loads(path.read_text(encoding="utf-8")))
+    info = checked_fields(DenseInfo, read_json(path))
     if (FAISS_CLASSES.get(info.type), info.passages) != (found, index.ntotal):
         raise ValueError(f"it is an {found} of {index.ntotal} vectors, {INFO_NAME} says {info.type}, {info.passages}")
     if info.type != "flat" and not 1 <= info.parameter <= index.ntotal + 2048:

@@ -16,6 +16,7 @@ of a passage, whose states take 1.4 to 11 KB, and cost recall.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -91,6 +92,13 @@ def search_parameters(kind: DenseType, value: int, selector: Any = None) -> Any:
     if kind == "hnsw":
         return library.SearchParametersHNSW(efSearch=value, sel=selector)
     return library.SearchParameters(sel=selector)
+
+
+def faiss_extension() -> str:
+    """The file of FAISS's extension module: one of several, by the processor's instructions."""
+    import faiss  # noqa: F401 (what is looked for is imported by it)
+
+    return next(str(module.__file__) for name, module in sys.modules.items() if name.startswith("faiss._swigfaiss"))
 
 
 @contextmanager

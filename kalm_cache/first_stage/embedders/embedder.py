@@ -1,4 +1,7 @@
-"""Text → vector, for the dense first stage: what an embedder is, and where each kind is loaded."""
+"""Text → vector, for the dense first stage: what an embedder is; `load_embedder` picks the class for a name.
+
+To add an embedder: write a class that follows `Embedder` in a file beside this one, and name it in `load_embedder`.
+"""
 
 from __future__ import annotations
 

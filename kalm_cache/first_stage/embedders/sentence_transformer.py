@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from kalm_cache.errors import CheckpointError, MissingExtraError
 from kalm_cache.first_stage.embedders.digest import model_digest
 from kalm_cache.first_stage.embedders.vectors import l2_normalise
+from kalm_cache.first_stage.normalisation import normalised
+from kalm_cache.foreign_files import one_line, read_json, relative_path
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -37,7 +39,7 @@ class SentenceTransformerEmbedder:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         with self._lock:
-            vectors = self._model.encode_query(list(texts), prompt=self._query_prompt, show_progress_bar=False)
+            vectors = self._model.encode_query(_normalised(texts), prompt=self._query_prompt, show_progress_bar=False)
         return l2_normalise(vectors)
 
     def embed_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -45,8 +47,14 @@ class SentenceTransformerEmbedder:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         with self._lock:
-            vectors = self._model.encode_document(list(texts), prompt=self._passage_prompt, show_progress_bar=False)
+            vectors = self._model.encode_document(
+                _normalised(texts), prompt=self._passage_prompt, show_progress_bar=False
+            )
         return l2_normalise(vectors)
+
+
+def _normalised(texts: Sequence[str]) -> list[str]:
+    return [normalised(text) for text in texts]
 
 
 def load_sentence_transformer(name: str, *, query_prompt: str, passage_prompt: str) -> SentenceTransformerEmbedder:
@@ -67,11 +75,24 @@ def load_sentence_transformer(name: str, *, query_prompt: str, passage_prompt: s
             f"embedder {name!r}: no .safetensors weights in {folder}; convert the model to safetensors"
         )
     try:
+        _check_modules(folder)
         model = SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as exc:
-        raise CheckpointError(f"embedder {name!r} is not a sentence-transformers model: {exc}") from exc
+        raise CheckpointError(f"embedder {name!r} is not a sentence-transformers model: {one_line(exc)}") from exc
     digest = model_digest(folder, files, query_prompt=query_prompt, passage_prompt=passage_prompt)
     return SentenceTransformerEmbedder(model, digest, query_prompt=query_prompt, passage_prompt=passage_prompt)
+
+
+def _check_modules(folder: Path) -> None:
+    """Raise `ValueError` where the model names classes that are not the library's: it would import and call them."""
+    if not (folder / "modules.json").is_file():
+        return
+    for module in read_json(folder / "modules.json"):
+        kind = module.get("type") if isinstance(module, dict) else None
+        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
+            raise ValueError(f"modules.json names {str(kind)[:60]!r}, which is not of sentence-transformers")
+        if module.get("path"):
+            relative_path(str(module["path"]))
 
 
 def _download(name: str) -> Path:

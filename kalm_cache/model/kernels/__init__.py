@@ -7,10 +7,10 @@ import os
 import torch
 
 from kalm_cache.errors import UsageError
-from kalm_cache.model.kernels.compile import native_library
 from kalm_cache.model.kernels.interface import Kernels
-from kalm_cache.model.kernels.native import SUFFIXES, NativeKernels
+from kalm_cache.model.kernels.native import SUFFIXES, NativeKernels, native_library
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
+from kalm_cache.openmp import survive_forks
 
 __all__ = ["Kernels", "choose_kernels"]
 
@@ -26,7 +26,8 @@ def choose_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     Raises:
         UsageError: `native` was asked for and cannot be had, or the variable holds another word.
     """
-    choice = os.environ.get(CHOICE, "auto")
+    survive_forks(torch._C.__file__)
+    choice = os.environ.get(CHOICE) or "auto"
     if choice not in ("auto", "native", "torch"):
         raise UsageError(f"{CHOICE} is {choice!r}; it must be auto, native or torch")
     if choice == "torch" or device.type != "cpu" or dtype not in SUFFIXES:

@@ -1,6 +1,6 @@
 """What flows between products and kernels: plain tensors, or int8 values with their scales.
 
-Legend: R rows (tokens, packed end to end), D width in, O width out.
+Letters in shapes: `kalm_cache.model`; here D is the width of any product's input.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ Product = Tensor | Accumulated
 def select_activation(x: Activation, rows: Tensor | slice) -> Activation:
     """Some rows of an activation; `rows` int64 or a slice."""
     if isinstance(x, Tensor):
-        return x[rows]
-    return Quantized(x.values[rows], x.scale[rows])
+        return x[rows]  # a slice gives a view, indices a copy
+    return Quantized(x.values[rows], x.scale[rows])  # (R', D), (R',)
 
 
 def select_product(x: Product, rows: Tensor | slice) -> Product:
     """Some rows of a product; `rows` int64 or a slice."""
     if isinstance(x, Tensor):
         return x[rows]
-    return Accumulated(x.values[rows], x.row_scale[rows], x.column_scale)
+    return Accumulated(x.values[rows], x.row_scale[rows], x.column_scale)  # (R', O), (R',), (O,) as it was
 
 
 def to_float(product: Product) -> Tensor:
     """The product's numbers in float32, (R, O)."""
     if isinstance(product, Tensor):
         return product.float()
+    # int32 -> float32 rounds sums from 2^24 on, by 2⁻²⁴ of themselves: no more than each of the two products does
     return product.values.to(torch.float32) * product.row_scale.unsqueeze(1) * product.column_scale  # (R, 1), (O,)

@@ -1,6 +1,6 @@
-"""Where the heads of a product go, and how they are rotated.
+"""The layout of heads: how a product's columns split into heads, where each is written, and its rotation (RoPE).
 
-Legend: R rows, N sequences, K key/value heads, G query heads a key/value head, E head width.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Rope:
 
     def rotate(self, x: Tensor) -> Tensor:
         """x (R, K, G, E) float32 in the half-split layout: (x₁·cos − x₂·sin, x₂·cos + x₁·sin)."""
+        # all heads of a token turn by the same angles
         cos, sin = self.cos[self.position][:, None, None], self.sin[self.position][:, None, None]  # (R, 1, 1, E / 2)
+        # coordinate i turns with i + E / 2, as in the reference's `rotate_half`; RoFormer pairs neighbours
         first, second = x.chunk(2, dim=-1)  # (R, K, G, E / 2) each
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,7 +1,6 @@
-"""What kernels compute, whichever way.
+"""`Kernels`: the interface that native.py and torch_kernels.py implement.
 
-Legend: R rows, D state width, I intermediate width, H heads, K key/value heads, G = H / K, E head width, N sequences,
-T queries of one sequence, S key slots of one sequence.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keys and values of an earlier run, for the prefix cache.
 
-Legend: L prefix tokens, P pooled states, K key/value heads, E head width.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class PrefixKV:
 def make_prefix_kv(prefix: tuple[int, ...], pooled: int, states: Tensor, dtype: torch.dtype) -> PrefixKV:
     """`states` (layers, 2, K, L + P, E) in `dtype`; int8 has one scale for each vector."""
     if dtype is not torch.int8:
-        return PrefixKV(prefix, pooled, states.to(dtype).contiguous())
+        return PrefixKV(prefix, pooled, states.to(dtype).contiguous())  # native code reads it by address
     scale = states.abs().amax(-1).float() / 127  # (layers, 2, K, L + P)
+    # clamped: a vector of zeros has scale 0, and 0 · ∞ is no number
     inverse = 1 / scale.clamp(min=torch.finfo(torch.float32).tiny)
     return PrefixKV(prefix, pooled, (states * inverse.unsqueeze(-1)).round().to(torch.int8), scale)

@@ -1,7 +1,6 @@
 """The kernels in plain torch: for CUDA, for machines without a compiler, and as what the native ones are tested by.
 
-Legend: R rows, D state width, H heads, K key/value heads, G = H / K, E head width, N sequences, T queries of one
-sequence, S key slots of one sequence.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class TorchKernels:
     def quantize(self, x: Tensor) -> Quantized:
         """As `Kernels.quantize`."""
         x = rotate(x.float())
-        scale = x.abs().amax(dim=1) / 127
+        scale = x.abs().amax(dim=1) / 127  # (R,)
         # clamped: a row of zeros has scale 0. A row that is not finite keeps a scale that is not, and so stays visible
         values = (x / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).round()
         return Quantized(values.nan_to_num(0.0).clamp(-127, 127).to(torch.int8), scale)
@@ -39,6 +38,7 @@ class TorchKernels:
         self, x: Tensor, branch: Product, weight: Tensor, next_weight: Tensor, eps: float, *, quantized: bool
     ) -> Activation:
         """As `Kernels.add_norm`."""
+        # summed in float32 and rounded once, to x's dtype; the reference rounds the branch before it adds it
         x += F.rms_norm(to_float(branch), weight.shape, weight, eps)
         return self.norm(x, next_weight, eps, quantized=quantized)
 
@@ -58,11 +58,11 @@ class TorchKernels:
         eps: float,
     ) -> None:
         """As `Kernels.split_heads`."""
-        columns, start = to_float(product), 0
+        columns, start = to_float(product), 0  # (R, columns); where the next part begins
         for part in (queries, keys, values):
             if part is None:
                 continue
-            _, kv_heads, slots, group, width = part.out.shape
+            _, kv_heads, slots, group, width = part.out.shape  # (N, K, slots, G, E)
             stop = start + kv_heads * group * width
             heads = columns[:, start:stop].unflatten(1, (kv_heads, group, width))  # (R, K·G·E) -> (R, K, G, E)
             start = stop

@@ -1,6 +1,6 @@
-"""The heads of a batch, in buffers that attention reads, and back to rows.
+"""The heads of a batch, in buffers that attention reads, and back to rows; attention itself is in `kernels`.
 
-Legend: R rows, N sequences, T longest sequence, S key slots, H heads, K key/value heads, G = H / K, E head width.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class KeyBuffers:
     The 1 stands where queries have G: kernels write either with the same code.
     """
 
+    # zeros, as a slot that is not seen gets weight 0 in the product with the values, and 0 · NaN would be NaN
     both: Tensor
 
     @property
@@ -41,6 +42,7 @@ class KeyBuffers:
 
     def write(self, product: Product, slot: Tensor, norms: Norms, kernels: Kernels, rope: Rope | None = None) -> None:
         """Split a product (R, 2·K·E) of keys and values; row i goes to slot[i] of N·S."""
+        # values have no norm, and no rotation either
         keys, values = Heads(self.key, slot, norms.key), Heads(self.value, slot)
         kernels.split_heads(product, queries=None, keys=keys, values=values, rope=rope, eps=norms.eps)
 
@@ -70,11 +72,12 @@ class QueryBuffer:
 
     def attend(self, to: KeyBuffers, visible: Tensor, kernels: Kernels) -> Tensor:
         """Mix the values: (R, H·E)."""
-        sequences, kv_heads, longest, group, width = self.query.shape
+        sequences, kv_heads, longest, group, width = self.query.shape  # N, K, T, G, E
         query = self.query.flatten(2, 3)  # (N, K, T, G, E) -> (N, K, T·G, E)
         key, value = to.key.flatten(2, 3), to.value.flatten(2, 3)  # (N, K, S, 1, E) -> (N, K, S, E)
         mixed = kernels.attend(query, key, value, visible)  # (N, K, T·G, E)
         by_token = mixed.unflatten(2, (longest, group)).transpose(1, 2)  # -> (N, K, T, G, E) -> (N, T, K, G, E)
+        # a copy, as K still stands before T in memory. Head k·G + g of the reference is [k, g]: o takes them in order
         rows = by_token.reshape(sequences * longest, kv_heads * group * width)  # (N·T, H·E)
         return rows[self.slot]  # (R, H·E): padding is dropped
 
@@ -82,7 +85,7 @@ class QueryBuffer:
 def query_buffer(sequences: int, longest: int, slot: Tensor, config: StackConfig, dtype: torch.dtype) -> QueryBuffer:
     """A buffer on the slots' device, zeroed: what lies in a batch's padding may be denormal, and slow every product."""
     group = config.num_attention_heads // config.num_key_value_heads
-    shape = (sequences, config.num_key_value_heads, longest, group, config.head_dim)
+    shape = (sequences, config.num_key_value_heads, longest, group, config.head_dim)  # (N, K, T, G, E)
     return QueryBuffer(torch.zeros(shape, dtype=dtype, device=slot.device), slot)
 
 
@@ -90,7 +93,7 @@ def key_buffers(
     sequences: int, slots: int, config: StackConfig, dtype: torch.dtype, device: torch.device
 ) -> KeyBuffers:
     """Zeroed buffers."""
-    shape = (2, sequences, config.num_key_value_heads, slots, 1, config.head_dim)
+    shape = (2, sequences, config.num_key_value_heads, slots, 1, config.head_dim)  # (2, N, K, S, 1, E)
     return KeyBuffers(torch.zeros(shape, dtype=dtype, device=device))
 
 
@@ -103,7 +106,10 @@ def rope_of(position: Tensor, length: int, head_dim: int, rope: RopeConfig) -> R
 @functools.lru_cache(maxsize=16)
 def _rope_table(length: int, head_dim: int, rope: RopeConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of every position, (length, E / 2) float32 each."""
+    # float32 in every run: to bfloat16 positions 256 and 257 are one. The reference computes angles in float32, too,
+    # but rounds cos and sin to the run's dtype
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim  # (E / 2,)
+    # linear scaling: positions divided by `factor` are frequencies divided by it
     inverse_frequency = 1.0 / (rope.theta**exponent) / rope.factor  # (E / 2,)
     angle = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequency)  # (length, E / 2)
     return angle.cos().to(device), angle.sin().to(device)

@@ -1,7 +1,6 @@
 """One run of the decoder's layers over a batch of pairs, layer by layer.
 
-Legend: N query-passage pairs, R rows (new tokens of all pairs, end to end), T new tokens of a pair (padded), D state
-width, H heads, K key/value heads, G = H / K, E head width, S key slots of a pair (its past, then T).
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Prompts:
 
     @property
     def slots(self) -> int:
-        """T: tokens of the longest one, and up to seven more: few different shapes are computed fastest."""
+        """T: tokens of the longest one, and some more: few different shapes are computed fastest."""
         return pad_to_bucket(max(map(len, self.ids)), 8)
 
 
@@ -46,7 +45,7 @@ class DecoderPass:
         self._lay_out(rows, len(of_pair), prompts.slots)
         # Before the first layer's attention a token depends on nothing but its prompt: distinct prompts are computed
         # once, and only the residual stream is spread over the pairs
-        tokens = torch.tensor([token for ids in prompts.ids for token in ids])
+        tokens = torch.tensor([token for ids in prompts.ids for token in ids])  # (tokens of the distinct prompts,)
         x = stack.embed(stack.move(tokens[distinct.first()[distinct.sequence] + distinct.position]))
         self._h = stack.start(x)  # (distinct rows, D); (R, D) from the second layer on
         self._x = x[self._source]  # (distinct rows, D) -> (R, D)
@@ -55,6 +54,7 @@ class DecoderPass:
         """Where queries and keys of the new tokens go, how they are rotated, and which slots each token sees."""
         stack, past, config = self._stack, self._past, self._stack.config
         self._key_slot = stack.move(rows.slots(past.slots + slots, past.slots))  # (R,) of N·S
+        # (N, K, T, G, E): one buffer, written anew by every layer but the last
         self._queries = query_buffer(pairs, slots, stack.move(rows.slots(slots)), config, stack.dtype)
         position = stack.move(rows.position + past.prefix)  # (R,): in the whole prompt; pooled states take no position
         self._ropes, self._spans, self._visible = {}, {}, {}

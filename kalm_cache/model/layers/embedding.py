@@ -22,7 +22,7 @@ class TokenEmbedding:
         """ids (R,) int64 -> (R, D) on the ids' device."""
         # gathered where the table lies, then moved: R rows travel, not the table
         rows = F.embedding(ids.to(self.table.device), self.table).to(ids.device, self.dtype)  # (R, D)
-        scaled = rows * self.scale.to(ids.device)
+        scaled = rows * self.scale.to(ids.device)  # by √D
         if self.eoi_embedding is None:
             return scaled
         is_eoi = (ids == self.eoi_token_index).unsqueeze(-1)  # (R, 1); its vector is not scaled

@@ -1,6 +1,6 @@
 """Products of int8 matrices, exact on every processor. Knows nothing of scales.
 
-Legend: R rows, D width in, O width out.
+Letters in shapes: `kalm_cache.model`; here D is the width of any product's input.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ EXACT_COLUMNS = 1024  # 127² · 1024 < 2^24: every partial sum of so many produ
 
 def multiply_int8(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """x · weightᵀ without rounding: x (R, D) int8, weight (O, D) int8 -> (R, O) int32, in `out` where it is given."""
+    # `_int_mm` takes its second matrix as (D, O): a transposed view
     if x.is_cuda or has_int8_products():
         return torch._int_mm(x, weight.t()) if out is None else torch._int_mm(x, weight.t(), out=out)
     out = x.new_empty(len(x), len(weight), dtype=torch.int32) if out is None else out
-    out.zero_()
+    out.zero_()  # it may hold an earlier product
     for x_part, weight_part in zip(x.split(EXACT_COLUMNS, 1), weight.split(EXACT_COLUMNS, 1), strict=True):
         out += (x_part.float() @ weight_part.float().t()).to(torch.int32)  # (R, D') · (D', O)
     return out
@@ -35,5 +36,5 @@ def has_int8_products() -> bool:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
     if capabilities.get("architecture") == "x86_64" and not capabilities.get("avx512_vnni"):
         return False
-    largest = torch.full((32, 64), 127, dtype=torch.int8)
+    largest = torch.full((32, 64), 127, dtype=torch.int8)  # the largest values: sums of pairs saturate
     return bool((torch._int_mm(largest, largest.t()) == 127 * 127 * 64).all())

@@ -1,7 +1,7 @@
 """One layer of T5Gemma2, encoder's or decoder's, over packed rows: products here, all between them in `kernels`.
 
 Formulas: transformers 5.x, `models/t5gemma2/modeling_t5gemma2.py`.
-Legend: R rows, D state width, I intermediate width, H heads, K key/value heads, E head width.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Norms:
     """The norms' factors 1 + w, float32. `query` holds the attention's scale, too."""
 
     pre_attention: Tensor  # (D,)
-    post_attention: Tensor
-    pre_mlp: Tensor
-    post_mlp: Tensor
-    query: Tensor  # (E,)
-    key: Tensor
+    post_attention: Tensor  # (D,)
+    pre_mlp: Tensor  # (D,)
+    post_mlp: Tensor  # (D,)
+    query: Tensor  # (E,): one for all heads
+    key: Tensor  # (E,)
     eps: float
 
 
@@ -82,6 +82,7 @@ class Layer:
         Returns:
             x after the next norm, (R, D).
         """
+        # norms stand on both sides of a branch: x ← x + post(branch(pre(x)))
         norms = self.norms
         attended = self.o(kernels.quantize(mixed) if quantized else mixed)  # (R, H·E) -> (R, D)
         # one kernel adds a branch and makes the next product's input: the stream is read and written once
@@ -99,15 +100,16 @@ class Layer:
         """down(gelu_tanh(gate(x)) · up(x)), (R, D) -> (R, D), a block of rows at a time."""
         quantized = isinstance(x, Quantized)
         rows = len(x.values if isinstance(x, Quantized) else x)
-        out = self.down.empty(rows, x)
+        out = self.down.empty(rows, x)  # (R, D)
         item_bytes = 4 if quantized else dtype.itemsize  # int8 products come in int32
         for block in _blocks(rows, max(1, MLP_BYTES // (item_bytes * len(self.gate_up.weight)))):
             gate_up = scratch.product(self.gate_up, select_activation(x, block))  # (block, D) -> (block, 2·I)
+            # (block, 2·I) -> (block, I) -> (block, D)
             self.down.fill(out, block.start, kernels.gated_gelu(gate_up, dtype, quantized=quantized))
         return out
 
 
 def _blocks(rows: int, step: int) -> list[slice]:
-    """`rows` in blocks of `step`. A rest below half a block joins the last one: every block reads all weights."""
+    """`rows` in blocks of `step`. A rest of at most half a block joins the last one: every block reads all weights."""
     starts = range(0, max(rows - step // 2, 1), step)
     return [slice(start, rows if start == starts[-1] else start + step) for start in starts]

@@ -1,4 +1,7 @@
-"""Matrix products with fixed weights, in the run's dtype or in int8. Legend: R rows, D width in, O width out."""
+"""Matrix products with fixed weights, in the run's dtype or in int8.
+
+Letters in shapes: `kalm_cache.model`; here D is the width of any product's input.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ class Linear:
         """x (R, D) -> (R, O); int8 weights take and give int8's forms, the others plain tensors."""
         if isinstance(x, Quantized):
             assert self.scale is not None
+            # unscaled: the kernel that reads the product scales it on the way, without a pass of its own
             return Accumulated(multiply_int8(x.values, self.weight), x.scale, self.scale)
         return F.linear(x, self.weight)
 
@@ -31,7 +35,7 @@ class Linear:
         """Memory for the product of `rows` rows of the kind of `template`, (rows, O), for `fill`."""
         if isinstance(template, Quantized):
             assert self.scale is not None
-            values = template.values.new_empty(rows, len(self.weight), dtype=torch.int32)
+            values = template.values.new_empty(rows, len(self.weight), dtype=torch.int32)  # (rows, O)
             return Accumulated(values, template.scale.new_empty(rows), self.scale)
         return template.new_empty(rows, len(self.weight))
 
@@ -40,14 +44,16 @@ class Linear:
         if isinstance(x, Quantized):
             assert isinstance(out, Accumulated)
             rows = slice(start, start + len(x.values))
-            multiply_int8(x.values, self.weight, out.values[rows])
-            out.row_scale[rows] = x.scale
+            multiply_int8(x.values, self.weight, out.values[rows])  # (rows, D) · (D, O)
+            out.row_scale[rows] = x.scale  # (rows,)
         else:
             assert isinstance(out, Tensor)
+            # `F.linear` has no `out`
             torch.mm(x, self.weight.t(), out=out[start : start + len(x)])
 
     def outputs(self, start: int, stop: int | None = None) -> Linear:
         """The same product for outputs `start … stop` alone; shares memory."""
+        # (O', D), (O',): outputs are rows of the weight, so that a slice is contiguous
         return Linear(self.weight[start:stop], None if self.scale is None else self.scale[start:stop])
 
     def tensors(self) -> list[Tensor]:
@@ -67,6 +73,7 @@ class ScratchBuffer:
     def product(self, linear: Linear, x: Activation) -> Product:
         """`linear(x)`, in this memory."""
         rows = len(x.values if isinstance(x, Quantized) else x)
+        # gates of all layers have as many columns: a block fits where as many rows did
         if self._largest is None or _rows(self._largest) < rows:
             self._largest = linear.empty(rows, x)
         out = select_product(self._largest, slice(rows))  # (rows, O), a view

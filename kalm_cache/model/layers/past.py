@@ -1,6 +1,6 @@
 """What a batch's new tokens see before them: the passages' pooled states, or a cached prefix and pooled states.
 
-Legend: N pairs, P pooled states of a pair, L prefix tokens, D state width, K key/value heads, E head width, S slots.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PooledPast:
 
     def __init__(self, stack: Stack, pooled: Tensor, counts: Sequence[int], new_slots: int) -> None:
         """pooled (sum of counts, D) in the stream's dtype, end to end; `new_slots` are left free after the past."""
-        rows = pack_rows(counts).padded()
+        rows = pack_rows(counts).padded()  # a common number of rows: int8 and bfloat16 products compile for the shape
         self.pooled, self.slots = rows.lengths, _past_slots(rows.longest, new_slots)
         self._stack = stack
         # padded rows repeat the last state, and are written to its slot again: the same numbers, so no harm
@@ -45,11 +45,12 @@ class PooledPast:
         pooled = torch.cat((pooled, pooled[-1:].expand(padding, -1)))  # (ΣP, D) -> (ΣP + padding, D)
         # states enter every layer as they are: they are quantised once
         self._states = stack.kernels.quantize(pooled) if stack.quantized else pooled
-        self._slot = stack.move(rows.slots(self.slots + new_slots))
+        self._slot = stack.move(rows.slots(self.slots + new_slots))  # (ΣP + padding,) of N·S
         self._buffers = key_buffers(len(counts), self.slots + new_slots, stack.config, stack.dtype, stack.device)
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
         """The same buffers every time."""
+        # each layer writes the same slots: the others hold the zeros that they were made with
         self._buffers.write(layer.kv(self._states), self._slot, layer.norms, self._stack.kernels)  # (ΣP, 2·K·E)
         return self._buffers
 
@@ -59,7 +60,8 @@ class PrefixPast:
 
     def __init__(self, stack: Stack, cached: Sequence[PrefixKV], new_slots: int) -> None:
         self.prefix = len(cached[0].prefix)
-        self.pooled = torch.tensor([entry.pooled for entry in cached])
+        self.pooled = torch.tensor([entry.pooled for entry in cached])  # (N,)
+        # one buffer for all pairs: the prefix is equally long, pooled states are not, and padding comes after them
         self.slots = _past_slots(self.prefix + int(self.pooled.max()), new_slots)
         self._cached, self._kernels = cached, stack.kernels
         self._buffers = key_buffers(len(cached), self.slots + new_slots, stack.config, stack.dtype, stack.device)

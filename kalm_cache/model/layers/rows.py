@@ -7,7 +7,7 @@ each sequence:
 
 New tokens are those that a run computes. An encoder has no past; a decoder's is the passage's pooled states, and before
 them the prompt's prefix where the prefix cache holds it.
-Legend: N sequences, R rows, T longest sequence, S = past + T key slots.
+Letters in shapes: `kalm_cache.model`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def pad_to_bucket(count: int, step: int = 16) -> int:
 
     Products of bfloat16 and int8 are compiled for the very shape, which takes milliseconds: there had better be few.
     """
+    # 16 buckets from each power of two to the next: at most a 16th more rows, once that is above `step`
     step = max(step, 1 << max(0, count.bit_length() - 5))
     return -(-count // step) * step
 
@@ -76,6 +77,7 @@ def bidirectional_spans(lengths: Tensor, window: int | None) -> Tensor:
     end = lengths.unsqueeze(1).expand_as(token)  # (N,) -> (N, T)
     if window is None:
         return _spans(torch.zeros_like(token), end)
+    # as the reference's `sliding_window_mask_function`
     begin = (token - (window + 1) // 2 + 1).clamp(min=0)
     return _spans(begin, torch.minimum(token + window // 2 + 1, end))
 
@@ -93,8 +95,10 @@ def causal_spans(count: int, pooled: Tensor, *, past: int, prefix: int, window: 
     token = torch.arange(count).expand(len(pooled), -1)  # (T,) -> (N, T)
     # the first prompt token that the window shows; it lies in the prefix, or among the new tokens
     first = torch.zeros_like(token) if window is None else (prefix + token - window + 1).clamp(min=0)
-    # pooled states follow the prefix in the buffer, so that what is left of the prefix and all of them are one span
+    # No window hides pooled states. They follow the prefix in the buffer, so that what is left of the prefix and all of
+    # them are one span
     begin, end = first.clamp(max=prefix), (prefix + pooled).unsqueeze(1).expand_as(token)
+    # new token j lies in slot past + j and is prompt token prefix + j
     return _spans(begin, end, past + (first - prefix).clamp(min=0), past + token + 1)
 
 

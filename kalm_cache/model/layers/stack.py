@@ -34,6 +34,7 @@ class Stack:
 
     def start(self, x: Tensor) -> Activation:
         """The first layer's input: x (R, D) after its norm."""
+        # every other norm comes with the sum before it, in `finish`; there is none before this one
         first = self.layers[0].norms
         return self.kernels.norm(x, first.pre_attention, first.eps, quantized=self.quantized)
 
@@ -42,9 +43,10 @@ class Stack:
 
         The output is in the stream's dtype. `x` is changed in place. `scratch` is one for all layers of a run.
         """
+        # the next layer's first norm is computed here, with this layer's last sum: one pass over the stream, not two
         last = index == len(self.layers) - 1
         next_norm = self.norm if last else self.layers[index + 1].norms.pre_attention
-        quantize_next = self.quantized and not last
+        quantize_next = self.quantized and not last  # no int8 product reads the stack's output
         return self.layers[index].finish(
             x, mixed, next_norm, self.kernels, scratch, quantized=self.quantized, quantize_next=quantize_next
         )

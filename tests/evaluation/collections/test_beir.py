@@ -98,10 +98,11 @@ def test_a_bad_judgment_is_refused_with_its_file_and_line(line: str, reason: str
     [
         ('{"_id": "q4", "text": ', "Expecting value"),
         ('["q4", "text"]', "a JSON list"),
-        ('{"id": "q4", "text": "t"}', "expected the fields '_id' and 'text'"),
-        ('{"_id": "q4", "text": null}', "expected the fields '_id' and 'text'"),
+        ('{"id": "q4", "text": "t"}', "'_id' is null; make it a string or an integer"),
+        ('{"_id": true, "text": "t"}', "'_id' is a boolean; make it a string or an integer"),
+        ('{"_id": "q4", "text": null}', "'text' is null; make it a string"),
         ('{"_id": "q1", "text": "again"}', "query id 'q1' for the second time"),
-        ('{"_id": "q4", "text": "\\ud800"}', "'utf-8' codec can't encode"),
+        ('{"_id": "q4", "text": "\\ud800"}', "'text' holds half a surrogate pair"),
         ("[" * 100_000, "."),
     ],
 )

@@ -22,7 +22,7 @@ from kalm_cache.evaluation.measures.metrics import measure
 from kalm_cache.evaluation.mteb_reranker import MTEBReranker
 from kalm_cache.evaluation.plan import Plan
 from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.passage import Passage
+from kalm_cache.passage import Passage, PassageTemplate
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "eval").glob("*.toml"))
 QRELS = {"q1": {"d1": 2, "d2": 0}, "q2": {"d3": 1}}
@@ -77,7 +77,7 @@ def reranker(index: PassageIndex, passages: list[Passage], monkeypatch: pytest.M
 
     def open_index(name: str, corpus: Callable[[], Iterable[Passage]]) -> PassageIndex:
         assert name == "LocalTask-default-test"
-        assert list(corpus()) == passages
+        assert list(corpus(PassageTemplate())) == passages
         return index
 
     return MTEBReranker(open_index, "kalm-cache/mini", k=20)
@@ -121,7 +121,7 @@ def test_a_task_of_mteb_is_a_collection_with_its_prompt(local_task: LocalTask, p
     assert (found.task.name, found.task.split, found.task.qrels) == ("LocalTask", "test", QRELS)
     assert found.instruction == "Find the bees."
     assert callable(found.corpus)
-    assert list(found.corpus()) == passages
+    assert list(found.corpus(PassageTemplate())) == passages
 
 
 def test_a_query_with_an_instruction_of_its_own_keeps_it(local_task: LocalTask) -> None:
@@ -169,7 +169,7 @@ def test_a_dataset_of_ir_datasets_is_a_collection(local_dataset: str) -> None:
     found = load_ir_dataset(local_dataset)
     assert (found.task.queries, found.task.qrels) == ({"q1": "bees"}, {"q1": {"d1": 2, "d2": 0}})
     assert callable(found.corpus)
-    assert list(found.corpus()) == [Passage("d1", "Bees fly."), Passage("d2", "Owls hunt.")]
+    assert list(found.corpus(PassageTemplate())) == [Passage("d1", "Bees fly."), Passage("d2", "Owls hunt.")]
 
 
 def test_a_name_that_ir_datasets_does_not_know_is_refused() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from bm25s.stopwords import STOPWORDS_EN
 
-from kalm_cache.first_stage.bm25.analysis import STOP_WORDS, split_words, terms_of
+from kalm_cache.first_stage.bm25.analysis import LONG_CHARS, STOP_WORDS, split_words, terms_of
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,11 @@ def test_terms_are_lower_cased_without_stop_words_and_stemmed() -> None:
 
 def test_the_stop_words_are_those_of_bm25s() -> None:
     assert sorted(STOP_WORDS) == sorted(STOPWORDS_EN)
+
+
+@pytest.mark.parametrize("text", ["The Cats, running. ", "中文文档检索", "北京 has cats、猫とねこ", "a b c 中 x "])
+def test_a_long_text_has_the_terms_of_a_short_one_repeated(text: str) -> None:
+    long = text * (2 * LONG_CHARS // len(text))
+    words = [word for word in split_words(long.lower()) if word not in STOP_WORDS]
+    [terms] = terms_of([long])
+    assert terms == [term for [term] in map({word: next(terms_of([word])) for word in set(words)}.get, words)]

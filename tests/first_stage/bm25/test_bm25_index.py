@@ -41,6 +41,24 @@ def test_scores_follow_the_lucene_formula(tmp_path: Path, mmap: bool) -> None:
     assert found[0].scores.dtype == np.dtype(np.float32)
 
 
+def test_of_a_query_the_first_terms_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = BM25Index.build(DOCUMENTS, tmp_path)
+    monkeypatch.setattr("kalm_cache.first_stage.bm25.bm25_index.MAX_QUERY_TERMS", 2)
+    assert [len(found) for found in index.search(["zebra cat", "zebra zebra cat"], k=10)] == [2, 0]
+
+
+def test_one_document_of_more_terms_than_a_block_has_its_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [*DOCUMENTS, (2**41, "cat dog cat " * 40), (2**42, "cat")]
+    expected = BM25Index.build(documents, tmp_path / "a").search(["cat", "dog"], k=10)
+    monkeypatch.setattr("kalm_cache.first_stage.bm25.postings.BLOCK_TOKENS", 100)
+    found = BM25Index.build(documents, tmp_path / "b").search(["cat", "dog"], k=10)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.ordinals.tolist() == theirs.ordinals.tolist()
+        assert ours.scores.tolist() == theirs.scores.tolist()
+
+
 def test_queries_without_a_known_term_find_nothing(tmp_path: Path) -> None:
     index = BM25Index.build(DOCUMENTS, tmp_path)
     assert [len(c) for c in index.search(["", "the", "zebra", "?!", "cat"], k=10)] == [0, 0, 0, 0, 2]

@@ -10,6 +10,7 @@ import pytest
 
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage import DenseIndex
+from kalm_cache.first_stage.dense.faiss_layout import check_length
 
 RANDOM = np.random.default_rng(7)
 NUMBERS = np.sort(RANDOM.choice(2**40, 300, replace=False)).astype(np.int64)  # gaps, beyond 32 bits
@@ -104,6 +105,7 @@ def test_torch_and_faiss_work_in_either_import_order(order: str) -> None:
 import numpy as np, tempfile
 from pathlib import Path
 from kalm_cache.first_stage import DenseIndex
+from kalm_cache.first_stage.dense.faiss_layout import check_length
 x = np.eye(64, dtype=np.float32)
 index = DenseIndex.build([(np.arange(64), x)], 64, Path(tempfile.mkdtemp()))
 assert (torch.from_numpy(x) @ torch.ones(64, 64)).sum() == 64 * 64
@@ -112,3 +114,15 @@ assert (torch.ones(64, 64) @ torch.ones(64, 64)).max() == 64
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dense_index", ["flat", "ivf", "hnsw"])
+def test_a_file_that_ends_before_what_it_promises_never_reaches_faiss(tmp_path: Path, dense_index: str) -> None:
+    DenseIndex.build([(NUMBERS, VECTORS)], 16, tmp_path, dense_index)  # type: ignore[arg-type]
+    path = tmp_path / "dense.faiss"
+    whole = path.read_bytes()
+    check_length(path)
+    for size in (*range(1, 500), *range(500, len(whole), 997), len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"says that it holds more|where FAISS has|of a kind"):
+            check_length(path)

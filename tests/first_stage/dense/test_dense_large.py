@@ -118,6 +118,7 @@ def test_what_was_measured_lies_beside_the_index(tmp_path: Path) -> None:
         "parameter": built.info.parameter,
         "recall_at_100": built.info.recall_at_100,
         "queries": 256,
+        "texts": "nfkc-1",
     }
     assert DenseIndex.open(tmp_path).info == built.info
     assert not built.exact

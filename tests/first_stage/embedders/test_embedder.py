@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,3 +91,56 @@ def test_the_bundled_embedder_finds_related_texts_nearer_than_unrelated_ones() -
     np.testing.assert_allclose(np.linalg.norm(passages, axis=1), 1, rtol=1e-5)
     assert query @ passages[0] > query @ passages[1]
     assert np.isfinite(model.embed_queries(["", " ", "\u200b"])).all()
+
+
+def _rewrite_vectors(folder: Path, **tensors: np.ndarray) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            {"embeddings": np.ones((2, 4), np.float32).T[:2]},
+            "embeddings for 2 tokens, the tokenizer gives 4",
+        ),  # transposed
+        ({"embeddings": np.ones(4, np.float32)}, "expected rows"),
+        ({"embeddings": np.full((4, 2), np.nan, np.float32)}, "finite"),
+        ({"embeddings": np.ones((4, 2), np.float32), "mapping": np.array([0, 1, 2, 9])}, "row 9 of 4"),
+        ({"embeddings": np.ones((4, 2), np.float32), "mapping": np.array([0, 1, 2])}, "mapping for 3 tokens"),
+        ({"embeddings": np.ones((4, 2), np.float32), "mapping": np.array([0, 1, 2, -1])}, "embeddings for 4 tokens"),
+        ({"embeddings": np.ones((4, 2), np.float32), "weights": np.ones(3)}, "weights of shape"),
+    ],
+)
+def test_static_vectors_that_do_not_fit_the_tokenizer_are_a_checkpoint_error(
+    static_folder: Path, tensors: dict[str, np.ndarray], said: str
+) -> None:
+    _rewrite_vectors(static_folder, **tensors)
+    with pytest.raises(CheckpointError, match=said):
+        load_embedder(str(static_folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: model["vocab"].update(cat=10**9), "the tokenizer gives 1000000001"),
+        (lambda model: model.update(unk_token="[NONE]"), "UNK"),
+        (lambda model: model["vocab"].clear(), "not a model2vec model"),
+    ],
+)
+def test_a_static_tokenizer_that_cannot_serve_every_text_is_a_checkpoint_error(
+    static_folder: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    tokenizer = json.loads((static_folder / "tokenizer.json").read_text())
+    change(tokenizer["model"])
+    (static_folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=said):
+        load_embedder(str(static_folder))
+
+
+def test_a_static_config_of_brackets_is_a_checkpoint_error(static_folder: Path) -> None:
+    (static_folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="nested more than"):
+        load_embedder(str(static_folder))

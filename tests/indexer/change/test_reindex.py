@@ -193,10 +193,10 @@ def test_only_new_texts_are_analysed_and_scores_are_those_of_a_fresh_index(
 ):
     analysed: list[str] = []
 
-    def analyse(texts: Iterable[str]) -> Iterator[list[str]]:
+    def analyse(texts: Iterable[str], analysis: str) -> Iterator[list[str]]:
         for text in texts:
             analysed.append(text)
-            yield from terms_of([text])
+            yield from terms_of([text], analysis)
 
     add(index, settings, encoders, {"x": "bees of the delta"})
     with monkeypatch.context() as patch:

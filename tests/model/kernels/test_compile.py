@@ -1,6 +1,8 @@
 """Compiling the native kernels, mostly with compilers that only pretend: a real run takes seconds."""
 
 import ctypes
+import ctypes.util
+import hashlib
 import logging
 import os
 import shutil
@@ -10,20 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from kalm_cache.model.kernels import compile
-from kalm_cache.model.kernels.native import NativeKernels
+from kalm_cache.model.kernels import compile, library_folder
+from kalm_cache.model.kernels.native import SYMBOLS, NativeKernels, native_library
 
 WARNING = "which are slower"
 
 
 def fresh() -> ctypes.CDLL | None:
     """`native_library` without what it remembers."""
-    return compile.compiled_library.__wrapped__(compile.SOURCE)
+    return compile.compiled_library.__wrapped__(compile.SOURCE, SYMBOLS)
+
+
+try_out = compile.try_out
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Path:
-    """An empty cache folder, neither `$CXX` nor an instruction set chosen, and every message kept."""
+    """An empty cache folder, neither `$CXX` nor an instruction set chosen, messages kept, no trial (it is slow)."""
+    monkeypatch.setattr(compile, "try_out", lambda library, symbols: None)
     caplog.set_level(logging.INFO, logger="kalm_cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
@@ -34,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 @pytest.fixture(scope="module")
 def compiled() -> Path:
     """Some shared library that holds the kernels."""
-    library = compile.native_library()
+    library = native_library()
     if library is None:
         pytest.skip("no C++ compiler here")
     return Path(library._name)
@@ -61,13 +67,17 @@ def calls(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def test_a_real_compiler_makes_kernels_that_work(cache: Path, caplog: pytest.LogCaptureFixture):
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))) or compile.native_library() is None:
+def test_a_real_compiler_makes_kernels_that_work(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compile, "try_out", try_out)
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))) or native_library() is None:
         pytest.skip("no C++ compiler here")
     library = fresh()
     assert library is not None
     [path] = cache.iterdir()  # nothing else is left behind
     assert path.name.startswith("kernels-")
+    assert path.name.endswith(f"-{hashlib.sha256(path.read_bytes()).hexdigest()}.so")
     assert "compiling native.cpp, once for this processor" in caplog.text
     normed = NativeKernels(library).norm(torch.tensor([[2.0, 2.0]]), torch.ones(2), 0.0, quantized=False)
     assert isinstance(normed, torch.Tensor)
@@ -131,6 +141,23 @@ def test_a_compiler_that_does_not_end_is_a_warning(
     monkeypatch.setenv("CXX", script(tmp_path / "slow", "exec sleep 20"))
     assert fresh() is None
     assert WARNING in caplog.text
+
+
+def test_neither_is_one_whose_own_children_do_not_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(compile, "TIMEOUT_S", 0.2)
+    monkeypatch.setenv("CXX", script(tmp_path / "slow", "sleep 600 & wait"))  # the child holds the pipes open
+    assert fresh() is None
+    assert "did not end" in caplog.text
+
+
+def test_last_words_that_are_no_utf_8_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("CXX", script(tmp_path / "garbage", "printf 'caf\\351\\n' >&2; exit 1"))
+    assert fresh() is None
+    assert "caf\ufffd" in caplog.text
 
 
 def test_a_cache_folder_that_cannot_be_made_is_a_warning(
@@ -214,6 +241,99 @@ def test_each_instruction_set_has_a_file_of_its_own(
     assert len(list(cache.iterdir())) == 3
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "a link", "writable by all"])
+def test_a_kept_library_that_is_not_what_was_kept_is_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, cache: Path, damage: str
+):
+    monkeypatch.setenv("CXX", pretender(tmp_path, compiled))
+    assert fresh() is not None
+    [path] = cache.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a link":
+        (tmp_path / "elsewhere.so").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere.so")
+    else:
+        flipped = content[:1000] + bytes([content[1000] ^ 1]) + content[1001:]
+        path.write_bytes({"cut": content[: len(content) // 2], "flipped": flipped, "empty": b""}.get(damage, content))
+        path.chmod(0o777 if damage == "writable by all" else 0o755)
+    assert fresh() is not None
+    assert len(calls(tmp_path)) == 4
+    [again] = cache.iterdir()
+    assert (again.is_symlink(), again.read_bytes()) == (False, content)
+
+
+def test_a_library_without_its_functions_is_a_warning_and_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+):
+    libm = ctypes.util.find_library("m")
+    other = next((path for path in Path("/").glob(f"lib/*/{libm}")), None)
+    if other is None:
+        pytest.skip("no other library is found here")
+    monkeypatch.setattr(compile, "try_out", try_out)
+    monkeypatch.setenv("CXX", pretender(tmp_path, other))
+    assert fresh() is None
+    assert "it lacks quantize" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
+def test_a_library_that_ends_its_process_is_a_warning_and_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, cache: Path, caplog: pytest.LogCaptureFixture
+):
+    cut = tmp_path / "cut.so"
+    cut.write_bytes(compiled.read_bytes()[:9000])  # its headers promise more: loading it is a SIGBUS
+    monkeypatch.setattr(compile, "try_out", try_out)
+    monkeypatch.setenv("CXX", pretender(tmp_path, cut))
+    assert fresh() is None
+    assert "the trial of what was compiled" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
+def test_a_folder_that_others_can_write_is_refused_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, cache: Path, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("CXX", pretender(tmp_path, compiled))
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    assert fresh() is None
+    assert f"{cache} can be written by others (mode 777)" in caplog.text
+    assert "XDG_CACHE_HOME" in caplog.text
+    assert calls(tmp_path) == []  # not even compiled
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_another_user_is_refused_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, cache: Path, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("CXX", pretender(tmp_path, compiled))
+    cache.mkdir(parents=True)
+    os.chown(cache, 12345, -1)
+    assert fresh() is None
+    assert f"{cache} belongs to another user (uid 12345)" in caplog.text
+
+
+def test_a_folder_from_which_nothing_is_executed_is_refused_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("CXX", pretender(tmp_path, compiled))
+    mounted = os.statvfs_result((*os.statvfs(tmp_path)[:8], os.ST_NOEXEC, *os.statvfs(tmp_path)[9:]))
+    monkeypatch.setattr(library_folder.os, "statvfs", lambda path: mounted)
+    assert fresh() is None
+    assert "noexec" in caplog.text
+
+
+def test_what_a_killed_compilation_left_goes_after_an_hour(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, cache: Path
+):
+    monkeypatch.setenv("CXX", pretender(tmp_path, compiled))
+    for name in ("building-old", "building-new"):
+        (cache / name).mkdir(parents=True)
+    os.utime(cache / "building-old", (0, 0))
+    cache.chmod(0o700)
+    assert fresh() is not None
+    assert {path.name for path in cache.glob("building-*")} == {"building-new"}
+
+
 def test_a_damaged_file_in_the_cache_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -224,6 +344,6 @@ def test_a_damaged_file_in_the_cache_is_a_warning(
 
 
 def test_the_library_is_looked_for_once_a_process(monkeypatch: pytest.MonkeyPatch):
-    first = compile.native_library()
+    first = native_library()
     monkeypatch.setenv("PATH", "")
-    assert compile.native_library() is first
+    assert native_library() is first

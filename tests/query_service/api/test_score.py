@@ -49,7 +49,9 @@ def test_missing_passages_may_be_skipped_and_are_named(service: httpx.Client) ->
     assert ([one["index"] for one in columns["data"]], columns["meta"]["missing"]) == ([1], ["gone"])
 
 
-@pytest.mark.parametrize(("left", "right"), [("queries", "documents"), ("text_1", "text_2")])
+@pytest.mark.parametrize(
+    ("left", "right"), [("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2")]
+)
 def test_two_columns_are_scored_line_by_line(
     service: httpx.Client, reranker: KaLMReranker, left: str, right: str
 ) -> None:
@@ -83,10 +85,9 @@ def test_usage_counts_the_prompt_of_every_pair(service: httpx.Client, reranker: 
     ]
     passages = reranker.passage_side.tokenize(DOCUMENTS)
     usage = score(service, queries=QUERIES, documents=DOCUMENTS)["usage"]
-    assert usage["prompt_tokens"] == sum(len(tokens.ids) for tokens in prompts)
+    assert usage["prompt_tokens"] - usage["passage_tokens"] == sum(len(tokens.ids) for tokens in prompts)
     assert usage["passage_tokens"] == sum(len(tokens.ids) for tokens in passages)
 
 
 def test_nothing_to_score_is_an_empty_answer(service: httpx.Client) -> None:
     assert score(service, pairs=[])["results"] == []
-    assert score(service, queries="one", documents=[])["data"] == []

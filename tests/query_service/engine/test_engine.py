@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -17,7 +18,7 @@ from kalm_cache.model.prompts import Prompt, Tokens
 from kalm_cache.scoring.batching import DistinctPairs, Pair
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from query_service.engine.cost import CostModel
-from query_service.engine.engine import Decoded, Engine
+from query_service.engine.engine import Decoded, Engine, Step
 
 
 class Batches:
@@ -186,6 +187,67 @@ def test_a_long_request_is_passed_until_its_arrival_plus_its_cost_and_no_longer(
     gate.set()
     long.result(), late.result()
     assert ended == order
+
+
+def test_short_requests_are_decoded_between_the_steps_of_a_long_one(
+    engine: Engine, gate: Event, side: QuerySide
+) -> None:
+    ended: list[str] = []
+    long = engine.run([Step(partial(ended.append, f"step {i}"), tokens=1000) for i in range(3)])
+    short = engine.decode(side, [prompt(side)], passages(side, 1))
+    short.add_done_callback(lambda _: ended.append("short"))
+    gate.set()
+    assert long.result() == [None, None, None]
+    assert ended == ["short", "step 0", "step 1", "step 2"]
+
+
+def test_one_that_comes_during_a_step_is_decoded_before_the_next_step(engine: Engine, side: QuerySide) -> None:
+    ended: list[str] = []
+
+    def first() -> None:
+        engine.decode(side, [prompt(side)], passages(side, 1)).add_done_callback(lambda _: ended.append("short"))
+        ended.append("first")
+
+    engine.run([Step(first, 1000), Step(partial(ended.append, "second"), 1000)]).result()
+    assert ended == ["first", "short", "second"]
+
+
+def test_steps_of_a_request_that_was_given_up_are_not_run(engine: Engine) -> None:
+    run: list[int] = []
+    asked: list[Future[list[object]]] = []
+    entered = Event()
+
+    def first() -> None:
+        entered.wait()
+        run.append(1)
+        assert asked[0].cancel()
+
+    asked.append(engine.run([Step(first), Step(partial(run.append, 2))]))
+    entered.set()
+    assert engine.call(lambda: 3).result() == 3
+    assert run == [1]
+    assert engine.depth == 0
+
+
+def test_a_step_that_fails_ends_its_request_alone(engine: Engine, gate: Event) -> None:
+    failing = engine.run([Step(lambda: 1 / 0), Step(lambda: 1)])
+    other = engine.run([Step(lambda: 1), Step(lambda: 2)])
+    gate.set()
+    with pytest.raises(ZeroDivisionError):
+        failing.result()
+    assert other.result() == [1, 2]
+    assert engine.run([]).result(timeout=1) == []
+
+
+def test_what_comes_after_a_request_of_average_length_is_no_backlog_for_it(
+    engine: Engine, gate: Event, side: QuerySide
+) -> None:
+    engine.decode(side, [prompt(side)], passages(side, 1))
+    before = engine.backlog_ms
+    engine.run([Step(lambda: None, tokens=1_000_000)])
+    assert engine.backlog_ms == before > 0
+    engine.run([Step(lambda: None, tokens=1)])
+    assert engine.backlog_ms == before + 1
 
 
 def test_equal_pairs_tie_even_when_their_request_is_split(engine: Engine, side: QuerySide) -> None:

@@ -94,7 +94,8 @@ def test_a_request_whose_time_is_up_gets_504_and_is_never_decoded(hits: Held) ->
 def test_a_client_that_leaves_is_not_decoded_for(hits: Held) -> None:
     before = hits.decoded_pairs()
     body = json.dumps(BODY).encode()
-    head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     url = hits.client.base_url
     with socket.create_connection((url.host, url.port), 60) as connection:
         connection.sendall(head.encode() + body)

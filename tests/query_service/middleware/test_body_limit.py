@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from query_service.middleware import body_limit
 from query_service.middleware.body_limit import BodyLimit
 from tests.query_service.middleware.served import serving, small_app
 
@@ -131,3 +137,28 @@ def raw(client: httpx.Client, header: str) -> bytes:
     with socket.create_connection((address.hostname, address.port), 10) as connection:
         connection.sendall(f"POST /size HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
         return connection.recv(1000)
+
+
+def test_of_large_bodies_only_some_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_limit, "BODIES", 1)
+    monkeypatch.setattr(body_limit, "SMALL_BYTES", 100)
+    entered, go_on = Event(), Event()
+
+    async def held(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        size = len(await request.body())
+        if scope["path"] == "/held":
+            entered.set()
+            await asyncio.to_thread(go_on.wait, 60)
+        await Response(str(size))(scope, receive, send)
+
+    with serving(BodyLimit(held, LIMIT)) as client, ThreadPoolExecutor() as threads:
+        first = threads.submit(client.post, "/held", content=b"x" * LIMIT)
+        assert entered.wait(60)
+        refused = client.post("/", content=b"x" * 200)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "BusyError")
+        assert refused.headers["retry-after"] == "1"
+        assert client.post("/", content=b"x" * 100).text == "100"
+        go_on.set()
+        assert first.result().text == str(LIMIT)
+        assert client.post("/", content=b"x" * 200).text == "200"

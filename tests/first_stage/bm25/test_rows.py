@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kalm_cache.first_stage.bm25.mapped_array import COPIED_BYTES, read_array
+from kalm_cache.first_stage.bm25.rows import COPIED_BYTES, load_row
 
 LARGE = COPIED_BYTES // 8 + 1
 
@@ -22,7 +22,7 @@ def test_an_array_is_what_was_saved_and_keeps_no_file_open(tmp_path: Path, lengt
     saved = np.arange(length, dtype=np.int64) * 3
     np.save(tmp_path / "row.npy", saved)
     before = descriptors()
-    read = read_array(tmp_path / "row.npy", mapped=True)
+    read = load_row(tmp_path / "row.npy", [np.int64, np.float64], mapped=True)
     assert descriptors() == before
     assert read.dtype == np.int64
     np.testing.assert_array_equal(read, saved)
@@ -30,7 +30,7 @@ def test_an_array_is_what_was_saved_and_keeps_no_file_open(tmp_path: Path, lengt
 
 def test_a_mapped_array_outlives_the_name_of_its_file_and_cannot_be_written(tmp_path: Path):
     np.save(tmp_path / "row.npy", np.ones(LARGE))
-    read = read_array(tmp_path / "row.npy", mapped=True)
+    read = load_row(tmp_path / "row.npy", [np.int64, np.float64], mapped=True)
     (tmp_path / "row.npy").unlink()
     assert read.sum() == LARGE
     with pytest.raises(ValueError, match="read-only"):
@@ -41,11 +41,11 @@ def test_a_large_file_that_was_cut_is_refused(tmp_path: Path):
     np.save(tmp_path / "row.npy", np.ones(2 * LARGE))
     path = tmp_path / "row.npy"
     path.write_bytes(path.read_bytes()[: 8 * LARGE + 200])
-    with pytest.raises(ValueError, match="buffer"):
-        read_array(path, mapped=True)
+    with pytest.raises(ValueError, match=r"row\.npy is no array of numpy"):
+        load_row(path, [np.int64, np.float64], mapped=True)
 
 
 def test_a_large_file_that_is_no_array_is_refused(tmp_path: Path):
     (tmp_path / "row.npy").write_bytes(b"x" * 8 * LARGE)
-    with pytest.raises(ValueError, match="magic"):
-        read_array(tmp_path / "row.npy", mapped=True)
+    with pytest.raises(ValueError, match=r"row\.npy is no array of numpy"):
+        load_row(tmp_path / "row.npy", [np.int64, np.float64], mapped=True)
