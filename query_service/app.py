@@ -110,7 +110,7 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
         """The service is alive, and what it serves. Answers while computations run."""
         return answer_health(service)
 
-    @app.get("/ready")
+    @app.get("/ready", response_model_exclude_none=True)
     async def ready() -> Ready:
         """Requests are answered; 503 while the service warms up or stops."""
         return answer_ready(service)

@@ -19,6 +19,7 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings
 from kalm_cache.stopping import is_stopping, signals_call
+from kalm_cache.system import raise_open_files_limit
 from query_service.app import create_app
 from query_service.connections.limits import ConnectionLimits
 from query_service.connections.listener import turn_away
@@ -44,6 +45,7 @@ def run_server(folder: Path, settings: Settings) -> None:
         KalmCacheError: the index cannot be opened.
     """
     configure_logging(settings.log_format)
+    raise_open_files_limit()  # an index has files, and a swap has those of two
     # oneDNN keeps a compiled product for every shape: by default 1,024 of them, a gigabyte in bfloat16; of a demo's two
     # hundred queries there are some 250
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

@@ -38,7 +38,7 @@ from kalm_cache.storage.store_writer import unseal
 
 logger = logging.getLogger(__name__)
 EARLIER = ".earlier"  # suffix of the folder of a segment that was finished and not published
-KEEPING = ("gc", "repair")  # operations that drop nothing which is shown and undamaged
+KEEPING = ("gc", "fold", "repair")  # operations that drop nothing which is shown and undamaged
 MEASURED = 64  # passages encoded, at least, for a rate that says anything
 
 

@@ -35,6 +35,7 @@ class BuildSpec:
     keep_missing: whether what the sources have and the corpus has not stays.
     on_lost: called for every id that should stay, is damaged, and of which no text is at hand.
     statistics_of: what BM25 scores with, see `BM25Index.build`.
+    keep_scores: whether passages of the sources keep the BM25 scores that they have there.
     """
 
     index: Path
@@ -47,6 +48,7 @@ class BuildSpec:
     keep_missing: bool = False
     on_lost: Callable[[str], None] = refuse_to_lose
     statistics_of: BM25Index | None = None
+    keep_scores: bool = False
 
     @property
     def fingerprint(self) -> Fingerprint:

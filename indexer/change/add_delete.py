@@ -1,6 +1,6 @@
 """`add` and `delete`: the live generation with one small segment or some tombstones more. Costs what changes.
 
-What is stored is linked, not copied; the next reindex folds everything into one base.
+What is stored is linked, not copied. Where small segments have become many, they are folded (see fold.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from kalm_cache.storage.record import Record
 class AddReport:
     """What was added. `added` ids are new, `replaced` ones had another text; `unchanged` ones were left as they are.
 
-    `passages` and `generation` are those of the live index now; the generation is a new one if anything was added.
+    `passages`, `segments` and `generation` are those of the live index now; the generation is a new one if anything was
+    added. `new_bytes`: of the segment that was made, before it was folded with others.
     """
 
     index: str
@@ -54,6 +55,7 @@ class AddReport:
     encoded: int
     resumed: int
     new_bytes: int
+    segments: int
     seconds: float
 
 
@@ -99,12 +101,19 @@ def add_passages(
         with SegmentSet(live) as segments:
             changes = _Changes(segments, on_reject)
             segment = build_segment(spec, changes.of(lines), folder, on_reject=changes.reject, on_progress=on_progress)
+            new_bytes = _bytes_below(segment.folder) if segment.stored.passages else 0
             live, replaced = _publish_added(index, building, live, segments, segment)
-    return _report_added(index, live, segment, changes, replaced, time.perf_counter() - started)
+    return _report_added(index, live, segment, changes, replaced, new_bytes, time.perf_counter() - started)
 
 
 def _report_added(
-    index: Path, live: Generation, segment: BuiltSegment, changes: _Changes, replaced: int, seconds: float
+    index: Path,
+    live: Generation,
+    segment: BuiltSegment,
+    changes: _Changes,
+    replaced: int,
+    new_bytes: int,
+    seconds: float,
 ) -> AddReport:
     return AddReport(
         index=str(index),
@@ -116,14 +125,15 @@ def _report_added(
         rejected=changes.rejected,
         encoded=segment.counts.encoded,
         resumed=segment.counts.resumed,
-        new_bytes=_bytes_below(segment_folder(live.folder, segment.folder.name)),
+        new_bytes=new_bytes,
+        segments=len(live.manifest.segments),
         seconds=round(seconds, 3),
     )
 
 
 def _require_addable(index: Path, live: Generation, encoders: Encoders) -> None:
     require_valid(live)
-    require_valid_first_stage(live)  # its statistics go into the scores of what is added
+    require_valid_first_stage(live, f"shards/{live.segment_name}/first_stage/bm25/")  # its statistics are used
     way_out = "Run: kalm-cache reindex CORPUS, to change them."
     require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
 

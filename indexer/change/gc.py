@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexer.build.build import build_base
+from indexer.build.counts import BuildCounts
 from indexer.build.spec import BuildSpec
 from indexer.models import BuildModels
-from indexer.reuse.reusable_segments import open_sources
+from indexer.reuse.reusable_segments import open_to_copy
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
@@ -94,22 +96,27 @@ def collect_garbage(index: Path, keep: int = 1, *, dry_run: bool = False) -> GcR
     return report
 
 
-def compact(index: Path, live: Generation) -> Generation:
+def compact(
+    index: Path,
+    live: Generation,
+    operation: str = "gc",
+    on_progress: Callable[[BuildCounts], None] = lambda counts: None,
+) -> Generation:
     """Publish a generation of one base that holds what the live one shows, byte for byte. Needs the build lock."""
     require_valid(live)
-    building, codec = begin(index, "gc"), get_codec(live.manifest.fingerprint.codec)  # nothing is encoded
+    building, codec = begin(index, operation), get_codec(live.manifest.fingerprint.codec)  # nothing is encoded
     with ExitStack() as stack:
         spec = BuildSpec(
             index=index,
-            operation="gc",
+            operation=operation,
             template=live.manifest,
             parent=live,
             models=BuildModels(None, StoredEmbedder(live), codec),
             batch_tokens=1,
-            sources=open_sources(live, live.manifest.fingerprint, codec, stack, inexact_vectors=True),
+            sources=open_to_copy(live, codec, stack),
             keep_missing=True,
         )
-        compacted, _ = build_base(spec, (), building, on_reject=lambda line: None, on_progress=lambda counts: None)
+        compacted, _ = build_base(spec, (), building, on_reject=lambda line: None, on_progress=on_progress)
     return compacted
 
 
@@ -140,15 +147,22 @@ def _remove(index: Path, needed: set[str], report: GcReport, *, will_be_compacte
             continue
         folder = index / "generations" / name
         old = OldGeneration(name, _why(index, name, live))
-        with exclude(folder / MANIFEST) as is_free:
-            if not is_free:
-                report.in_use.append(old)
-                continue
-            report.removed.append(old)
-            if not dry_run:
-                removing = folder.with_name(name + REMOVING)
-                rename_durably(folder, removing)  # so that what is half removed is not taken for a generation
-                shutil.rmtree(removing)
+        is_free = remove_unless_read(folder, dry_run=dry_run)
+        (report.removed if is_free else report.in_use).append(old)
+
+
+def remove_unless_read(folder: Path, *, dry_run: bool = False) -> bool:
+    """Remove a generation's folder; false where somebody reads it. Needs the build lock.
+
+    Raises:
+        StoreError: the file system refuses locks, so that nobody can tell.
+    """
+    with exclude(folder / MANIFEST) as is_free:
+        if is_free and not dry_run:
+            removing = folder.with_name(folder.name + REMOVING)
+            rename_durably(folder, removing)  # so that what is half removed is not taken for a generation
+            shutil.rmtree(removing)
+    return is_free
 
 
 def _why(index: Path, name: str, live: Generation) -> str:

@@ -1,4 +1,7 @@
-"""Publish a generation that links its parent's segments and adds one segment, or tombstones; the lock is held."""
+"""Publish a generation that links its parent's segments and adds one segment, or tombstones; the lock is held.
+
+Small segments are folded before that: who changes an index leaves one generation, and goes back by one step.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from indexer.change.fold import fold_small
+from indexer.change.retention import retire
 from kalm_cache.generations.generation import Generation
-from kalm_cache.generations.manifest import Counts, SegmentReceipt
+from kalm_cache.generations.manifest import Counts, Manifest, SegmentReceipt
 from kalm_cache.generations.publish import name_for, now, publish, receipts
-from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones
+from kalm_cache.generations.tombstones import Tombstones, write_tombstones
 from kalm_cache.storage.durable import link_or_copy
 
 
@@ -26,33 +31,45 @@ def publish_beside(
 ) -> Generation:
     """Publish a build of its parent's segments, at most one new segment, and these tombstones.
 
-    The parent's files are linked, and their receipts taken over, so that the cost is that of what is new.
+    The parent's files are linked, and their receipts taken over, so that the cost is that of what is new. Then small
+    segments are folded, within a budget, and generations that are many steps back are removed.
     """
-    segments = [*parent.manifest.segments, *([added] if added is not None else [])]
     drop_segments_but(building, None if added is None else added.name)
-    linked = {name: receipt for name, receipt in parent.manifest.files.items() if name.startswith("shards/")}
-    for name in linked:
-        link_or_copy(parent.folder / name, building / name)
-    (building / TOMBSTONES_FILE).unlink(missing_ok=True)
-    if len(tombstones):
-        (building / TOMBSTONES_FILE).write_bytes(tombstones.pack())
+    manifest = assemble(building, parent, tombstones, added)
     manifest = replace(
-        parent.manifest,
+        manifest,
         generation=name_for(index, building),
         created_at=now(),
         counts=counts,
-        files=receipts(building, linked),
         parent=parent.name,
-        segments=segments,
-        next_ordinal=max(segment.next_ordinal for segment in segments),
         operation=operation,
         deleted=deleted,
     )
-    return publish(index, building, manifest)
+    manifest = fold_small(index, building, manifest)
+    live = publish(index, building, manifest)
+    retire(index, live)
+    return live
+
+
+def assemble(
+    building: Path, parent: Generation, tombstones: Tombstones, added: SegmentReceipt | None = None
+) -> Manifest:
+    """Link the parent's segments into the building folder; its manifest, as far as files and segments go."""
+    linked = {name: receipt for name, receipt in parent.manifest.files.items() if name.startswith("shards/")}
+    for name in linked:
+        link_or_copy(parent.folder / name, building / name)
+    write_tombstones(building, tombstones)
+    segments = [*parent.manifest.segments, *([added] if added is not None else [])]
+    return replace(
+        parent.manifest,
+        files=receipts(building, linked),
+        segments=segments,
+        next_ordinal=max(parent.manifest.next_ordinal, *(segment.next_ordinal for segment in segments)),
+    )
 
 
 def drop_segments_but(building: Path, name: str | None) -> None:
-    """Remove what an interrupted run has linked: its parent may not be the live generation any more."""
+    """Remove what an interrupted run has linked or folded: its parent may not be the live generation any more."""
     for folder in (building / "shards").glob("*"):
         if name is None or folder.name.split(".")[0] != name:
             shutil.rmtree(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kalm_cache.errors import CorpusError
+from kalm_cache.system import describe
 from kalm_cache.text.streams import COMPRESSIONS, Compression
 
 Format = Literal["jsonl", "tsv", "csv", "parquet"]
@@ -44,7 +45,7 @@ def find_files(source: Path) -> list[SourceFile]:
     try:
         return _files_of_folder(source) if source.is_dir() else [_single_file(source)]
     except OSError as exc:
-        raise CorpusError(f"cannot list {source}: {exc.strerror or exc}") from exc
+        raise CorpusError(f"cannot list {describe(exc)}") from exc
 
 
 def _single_file(path: Path) -> SourceFile:

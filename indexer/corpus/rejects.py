@@ -10,6 +10,7 @@ from typing import TextIO
 
 from indexer.corpus import RejectedLine
 from kalm_cache.errors import KalmCacheError, UsageError
+from kalm_cache.system import describe
 
 _SHOWN = 10
 
@@ -34,7 +35,7 @@ class ErrorsFile:
                 # backslashreplace: half a surrogate pair, as in odd file names, becomes the JSON escape \udcff.
                 self._file = self.path.open("w", buffering=1, encoding="utf-8", errors="backslashreplace", newline="\n")
             except OSError as exc:
-                raise UsageError(f"cannot write --errors {self.path}: {exc.strerror or exc}") from exc
+                raise UsageError(f"cannot write --errors {describe(exc)}") from exc
         return self
 
     def __exit__(
@@ -58,4 +59,4 @@ class ErrorsFile:
         try:
             self._file.write(json.dumps(dataclasses.asdict(line), ensure_ascii=False) + "\n")
         except OSError as exc:
-            raise KalmCacheError(f"cannot write --errors {self.path}: {exc.strerror or exc}") from exc
+            raise KalmCacheError(f"cannot write --errors {describe(exc)}") from exc

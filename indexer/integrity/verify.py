@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from indexer.integrity.damage import IndexDamage
 from indexer.integrity.verify_store import STORE_FILES, StoreTally, check_store
 from indexer.integrity.verify_tombstones import check_tombstones
-from kalm_cache.errors import KalmCacheError
+from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME as BM25_FOLDER
 from kalm_cache.first_stage.dense.dense_index import FILE_NAME as DENSE_FILE
@@ -29,6 +30,7 @@ from kalm_cache.generations.generation import Generation, open_current, open_gen
 from kalm_cache.generations.journal import JOURNAL, journal_problem
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE
+from kalm_cache.system import way_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ def _file_problem(path: Path, receipt: FileReceipt) -> str | None:
             return f"has {size} bytes, its receipt says {receipt.bytes}"
         return None if receipt.has_digest_of(path) else "its SHA-256 is not that of its receipt"
     except OSError as exc:
+        if exc.errno != errno.EIO and (advice := way_out(exc, path)) is not None:  # says nothing of the file
+            raise StoreError(f"{path}: cannot be read: {exc.strerror}; {advice}") from exc
         return f"cannot be read: {exc.strerror}"
 
 

@@ -6,6 +6,7 @@ Which passages are taken from them is decided in `indexer/build/plan.py`, by id 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from indexer.reuse.origins import SealedSegment
 from indexer.reuse.recode import RecodedSegment, Recoding, has_same_states, recoding_problem
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from kalm_cache.codec import Codec, get_codec
-from kalm_cache.errors import KalmCacheError, UsageError
+from kalm_cache.errors import KalmCacheError, StoreError, UsageError
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, require_valid
 from kalm_cache.generations.tombstones import Tombstones
@@ -42,11 +43,13 @@ def open_sources(
     stack: ExitStack,
     *,
     inexact_vectors: bool = False,
+    only: Collection[str] | None = None,
 ) -> ReusableSegments:
     """The segments of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
 
     A segment that cannot be read is left out with a warning: what would have been taken from it is encoded.
-    `inexact_vectors`: rather take vectors of 8 bits a dimension than embed the texts again.
+    `inexact_vectors`: rather take vectors of 8 bits a dimension than embed the texts again. `only`: names of the
+    segments that are wanted; `None` = all.
     """
     sources = ReusableSegments()
     if generation is None:
@@ -62,6 +65,8 @@ def open_sources(
     sources.problem = recoding_problem(built, wanted)
     inexact = inexact_vectors or not built.store_text
     for part in generation.parts():
+        if only is not None and part.segment_name not in only:
+            continue
         try:
             segment = _open_segment(part, tombstones, wanted, stack, inexact=inexact)
         except KalmCacheError as exc:
@@ -70,6 +75,22 @@ def open_sources(
         sources.every.append(segment)
         if sources.problem is None:
             _sort_in(segment, built, wanted, codec, sources)
+    return sources
+
+
+def open_to_copy(
+    generation: Generation, codec: Codec, stack: ExitStack, only: Collection[str] | None = None
+) -> ReusableSegments:
+    """The segments of a generation, or some of them, to be copied as they are; arguments as in `open_sources`.
+
+    Raises:
+        StoreError: one cannot be read, so that what it holds would be lost.
+    """
+    fingerprint = generation.manifest.fingerprint
+    sources = open_sources(generation, fingerprint, codec, stack, inexact_vectors=True, only=only)
+    wanted = [segment.name for segment in generation.manifest.segments if only is None or segment.name in only]
+    if len(sources.copied) != len(wanted):
+        raise StoreError(f"{generation.folder}: not every segment can be read; run kalm-cache verify --repair")
     return sources
 
 

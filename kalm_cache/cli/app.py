@@ -16,10 +16,11 @@ from kalm_cache.cli.commands.index import index
 from kalm_cache.cli.commands.rerank import rerank
 from kalm_cache.cli.commands.search import search
 from kalm_cache.cli.commands.serve import serve
-from kalm_cache.cli.commands.upkeep import gc, rollback, stats, verify
+from kalm_cache.cli.commands.upkeep import fold, gc, rollback, stats, verify
 from kalm_cache.cli.option_groups import with_flags
 from kalm_cache.cli.output import exit_codes, start_logging
 from kalm_cache.cli.texts import with_unicode_texts
+from kalm_cache.system import raise_open_files_limit
 
 app = typer.Typer(
     name="kalm-cache",
@@ -35,6 +36,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     start_logging()
+    raise_open_files_limit()
     if version:
         from kalm_cache import __version__
 
@@ -62,6 +64,7 @@ for _function in (
     stats,
     verify,
     rollback,
+    fold,
     gc,
     doctor,
     demo,

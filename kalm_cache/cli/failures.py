@@ -6,6 +6,7 @@ import sys
 
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.stopping import Stopped, exit_code_of
+from kalm_cache.system import way_out
 
 
 def report_failure(error: BaseException, resumable: bool = False) -> int | None:
@@ -20,7 +21,7 @@ def report_failure(error: BaseException, resumable: bool = False) -> int | None:
         return _say(name + "; what is stored is kept: run the same command to go on" * resumable, exit_code_of(error))
     if isinstance(error, KalmCacheError):
         return _say(f"error: {error}", error.exit_code)
-    if isinstance(error, OSError):  # a full disk or a missing permission: the system's message says all there is
+    if isinstance(error, OSError):  # a full disk or a missing permission
         return _say(f"error: {_in_words(error)}", 1)
     if isinstance(error, MemoryError) or _is_lack_of_memory(error):
         return _say("error: out of memory; lower --batch-tokens, or raise the limit (ulimit -v, the container's)", 1)
@@ -43,5 +44,6 @@ def _in_words(error: OSError) -> str:
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
     if error.strerror is None:
         return str(error)
-    reason = error.strerror[:1].lower() + error.strerror[1:]
-    return reason if error.filename is None else f"{error.filename}: {reason}"
+    reason, advice = error.strerror[:1].lower() + error.strerror[1:], way_out(error)
+    words = reason if error.filename is None else f"{error.filename}: {reason}"
+    return f"{words}; {advice}" if advice else words

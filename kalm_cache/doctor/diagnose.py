@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kalm_cache.doctor.check import Check, Report
-from kalm_cache.doctor.index import check_disk, check_index, check_model, check_page_cache, check_records
+from kalm_cache.doctor.index import check_disk, check_index, check_model, check_page_cache, check_records, count_files
 from kalm_cache.doctor.machine import check_dtype, check_kernels, check_limits, check_openmp, check_threads
 from kalm_cache.doctor.service import check_access, check_packages, check_port, check_settings
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.settings import Settings, load_settings
+from kalm_cache.system import describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,9 @@ CHECKS: dict[str, Callable[[Subject], Report | None]] = {
     "dtype": lambda subject: check_dtype(subject.settings.device, subject.settings.dtype),
     "openmp": lambda _: check_openmp(),
     "kernels": lambda _: check_kernels(),
-    "limits": lambda subject: check_limits(subject.settings.queue_limit, subject.settings.workers),
+    "limits": lambda subject: check_limits(
+        subject.settings.queue_limit, subject.settings.workers, count_files(subject.index)
+    ),
     "port": lambda subject: check_port(subject.settings.host, subject.settings.port),
     "model": lambda subject: check_model(subject.settings, subject.index),
     "disk": of_index(check_disk),
@@ -60,6 +63,8 @@ def diagnose(index: Path | None = None, config: Path | None = None) -> list[Chec
 def _run(name: str, subject: Subject) -> Check | None:
     try:
         report = CHECKS[name](subject)
-    except (KalmCacheError, OSError) as exc:
+    except KalmCacheError as exc:
         return Check(name, "fail", str(exc))  # the project's errors name the way out themselves
+    except OSError as exc:
+        return Check(name, "fail", describe(exc))
     return None if report is None else Check(name, report.status, report.found, report.advice)

@@ -20,11 +20,14 @@ from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import load_prompt_tokenizer
 from kalm_cache.settings import Settings
+from kalm_cache.storage.block_file import COPIED_BYTES
 from kalm_cache.storage.locks import LOCK, exclude
+from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "glusterfs", "fuse.sshfs", "fuse.s3fs"}
 LEAST_FREE_BYTES = 64 << 20
 USUAL_PAGE_BYTES = 4096
+MANY_SEGMENTS = 64  # more than tiers leave of millions of additions
 SAMPLED = 64  # records of the whole index
 MEMINFO = Path("/proc/meminfo")
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -97,6 +100,8 @@ def check_index(index: Path) -> Report:
         f"{earlier} other generations"
     )
     is_changing, builds, warn = _is_changing(index), unfinished_builds(index), []
+    if len(manifest.segments) > MANY_SEGMENTS:
+        warn.append(f"every search looks into each of its segments: fold them: kalm-cache fold --index {index}")
     if is_changing:
         found += "; a job is changing it"
     elif builds:
@@ -104,6 +109,15 @@ def check_index(index: Path) -> Report:
     if problem := journal_problem(index):
         warn.append(f"JOURNAL {problem}: the next publication writes it anew")
     return Report(found, warn=warn)
+
+
+def count_files(index: Path | None) -> int:
+    """Descriptors that the live generation holds when it is open: one for every store file that is mapped."""
+    manifest = _manifest(index)
+    stores = {} if manifest is None else manifest.files
+    return sum(
+        name.endswith((STATES_FILE, PASSAGES_FILE)) and receipt.bytes > COPIED_BYTES for name, receipt in stores.items()
+    )
 
 
 def check_records(index: Path, seed: int = 0) -> Report:

@@ -146,23 +146,30 @@ def _folder_problem() -> str | None:
     return None
 
 
-def check_limits(queue_limit: int, workers: int) -> Report:
-    """Open files, memory maps, shared memory."""
+def check_limits(queue_limit: int, workers: int, index_files: int = 0) -> Report:
+    """Open files, memory maps, shared memory. `index_files`: what an open index holds; a swap holds two of them."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = files == resource.RLIM_INFINITY
     maps_file = Path("/proc/sys/vm/max_map_count")
     maps = int(maps_file.read_text("ascii")) if maps_file.is_file() else LEAST_MAPS
     shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    needed = max(LEAST_FILES, 2 * queue_limit)  # connections that wait, and as many that are idle
+    connections = max(LEAST_FILES, 2 * queue_limit)  # connections that wait, and as many that are idle
+    needed = connections + 2 * index_files
     warn = []
-    if not unlimited and files < needed:
+    if not unlimited and files < connections:
         warn.append(f"few open files for {queue_limit} requests under way: ulimit -n {needed}")
+    elif not unlimited and files < needed:
+        warn.append(
+            f"few open files for an index that takes 2 × {index_files:,} of them while a new generation is taken over: "
+            f"ulimit -n {needed}, or fold the segments: kalm-cache fold"
+        )
     if maps < LEAST_MAPS:
         warn.append(f"few memory maps: sysctl -w vm.max_map_count={LEAST_MAPS}")
     if workers > 1 and shared < LEAST_SHARED_BYTES:
         warn.append("little shared memory for several workers: give /dev/shm 64 MiB (docker: --shm-size)")
     files_text = "unlimited" if unlimited else f"{files:,}"
-    found = f"{files_text} open files, {maps:,} memory maps, {shared >> 20:,} MiB free in /dev/shm"
+    taken = f" (the index takes 2 × {index_files:,} at a swap)" if index_files else ""
+    found = f"{files_text} open files{taken}, {maps:,} memory maps, {shared >> 20:,} MiB free in /dev/shm"
     return Report(found, warn=warn)
 
 

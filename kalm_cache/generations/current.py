@@ -13,6 +13,7 @@ from pathlib import Path
 from kalm_cache.errors import IndexNotFoundError, StoreError
 from kalm_cache.foreign_files import is_generation_name, read_bounded
 from kalm_cache.storage.durable import write_atomically
+from kalm_cache.system import explained
 
 CURRENT = "CURRENT"
 MAX_BYTES = 1024
@@ -32,7 +33,7 @@ def current_name(index: Path) -> str:
         way_out = f"run: kalm-cache index CORPUS --index {index}"
         raise IndexNotFoundError(f"{index}: no published index here; {way_out}") from exc
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise StoreError(f"{path}: cannot be read: {explained(exc, path)}") from exc
     except ValueError as exc:
         raise StoreError(f"{path}: {exc}; {_way_out(index)}") from exc
     name = content.split(b" ")[0].decode("ascii", "replace")

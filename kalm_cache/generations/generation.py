@@ -130,15 +130,17 @@ def published_names(index: Path) -> list[str]:
 
 def high_water_marks(index: Path) -> Journal:
     """The highest generation ever named and the lowest ordinal never given, whatever was removed since."""
-    journal = read_journal(index)
+    journal, published = read_journal(index), published_names(index)
     manifests = []
-    for name in published_names(index):
+    for name in published:
+        if int(name) <= journal.generation:
+            continue  # written before the name was given: the journal knows what ordinals it gave
         try:
             manifests.append(read_manifest(index / "generations" / name))
         except (StoreError, IndexMismatchError, IndexNotFoundError):
-            continue  # its name counts; what ordinals it gave, the journal knows
+            continue  # its name counts
     building = [path.name.removesuffix(BUILDING) for path in (index / "generations").glob(f"*{BUILDING}")]
-    names = [int(name) for name in (*published_names(index), *building) if is_generation_name(name)]
+    names = [int(name) for name in (*published, *building) if is_generation_name(name)]
     return Journal(
         max([journal.generation, *names]),
         max([journal.next_ordinal, *(manifest.next_ordinal for manifest in manifests)]),

@@ -26,6 +26,7 @@ from kalm_cache.passage import DEFAULT_TEMPLATE
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
 from kalm_cache.storage.record import Record
+from kalm_cache.system import explained
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -178,7 +179,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError as exc:
         raise IndexNotFoundError(f"{path.parent}: CURRENT names a generation without a {MANIFEST}") from exc
     except (OSError, ValueError) as exc:
-        raise StoreError(f"{path}: cannot be read, or is not JSON: {exc}") from exc
+        raise StoreError(f"{path}: cannot be read, or is not JSON: {explained(exc, path)}") from exc
 
 
 def _parse(fields: dict[str, Any], path: Path) -> Manifest:

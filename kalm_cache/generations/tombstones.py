@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import StoreError
+from kalm_cache.system import refused
 
 TOMBSTONES_FILE = "hidden.bin"
 _MAGIC, _VERSION = b"KLMH", 1
@@ -52,6 +53,12 @@ class Tombstones:
         """Those whose ordinals are in [first, end)."""
         start, stop = np.searchsorted(self.ordinals, [first, end])
         return Tombstones(self.ordinals[start:stop], self.keys[start:stop], self.deleted[start:stop])
+
+    def outside(self, first: int, end: int) -> Tombstones:
+        """Those whose ordinals are not in [first, end)."""
+        kept = (self.ordinals < first) | (self.ordinals >= end)
+        keys = [key for key, stays in zip(self.keys, kept.tolist(), strict=True) if stays]
+        return Tombstones(self.ordinals[kept], keys, self.deleted[kept])
 
     def pack(self) -> bytes:
         """As a file."""
@@ -92,6 +99,14 @@ def unpack_tombstones(file: bytes, name: str) -> Tombstones:
     return Tombstones(ordinals.astype(np.int64), keys, flags.astype(np.bool_))
 
 
+def write_tombstones(folder: Path, tombstones: Tombstones) -> None:
+    """Make these the tombstones of a generation that is being built; of none, there is no file. Raises `OSError`."""
+    path = folder / TOMBSTONES_FILE
+    path.unlink(missing_ok=True)
+    if len(tombstones):
+        path.write_bytes(tombstones.pack())
+
+
 def read_tombstones(folder: Path) -> Tombstones:
     """The tombstones of the generation in `folder`. Raises `StoreError`."""
     path = folder / TOMBSTONES_FILE
@@ -100,4 +115,4 @@ def read_tombstones(folder: Path) -> Tombstones:
     except FileNotFoundError:
         return Tombstones.nothing()
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise StoreError(f"{path}: cannot be read; {refused(exc, path)}") from exc

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kalm_cache.errors import CheckpointError
-from kalm_cache.foreign_files import one_line, read_json, relative_path
+from kalm_cache.foreign_files import read_json, relative_path
 from kalm_cache.model.config import ModelConfig, parse_model_config
+from kalm_cache.system import explained
 
 SENSITIVITY_FILE = "sensitivity.safetensors"  # what the codecs below 8 bits round by, see `codec.sensitivity`
 BUNDLED_TINY = Path(__file__).parent.parent / "bundled" / "tiny"
@@ -161,4 +162,4 @@ def _weights(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as exc:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {one_line(exc)}") from exc
+        raise CheckpointError(f"{path}: not a readable safetensors file: {explained(exc, path)}") from exc

@@ -7,6 +7,7 @@ of its entries; tests hold the file to 1.10 times its payloads.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,9 +18,11 @@ from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.checksummed_block import MAX_KEYS_BYTES, Block, BlockBuilder, Buffer, Entry, Kind
 from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.lmdb_pages import Values, read_tree
+from kalm_cache.system import refused
 
 PAGE_BYTES = 4096
 BLOCK_BYTES = 64 * PAGE_BYTES - 16  # a value's first page begins with its header
+COPIED_BYTES = 256 << 10
 TRANSACTION_BYTES = 16 << 20  # LMDB keeps what a transaction writes in memory
 
 
@@ -37,10 +40,9 @@ class BlockFile:
         """
         self.path, self._kinds, self._closed = path, databases, False
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = _map(path)
         except (OSError, ValueError) as exc:  # ValueError: it is empty
-            raise StoreError(f"{path}: cannot be opened; run kalm-cache verify: {exc}") from exc
+            raise StoreError(f"{path}: cannot be opened; {refused(exc, path)}") from exc
         self._map.madvise(mmap.MADV_RANDOM)
         pages = read_tree(memoryview(self._map))
         self.digest, self.problems = pages.digest, pages.problems
@@ -68,12 +70,23 @@ class BlockFile:
         yield BlockReader(self._map, self._values[database], self._kinds[database], ahead)
 
 
+def _map(path: Path) -> mmap.mmap:
+    """The file in memory: mapped, which keeps a descriptor open; or copied where it is small, which keeps none."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= COPIED_BYTES:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        copied = mmap.mmap(-1, size)
+        copied.write(file.read(size))
+        return copied
+
+
 class BlockReader:
     """The blocks of one database."""
 
     def __init__(self, mapped: mmap.mmap, values: Values, kind: Kind, ahead: bool) -> None:
         self._map, self._values, self._kind, self._ahead = mapped, values, kind, ahead
-        self._view = memoryview(mapped)
+        self._view = memoryview(mapped).toreadonly()
 
     def block_of(self, key: bytes) -> Block | None:
         """The block in which `key` is if it is anywhere. Raises `DamagedRecordError`."""

@@ -11,16 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kalm_cache.errors import StoreError
+from kalm_cache.system import way_out
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL}
-_WAYS_OUT = {
-    errno.ENOSPC: "the disk is full: free some space",
-    errno.EDQUOT: "the quota is used up: free some space",
-    errno.EIO: "the disk fails: check it (dmesg) before anything else",
-    errno.EROFS: "the file system is read-only: mount it writable, or copy the index elsewhere",
-    errno.EACCES: "permission is missing: check the owner and mode of the folder",
-    errno.EPERM: "permission is missing: check the owner and mode of the folder",
-}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -85,9 +78,13 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below and including `folder`."""
+    """fsync every file and folder below and including `folder`, but for files that have another name.
+
+    These are linked from where they were published (`link_or_copy`), and were synced before that.
+    """
     for path in folder.rglob("*"):
-        sync(path)
+        if path.is_dir() or path.stat().st_nlink == 1:
+            sync(path)
     sync(folder)
 
 
@@ -105,9 +102,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as exc:
         name = "" if exc.filename is None else os.fsdecode(exc.filename)
         where = name if Path(name).is_absolute() or str(folder) in name else f"{folder}: {name}".removesuffix(": ")
-        way_out = _WAYS_OUT.get(exc.errno or 0)
+        advice = way_out(exc, folder)
         raise StoreError(
             f"{where}: {exc.strerror or exc}"
-            + (f"; {way_out}" if way_out else "")
+            + (f"; {advice}" if advice else "")
             + "; what was published is as it was: run the same command again"
         ) from exc

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from kalm_cache.errors import StoreError
+from kalm_cache.system import explained, refused
 
 INITIAL_MAP_BYTES = 1 << 30
 FAULTS_KEPT = 256  # of a page and its neighbours, up to 64 KB each
@@ -47,7 +48,7 @@ class LmdbFile:
             self._db = {name: self._environment.open_db(name.encode(), create=writable) for name in databases}
         except lmdb.Error as exc:
             self._environment.close()
-            raise StoreError(f"{path}: not a store, or a damaged one; run kalm-cache verify: {exc}") from exc
+            raise StoreError(f"{path}: not a store, or a damaged one; {refused(exc, path)}") from exc
 
     def __getitem__(self, database: str) -> Any:
         return self._db[database]
@@ -60,7 +61,7 @@ class LmdbFile:
             with self._environment.begin(db=self._db[database]) as txn:
                 yield txn
         except lmdb.Error as exc:
-            raise StoreError(f"{self.path}: cannot be read; run kalm-cache verify: {exc}") from exc
+            raise StoreError(f"{self.path}: cannot be read; {refused(exc, self.path)}") from exc
         finally:
             self._readers -= 1
             self._release()
@@ -92,7 +93,7 @@ class LmdbFile:
             except lmdb.MapFullError:
                 self._environment.set_mapsize(self._environment.info()["map_size"] * 2)
             except lmdb.Error as exc:
-                raise StoreError(f"{self.path}: cannot be written: {exc}") from exc
+                raise StoreError(f"{self.path}: cannot be written: {explained(exc, self.path)}") from exc
 
     def _release(self) -> None:
         """Map the file anew when much of it has been touched: what the system keeps of it would count as ours."""
@@ -127,4 +128,4 @@ def _open_environment(path: Path, writable: bool, databases: int, durable: bool,
             max_readers=1024,
         )
     except lmdb.Error as exc:
-        raise StoreError(f"{path}: cannot be opened: {exc}") from exc
+        raise StoreError(f"{path}: cannot be opened: {explained(exc, path)}") from exc

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kalm_cache.errors import IndexLockedError, StoreError
+from kalm_cache.system import explained
 
 LOCK = "LOCK"
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # NFS says EACCES, too
@@ -33,7 +34,7 @@ def build_lock(index: Path) -> Iterator[None]:
         has_file = path.exists()
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as exc:
-        raise StoreError(f"{index}: cannot be written: {exc}") from exc
+        raise StoreError(f"{index}: cannot be written: {explained(exc, index)}") from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
@@ -108,7 +109,7 @@ def exclude(path: Path) -> Iterator[bool]:
         yield True
         return
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be opened: {exc.strerror}") from exc
+        raise StoreError(f"{path}: cannot be opened: {explained(exc, path)}") from exc
     try:
         yield _is_free(descriptor, path)
     finally:

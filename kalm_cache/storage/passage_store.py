@@ -33,6 +33,7 @@ from kalm_cache.storage.block_file import BlockFile, BlockReader
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.checksummed_block import COMMON_BYTES, Entry, Kind
 from kalm_cache.storage.record import STATES, Record, unpack_record
+from kalm_cache.system import refused
 
 STORE_FORMAT = 2
 STATES_FILE, PASSAGES_FILE, SEAL_FILE = "states.lmdb", "passages.lmdb", "store.json"
@@ -236,7 +237,7 @@ def read_seal(folder: Path) -> Seal:
             raise ValueError(f"trees: expected those of {STATES_FILE} and {PASSAGES_FILE}")
         return seal
     except (OSError, ValueError) as exc:
-        raise StoreError(f"{path}: cannot be read; run kalm-cache verify: {exc}") from exc
+        raise StoreError(f"{path}: cannot be read; {refused(exc, path)}") from exc
 
 
 def key_of(doc_id: str) -> bytes:

@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal, cast
 import zstandard
 
 from kalm_cache.errors import CorpusError
+from kalm_cache.system import describe
 
 Compression = Literal["gzip", "zstd"]
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # by a file's suffix
@@ -32,7 +33,7 @@ def open_file(path: Path, compression: Compression | None) -> Iterator[io.Buffer
     try:
         file = path.open("rb")
     except OSError as exc:
-        raise CorpusError(f"cannot open {path}: {exc.strerror or exc}") from exc
+        raise CorpusError(f"cannot open {describe(exc)}") from exc
     with file:
         if compression and not file.peek(1):
             raise CorpusError(f"{path} is empty, not even {compression}'s header is there; download or write it again")

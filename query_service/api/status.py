@@ -27,11 +27,20 @@ class PrefixCache(BaseModel):
     capacity_bytes: int
 
 
+class Behind(BaseModel):
+    """A published generation that is not served, for how long, and why; null: which one is not known."""
+
+    index_version: str | None
+    seconds: float
+    reason: str
+
+
 class Health(BaseModel):
     """The service is alive, and what it serves; `prefix_cache` is null where there is none.
 
     `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
-    `reload_failure` says why the newest generation is not the one that is served; null where it is.
+    `reload_failure` says why the newest generation is not the one that is served, `behind` which one that is and since
+    when; null where the newest is served.
     """
 
     status: Literal["ok"] = "ok"
@@ -40,14 +49,20 @@ class Health(BaseModel):
     passages: int
     damaged_reads: int = 0
     reload_failure: str | None = None
+    behind: Behind | None = None
     prefix_cache: PrefixCache | None = None
 
 
 class Ready(BaseModel):
-    """Requests are answered; 503 in its place while the service warms up or stops."""
+    """Requests are answered; 503 in its place while the service warms up or stops.
 
-    status: Literal["ready"] = "ready"
+    `stale`: right answers, but of an older generation than the one that is published, which cannot be opened. That is
+    no 503: every replica meets the same trouble, and taking all of them away would help nobody.
+    """
+
+    status: Literal["ready", "stale"] = "ready"
     index_version: str
+    behind: Behind | None = None
 
 
 class Reloaded(BaseModel):
@@ -147,7 +162,8 @@ def answer_health(service: Service) -> Health:
         model=service.model,
         passages=len(index),
         damaged_reads=index.damaged_reads,
-        reload_failure=service.live.last_failure,
+        reload_failure=service.live.behind.reason if service.live.behind else None,
+        behind=_behind(service),
         prefix_cache=None if prefix_cache is None else PrefixCache(**asdict(prefix_cache.stats())),
     )
 
@@ -156,7 +172,15 @@ def answer_ready(service: Service) -> Ready:
     """Ready. Raises `NotReadyError` while the service warms up or stops."""
     if not service.ready:
         raise NotReadyError
-    return Ready(index_version=service.live.served.version)
+    behind = _behind(service)
+    return Ready(status="stale" if behind else "ready", index_version=service.live.served.version, behind=behind)
+
+
+def _behind(service: Service) -> Behind | None:
+    behind = service.live.behind
+    if behind is None:
+        return None
+    return Behind(index_version=behind.generation, seconds=round(behind.seconds, 1), reason=behind.reason)
 
 
 def answer_info(service: Service) -> Info:

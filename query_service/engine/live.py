@@ -7,13 +7,13 @@ last lease on it ends. A generation that cannot be opened changes nothing: the o
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock, Thread
 
-from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.current import current_name
 from kalm_cache.index.passage_index import PassageIndex
 from query_service.engine.documents import DocumentEncoder
@@ -36,8 +36,28 @@ class Served:
         return self.index.generation.name
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A published generation (`None`: which one is not known) that is not served, and why; first seen at `since`.
+
+    `since`: by `time.monotonic`.
+    """
+
+    generation: str | None
+    reason: str
+    since: float
+
+    @property
+    def seconds(self) -> float:
+        """For how long by now."""
+        return time.monotonic() - self.since
+
+
 class LiveIndex:
-    """What is live now. Safe between threads; `close` it."""
+    """What is live now. Safe between threads; `close` it.
+
+    `behind`: what should be served instead, where the last reload could not do that.
+    """
 
     def __init__(self, folder: Path, open_index: Open, *, with_encoder: bool = False, model: str | None = None) -> None:
         """Open the live generation of `folder`.
@@ -52,7 +72,7 @@ class LiveIndex:
         self._state = Lock()  # guards _served and leases
         self._swapping = Lock()
         self.on_swap: Callable[[bool], None] = lambda succeeded: None
-        self.last_failure: str | None = None
+        self.behind: Behind | None = None
         self._served = self._serve(None)
 
     @property
@@ -82,18 +102,21 @@ class LiveIndex:
             KalmCacheError: it cannot be opened; what was live still is.
         """
         with self._swapping:
+            newest: str | None = None
             try:
-                if current_name(self._folder) == self._served.version:
+                newest = current_name(self._folder)
+                if newest == self._served.version:
+                    self.behind = None
                     return False
                 served = self._serve(self._served)
-            except (KalmCacheError, OSError) as exc:
-                self.last_failure = str(exc)
+            except Exception as exc:
+                self.behind = Behind(newest, str(exc), self.behind.since if self.behind else time.monotonic())
                 self.on_swap(False)
                 raise
             with self._state:
                 old, self._served = self._served, served
                 unused = old.leases == 0
-            self.last_failure = None
+            self.behind = None
             self.on_swap(True)
             logger.info("serving generation %s in place of %s", served.version, old.version)
             if unused:
@@ -137,7 +160,7 @@ class Watcher:
             try:
                 self._live.reload()
                 logged = None
-            except (KalmCacheError, OSError) as exc:
+            except Exception as exc:  # whatever it is, the next look may succeed
                 if str(exc) != logged:  # once, not every second
                     logger.error("the new generation cannot be served, the old one goes on: %s", exc)
                 logged = str(exc)

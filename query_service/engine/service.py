@@ -100,6 +100,7 @@ class Service:
         index, prefix_cache = self.live.served.index, self.live.served.index.prefix_cache
         self.metrics.queue_depth(self.engine.depth)
         self.metrics.serves(self.live.served.version, len(index))
+        self.metrics.behind(self.live.behind.seconds if self.live.behind else 0.0)
         if prefix_cache is not None:
             self.metrics.prefix_cache(prefix_cache.stats().hits, prefix_cache.stats().misses)
 

@@ -76,6 +76,9 @@ class Metrics:
 
         self._swaps = counter("kalm_cache_swaps", "Changes of generation.", ["outcome"])
         self._generation = lowest("kalm_cache_generation", "Oldest generation served.")
+        self._behind = highest(
+            "kalm_cache_generation_behind_seconds", "For how long a published generation could not be served."
+        )
         self._indexed = highest("kalm_cache_indexed_passages", "Passages of the index.")
         self._info = highest("kalm_cache_info", "What runs; always 1.", ["version", "model"])
         counter(*RESTARTS)  # the parent of the workers counts them
@@ -141,6 +144,10 @@ class Metrics:
         """This generation is served from now on."""
         self._generation.set(int(index_version) if index_version.isdecimal() else 0)
         self._indexed.set(passages)
+
+    def behind(self, seconds: float) -> None:
+        """For so long a published generation could not be served; 0 where the newest is."""
+        self._behind.set(seconds)
 
     def swapped(self) -> None:
         """A new generation replaced the old one."""

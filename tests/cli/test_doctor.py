@@ -54,6 +54,19 @@ def test_a_sound_index_and_machine_give_no_failure(run: Run, index: Path) -> Non
     assert {check["status"] for check in checks.values() if not check["advice"]} == {"ok"}
 
 
+def test_the_files_of_an_index_are_held_against_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (1024, 1024))
+    assert machine.check_limits(64, 1, index_files=0).advice == ""
+    report = machine.check_limits(64, 1, index_files=500)
+    assert report.found.startswith("1,024 open files (the index takes 2 × 500 at a swap)")
+    assert report.advice.endswith("ulimit -n 2024, or fold the segments: kalm-cache fold")
+
+
+def test_an_index_of_many_segments_is_to_be_folded(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_checks, "MANY_SEGMENTS", 0)
+    assert index_checks.check_index(index).advice.endswith(f"kalm-cache fold --index {index}")
+
+
 def test_without_an_index_the_machine_alone_is_checked(run: Run) -> None:
     assert set(CHECKS) - set(diagnosis(run)) == {"disk", "index", "records", "page cache"}
 

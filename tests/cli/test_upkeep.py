@@ -60,6 +60,17 @@ def test_rollback_and_gc_say_what_they_did(run: Run, index: Path) -> None:
     assert run("rollback", "--index", index).exit_code == 2
 
 
+def test_fold_says_what_it_did_and_when_there_is_nothing_to_do(run: Run, index: Path, tmp_path: Path) -> None:
+    assert "has 1 segments: nothing to fold" in run("fold", "--index", index).stdout
+    (tmp_path / "more.jsonl").write_text('{"id": "more", "text": "one more bee"}\n')
+    assert json.loads(run("add", tmp_path / "more.jsonl", "--index", index, "--json").stdout)["segments"] == 2
+    report = json.loads(run("fold", "--index", index, "--json").stdout)
+    assert (report["segments_before"], report["segments"]) == (2, 2)  # one of a tier is not many
+    said = run("fold", "--all", "--index", index).stdout
+    assert "holds 5 passages in 1 segments (were 2); 0 deleted or replaced ones left out" in said
+    assert run("fold", "--index", tmp_path / "none").exit_code == 1
+
+
 def test_stats_count_what_is_hidden_and_shared_files_once(run: Run, index: Path) -> None:
     before = json.loads(run("stats", "--index", index, "--json").stdout)
     assert (before["segments"], before["tombstones"], before["tombstone_payload_bytes"]) == (1, 0, 0)

@@ -28,6 +28,7 @@ def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) 
         "passages": 18,
         "damaged_reads": 0,
         "reload_failure": None,
+        "behind": None,
         "prefix_cache": None,
     }
 

@@ -2,7 +2,7 @@
 
 shim.c, shim.py       system calls counted, failed, torn, or the last thing that a process does
 worker.py, client.py  a process that loads the models once and forks a child for each step; pool.py: several of them
-operations.py         build, reindex, add, delete, gc, rollback, repair of a small index; scenarios.py: from which state
+operations.py         build, reindex, add, delete, fold, gc, rollback, repair; scenarios.py: from which state
 content.py            everything that a reader finds, to be compared bit for bit
 killing.py            SIGKILL before, in and after every call; powercut.py: what a disk may hold after a power cut
 refusing.py           ENOSPC, EIO, EROFS, EACCES, no locks, jumping clocks, two at once

@@ -6,11 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import indexer.change.fold
 import kalm_cache.generations.current
 import kalm_cache.generations.publish
 import kalm_cache.storage.durable
 from indexer.build.index_job import run_index_job
 from indexer.change.add_delete import add_passages, delete_passages
+from indexer.change.fold_job import run_fold
 from indexer.change.gc import collect_garbage
 from indexer.change.reindex import run_reindex
 from indexer.change.rollback import roll_back
@@ -28,6 +30,7 @@ from tests.torture import models
 BASE = {f"p{i:02}": long_text(5 + 7 * i % 40, seed=100 + i) for i in range(48)}  # three windows
 EDITED = {doc_id: f"{BASE[doc_id]} edited" for doc_id in ("p05", "p20", "p21", "p40")}
 NEW = {f"n{i:02}": long_text(8 + i, seed=300 + i) for i in range(10)}
+SINGLE = {f"s{i}": long_text(6 + i, seed=500 + i) for i in range(8)}
 REMOVED = ("p07", "p30", "p31")
 ADDED = EDITED | NEW
 CHANGED = {doc_id: text for doc_id, text in (BASE | EDITED | NEW).items() if doc_id not in REMOVED}
@@ -61,6 +64,44 @@ def add(index: Path) -> Report:
     """`kalm-cache add`: new passages, and new texts of old ones."""
     said = models.settings(), models.encoders()
     return asdict(add_passages(lines_of(ADDED), index, *said, on_reject=_no_reject, on_progress=_silent))
+
+
+def add_seven(index: Path) -> Report:
+    """`kalm-cache add`, seven times one passage: with one more, they are folded."""
+    for doc_id in list(SINGLE)[:7]:
+        _add_one(index, doc_id)
+    return {}
+
+
+def add_eighth(index: Path) -> Report:
+    """`kalm-cache add` of one passage, which folds what the others left."""
+    return _add_one(index, list(SINGLE)[7])
+
+
+def add_unfolded(index: Path) -> Report:
+    """Eight additions of an index that was never folded, as earlier versions left them."""
+    limit, indexer.change.fold.FOLD_BYTES = indexer.change.fold.FOLD_BYTES, 0
+    try:
+        add_seven(index)
+        return add_eighth(index)
+    finally:
+        indexer.change.fold.FOLD_BYTES = limit
+
+
+def fold(index: Path) -> Report:
+    """`kalm-cache fold`."""
+    return asdict(run_fold(index, on_progress=_silent))
+
+
+def fold_everything(index: Path) -> Report:
+    """`kalm-cache fold --all`."""
+    return asdict(run_fold(index, everything=True, on_progress=_silent))
+
+
+def _add_one(index: Path, doc_id: str) -> Report:
+    said = models.settings(), models.encoders()
+    lines = lines_of({doc_id: SINGLE[doc_id]})
+    return asdict(add_passages(lines, index, *said, on_reject=_no_reject, on_progress=_silent))
 
 
 def delete(index: Path) -> Report:

@@ -69,6 +69,7 @@ def commands(folder: Path, models: Path, seed: int) -> Iterator[Command]:
         texts = {doc_id: kept[doc_id] for doc_id in pick.sample(sorted(kept), PASSAGES)}
         edited = texts | {doc_id: f"{texts[doc_id]} again" for doc_id in pick.sample(sorted(texts), PASSAGES // 4)}
         if turn % 2:
+            yield Command(("fold", "--all"))
             yield Command(("gc", "--keep", "1"))
         yield Command(("reindex", write_corpus(folder / f"reindex{turn}.jsonl", edited), *FEW_BATCHES))
         texts = edited

@@ -18,6 +18,8 @@ ALIKE = {
     "recode",
     "add to deltas",
     "delete from deltas",
+    "fold",
+    "fold after a kill",
     "gc",
     "gc after a killed gc's end",
 }

@@ -1,4 +1,4 @@
-"""`kalm-cache stats`, `verify`, `rollback` and `gc`: maintenance of an index, without a corpus."""
+"""`kalm-cache stats`, `verify`, `rollback`, `fold` and `gc`: maintenance of an index, without a corpus."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_json, print_report, stdout_console
+from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
+    from indexer.change.fold_job import FoldReport
     from indexer.change.gc import GcReport
     from indexer.integrity.repair import RepairReport
     from indexer.integrity.verify import VerifyReport
@@ -80,6 +82,25 @@ def rollback(
     print_report(report, in_words, json)
 
 
+def fold(
+    index: opt.IndexFolder,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Into one base, BM25's statistics computed anew; else answers stay the same.")
+    ] = False,
+    json: opt.AsJson = False,
+) -> None:
+    """Make few segments of many small ones, so that an index of many additions opens few files.
+
+    `add` and `delete` do so by themselves, as far as that takes about a second. Killed, it changes nothing.
+    """
+    with exit_codes():
+        from indexer.change.fold_job import run_fold
+
+        with show_progress(None) as on_progress:
+            report = run_fold(index, everything=everything, on_progress=on_progress)
+    print_report(report, _folded(report), json)
+
+
 def gc(
     index: opt.IndexFolder,
     keep: Annotated[int, typer.Option("--keep", min=0, help="Generations to keep for a rollback.")] = 1,
@@ -98,6 +119,16 @@ def gc(
         print_json(dataclasses.asdict(report) | {"dry_run": dry_run})
     else:
         _show_gc(report, dry_run)
+
+
+def _folded(report: FoldReport) -> str:
+    if report.segments == report.segments_before and not report.left_out:
+        return f"generation {report.generation} of {report.index} has {report.segments:,} segments: nothing to fold"
+    return (
+        f"generation {report.generation} of {report.index} holds {report.passages:,} passages in {report.segments:,} "
+        f"segments (were {report.segments_before:,}); {report.left_out:,} deleted or replaced ones left out, "
+        f"{report.seconds:.1f} s"
+    )
 
 
 def _sample(index: Path, passages: int, device: str | None) -> SampleReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +57,15 @@ class BM25Files:
     counted: Counted | None
     analysis: str = ANALYSIS
 
-    def postings_of(self, rows: NDArray[np.int64], term_ids: dict[str, int]) -> Iterator[NDArray[np.int32]]:
-        """The postings of some documents, as blocks (3, m) for `PostingsWriter.add_counted`.
+    def postings_of(
+        self, rows: NDArray[np.int64], term_ids: dict[str, int], *, keep_scores: bool
+    ) -> Iterator[NDArray[np.int32]]:
+        """The postings of some documents, as blocks for `PostingsWriter.add_counted`: (3, m), with scores (4, m).
 
         Args:
             rows: the documents (r,), ascending; a block names a document by its position in `rows`.
             term_ids: gets an id for each term that it does not have yet.
+            keep_scores: whether the bits of the scores are the fourth row.
         """
         assert self.counted is not None
         places = np.full(len(self.ordinals), -1, np.int32)
@@ -72,7 +75,10 @@ class BM25Files:
             positions = places[self.indices[start:end]]  # -1: of a document that is not asked for
             wanted = np.flatnonzero(positions >= 0)
             ids = self._ids(self._terms(start, end)[wanted], term_ids)
-            yield np.stack([ids, positions[wanted], self.counted.times[start:end][wanted]]).astype(np.int32)
+            block: list[NDArray[Any]] = [ids, positions[wanted], self.counted.times[start:end][wanted]]
+            if keep_scores:
+                block.append(self.data[start:end][wanted].view(np.int32))
+            yield np.stack(block).astype(np.int32)
 
     def _terms(self, start: int, end: int) -> NDArray[np.int64]:
         """The term of each of the postings from `start` to `end`."""
@@ -87,7 +93,7 @@ class BM25Files:
         return ids[places]
 
 
-def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
+def load(path: Path, *, mapped: bool) -> BM25Files:
     """Read or map the files.
 
     Raises:
@@ -99,14 +105,14 @@ def load(path: Path, mmap_mode: Literal["r"] | None) -> BM25Files:
     info = checked_fields(BM25Info, stored)
 
     def array_in(name: str, *kinds: type[np.generic]) -> NDArray[Any]:
-        return load_row(path / name, kinds, mmap_mode)
+        return load_row(path / name, kinds, mapped=mapped)
 
     counted = None
     if (path / TIMES_NAME).exists() or (path / LENGTHS_NAME).exists():
         counted = Counted(array_in(LENGTHS_NAME, np.int32), array_in(TIMES_NAME, np.uint8, np.uint16, np.uint32))
     files = BM25Files(
         array_in(ORDINALS_NAME, np.int64),
-        Vocabulary.open(path, mmap_mode),
+        Vocabulary.open(path, mapped=mapped),
         array_in(INDPTR_NAME, np.int64),
         array_in(INDICES_NAME, np.int32),
         array_in(DATA_NAME, np.float32),

@@ -24,6 +24,7 @@ from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
 from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
 from kalm_cache.first_stage.ordinals import RowsOf
 from kalm_cache.storage.durable import publish_folder
+from kalm_cache.system import explained, refused
 
 FOLDER_NAME = "bm25"
 K1 = 1.2
@@ -54,6 +55,8 @@ class BM25Index:
         folder: Path,
         statistics_of: BM25Index | None = None,
         reused: Sequence[ReusedDocuments] = (),
+        *,
+        keep_scores: bool = False,
     ) -> BM25Index:
         """Write `folder/bm25/` from pairs of ordinal and text, and return it opened.
 
@@ -69,6 +72,7 @@ class BM25Index:
             reused: documents that come before the others, from indexes with `has_counts`. The index is, to the last
                 bit, what their texts would have made in this order. Where one of them is not `normalised`, neither
                 is this one.
+            keep_scores: documents that are reused keep the scores that they have, whatever scores were computed with.
 
         Raises:
             StoreError: a file cannot be written.
@@ -78,10 +82,10 @@ class BM25Index:
         shutil.rmtree(written, ignore_errors=True)  # what a killed build left
         try:
             written.mkdir()
-            _write(documents, written, statistics_of, reused)
+            _write(documents, written, statistics_of, reused, keep_scores)
             publish_folder(written, folder / FOLDER_NAME)
         except OSError as exc:
-            raise StoreError(f"{written}: cannot be written: {exc}") from exc
+            raise StoreError(f"{written}: cannot be written: {explained(exc, written)}") from exc
         return BM25Index.open(folder)
 
     @staticmethod
@@ -96,9 +100,9 @@ class BM25Index:
         if (path / "params.index.json").exists():
             raise IndexMismatchError(f"{path} was built by an earlier version of kalm-cache; index the corpus again")
         try:
-            return BM25Index(load(path, "r" if mmap else None))
+            return BM25Index(load(path, mapped=mmap))
         except (OSError, ValueError) as exc:
-            raise StoreError(f"{path} cannot be read; run kalm-cache verify: {exc}") from exc
+            raise StoreError(f"{path} cannot be read; {refused(exc, path)}") from exc
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -188,6 +192,7 @@ def _write(
     folder: Path,
     statistics_of: BM25Index | None,
     reused: Sequence[ReusedDocuments],
+    keep_scores: bool,
 ) -> None:
     ordinals = array("q")
     vocabulary: dict[str, int] = {}
@@ -200,7 +205,7 @@ def _write(
 
     with PostingsWriter(folder) as postings:
         for documents_of_source in reused:
-            _add_reused(documents_of_source, postings, vocabulary)
+            _add_reused(documents_of_source, postings, vocabulary, keep_scores)
             ordinals.frombytes(np.ascontiguousarray(documents_of_source.ordinals, np.int64).tobytes())
         for terms in terms_of(texts(), analysis):
             postings.add(array("i", (vocabulary.setdefault(term, len(vocabulary)) for term in terms)))
@@ -217,9 +222,12 @@ def _write(
     (folder / INFO_NAME).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 
-def _add_reused(reused: ReusedDocuments, postings: PostingsWriter, vocabulary: dict[str, int]) -> None:
+def _add_reused(
+    reused: ReusedDocuments, postings: PostingsWriter, vocabulary: dict[str, int], keep_scores: bool
+) -> None:
     files = reused.source._files
     if files.counted is None:
         raise ValueError("an index of an earlier version has no counts")
     rows = RowsOf(files.ordinals).require(reused.ordinals)
-    postings.add_counted(files.counted.lengths[rows], files.postings_of(rows, vocabulary))
+    blocks = files.postings_of(rows, vocabulary, keep_scores=keep_scores)
+    postings.add_counted(files.counted.lengths[rows], blocks)

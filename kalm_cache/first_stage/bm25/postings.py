@@ -44,7 +44,7 @@ class PostingsWriter:
         self._lengths = array("i")
         self._tokens = array("i")
         self._block_starts_at = 0
-        self._block_sizes: list[int] = []
+        self._block_shapes: list[tuple[int, ...]] = []
         self._frequencies = np.zeros(0, np.int64)
         self._most_times = 0
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
@@ -71,13 +71,13 @@ class PostingsWriter:
         """The next documents (n,), by the counts of another index.
 
         `blocks`: (3, m) term ids, positions in `lengths`, term frequencies. Equal terms are neighbours; a term's
-        positions ascend, over all blocks.
+        positions ascend, over all blocks. Where there is a fourth row, it is the bits of scores that are kept.
         """
         self._end_block()
         first = len(self._lengths)
         self._lengths.frombytes(np.ascontiguousarray(lengths, np.int32).tobytes())
         for block in blocks:
-            self._keep(block + np.array([[0], [first], [0]], np.int32))
+            self._keep(np.vstack([block[:1], block[1:2] + np.int32(first), block[2:]]))
         self._block_starts_at = len(self._lengths)
 
     def statistics(self, terms: int) -> Statistics:
@@ -107,11 +107,11 @@ class PostingsWriter:
         counts = self._array(TIMES_NAME, np.min_scalar_type(self._most_times), indptr)
         shortness = k1 * (1 - b + b * lengths / (scored_by.mean_length or 1))  # (n,)
         heads = indptr[:-1].copy()  # where each term's next document goes
-        for terms, rows, times in self._blocks():
+        for terms, rows, times, *kept in self._blocks():
             ranks = rank[terms]
             places, counted, distinct = _places(heads, ranks)
             indices[places] = rows
-            data[places] = idf[terms] * times / (times + shortness[rows])
+            data[places] = kept[0].view(np.float32) if kept else idf[terms] * times / (times + shortness[rows])
             counts[places] = times
             heads[distinct] += counted
         for written in (indices, data, counts):
@@ -134,20 +134,20 @@ class PostingsWriter:
         self._block_starts_at = len(self._lengths)
 
     def _keep(self, block: NDArray[np.int32]) -> None:
-        terms, _, times = block
+        terms, times = block[0], block[2]
         if not len(terms):
             return
         self._file.write(block.tobytes())
-        self._block_sizes.append(len(terms))
+        self._block_shapes.append(block.shape)
         self._frequencies = _grown(self._frequencies, int(terms.max()) + 1)
         self._frequencies += np.bincount(terms, minlength=len(self._frequencies))
         self._most_times = max(self._most_times, int(times.max()))
 
     def _blocks(self) -> Iterator[NDArray[np.int32]]:
-        """Each block (3, m): terms, rows, times."""
+        """Each block (3, m): terms, rows, times; or (4, m), see `add_counted`."""
         self._file.seek(0)
-        for size in self._block_sizes:
-            yield np.frombuffer(self._file.read(12 * size), np.int32).reshape(3, size)
+        for shape in self._block_shapes:
+            yield np.frombuffer(self._file.read(4 * shape[0] * shape[1]), np.int32).reshape(shape)
 
 
 def lucene_idf(of: Statistics) -> NDArray[np.float64]:

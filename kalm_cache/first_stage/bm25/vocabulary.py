@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +31,10 @@ class Vocabulary:
         np.save(folder / BYTES_NAME, np.frombuffer(b"".join(listed), np.uint8))
 
     @staticmethod
-    def open(folder: Path, mmap_mode: Literal["r"] | None) -> Vocabulary:
+    def open(folder: Path, *, mapped: bool) -> Vocabulary:
         """Raises: OSError or ValueError for files that are missing or damaged."""
-        text = load_row(folder / BYTES_NAME, [np.uint8], mmap_mode)
-        ends = load_row(folder / ENDS_NAME, [np.int64], mmap_mode)
+        text = load_row(folder / BYTES_NAME, [np.uint8], mapped=mapped)
+        ends = load_row(folder / ENDS_NAME, [np.int64], mapped=mapped)
         if (int(ends[-1]) if len(ends) else 0) != len(text):
             raise ValueError(f"{ENDS_NAME} does not end where {BYTES_NAME} does")
         if len(ends) and (ends[0] < 0 or (ends[1:] < ends[:-1]).any()):

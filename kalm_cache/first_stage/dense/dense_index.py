@@ -34,6 +34,7 @@ from kalm_cache.first_stage.ordinals import RowsOf
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, one_line, read_json
 from kalm_cache.openmp import survive_forks
 from kalm_cache.storage.durable import publish_file
+from kalm_cache.system import explained, refused
 
 FILE_NAME = "dense.faiss"
 INFO_NAME = "dense.json"
@@ -104,7 +105,7 @@ class DenseIndex:
                 index = make_index(kind, spool)
                 _publish(index, _measure(index, kind, spool), folder)
         except OSError as exc:
-            raise StoreError(f"{folder / FILE_NAME}: cannot be written: {exc}") from exc
+            raise StoreError(f"{folder / FILE_NAME}: cannot be written: {explained(exc, folder)}") from exc
         return DenseIndex.open(folder)
 
     @staticmethod
@@ -124,7 +125,7 @@ class DenseIndex:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             return DenseIndex(index, threads, _read_info(folder, index))
         except (RuntimeError, MemoryError, OSError, ValueError, TypeError, AttributeError) as exc:
-            raise StoreError(f"{path} cannot be read; run kalm-cache verify: {one_line(exc)}") from exc
+            raise StoreError(f"{path} cannot be read; {refused(exc, path)}") from exc
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -256,7 +257,7 @@ def _publish(index: Any, info: DenseInfo, folder: Path) -> None:
     try:
         faiss.write_index(index, str(written))
     except RuntimeError as exc:
-        raise StoreError(f"{written}: cannot be written: {exc}") from exc
+        raise StoreError(f"{written}: cannot be written: {explained(exc, written)}") from exc
     publish_file(described, folder / INFO_NAME)  # first: where there is an index, it is described
     publish_file(written, folder / FILE_NAME)
 

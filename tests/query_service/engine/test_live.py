@@ -15,6 +15,7 @@ from indexer.change.add_delete import delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.rollback import roll_back
 from kalm_cache.errors import KalmCacheError, UnknownIdError
+from kalm_cache.generations.current import write_current
 from kalm_cache.index.from_settings import open_index
 from kalm_cache.settings import Settings, load_settings
 from query_service.engine.live import LiveIndex
@@ -84,11 +85,12 @@ def test_a_generation_that_cannot_be_opened_leaves_the_old_one_in_service(live: 
         live.reload()
     assert live.served.version == "000001"
     assert len(live.served.index.margins("bees", ["s1"])) == 1
-    assert live.last_failure is not None
-    assert "manifest.json" in live.last_failure
+    assert live.behind is not None
+    assert live.behind.generation == "000002"
+    assert "manifest.json" in live.behind.reason
     manifest.write_bytes(sound)
     assert live.reload()
-    assert (live.served.version, live.last_failure) == ("000002", None)
+    assert (live.served.version, live.behind) == ("000002", None)
 
 
 def test_a_service_picks_up_what_is_published_and_says_which_generation_answered(folder: Path) -> None:
@@ -114,6 +116,45 @@ def test_health_says_why_the_newest_generation_is_not_served(folder: Path) -> No
         assert client.get("/health").json()["reload_failure"] == refused.json()["detail"]
         assert client.post("/rerank", json=Q).status_code == 200
         assert 'kalm_cache_swaps_total{outcome="failed"} 1.0' in client.get("/metrics").text
+
+
+def test_a_service_that_is_behind_says_so_and_goes_on_answering(folder: Path) -> None:
+    with serving(folder, watch_seconds=0.02) as client:
+        assert client.get("/ready").json() == {"status": "ready", "index_version": "000001"}
+        assert "kalm_cache_generation_behind_seconds 0.0" in client.get("/metrics").text
+        delete_passages(["s2"], folder)
+        wait_for(lambda: client.get("/ready").json()["index_version"] == "000002")
+        manifest = folder / "generations" / "000001" / "manifest.json"
+        sound = manifest.read_bytes()
+        manifest.write_bytes(b"{}")
+        write_current(folder, "000001")
+        wait_for(lambda: client.get("/ready").json()["status"] == "stale")
+        stale = client.get("/ready")
+        assert (stale.status_code, stale.json()["index_version"]) == (200, "000002")
+        assert stale.json()["behind"]["index_version"] == "000001"
+        assert "manifest.json" in stale.json()["behind"]["reason"]
+        assert client.get("/health").json()["behind"]["index_version"] == "000001"
+        first = _behind_seconds(client)
+        wait_for(lambda: _behind_seconds(client) > first > 0)  # since it was first seen, not since the last look
+        assert client.post("/rerank", json={"query": "bees", "ids": ["s3"]}).status_code == 200
+        manifest.write_bytes(sound)
+        wait_for(lambda: client.get("/ready").json() == {"status": "ready", "index_version": "000001"})
+        assert _behind_seconds(client) == 0.0
+
+
+def test_going_back_to_what_is_served_ends_being_behind(live: LiveIndex, folder: Path) -> None:
+    delete_passages(["s1"], folder)
+    (folder / "generations" / "000002" / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(KalmCacheError):
+        live.reload()
+    write_current(folder, "000001")
+    assert not live.reload()
+    assert live.behind is None
+
+
+def _behind_seconds(client: httpx.Client) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("kalm_cache_generation_behind_seconds ")))
 
 
 def test_an_administrator_swaps_at_once_and_nobody_else(folder: Path) -> None:
