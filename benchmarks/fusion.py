@@ -22,7 +22,7 @@ from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.measures.metrics import measure
 from kalm_cache.first_stage import BM25Index, Candidates, load_embedder, z_score_fusion
-from kalm_cache.first_stage.candidates import best_first
+from kalm_cache.first_stage.candidates import top_candidates
 
 DEPTH = 100
 MEASURES = ("ndcg@10", "recall@100")
@@ -33,7 +33,7 @@ def summed(parts: Sequence[dict[int, float]]) -> Candidates:
     """Documents by the sum of what each list gives them; a list without them gives 0."""
     ordinals = sorted(set().union(*parts))
     scores = [sum(part.get(n, 0.0) for part in parts) for n in ordinals]
-    return best_first(np.array(ordinals, np.int64), np.array(scores), DEPTH)
+    return top_candidates(np.array(ordinals, np.int64), np.array(scores), DEPTH)
 
 
 def reciprocal_rank(constant: int) -> Fusion:
@@ -85,7 +85,7 @@ def measure_collection(beir: Path, split: str, embedder_name: str, max_queries: 
         lexical = BM25Index.build(enumerate(texts), Path(folder)).search(queries, DEPTH)
     runs: dict[str, dict[str, list[str]]] = {name: {} for name in FUSIONS}
     for query_id, bm25, row in zip(chosen, lexical, cosines, strict=True):
-        dense = best_first(ordinals, row, DEPTH)
+        dense = top_candidates(ordinals, row, DEPTH)
         for name, fuse in FUSIONS.items():
             runs[name][query_id] = [passages[n].doc_id for n in fuse(bm25, dense).ordinals.tolist()]
     judged = {query_id: task.qrels[query_id] for query_id in chosen}

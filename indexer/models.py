@@ -100,7 +100,7 @@ def _sensitivity_of(checkpoint: Checkpoint) -> NDArray[np.float64] | None:
     return sensitivity
 
 
-def settings_from_manifest(manifest: Manifest, overrides: Settings) -> Settings:
+def built_settings_overridden(manifest: Manifest, overrides: Settings) -> Settings:
     """The settings that a generation was built with, but for what flag, environment or file sets in `overrides`."""
     built = manifest.fingerprint
     stored = {
@@ -121,11 +121,11 @@ def settings_from_manifest(manifest: Manifest, overrides: Settings) -> Settings:
     return overrides.model_copy(update={name: value for name, value in stored.items() if name not in is_set})
 
 
-def resolve_settings(manifest: Manifest, overrides: Settings) -> Settings:
+def built_settings_kept(manifest: Manifest, overrides: Settings) -> Settings:
     """The settings that a generation was built with; of `overrides`, only what decides no stored byte counts."""
     harmless = overrides.model_copy()
     harmless.__pydantic_fields_set__.difference_update(OF_AN_INDEX)
-    return settings_from_manifest(manifest, harmless)
+    return built_settings_overridden(manifest, harmless)
 
 
 def load_encoders_of(manifest: Manifest, overrides: Settings) -> tuple[Settings, Encoders]:
@@ -134,7 +134,7 @@ def load_encoders_of(manifest: Manifest, overrides: Settings) -> tuple[Settings,
     Raises:
         IndexMismatchError: a model that the manifest names is another one now.
     """
-    settings = resolve_settings(manifest, overrides)
+    settings = built_settings_kept(manifest, overrides)
     encoders = load_encoders(settings)
     differences = manifest.fingerprint.differences(encoders.fingerprint)
     if differences:
@@ -145,7 +145,7 @@ def load_encoders_of(manifest: Manifest, overrides: Settings) -> tuple[Settings,
     return settings, encoders
 
 
-def resolve_source(name: str) -> str:
+def absolute_model_name(name: str) -> str:
     """A model's name as the manifest keeps it: a folder becomes absolute, so that the index opens from anywhere."""
     folder = Path(name).expanduser()
     return name if name in BUNDLED or not folder.is_dir() else str(folder.resolve())

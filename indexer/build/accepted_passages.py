@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.resume_log import ResumeLog, checked, verify_checksum
+from indexer.build.resume_log import ResumeLog, verify_checksum, with_checksum
 from indexer.corpus import CorpusLine
 from indexer.reuse.origins import SealedSegment
 from kalm_cache.errors import StoreError
@@ -115,7 +115,7 @@ class AcceptedPassages:
         def put_all(txn: lmdb.Transaction[bytes]) -> None:
             for database, contents in (("texts", frames), ("vectors", _rows(vectors))):
                 for key, content in zip(keys, contents, strict=True) if contents else ():
-                    txn.put(key, checked(key, content), db=self._file[database])
+                    txn.put(key, with_checksum(key, content), db=self._file[database])
             for ordinal, doc_id, key in zip(ordinals, doc_ids, keys, strict=True):
                 txn.put(key, bytes([origin]), db=self._file["origins"])
                 if not txn.put(ordinal_key(ordinal), key, overwrite=False, db=self._file["numbers"]):

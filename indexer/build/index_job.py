@@ -33,7 +33,7 @@ from kalm_cache.storage.locks import build_lock
 from kalm_cache.storage.passage_store import key_of
 from kalm_cache.storage.record import STATES
 
-__all__ = ["Encoders", "IndexReport", "Projection", "is_built", "load_encoders", "project", "run_index_job"]
+__all__ = ["BuildEstimate", "Encoders", "IndexReport", "estimate_build", "is_built", "load_encoders", "run_index_job"]
 logger = logging.getLogger(__name__)
 SAMPLE, SEED = 64, 0  # passages that a dry run encodes, to learn bytes and seconds
 
@@ -148,7 +148,7 @@ def _report(index: Path, generation: Generation, counts: BuildCounts, seconds: f
 
 
 @dataclass(frozen=True, slots=True)
-class Projection:
+class BuildEstimate:
     """Counts are exact; the `projected_` fields extrapolate from `sampled` encoded passages (records only, no text)."""
 
     passages: int
@@ -161,9 +161,9 @@ class Projection:
     projected_seconds: float
 
 
-def project(
+def estimate_build(
     lines: Iterable[CorpusLine | RejectedLine], encoders: Encoders, batch_tokens: int, *, on_reject: Reject
-) -> Projection:
+) -> BuildEstimate:
     """A dry run: read and tokenise the whole corpus, encode a random sample of it, store nothing."""
     side = encoders.passage_side
     passages = tokens = truncated = rows = rejected = id_bytes = 0
@@ -184,7 +184,7 @@ def project(
                 rows += pooled_length(len(passage_tokens.ids), side.chunk_size)
                 sample.add(passage_tokens)
     seconds_per_token, bytes_per_row = _measure(sample.items, encoders, batch_tokens)
-    return Projection(
+    return BuildEstimate(
         passages=passages,
         rejected=rejected,
         tokens=tokens,

@@ -78,7 +78,7 @@ class ResumeLog:
             for passage in batch:
                 key = key_of(passage.doc_id)
                 txn.put(key, _pack(key, passage), db=self._file["records"])
-                txn.put(key, checked(key, passage.vector.astype("<f4").tobytes()), db=self._file["vectors"])
+                txn.put(key, with_checksum(key, passage.vector.astype("<f4").tobytes()), db=self._file["vectors"])
             txn.put(NEXT_ORDINAL, ordinal_key(next_ordinal), db=self._file["meta"])
 
         self._file.write(put_all)
@@ -113,13 +113,13 @@ class ResumeLog:
         return np.frombuffer(verify_checksum(key, txn.get(key, b"", db=self._file["vectors"])), "<f4")
 
 
-def checked(key: bytes, content: bytes) -> bytes:
+def with_checksum(key: bytes, content: bytes) -> bytes:
     """Content under `key`, behind a checksum of both."""
     return _CRC.pack(zlib.crc32(content, zlib.crc32(key, len(key)))) + content
 
 
 def verify_checksum(key: bytes, value: bytes) -> bytes:
-    """Inverse of `checked`. Raises `DamagedRecordError`."""
+    """Inverse of `with_checksum`. Raises `DamagedRecordError`."""
     content = value[_CRC.size :]
     if len(value) < _CRC.size or _CRC.unpack_from(value)[0] != zlib.crc32(content, zlib.crc32(key, len(key))):
         raise DamagedRecordError(f"{key.decode('utf-8', 'replace')!r} of an unfinished build: checksum mismatch")
@@ -128,7 +128,7 @@ def verify_checksum(key: bytes, value: bytes) -> bytes:
 
 def _pack(key: bytes, passage: EncodedPassage) -> bytes:
     record = passage.record
-    return checked(key, b"".join((_META.pack(*passage.meta), record.common, record.fields, record.payload)))
+    return with_checksum(key, b"".join((_META.pack(*passage.meta), record.common, record.fields, record.payload)))
 
 
 def _unpack(key: bytes, value: bytes) -> tuple[PassageMeta, Record]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.models import BuildModels, Encoders, resolve_source
+from indexer.models import BuildModels, Encoders, absolute_model_name
 from indexer.reuse.reusable_segments import ReusableSegments
 from kalm_cache.errors import StoreError
 from kalm_cache.first_stage import BM25Index
@@ -61,8 +61,8 @@ def new_manifest(settings: Settings, encoders: Encoders) -> Manifest:
     return Manifest(
         generation="",
         created_at="",
-        model=resolve_source(settings.model),
-        embedder=resolve_source(settings.embedder),
+        model=absolute_model_name(settings.model),
+        embedder=absolute_model_name(settings.embedder),
         embedder_query_prompt=settings.embedder_query_prompt,
         embedder_passage_prompt=settings.embedder_passage_prompt,
         width=encoders.checkpoint.config.encoder.hidden_size,

@@ -15,12 +15,12 @@ from indexer.build.build import BuiltSegment, build_segment
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, duplicate
 from indexer.build.spec import BuildSpec
-from indexer.change.publish_beside import drop_segments_but, publish_beside
+from indexer.change.publish_on_parent import drop_other_segments, publish_on_parent
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.first_stage import BM25Index
-from kalm_cache.generations.build_folders import begin, changing, drop, resume_or_begin
+from kalm_cache.generations.build_folders import begin, drop, locked_live_generation, resume_or_begin
 from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.fingerprint import require_equal
 from kalm_cache.generations.generation import (
@@ -92,11 +92,11 @@ def add_passages(
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    with changing(index) as live:
+    with locked_live_generation(index) as live:
         _require_addable(index, live, encoders)
         building = resume_or_begin(index, "add", encoders.fingerprint)
         name = f"{int(building.name.removesuffix(BUILDING)):05d}"  # no segment that is linked beside it is called so
-        drop_segments_but(building, name)
+        drop_other_segments(building, name)
         spec, folder = _spec(index, live, settings, encoders), segment_folder(building, name)
         with SegmentSet(live) as segments:
             changes = _Changes(segments, on_reject)
@@ -160,7 +160,7 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
         StoreError: the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    with changing(index) as live:
+    with locked_live_generation(index) as live:
         require_valid(live)
         with SegmentSet(live) as segments:
             distinct = list(dict.fromkeys(doc_ids))
@@ -171,7 +171,7 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
         tombstones = gone.added_to(live.tombstones(), deleted=True)
         counts = live.manifest.counts - gone.counts
         building = begin(index, "delete")
-        live = publish_beside(index, building, "delete", live, tombstones, counts, deleted=len(gone.ordinals))
+        live = publish_on_parent(index, building, "delete", live, tombstones, counts, deleted=len(gone.ordinals))
     return DeleteReport(
         index=str(index),
         generation=live.name,
@@ -263,7 +263,7 @@ def _publish_added(
     replaced = ShownPassages.of(doc_ids, segments)
     tombstones = replaced.added_to(live.tombstones(), deleted=False)
     shown = live.manifest.counts + segment.stored - replaced.counts
-    live = publish_beside(index, building, "add", live, tombstones, shown, added=receipt)
+    live = publish_on_parent(index, building, "add", live, tombstones, shown, added=receipt)
     return live, len(replaced.ordinals)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from indexer.build.counts import BuildCounts
 from indexer.change.fold import build_folded, choose, foldable, put_in_place
 from indexer.change.gc import compact
-from indexer.change.publish_beside import assemble
+from indexer.change.publish_on_parent import assemble
 from indexer.change.retention import retire
-from kalm_cache.generations.build_folders import begin, changing
+from kalm_cache.generations.build_folders import begin, locked_live_generation
 from kalm_cache.generations.generation import Generation, require_valid
 from kalm_cache.generations.publish import name_for, now, publish
 
@@ -46,7 +46,7 @@ def run_fold(index: Path, *, everything: bool = False, on_progress: Callable[[Bu
         StoreError: a segment is damaged, or the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    with changing(index) as before:
+    with locked_live_generation(index) as before:
         require_valid(before)
         left_out = len(before.tombstones())
         if not everything:

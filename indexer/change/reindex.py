@@ -24,7 +24,7 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources, require_keepable
 from kalm_cache.errors import UsageError
-from kalm_cache.generations.build_folders import changing, resume_or_begin
+from kalm_cache.generations.build_folders import locked_live_generation, resume_or_begin
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current
 from kalm_cache.passage import Passage
@@ -83,7 +83,7 @@ def run_reindex(
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    with changing(index) as live, ExitStack() as stack:
+    with locked_live_generation(index) as live, ExitStack() as stack:
         sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)

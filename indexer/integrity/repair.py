@@ -25,7 +25,7 @@ from indexer.reuse.source_first_stage import source_postings, source_vectors
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.generations.build_folders import SALVAGE, begin, changing
+from kalm_cache.generations.build_folders import SALVAGE, begin, locked_live_generation
 from kalm_cache.generations.generation import BUILDING, Generation, segment_folder
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.passage import Passage
@@ -72,7 +72,7 @@ def repair_index(index: Path, overrides: Settings) -> RepairReport:
         UsageError: the index keeps no texts, and its first stage is damaged, or an earlier version's.
     """
     started = time.perf_counter()
-    with changing(index) as live, ExitStack() as stack:
+    with locked_live_generation(index) as live, ExitStack() as stack:
         report = RepairReport(str(index), live.name, live.name)
         tombstones = live.tombstones()
         building = begin(index, "repair")

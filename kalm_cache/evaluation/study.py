@@ -97,7 +97,7 @@ def study(
     mode = plan.first_stage or index.first_stage.modes[-1]
     name = mode if collection.given is None else GIVEN
     facts = facts_of(index, task, name)
-    keep = _Keeping(kept, task)
+    keep = _RunCache(kept, task)
     keep.save_facts(facts)
     systems = _first_stages(index, collection, plan, task, mode, keep)
     candidates = _candidates(systems, name, task, plan.k)
@@ -132,7 +132,7 @@ def finished_study(collection: Collection, plan: Plan, kept: RunFolder) -> Study
 
 
 def _first_stages(
-    index: PassageIndex, collection: Collection, plan: Plan, task: BeirTask, mode: Mode, keep: _Keeping
+    index: PassageIndex, collection: Collection, plan: Plan, task: BeirTask, mode: Mode, keep: _RunCache
 ) -> list[System]:
     """The index's modes, the exact searches, and the given candidates, in this order."""
     depth = max(plan.k, RECALL_DEPTH)
@@ -179,7 +179,7 @@ def _with_interpolated(study: Study, candidates: ScoredRun, plan: Plan) -> Study
 
 
 @dataclass(frozen=True, slots=True)
-class _Keeping:
+class _RunCache:
     """Takes a system from the run folder, or makes it and puts it there."""
 
     kept: RunFolder | None

@@ -10,7 +10,7 @@ from kalm_cache.first_stage.dense.faiss_types import DenseChoice
 from kalm_cache.first_stage.embedders.embedder import Embedder, load_embedder
 from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
 from kalm_cache.first_stage.fusion import z_score_fusion, z_scores
-from kalm_cache.first_stage.merged import merge
+from kalm_cache.first_stage.multi_index import merge
 
 __all__ = [
     "BM25Index",

@@ -23,7 +23,7 @@ class Candidates:
         return len(self.ordinals)
 
 
-def best_first(ordinals: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Candidates:
+def top_candidates(ordinals: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Candidates:
     """The `k` highest scores. Equal scores come by ordinal, so that the same query always gives the same list."""
     if len(scores) > k:
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]

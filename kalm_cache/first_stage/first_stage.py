@@ -15,7 +15,7 @@ from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense.dense_index import DenseIndex
 from kalm_cache.first_stage.embedders.embedder import Embedder
 from kalm_cache.first_stage.fusion import z_score_fusion
-from kalm_cache.first_stage.merged import Merged, Searchable
+from kalm_cache.first_stage.multi_index import MultiIndex, Searchable
 
 Mode = Literal["dense", "bm25", "fused"]
 FUSION_DEPTH = 100  # shorter lists would hide what is deep in one of them and deep in the other
@@ -124,7 +124,7 @@ class FirstStageSet(FirstStage):
         dense = [stage._dense for stage in stages if stage._dense is not None]
         bm25 = [stage._bm25 for stage in stages if stage._bm25 is not None]
         super().__init__(
-            Merged(dense) if len(dense) == len(stages) else None,
-            Merged(bm25) if len(bm25) == len(stages) else None,
+            MultiIndex(dense) if len(dense) == len(stages) else None,
+            MultiIndex(bm25) if len(bm25) == len(stages) else None,
             stages[0]._embedder,
         )

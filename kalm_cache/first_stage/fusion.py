@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.first_stage.candidates import Candidates, best_first
+from kalm_cache.first_stage.candidates import Candidates, top_candidates
 
 
 def z_score_fusion(runs: Sequence[Candidates], k: int) -> Candidates:
@@ -29,7 +29,7 @@ def z_score_fusion(runs: Sequence[Candidates], k: int) -> Candidates:
     ordinals = np.fromiter(above, np.int64, len(above))
     # fsum: plain sums depend on the order of the runs in the last bit, and would break exact ties
     sums = np.fromiter((math.fsum([lowest, *terms]) for terms in above.values()), np.float64, len(above))
-    return best_first(ordinals, sums / max(1, len(runs)), k)
+    return top_candidates(ordinals, sums / max(1, len(runs)), k)
 
 
 def z_scores(scores: NDArray[np.float32]) -> NDArray[np.float64]:

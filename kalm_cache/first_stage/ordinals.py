@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from kalm_cache.errors import StoreError
 
 
-class RowsOf:
+class OrdinalRows:
     """The row of each ordinal. Ascending ordinals, which a store gives, are searched in place, without a copy."""
 
     def __init__(self, ordinals: NDArray[np.int64]) -> None:

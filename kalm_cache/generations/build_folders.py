@@ -38,7 +38,7 @@ def unfinished_builds(index: Path) -> list[Path]:
 
 
 @contextmanager
-def changing(index: Path) -> Iterator[Generation]:
+def locked_live_generation(index: Path) -> Iterator[Generation]:
     """The live generation, under the build lock, once everything that a dead process left is cleared away.
 
     Raises:

@@ -51,10 +51,10 @@ def _reindex(
 ) -> ReindexReport:
     from indexer.change.reindex import plan_reindex, run_reindex
     from indexer.corpus.rejects import ErrorsFile
-    from indexer.models import load_encoders, settings_from_manifest
+    from indexer.models import built_settings_overridden, load_encoders
     from kalm_cache.generations.generation import open_current
 
-    settings = settings_from_manifest(open_current(index).manifest, overrides)
+    settings = built_settings_overridden(open_current(index).manifest, overrides)
     lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:

@@ -58,13 +58,13 @@ def _index(source: CorpusOptions, index: Path, settings: Settings, json: bool) -
 
 
 def _project(source: CorpusOptions, settings: Settings, json: bool) -> int:
-    from indexer.build.index_job import load_encoders, project
+    from indexer.build.index_job import estimate_build, load_encoders
     from indexer.corpus.rejects import ErrorsFile
 
     lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
-        projection = project(lines, encoders, settings.batch_tokens, on_reject=rejects.add)
+        projection = estimate_build(lines, encoders, settings.batch_tokens, on_reject=rejects.add)
     warn_of_rejects(rejects)
     warn_of_cut(projection.truncated, settings.max_length)
     in_words = (

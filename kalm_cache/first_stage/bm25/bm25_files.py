@@ -34,7 +34,7 @@ class BM25Info:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class TermCounts:
     """The counts behind the scores: each document's length (n,) in terms, and each posting's term frequency (m,).
 
     An index of an earlier version has none.
@@ -54,7 +54,7 @@ class BM25Files:
     indices: NDArray[np.int32]
     data: NDArray[np.float32]
     mean_length: float
-    counted: Counted | None
+    counted: TermCounts | None
     analysis: str = ANALYSIS
 
     def postings_of(
@@ -109,7 +109,7 @@ def load(path: Path, *, mapped: bool) -> BM25Files:
 
     counted = None
     if (path / TIMES_NAME).exists() or (path / LENGTHS_NAME).exists():
-        counted = Counted(array_in(LENGTHS_NAME, np.int32), array_in(TIMES_NAME, np.uint8, np.uint16, np.uint32))
+        counted = TermCounts(array_in(LENGTHS_NAME, np.int32), array_in(TIMES_NAME, np.uint8, np.uint16, np.uint32))
     files = BM25Files(
         array_in(ORDINALS_NAME, np.int64),
         Vocabulary.open(path, mapped=mapped),

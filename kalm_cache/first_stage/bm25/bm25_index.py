@@ -21,8 +21,8 @@ from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED, query_t
 from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, ORDINALS_NAME, BM25Files, load
 from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
-from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
-from kalm_cache.first_stage.ordinals import RowsOf
+from kalm_cache.first_stage.candidates import Candidates, no_candidates, top_candidates
+from kalm_cache.first_stage.ordinals import OrdinalRows
 from kalm_cache.storage.durable import publish_folder
 from kalm_cache.system import explained, refused
 
@@ -131,7 +131,7 @@ class BM25Index:
 
     def excluding(self, ordinals: NDArray[np.int64]) -> BM25Index:
         """The same index without some documents: searches go on to the next best, so `k` are found if there are."""
-        rows = RowsOf(self._files.ordinals).known(np.asarray(ordinals, np.int64))
+        rows = OrdinalRows(self._files.ordinals).known(np.asarray(ordinals, np.int64))
         return BM25Index(self._files, rows if self._excluded is None else np.union1d(self._excluded, rows))
 
     def search(self, queries: Sequence[str], k: int) -> list[Candidates]:
@@ -172,7 +172,7 @@ class BM25Index:
         if self._excluded is not None:
             scores[self._excluded] = 0
         best = _best_rows(scores, k)
-        return best_first(files.ordinals[best], scores[best], k)
+        return top_candidates(files.ordinals[best], scores[best], k)
 
 
 def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -228,6 +228,6 @@ def _add_reused(
     files = reused.source._files
     if files.counted is None:
         raise ValueError("an index of an earlier version has no counts")
-    rows = RowsOf(files.ordinals).require(reused.ordinals)
+    rows = OrdinalRows(files.ordinals).require(reused.ordinals)
     blocks = files.postings_of(rows, vocabulary, keep_scores=keep_scores)
     postings.add_counted(files.counted.lengths[rows], blocks)

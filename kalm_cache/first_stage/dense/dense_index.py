@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from kalm_cache.errors import IndexMismatchError, StoreError
-from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
+from kalm_cache.first_stage.candidates import Candidates, no_candidates, top_candidates
 from kalm_cache.first_stage.dense.faiss_layout import check_length
 from kalm_cache.first_stage.dense.faiss_types import (
     FAISS_CLASSES,
@@ -27,10 +27,10 @@ from kalm_cache.first_stage.dense.faiss_types import (
     parameter_ladder,
     search_parameters,
 )
-from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, sample_queries
+from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, synthetic_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
 from kalm_cache.first_stage.normalisation import NORMALISATION
-from kalm_cache.first_stage.ordinals import RowsOf
+from kalm_cache.first_stage.ordinals import OrdinalRows
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, one_line, read_json
 from kalm_cache.openmp import survive_forks
 from kalm_cache.storage.durable import publish_file
@@ -66,7 +66,7 @@ class DenseIndex:
         self._index = index
         self._threads = threads
         self.info = info or DenseInfo("flat", int(index.ntotal))
-        self._rows: RowsOf | None = None
+        self._rows: OrdinalRows | None = None
         self._excluded = np.empty(0, np.int64) if excluded is None else excluded
         self._selector = _selector_without(self._excluded) if len(self._excluded) else None
 
@@ -178,7 +178,9 @@ class DenseIndex:
         with faiss_threads(self._threads), _damage():
             scores, ordinals = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
         return [
-            best_first(found[found >= 0], row[found >= 0], k) if vector.any() else no_candidates()  # -1: no more found
+            top_candidates(found[found >= 0], row[found >= 0], k)
+            if vector.any()
+            else no_candidates()  # -1: no more found
             for vector, found, row in zip(vectors, ordinals, scores, strict=True)
         ]
 
@@ -193,7 +195,7 @@ class DenseIndex:
         import faiss
 
         if self._rows is None:
-            self._rows = RowsOf(faiss.vector_to_array(self._index.id_map))
+            self._rows = OrdinalRows(faiss.vector_to_array(self._index.id_map))
             if self.info.type == "ivf":
                 _inner(self._index).make_direct_map()
         rows = self._rows.require(np.asarray(ordinals, np.int64))
@@ -238,7 +240,7 @@ def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
     """The search parameter, and its recall of the exact neighbours of sampled queries."""
     if kind == "flat":
         return DenseInfo(kind, len(spool), texts=NORMALISATION)
-    queries = sample_queries(spool)
+    queries = synthetic_queries(spool)
     exact = exact_neighbours(queries, spool.batches(), min(DEPTH, len(spool)))
 
     def search(parameter: int) -> NDArray[np.int64]:

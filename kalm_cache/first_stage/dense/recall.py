@@ -15,7 +15,7 @@ QUERIES = 256
 TARGET = 0.97
 
 
-def sample_queries(spool: VectorSpool) -> NDArray[np.float32]:
+def synthetic_queries(spool: VectorSpool) -> NDArray[np.float32]:
     """Stand-ins for queries (q, E): sampled passages plus noise as long as they are, scaled to length 1.
 
     Passages themselves are found too easily: with 360,535 real ones in 1,024 clusters, recall@100 at nprobe 16, 64

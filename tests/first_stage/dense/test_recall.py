@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kalm_cache.first_stage.dense.recall import cheapest, exact_neighbours, recall, sample_queries
+from kalm_cache.first_stage.dense.recall import cheapest, exact_neighbours, recall, synthetic_queries
 from kalm_cache.first_stage.dense.spool import VectorSpool
 
 
@@ -43,8 +43,8 @@ def test_sampled_queries_are_as_near_to_their_passages_as_to_their_noise(tmp_pat
     vectors[0] = 0
     with VectorSpool(tmp_path, 64) as spool:
         spool.append(np.arange(300), vectors)
-        queries = sample_queries(spool)
-        assert np.array_equal(queries, sample_queries(spool))
+        queries = synthetic_queries(spool)
+        assert np.array_equal(queries, synthetic_queries(spool))
     assert queries.shape == (256, 64)
     np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
     # two vectors of equal length at right angles: the cosine between one and their sum is sqrt(1/2)

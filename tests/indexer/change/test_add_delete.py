@@ -227,7 +227,7 @@ def test_a_deletion_goes_before_an_unfinished_addition_which_then_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexer.change.add_delete, "publish_beside", die)
+        patch.setattr(indexer.change.add_delete, "publish_on_parent", die)
         with pytest.raises(KeyboardInterrupt):
             add(index, settings, encoders, NEW | EDITED)
     assert delete_passages(["d1", "d2"], index).generation == "000003"

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.first_stage.candidates import Candidates, best_first, no_candidates
+from kalm_cache.first_stage.candidates import Candidates, no_candidates, top_candidates
 
 Queries = TypeVar("Queries", contravariant=True)
 
@@ -27,7 +27,7 @@ class Searchable(Protocol[Queries]):
         """The same index without some documents."""
 
 
-class Merged(Generic[Queries]):
+class MultiIndex(Generic[Queries]):
     """Indexes without a common ordinal, excluded ones aside."""
 
     def __init__(self, indexes: Sequence[Searchable[Queries]]) -> None:
@@ -38,9 +38,9 @@ class Merged(Generic[Queries]):
         by_index = [index.search(queries, k) for index in self._indexes]
         return [merge(runs, k) for runs in zip(*by_index, strict=True)]
 
-    def excluding(self, ordinals: NDArray[np.int64], /) -> Merged[Queries]:
+    def excluding(self, ordinals: NDArray[np.int64], /) -> MultiIndex[Queries]:
         """The same indexes without some documents."""
-        return Merged([index.excluding(ordinals) for index in self._indexes])
+        return MultiIndex([index.excluding(ordinals) for index in self._indexes])
 
 
 def merge(runs: Sequence[Candidates], k: int) -> Candidates:
@@ -48,4 +48,4 @@ def merge(runs: Sequence[Candidates], k: int) -> Candidates:
     if not runs:
         return no_candidates()
     ordinals = np.concatenate([run.ordinals for run in runs])
-    return best_first(ordinals, np.concatenate([run.scores for run in runs]), k)
+    return top_candidates(ordinals, np.concatenate([run.scores for run in runs]), k)

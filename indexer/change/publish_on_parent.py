@@ -18,7 +18,7 @@ from kalm_cache.generations.tombstones import Tombstones, write_tombstones
 from kalm_cache.storage.durable import link_or_copy
 
 
-def publish_beside(
+def publish_on_parent(
     index: Path,
     building: Path,
     operation: str,
@@ -34,7 +34,7 @@ def publish_beside(
     The parent's files are linked, and their receipts taken over, so that the cost is that of what is new. Then small
     segments are folded, within a budget, and generations that are many steps back are removed.
     """
-    drop_segments_but(building, None if added is None else added.name)
+    drop_other_segments(building, None if added is None else added.name)
     manifest = assemble(building, parent, tombstones, added)
     manifest = replace(
         manifest,
@@ -68,7 +68,7 @@ def assemble(
     )
 
 
-def drop_segments_but(building: Path, name: str | None) -> None:
+def drop_other_segments(building: Path, name: str | None) -> None:
     """Remove what an interrupted run has linked or folded: its parent may not be the live generation any more."""
     for folder in (building / "shards").glob("*"):
         if name is None or folder.name.split(".")[0] != name:
