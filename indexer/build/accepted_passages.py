@@ -27,7 +27,7 @@ from kalm_cache.errors import StoreError
 from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.passage_store import key_of, ordinal_key, ordinal_of, pack_text, unpack_text
 
-ACCEPTED_FILE = "staging.lmdb"
+ACCEPTED_FILE = "staging.lmdb"  # its name on disk from the first version
 RESUME_LOG = 0  # the origin of what this build encoded or recoded; those of sealed segments are 1, 2, …
 DATABASES = ("seen", "origins", "numbers", "texts", "vectors")
 

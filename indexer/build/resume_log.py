@@ -28,7 +28,7 @@ from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.passage_store import PassageMeta, key_of, ordinal_key, ordinal_of
 from kalm_cache.storage.record import STATES, Record, unpack_record
 
-RESUME_LOG_FILE = "working.lmdb"
+RESUME_LOG_FILE = "working.lmdb"  # its name on disk from the first version
 DATABASES = ("records", "vectors", "meta")
 NEXT_ORDINAL = b"next_number"
 _CRC = struct.Struct("<I")

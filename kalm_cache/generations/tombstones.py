@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kalm_cache.errors import StoreError
 from kalm_cache.system import refused
 
-TOMBSTONES_FILE = "hidden.bin"
+TOMBSTONES_FILE = "hidden.bin"  # its name on disk from the first version
 _MAGIC, _VERSION = b"KLMH", 1
 _HEADER = struct.Struct("<4sHI")
 _COUNT = struct.Struct("<I")
