@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from kalm_cache.cli.streams import STDOUT
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.stopping import Stopped, exit_code_of
 from kalm_cache.system import way_out
@@ -46,4 +47,4 @@ def _in_words(error: OSError) -> str:
         return str(error)
     reason, advice = error.strerror[:1].lower() + error.strerror[1:], way_out(error)
     words = reason if error.filename is None else f"{error.filename}: {reason}"
-    return f"{words}; {advice}" if advice else words
+    return f"{words}; {advice}" if advice and error.filename != STDOUT else words

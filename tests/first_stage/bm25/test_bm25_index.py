@@ -54,9 +54,9 @@ def test_one_document_of_more_terms_than_a_block_has_its_counts(
     expected = BM25Index.build(documents, tmp_path / "a").search(["cat", "dog"], k=10)
     monkeypatch.setattr("kalm_cache.first_stage.bm25.postings.BLOCK_TOKENS", 100)
     found = BM25Index.build(documents, tmp_path / "b").search(["cat", "dog"], k=10)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.ordinals.tolist() == theirs.ordinals.tolist()
-        assert ours.scores.tolist() == theirs.scores.tolist()
+    lists = [[(one.ordinals.tolist(), one.scores.tolist()) for one in each] for each in (found, expected)]
+    assert lists[0] == lists[1]
+    assert len(lists[0]) == 2
 
 
 def test_queries_without_a_known_term_find_nothing(tmp_path: Path) -> None:

@@ -166,10 +166,15 @@ def test_counts_that_the_manifest_has_wrong_are_named(index: Path):
     said = str(replace(counts, tokens=counts.tokens + 1))
     assert any(str(counts) in problem and said in problem for _, _, problem in problems(index))
     (segment,) = open_current(index).manifest.segments
-    seal_again(index, segments=[replace(segment, counts=Counts(13, 0, 0, 0, 0))])
-    assert {(DENSE, None, "holds 12 passages, expected 13"), (BM25, None, "holds 12 passages, expected 13")} < {
+    fewer = Counts(11, 0, 0, 0, 0)
+    seal_again(index, counts=fewer, segments=[replace(segment, counts=fewer)])
+    assert {(DENSE, None, "holds 12 passages, expected 11"), (BM25, None, "holds 12 passages, expected 11")} < {
         *problems(index)
     }
+    more = Counts(13, 0, 0, 0, 0)  # than its range of ordinals has room for
+    seal_again(index, segments=[replace(segment, counts=more)])
+    [(file, _, problem)] = problems(index)
+    assert (file, "the ordinals of segment 00000 do not fit" in problem) == ("manifest.json", True)
 
 
 def test_a_manifest_of_another_generation_is_named(index: Path):
@@ -179,7 +184,7 @@ def test_a_manifest_of_another_generation_is_named(index: Path):
 
 def rewrite_dense(index: Path, ordinals: list[int]) -> None:
     path = shard_of(index) / "first_stage" / "dense.faiss"
-    dense = faiss.IndexIDMap2(faiss.IndexFlatIP(8))
+    dense = faiss.IndexIDMap(faiss.IndexFlatIP(8))
     dense.add_with_ids(np.ones((len(ordinals), 8), np.float32), np.array(ordinals, np.int64))
     faiss.write_index(dense, str(path))
     seal_again(index)

@@ -49,7 +49,14 @@ def test_asking_for_native_without_a_compiler_is_an_error(monkeypatch: pytest.Mo
         choose_kernels(CPU, torch.float32)
 
 
-@pytest.mark.parametrize("word", ["", "cuda", "Native"])
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KALM_CACHE_KERNELS", "")
+    empty = choose_kernels(CPU, torch.float32)
+    monkeypatch.delenv("KALM_CACHE_KERNELS")
+    assert type(empty) is type(choose_kernels(CPU, torch.float32))
+
+
+@pytest.mark.parametrize("word", ["cuda", "Native"])
 def test_another_word_is_refused(monkeypatch: pytest.MonkeyPatch, word: str):
     monkeypatch.setenv("KALM_CACHE_KERNELS", word)
     with pytest.raises(UsageError, match=f"KALM_CACHE_KERNELS is '{word}'; it must be auto, native or torch"):

@@ -158,9 +158,9 @@ def test_a_mode_that_was_not_built_is_a_422_and_texts_that_are_not_kept_are_left
 
 
 def test_damaged_passages_are_left_out_named_and_counted(spare_folder: Path) -> None:
+    damage_record(shard_of(spare_folder), "s1")  # before it is opened: a small store is read once
     with serving(spare_folder) as client:
         whole = client.post("/rerank", json=Q | {"ids": ["s2", "s0"]}).json()
-        damage_record(shard_of(spare_folder), "s1")
         answer = client.post("/rerank", json=Q | {"ids": ["s2", "s1", "s0"], "return_documents": True}).json()
         assert answer["meta"]["damaged"] == ["s1"]
         assert [one["doc_id"] for one in answer["results"]] == [one["doc_id"] for one in whole["results"]]
@@ -176,9 +176,9 @@ def test_damaged_passages_are_left_out_named_and_counted(spare_folder: Path) -> 
 def test_damage_where_every_pair_has_a_score_and_bugs_are_a_500_that_shows_no_traceback(
     spare_folder: Path,
 ) -> None:
+    damage_record(shard_of(spare_folder), "s1")
     opened = open_service(spare_folder, load_settings(device="cpu", dtype="float32"))
     with running(create_app(opened)) as client:
-        damage_record(shard_of(spare_folder), "s1")
         error = failure(client, "/score", 500, json={"pairs": [Q | {"doc_id": "s2"}, Q | {"doc_id": "s1"}]})
         assert error["type"] == "DamagedRecordError"
         assert client.post("/score", json={"pairs": [Q | {"doc_id": "s2"}]}).status_code == 200
