@@ -1,0 +1,151 @@
+"""Texts → pooled states, from the text cache where they are there; what is encoded goes into it. Knows nothing of queries.
+
+Legend: P pooled states of a passage, D state width.
+
+A text is looked up by itself. One that may be longer than counts is tokenised and looked up by the tokens that count, so
+that what never reaches the model makes no new entry, whatever the limit of a request is: neither the limit nor the rest
+of the text decides the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kalm_cache.codec import Codec
+from kalm_cache.errors import DamagedRecordError
+from kalm_cache.model.checkpoint import Checkpoint
+from kalm_cache.model.precision import dtype_name
+from kalm_cache.model.prompts import PASSAGE_TEMPLATE, Tokens
+from kalm_cache.scoring.passage_side import PassageSide
+from kalm_cache.scoring.pooling import PooledPassage, check_chunk_size, mean_pool
+from kalm_cache.storage.record import Record
+from kalm_cache.storage.text_cache.text_cache import Namespace, TextCache
+
+FORMAT = 1
+WHOLE, CUT = b"t", b"k"  # what a key is the hash of: a text, or the tokens of one that was cut
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """Distinct texts, as a request needs them.
+
+    found: passages that the cache held, states (P, D) float32. missing: the tokens of the others.
+    """
+
+    found: dict[str, PooledPassage]
+    missing: dict[str, Tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class TextStates:
+    """The states of any text: `look_up` reads and tokenises, `encode` computes and gives the cache what it computed.
+
+    chunk_size: the ratio that is stored; any multiple of it can be asked for.
+    """
+
+    namespace: Namespace
+    codec: Codec
+    chunk_size: int
+
+    def look_up(self, side: PassageSide, texts: Sequence[str], *, chunk_size: int, max_length: int) -> LookedUp:
+        """Find what the cache holds; a damaged or unknown record counts as missing.
+
+        Args:
+            side: tokenises.
+            texts: as the encoder gets them, with their titles.
+            chunk_size: a multiple of the stored one.
+            max_length: tokens of a passage that count.
+
+        Raises:
+            UsageError: `chunk_size` is no multiple of the stored one.
+        """
+        check_chunk_size(self.chunk_size, chunk_size)
+        keys = {text: self.namespace.key(WHOLE, text.encode()) for text in texts}
+        records = self._records(keys)
+        records = {text: record for text, record in records.items() if record.tokens <= max_length}
+        rest = [text for text in keys if text not in records]
+        missing = dict(zip(rest, side.tokenize(rest, max_length), strict=True)) if rest else {}
+        records |= self._records(
+            {text: self._key(text, tokens) for text, tokens in missing.items() if tokens.truncated}
+        )
+        found = self._decode(records, chunk_size)
+        return LookedUp(found, {text: tokens for text, tokens in missing.items() if text not in found})
+
+    def encode(self, side: PassageSide, missing: Mapping[str, Tokens], *, chunk_size: int) -> dict[str, PooledPassage]:
+        """Encode one batch, states (P, D) in the run's dtype, and queue it to be cached."""
+        tokens = list(missing.values())
+        stored = side.encode(tokens, self.chunk_size)
+        for text, one, states in zip(missing, tokens, stored, strict=True):
+            self._put(self._key(text, one), one, states)
+        lengths = [len(one.ids) for one in tokens]
+        pooled = mean_pool(torch.cat(stored), lengths, chunk_size, stored_chunk_size=self.chunk_size)
+        return {
+            text: PooledPassage(len(one.ids), one.truncated, states)
+            for text, one, states in zip(missing, tokens, pooled, strict=True)
+        }
+
+    def _key(self, text: str, tokens: Tokens) -> bytes:
+        if not tokens.truncated:
+            return self.namespace.key(WHOLE, text.encode())
+        return self.namespace.key(CUT, np.asarray(tokens.ids, dtype="<u4").tobytes())
+
+    def _records(self, keys: Mapping[str, bytes]) -> dict[str, Record]:
+        found = self.namespace.cache.find(list(keys.values())) if keys else []
+        return {text: record for text, record in zip(keys, found, strict=True) if record is not None}
+
+    def _put(self, key: bytes, tokens: Tokens, states: Tensor) -> None:
+        def make() -> Record:
+            payload = self.codec.encode(states.float().cpu().numpy())
+            width = states.shape[1]
+            return Record(self.codec.number, self.chunk_size, width, len(tokens.ids), tokens.truncated, payload)
+
+        self.namespace.cache.put(key, states.numel() * states.element_size(), make)
+
+    def _decode(self, records: Mapping[str, Record], chunk_size: int) -> dict[str, PooledPassage]:
+        """Records → passages; one that does not decode is left out."""
+        try:
+            return self._decode_all(records, chunk_size)
+        except DamagedRecordError:
+            sound: dict[str, PooledPassage] = {}
+            for text, record in records.items():
+                try:
+                    sound |= self._decode_all({text: record}, chunk_size)
+                except DamagedRecordError:
+                    continue
+            return sound
+
+    def _decode_all(self, records: Mapping[str, Record], chunk_size: int) -> dict[str, PooledPassage]:
+        if not records:
+            return {}
+        chosen = list(records.values())
+        rows, width = [record.rows for record in chosen], chosen[0].width
+        states = torch.empty(sum(rows), width)
+        self.codec.decode_many([record.payload for record in chosen], rows, width, states.numpy())
+        lengths = [record.tokens for record in chosen]
+        pooled = mean_pool(states, lengths, chunk_size, stored_chunk_size=self.chunk_size)
+        return {
+            text: PooledPassage(record.tokens, record.truncated, each)
+            for (text, record), each in zip(records.items(), pooled, strict=True)
+        }
+
+
+def open_text_states(
+    cache: TextCache, checkpoint: Checkpoint, codec: Codec, *, dtype: torch.dtype, chunk_size: int
+) -> TextStates:
+    """The part of a cache whose states `checkpoint` computes in `dtype` and `codec` stores at `chunk_size`."""
+    namespace = cache.namespace(
+        {
+            "format": FORMAT,
+            "model": checkpoint.digest(),  # weights, configuration and tokenizer
+            "passage_template": PASSAGE_TEMPLATE,
+            "dtype": dtype_name(dtype),
+            "codec": codec.name,
+            "chunk_size": chunk_size,
+        }
+    )
+    return TextStates(namespace, codec, chunk_size)
