@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from kalm_cache.cli.commands import cache
 from kalm_cache.cli.commands.change import add, delete, reindex
 from kalm_cache.cli.commands.client import client
 from kalm_cache.cli.commands.config import config_app, show
@@ -69,4 +70,7 @@ for _function in (
     app.command()(_command(_function))
 app.command("eval")(_command(evaluate))
 config_app.command("show")(_command(show))
+for _name, _part in {"stats": cache.stats, "verify": cache.verify, "trim": cache.trim, "clear": cache.clear}.items():
+    cache.cache_app.command(_name)(_command(_part))
+app.add_typer(cache.cache_app, name="cache")
 app.add_typer(config_app, name="config")

@@ -1,10 +1,9 @@
-"""Texts → pooled states, from the text cache where they are there; what is encoded goes into it. Knows nothing of queries.
+"""Texts → pooled states: from the text cache, else encoded and put into it. Knows nothing of queries.
 
 Legend: P pooled states of a passage, D state width.
 
-A text is looked up by itself. One that may be longer than counts is tokenised and looked up by the tokens that count, so
-that what never reaches the model makes no new entry, whatever the limit of a request is: neither the limit nor the rest
-of the text decides the bytes.
+A text is looked up by itself. One that is not there is tokenised; when it has more tokens than count, it is looked up by
+those that do, so that what never reaches the model makes no new entry.
 """
 
 from __future__ import annotations
