@@ -70,7 +70,7 @@ for _function in (
     app.command()(_command(_function))
 app.command("eval")(_command(evaluate))
 config_app.command("show")(_command(show))
-for _name, _part in {"stats": cache.stats, "verify": cache.verify, "trim": cache.trim, "clear": cache.clear}.items():
-    cache.cache_app.command(_name)(_command(_part))
+for _part in cache.COMMANDS:
+    cache.cache_app.command()(_command(_part))
 app.add_typer(cache.cache_app, name="cache")
 app.add_typer(config_app, name="config")

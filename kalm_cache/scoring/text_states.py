@@ -2,14 +2,14 @@
 
 Legend: P pooled states of a passage, D state width.
 
-A text is looked up by itself. One that is not there is tokenised; when it has more tokens than count, it is looked up by
+A text is looked up by itself. One that is not there is tokenised; if it has more tokens than count, it is looked up by
 those that do, so that what never reaches the model makes no new entry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from kalm_cache.codec import Codec
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.precision import dtype_name
-from kalm_cache.model.prompts import PASSAGE_TEMPLATE, Tokens
+from kalm_cache.model.prompts import PASSAGE_TEMPLATE, CutSide, Tokens
 from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.scoring.pooling import PooledPassage, check_chunk_size, mean_pool
 from kalm_cache.storage.record import Record
@@ -51,14 +51,16 @@ class TextStates:
     codec: Codec
     chunk_size: int
 
-    def look_up(self, side: PassageSide, texts: Sequence[str], *, chunk_size: int, max_length: int) -> LookedUp:
+    def look_up(
+        self, side: PassageSide, texts: Sequence[str], *, chunk_size: int, cut_side: CutSide = "right"
+    ) -> LookedUp:
         """Find what the cache holds; a damaged or unknown record counts as missing.
 
         Args:
-            side: tokenises.
+            side: tokenises; its `max_length` tokens of a passage count.
             texts: as the encoder gets them, with their titles.
             chunk_size: a multiple of the stored one.
-            max_length: tokens of a passage that count.
+            cut_side: where a passage that is too long loses tokens.
 
         Raises:
             UsageError: `chunk_size` is no multiple of the stored one.
@@ -66,9 +68,9 @@ class TextStates:
         check_chunk_size(self.chunk_size, chunk_size)
         keys = {text: self.namespace.key(WHOLE, text.encode()) for text in texts}
         records = self._records(keys)
-        records = {text: record for text, record in records.items() if record.tokens <= max_length}
+        records = {text: record for text, record in records.items() if record.tokens <= side.max_length}
         rest = [text for text in keys if text not in records]
-        missing = dict(zip(rest, side.tokenize(rest, max_length), strict=True)) if rest else {}
+        missing = dict(zip(rest, side.tokenize(rest, cut_side), strict=True)) if rest else {}
         records |= self._records(
             {text: self._key(text, tokens) for text, tokens in missing.items() if tokens.truncated}
         )
@@ -78,7 +80,7 @@ class TextStates:
     def encode(self, side: PassageSide, missing: Mapping[str, Tokens], *, chunk_size: int) -> dict[str, PooledPassage]:
         """Encode one batch, states (P, D) in the run's dtype, and queue it to be cached."""
         tokens = list(missing.values())
-        stored = side.encode(tokens, self.chunk_size)
+        stored = replace(side, chunk_size=self.chunk_size).encode(tokens)
         for text, one, states in zip(missing, tokens, stored, strict=True):
             self._put(self._key(text, one), one, states)
         lengths = [len(one.ids) for one in tokens]

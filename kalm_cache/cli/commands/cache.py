@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -69,3 +70,6 @@ def _trim(text_cache: Path, bytes_wanted: int, json: bool) -> None:
         f"and has {human_bytes(trimmed.bytes_after)}"
     )
     print_report(trimmed, in_words, json)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (stats, verify, trim, clear)

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -195,8 +196,7 @@ class CacheFile:
         self._environment.reader_check()
         for free in (2 * FREE, 2 * FREE + 0.02):  # LMDB uses again what the transaction before the last one freed
             with suppress(lmdb.MapFullError):
-                wanted = int(self._pages * (1 - free))
-                self._in_transaction(lambda txn, wanted=wanted: self._make_room(txn, wanted), write=True)
+                self._in_transaction(partial(self._make_room, pages=int(self._pages * (1 - free))), write=True)
 
     def shrink(self, bytes_wanted: int) -> int:
         """Let the oldest blocks go until the records and their index take `bytes_wanted`. Returns records that left."""
