@@ -115,6 +115,11 @@ class TextCache:
         """Wait until what was put is written."""
         self._writer.flush()
 
+    def require_writable(self) -> None:
+        """Raise `StoreError` where nothing is cached any more: for a job that is there to fill the cache."""
+        if self._off:
+            raise StoreError(self._off)
+
     @property
     def counts(self) -> TextCacheCounts:
         """What this process did."""
