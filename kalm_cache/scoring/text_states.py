@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,6 +41,17 @@ class LookedUp:
     missing: dict[str, Tokens]
 
 
+class Tokenizing(Protocol):
+    """Makes tokens of passages; a `PassageSide` does, and it needs no encoder."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a passage that count."""
+
+    def tokenize(self, documents: Sequence[str], cut_side: CutSide = "right") -> list[Tokens]:
+        """The tokens of each document that count."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextStates:
     """The states of any text: `look_up` reads and tokenises, `encode` computes and gives the cache what it computed.
@@ -51,8 +63,12 @@ class TextStates:
     codec: Codec
     chunk_size: int
 
+    def holds(self, texts: Sequence[str]) -> bool:
+        """Whether each text is there by itself. A look-up may yet find one damaged, too old, or gone."""
+        return self.namespace.cache.holds([self.namespace.key(WHOLE, text.encode()) for text in texts])
+
     def look_up(
-        self, side: PassageSide, texts: Sequence[str], *, chunk_size: int, cut_side: CutSide = "right"
+        self, side: Tokenizing, texts: Sequence[str], *, chunk_size: int, cut_side: CutSide = "right"
     ) -> LookedUp:
         """Find what the cache holds; a damaged or unknown record counts as missing.
 
@@ -139,10 +155,15 @@ def open_text_states(
     cache: TextCache, checkpoint: Checkpoint, codec: Codec, *, dtype: torch.dtype, chunk_size: int
 ) -> TextStates:
     """The part of a cache whose states `checkpoint` computes in `dtype` and `codec` stores at `chunk_size`."""
+    return text_states(cache, checkpoint.digest(), codec, dtype=dtype, chunk_size=chunk_size)
+
+
+def text_states(cache: TextCache, model: str, codec: Codec, *, dtype: torch.dtype, chunk_size: int) -> TextStates:
+    """As `open_text_states`, for the checkpoint with the digest `model`."""
     namespace = cache.namespace(
         {
             "format": FORMAT,
-            "model": checkpoint.digest(),  # weights, configuration and tokenizer
+            "model": model,  # weights, configuration and tokenizer
             "passage_template": PASSAGE_TEMPLATE,
             "dtype": dtype_name(dtype),
             "codec": codec.name,

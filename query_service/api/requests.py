@@ -163,6 +163,7 @@ class PairOptions(Request):
         None, description="another name of `truncation_side`"
     )
     on_missing: OnMissing | None = Field(None, description=ON_MISSING)
+    cache: Flag = Field(True, description="false: the texts are private; no cache has or gets them")
     timeout_ms: TimeoutMs | None = None
     model: Name | None = Field(None, description="one of /v1/models, or left out")
 

@@ -135,6 +135,14 @@ class CacheFile:
 
         return self._retried(lambda: self._in_transaction(read, write=False))
 
+    def holds(self, keys: Sequence[bytes]) -> bool:
+        """Whether the index has every key. Raises as `find`."""
+
+        def read(txn: lmdb.Transaction[memoryview]) -> bool:
+            return all(txn.get(key, db=self._db["index"]) is not None for key in keys)
+
+        return self._retried(lambda: self._in_transaction(read, write=False))
+
     def _find(
         self, txn: lmdb.Transaction[memoryview], key: bytes, old_before: int
     ) -> Found | DamagedRecordError | None:

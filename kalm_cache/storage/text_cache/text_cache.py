@@ -157,6 +157,19 @@ class TextCache:
             self._read.misses += len(keys) - hits
         return records
 
+    def holds(self, keys: Sequence[bytes]) -> bool:
+        """Whether there is a record under every key. Reads and counts none: one may be damaged, or leave meanwhile."""
+        self._after_fork()
+        rest = [key for key in keys if self._writer.pending(key) is None]
+        if not rest:
+            return True
+        try:
+            with self._using(writable=False) as file:
+                return file is not None and file.holds(rest)
+        except StoreError as exc:
+            self._turn_off(str(exc))
+            return False
+
     def put(self, key: bytes, nbytes: int, make: Callable[[], Record]) -> None:
         """Queue a record to be written; never waits.
 
