@@ -160,16 +160,20 @@ def test_requests_that_come_together_have_a_text_encoded_once(
     assert all(margins[:3] == pytest.approx(answers[0][0][:3], abs=1e-5) for margins, _, _ in answers)
 
 
-def test_a_request_takes_over_a_text_from_one_whose_time_is_up(cached: httpx.Client, encodings: Encodings) -> None:
+def test_a_request_takes_over_a_text_from_one_whose_time_is_up(
+    cached: httpx.Client, encodings: Encodings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obtain, "ENCODE_TOKENS", 1)  # one text a step
     encodings.go_on.clear()
+    both = {"query": QUERY, "documents": ["a longer text, which is encoded first", "one"]}
     with ThreadPoolExecutor(2) as threads:
-        late = threads.submit(cached.post, "/rerank", json={"query": QUERY, "documents": ["one"], "timeout_ms": 300})
+        late = threads.submit(cached.post, "/rerank", json=both | {"timeout_ms": 500})
         assert encodings.entered.wait(60)
         waiting = threads.submit(rerank, cached, ["one"])
         assert late.result().status_code == 504
         encodings.go_on.set()
         assert waiting.result()[1] == ["encoded"]
-    wait_for(lambda: rerank(cached, ["one"])[1] == ["hit"])
+    assert encodings.texts == [both["documents"][0], "one"]
 
 
 def test_private_texts_wait_for_no_other_request(cached: httpx.Client, encodings: Encodings) -> None:
