@@ -13,14 +13,14 @@ from kalm_cache.storage.text_cache.place import folder_of, live_number, require_
 GIB = 2**30
 
 
-def check_text_cache(settings: Settings) -> Report | None:
-    """The folder that the settings name; `None` where they name none.
+def check_text_cache(settings: Settings) -> Report:
+    """The folder that the settings name, if they name one.
 
     Raises:
         StoreError: it is on a network file system.
     """
     if not settings.text_cache:
-        return None
+        return Report("none")
     folder = Path(settings.text_cache).expanduser()
     if not settings.text_cache_any_file_system:
         require_local(folder)
