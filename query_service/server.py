@@ -96,6 +96,8 @@ def open_text_service(settings: Settings, reuse_from: Served | None = None) -> S
         CheckpointError: the model is missing or incomplete.
         UsageError: a setting that does not fit the model.
     """
+    if settings.prefix_cache_gib:
+        logger.warning("prefix_cache_gib has no effect: the prefix cache is of stored passages, and there is no index")
     text_cache = open_text_cache(settings)
     loaded = None if reuse_from is None else reuse_from.documents
     model = load_model(settings) if reuse_from is None else reuse_from.model

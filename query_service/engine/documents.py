@@ -9,10 +9,11 @@ from threading import Lock
 
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError
-from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.prompts import CutSide, Tokens
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side, tokenize_passages
 from kalm_cache.scoring.pooling import PooledPassage
+from kalm_cache.scoring.state_codec import codec_of
 from kalm_cache.scoring.text_states import LookedUp, TextStates, text_states
 from kalm_cache.storage.text_cache.text_cache import TextCache
 from query_service.engine.served import ServedModel
@@ -56,6 +57,8 @@ class DocumentEncoder:
         self._model, self._location = model, location or model.name
         self._cached = None if cache is None else _part_of(cache, model)
         self._passage_side = reuse_from._for(model) if reuse_from else None
+        self._checkpoint: Checkpoint | None = reuse_from._checkpoint if reuse_from and self._passage_side else None
+        self._encode_with_sensitivity()
         self._lock = Lock()
 
     @property
@@ -71,6 +74,10 @@ class DocumentEncoder:
             IndexMismatchError: it is no longer the model that is served.
         """
         self._load()
+
+    def caches(self, options: EncodingOptions) -> bool:
+        """Whether texts are looked up in the text cache, and kept there."""
+        return self._cached_for(options) is not None
 
     def holds(self, texts: Sequence[str], options: EncodingOptions) -> bool:
         """Whether the text cache has every text as it is, so that nothing is to be encoded. Reads no states."""
@@ -120,11 +127,18 @@ class DocumentEncoder:
     def _load(self) -> PassageSide:
         with self._lock:
             if self._passage_side is None:
-                self._passage_side = self._open()
+                self._checkpoint = self._open()
+                self._encode_with_sensitivity()
+                self._passage_side = self._passage_side_of(self._checkpoint)
                 logger.info("loaded the encoder of %s: this service now encodes raw documents", self._location)
             return self._passage_side
 
-    def _open(self) -> PassageSide:
+    def _encode_with_sensitivity(self) -> None:
+        """Let the text cache's codec round by the checkpoint's sensitivity, as an index's does; decoding needs none."""
+        if self._cached is not None and self._checkpoint is not None:
+            self._cached = replace(self._cached, codec=codec_of(self._checkpoint, self._model.codec))
+
+    def _open(self) -> Checkpoint:
         checkpoint = open_checkpoint(self._location)
         digest = checkpoint.digest()
         if digest != self._model.digest:
@@ -132,6 +146,9 @@ class DocumentEncoder:
                 f"a model of digest {self._model.digest[:12]}… is served, but {self._location!r} now has digest "
                 f"{digest[:12]}…; restart the service with the model that it serves, which built the index"
             )
+        return checkpoint
+
+    def _passage_side_of(self, checkpoint: Checkpoint) -> PassageSide:
         query_side = self._model.query_side
         return load_passage_side(
             checkpoint,

@@ -29,6 +29,7 @@ def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) 
         "damaged_reads": 0,
         "reload_failure": None,
         "prefix_cache": None,
+        "text_cache": None,
     }
 
 

@@ -216,7 +216,7 @@ class TextCache:
     def _write(self, puts: Sequence[Put]) -> int:
         with self._using(writable=True) as file:
             assert file is not None
-            left = file.write(puts, self._namespaces, self._expired_before)
+            left = file.write(puts, dict(self._namespaces), self._expired_before)
         self._unusable.difference_update(put.key for put in puts)
         return left
 

@@ -6,17 +6,19 @@ be read already (`pending`).
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kalm_cache.errors import KalmCacheError
+from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache.cache_file import NoRoomError, Put
 
 BATCH_BYTES = 4 << 20  # at most, whatever the file's size
 WAIT_SECONDS = 0.2  # for more, so that a batch fills its blocks
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -29,17 +31,23 @@ class Pending:
     written: int
     replace: bool = False
     _made: Record | None = None
+    _failed: bool = False
 
     @property
-    def record(self) -> Record:
-        """The record, made once."""
-        if self._made is None:
-            self._made = self.make()
+    def record(self) -> Record | None:
+        """The record, made once; `None` where the codec cannot hold its states."""
+        if self._made is None and not self._failed:
+            try:
+                self._made = self.make()
+            except StoreError as exc:
+                self._failed = True
+                logger.warning("a text is not cached: %s", exc)
         return self._made
 
-    def put(self) -> Put:
+    def put(self) -> Put | None:
         """As the file takes it."""
-        return Put(self.key, self.record, self.written, self.replace)
+        record = self.record
+        return None if record is None else Put(self.key, record, self.written, self.replace)
 
 
 @dataclass(slots=True)
@@ -138,8 +146,9 @@ class WriteBehind:
 
     def _write(self) -> None:
         try:
-            puts = [pending.put() for pending in self._writing.values()]
-            self.counts.evicted += self.write(puts)
+            puts = [put for pending in self._writing.values() if (put := pending.put()) is not None]
+            self.counts.dropped += len(self._writing) - len(puts)
+            self.counts.evicted += self.write(puts) if puts else 0
             self.counts.written += len(puts)
         except NoRoomError:
             self.counts.dropped += len(self._writing)

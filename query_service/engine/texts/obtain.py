@@ -30,9 +30,9 @@ async def obtain(
 ) -> dict[str, Obtained]:
     """The states of each text. What another request has under way is waited for, and taken over if that one gives up.
 
-    Private texts (`options.cache` false) are shared with no request.
+    What the text cache neither has nor gets, as private texts, is shared with no request.
     """
-    flights = context.flights if options.cache else Flights()
+    flights = context.flights if encoder.caches(options) else Flights()
     obtained: dict[Wanted, Obtained] = {}
     left: list[Wanted] = [(text, options) for text in dict.fromkeys(texts)]
     while left:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.errors import StoreError, UsageError
+from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache.place import file_system_of
 from kalm_cache.storage.text_cache.text_cache import TextCache
 from tests.storage.text_cache.conftest import MIB, OpenCache, found, put, record_of
@@ -179,3 +180,17 @@ def test_the_innermost_mount_names_the_file_system() -> None:
     mounts = "1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / /a\\040b rw shared:1 - fuse.sshfs h rw\n"
     assert file_system_of(Path("/a b/c"), mounts) == "fuse.sshfs"
     assert file_system_of(Path("/a bc"), mounts) == "ext4"
+
+
+def test_a_record_that_cannot_be_made_is_dropped_and_the_others_are_kept(open_cache: OpenCache) -> None:
+    def fail() -> Record:
+        raise StoreError("codec fp16: a state is not finite")
+
+    cache = open_cache()
+    namespace = cache.namespace({"model": "a"})
+    unmade = namespace.key(b"t", b"unmade")
+    cache.put(unmade, 1000, fail)
+    assert cache.find([unmade]) == [None]  # as long as it waits, too
+    put(cache, namespace, "a", "b")
+    assert found(cache, namespace, "a", "b") == ["a", "b"]
+    assert (cache.counts.dropped, cache.counts.written, cache.counts.off) == (1, 2, "")
