@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from kalm_cache.codec import get_codec
 from kalm_cache.storage.record import Record
-from kalm_cache.storage.text_cache.cache_file import BATCH, CacheFile, Found, Put
+from kalm_cache.storage.text_cache.cache_file import BATCH, CacheFile, Found
+from kalm_cache.storage.text_cache.cached_blocks import Put
 from kalm_cache.storage.text_cache.write_behind import BATCH_BYTES
 
 WIDTH, CHUNK_SIZE, CODEC = 640, 4, "int4"

@@ -27,39 +27,24 @@ import lmdb
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.block_file import PAGE_BYTES
-from kalm_cache.storage.checksummed_block import Block, BlockBuilder, Kind, checksum
-from kalm_cache.storage.record import MAX_TOKENS, Record
+from kalm_cache.storage.record import Record
+from kalm_cache.storage.text_cache.cached_blocks import CACHED, Put, keys_of, pack_blocks, record_of, times_of
 
 KEY_BYTES = 32
 DATABASES = ("blocks", "index", "namespaces")
 LOCK_BYTES = 1 << 17  # of LMDB's own file for readers
 LEAST_BYTES = 16 << 20
-BLOCK_BYTES = 16 * PAGE_BYTES - 16  # a value's first page begins with LMDB's header of 16 B
 FREE = 0.1  # of the pages: those that the last two batches freed cannot be used yet, nor those that a reader sees
 BATCH = 1 / 32  # of the file, at most in one batch: two of them fit what is free
 OLD = 0.25  # of the blocks: a hit in these is worth writing again
 EXPIRED_AT_ONCE = 64  # blocks looked at for each batch
 MAX_READERS = 1024
 _SEQUENCE = struct.Struct(">Q")
-_FIELDS = struct.Struct("<II")  # tokens, highest bit: was cut; when the states were computed, seconds since 1970
-_TRUNCATED = MAX_TOKENS + 1
-_COMMON = struct.Struct("<III")
 _T = TypeVar("_T")
-
-CACHED = Kind(b"KLMC", _FIELDS.size, lambda key: f"cached record {key.hex()[:16]}")
 
 
 class NoRoomError(StoreError):
     """A batch does not fit now; nothing was written, and nothing is broken."""
-
-
-class Put(NamedTuple):
-    """A record to write. `written`: when its states were computed, seconds; `replace`: what is under the key now."""
-
-    key: bytes
-    record: Record
-    written: int
-    replace: bool = False
 
 
 class Found(NamedTuple):
@@ -153,7 +138,7 @@ class CacheFile:
             value = txn.get(bytes(number), db=self._db["blocks"])
             if value is None:
                 raise DamagedRecordError(f"{CACHED.show(key)}: its block is not there")
-            record, written = _record_of(value, key)
+            record, written = record_of(value, key)
             return Found(record, written, _SEQUENCE.unpack(number)[0] < old_before)
         except (DamagedRecordError, struct.error) as exc:
             return exc if isinstance(exc, DamagedRecordError) else DamagedRecordError(f"{CACHED.show(key)}: {exc}")
@@ -184,7 +169,7 @@ class CacheFile:
         def change(txn: lmdb.Transaction[memoryview]) -> int:
             index = self._db["index"]
             new = {put.key: put for put in puts if put.replace or txn.get(put.key, db=index) is None}
-            packed = list(_blocks(list(new.values())))
+            packed = list(pack_blocks(list(new.values())))
             pages = sum(-(-(len(block) + 16) // PAGE_BYTES) for _, block in packed)
             left = self._make_room(txn, int(self._pages * (1 - FREE)) - pages)
             left += self._expire(txn, expired_before)
@@ -237,7 +222,7 @@ class CacheFile:
 
         def read(txn: lmdb.Transaction[memoryview]) -> FileStats:
             cursor = txn.cursor(db=self._db["blocks"])
-            oldest = min(_times(bytes(cursor.value()))) if cursor.first() else None
+            oldest = min(times_of(bytes(cursor.value()))) if cursor.first() else None
             named = [json.loads(bytes(value)) for _, value in txn.cursor(db=self._db["namespaces"])]
             return FileStats(
                 entries=txn.stat(self._db["index"])["entries"],
@@ -276,7 +261,7 @@ class CacheFile:
         left = 0
         for _ in range(EXPIRED_AT_ONCE if before else 0):
             with txn.cursor(db=self._db["blocks"]) as cursor:
-                if not cursor.first() or max(_times(bytes(cursor.value())), default=0) >= before:
+                if not cursor.first() or max(times_of(bytes(cursor.value())), default=0) >= before:
                     break
             left += self._evict_oldest(txn)
         return left
@@ -286,7 +271,7 @@ class CacheFile:
         left = 0
         with txn.cursor(db=self._db["blocks"]) as cursor:
             cursor.first()
-            number, keys = bytes(cursor.key()), _keys(bytes(cursor.value()))
+            number, keys = bytes(cursor.key()), keys_of(bytes(cursor.value()))
         for key in keys:
             current = txn.get(key, db=self._db["index"])
             if current is not None and bytes(current) == number:
@@ -313,60 +298,3 @@ class CacheFile:
         raise NoRoomError(
             f"{self.folder}: no room in the text cache: readers hold its pages, or the batch is too large"
         )
-
-
-def _blocks(puts: list[Put]) -> Iterator[tuple[list[bytes], bytes]]:
-    """Records → (keys, block), each block of one codec, chunk size and width, in the order of their keys."""
-    builder: BlockBuilder | None = None
-    for put in sorted(puts, key=lambda put: (put.record.common, put.key)):
-        common, fields = put.record.common, _pack_fields(put)
-        if builder is not None and not _fits(builder, common, put):
-            yield builder.keys, builder.pack()
-            builder = None
-        builder = builder or BlockBuilder(CACHED, common)
-        crc = checksum(CACHED, common, put.key, fields, put.record.payload)
-        builder.add(put.key, fields, put.record.payload, crc)
-    if builder is not None:
-        yield builder.keys, builder.pack()
-
-
-def _fits(builder: BlockBuilder, common: bytes, put: Put) -> bool:
-    added = builder.added_bytes(put.key, put.record.payload)
-    return builder.common == common and builder.size_bytes + added <= BLOCK_BYTES
-
-
-def _pack_fields(put: Put) -> bytes:
-    tokens = put.record.tokens | (_TRUNCATED if put.record.truncated else 0)
-    return _FIELDS.pack(tokens, put.written)
-
-
-def _record_of(value: memoryview, key: bytes) -> tuple[Record, int]:
-    """The record under `key` in a block, its payload copied, and when it was written. Raises `DamagedRecordError`."""
-    block = Block(CACHED, value)
-    place = block.find(key)
-    if place is None:
-        block.check_directory()
-        raise DamagedRecordError(f"{CACHED.show(key)}: its block does not hold it")
-    entry = block.valid_entry(place)
-    tokens, written = _FIELDS.unpack(entry.fields)
-    codec, chunk_size, width = _COMMON.unpack(block.common)
-    payload = bytes(entry.payload)  # the page is LMDB's again after the transaction
-    return Record(codec, chunk_size, width, tokens & MAX_TOKENS, bool(tokens & _TRUNCATED), payload), written
-
-
-def _keys(value: bytes) -> list[bytes]:
-    """The keys of a block; of a damaged one, what can be read: the index finds nothing else under wrong ones."""
-    try:
-        block = Block(CACHED, value)
-        return [block.key(i) for i in range(len(block))]
-    except (DamagedRecordError, struct.error):
-        return []
-
-
-def _times(value: bytes) -> list[int]:
-    """When the records of a block were written."""
-    try:
-        block = Block(CACHED, value)
-        return [_FIELDS.unpack(block.fields(i))[1] for i in range(len(block))]
-    except (DamagedRecordError, struct.error):
-        return [0]

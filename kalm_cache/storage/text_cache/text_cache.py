@@ -22,7 +22,8 @@ from typing import Any
 from kalm_cache.errors import DamagedRecordError, StoreError, UsageError
 from kalm_cache.storage.checked_json import digest_of_fields
 from kalm_cache.storage.record import Record
-from kalm_cache.storage.text_cache.cache_file import BATCH, LEAST_BYTES, CacheFile, Found, Put
+from kalm_cache.storage.text_cache.cache_file import BATCH, LEAST_BYTES, CacheFile, Found
+from kalm_cache.storage.text_cache.cached_blocks import Put
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
 from kalm_cache.storage.text_cache.place import FIRST, folder_of, live_number, require_local
 from kalm_cache.storage.text_cache.write_behind import BATCH_BYTES, Pending, WriteBehind

@@ -13,7 +13,8 @@ from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.checksummed_block import Block
 from kalm_cache.storage.durable import disk_errors, rename_durably, sync_tree
 from kalm_cache.storage.locks import build_lock
-from kalm_cache.storage.text_cache.cache_file import CACHED, LEAST_BYTES, CacheFile, FileStats
+from kalm_cache.storage.text_cache.cache_file import LEAST_BYTES, CacheFile, FileStats
+from kalm_cache.storage.text_cache.cached_blocks import CACHED
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
 from kalm_cache.storage.text_cache.place import folder_of, live_number
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.storage.record import Record
-from kalm_cache.storage.text_cache.cache_file import NoRoomError, Put
+from kalm_cache.storage.text_cache.cache_file import NoRoomError
+from kalm_cache.storage.text_cache.cached_blocks import Put
 
 BATCH_BYTES = 4 << 20  # at most, whatever the file's size
 WAIT_SECONDS = 0.2  # for more, so that a batch fills its blocks
