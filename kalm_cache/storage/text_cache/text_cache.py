@@ -22,6 +22,7 @@ from typing import Any
 from kalm_cache.errors import DamagedRecordError, StoreError, UsageError
 from kalm_cache.storage.checked_json import digest_of_fields
 from kalm_cache.storage.record import Record
+from kalm_cache.storage.text_cache.at_exit import write_at_exit
 from kalm_cache.storage.text_cache.cache_file import BATCH, LEAST_BYTES, CacheFile, Found
 from kalm_cache.storage.text_cache.cached_blocks import Put
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
@@ -104,17 +105,28 @@ class TextCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process needs: it opens the same folder, and what waits here is written here."""
+        return {"options": self.options, "_clock": self._clock, "_namespaces": self._namespaces}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._read = TextCacheCounts()
+        self._start()
+
     def close(self) -> None:
         """Write what waits, and leave the file. Closing twice does nothing."""
+        self._after_fork()
         self._writer.close()
         with self._lock:
             if self._open is not None:
                 OPEN_FILES.leave(self._open)
                 self._open = None
 
-    def flush(self) -> None:
-        """Wait until what was put is written."""
-        self._writer.flush()
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until what was put is written, `timeout` seconds at most; false where it is not by then."""
+        self._after_fork()
+        return self._writer.flush(timeout)
 
     def require_writable(self) -> None:
         """Raise `StoreError` where nothing is cached any more: for a job that is there to fill the cache."""
@@ -181,6 +193,7 @@ class TextCache:
         """
         self._after_fork()
         if not self._off:
+            write_at_exit(self)
             self._writer.add(Pending(key, nbytes, make, int(self._clock()), replace=key in self._unusable))
 
     def _usable(self, key: bytes, found: Found | DamagedRecordError | None) -> Record | None:

@@ -98,11 +98,10 @@ class WriteBehind:
         with self._changed:
             return self._queue.get(key) or self._writing.get(key)
 
-    def flush(self) -> None:
-        """Wait until all that was queued before is written."""
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was queued is written, `timeout` seconds at most; false where it is not by then."""
         with self._changed:
-            while (self._queue or self._writing) and self.off is None:
-                self._changed.wait()
+            return self._changed.wait_for(lambda: self.off is not None or not (self._queue or self._writing), timeout)
 
     def close(self) -> None:
         """Write what is queued, and end the thread."""
