@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 from kalm_cache.adapters.activation import Activation, activated, converted
-from kalm_cache.adapters.cross_encoder_options import ModelOptions, passage_limit
+from kalm_cache.adapters.cross_encoder_options import ModelCard, ModelOptions, passage_limit
 from kalm_cache.adapters.old_names import warn_once, with_old_names
 from kalm_cache.adapters.pairs import score_pairs
 from kalm_cache.adapters.scorer import Backend, RerankerSource, Scorer
@@ -130,7 +129,7 @@ class KaLMCrossEncoder:
             options.for_backend()
         self._scorer = Scorer(scores, reranker, on_missing, None, chunk_size)
         self._activation = activation_fn
-        self.model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *args: None)  # evaluators tell it theirs
+        self.model_card_data = ModelCard()
 
     def __enter__(self) -> Self:
         return self

@@ -99,6 +99,17 @@ class ModelOptions:
             warn_once(f"ignored options, which this runtime has no use for: {', '.join(given)}")
 
 
+class ModelCard:
+    """What the original writes of a model that was trained. `metrics`: by evaluator, the last ones that it found."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[Any, dict[str, Any]] = {}
+
+    def set_evaluation_metrics(self, evaluator: Any, metrics: dict[str, Any], epoch: int = 0, step: int = 0) -> None:
+        """Called by evaluators."""
+        self.metrics[evaluator] = dict(metrics)
+
+
 def passage_limit(options: Mapping[str, Any]) -> int | None:
     """The `max_length` (tokens of a passage) that a call's `processing_kwargs` ask for.
 

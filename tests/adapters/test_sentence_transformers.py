@@ -1,8 +1,9 @@
-"""What sentence-transformers' `CrossEncoder` does with one label, of a model that is named; and its own tools on ours."""
+"""What sentence-transformers' `CrossEncoder` does with one label, of a named model; and its own tools on ours."""
 
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,12 @@ def test_a_dtype_may_be_given_as_transformers_takes_it() -> None:
     assert model._loaded.dtype == torch.bfloat16
     assert model.predict(PAIRS).dtype == np.float32
     assert len(model.rank(QUERY, TEXTS)) == 3
+
+
+def test_a_copy_in_another_process_scores_alike(tmp_path: Path, scores: list[float]) -> None:
+    model = KaLMCrossEncoder("tiny", device="cpu", cache=tmp_path, cache_gib=0.05, cache_codec="fp32")
+    with model, pickle.loads(pickle.dumps(model)) as copy:
+        assert copy.predict(PAIRS) == pytest.approx(scores, abs=1e-6)
 
 
 def test_a_progress_bar_is_shown_where_it_is_asked_for(
