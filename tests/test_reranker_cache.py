@@ -56,7 +56,9 @@ def test_cached_scores_equal_uncached_scores(load: Load, mini_reranker: KaLMRera
 
 
 def test_states_come_back_as_the_codec_rounds_them(load: Load, mini_reranker: KaLMReranker) -> None:
-    load().encode(PASSAGES)
+    first = load()
+    first.encode(PASSAGES)
+    first.close()
     exact, cached = torch.cat(mini_reranker.encode(PASSAGES)), torch.cat(load().encode(PASSAGES))
     assert cached.dtype == torch.float32
     assert not torch.equal(cached, exact)

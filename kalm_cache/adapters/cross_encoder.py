@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from kalm_cache.adapters.activation import Activation, activated, converted
-from kalm_cache.adapters.cross_encoder_options import ModelCard, ModelOptions, passage_limit
+from kalm_cache.adapters.cross_encoder_options import ModelCard, ModelOptions, is_same_device, passage_limit
 from kalm_cache.adapters.old_names import warn_once, with_old_names
 from kalm_cache.adapters.pairs import score_pairs
 from kalm_cache.adapters.scorer import Backend, RerankerSource, Scorer
@@ -324,7 +324,7 @@ class KaLMCrossEncoder:
             self._own_reranker()
         if pool is not None or isinstance(device, list | tuple):
             warn_once("pool and a list of devices are ignored: one process computes, with all cores")
-        elif device is not None and str(device) != self.device.type and str(device) != str(self.device):
+        elif device is not None and not is_same_device(device, self.device):
             raise UsageError(
                 f"device is {str(device)!r}, but the model is on {self.device}: choose it in the constructor"
             )

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kalm_cache.adapters.old_names import warn_once
 from kalm_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,14 @@ class ModelCard:
     def set_evaluation_metrics(self, evaluator: Any, metrics: dict[str, Any], epoch: int = 0, step: int = 0) -> None:
         """Called by evaluators."""
         self.metrics[evaluator] = dict(metrics)
+
+
+def is_same_device(asked: Any, own: torch.device) -> bool:
+    """Whether a call that asks for a device gets the model's own; `cuda` is any of them. Raises `UsageError`."""
+    from kalm_cache.model.precision import resolve_device
+
+    device = resolve_device(asked)
+    return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
 
 
 def passage_limit(options: Mapping[str, Any]) -> int | None:

@@ -69,7 +69,8 @@ def test_texts_are_encoded_by_a_model_that_is_named(mini_folder: Path) -> None:
 
 def test_a_saved_pipeline_finds_what_the_first_one_encoded(tmp_path: Path) -> None:
     pipeline = haystack.Pipeline()
-    pipeline.add_component("ranker", adapters.KaLMRanker(model="tiny", cache=str(tmp_path), cache_gib=0.05, top_k=2))
+    ranker = adapters.KaLMRanker(model="tiny", cache=str(tmp_path), cache_gib=0.05, top_k=2)
+    pipeline.add_component("ranker", ranker)
     loaded = haystack.Pipeline.loads(pipeline.dumps(), allowed_modules=[adapters.__name__])
     kept = []
     for each in (pipeline, loaded):
@@ -78,6 +79,8 @@ def test_a_saved_pipeline_finds_what_the_first_one_encoded(tmp_path: Path) -> No
         if each is loaded:
             counts = each.get_component("ranker")._opened[0].cache.counts
             assert (counts.hits, counts.misses) == (len(IDS), 0)
+            assert each.get_component("ranker").to_dict() == ranker.to_dict()
+            assert each.get_component("ranker").cache_gib == 0.05
         each.get_component("ranker").close()
     assert kept[0] == kept[1]
 

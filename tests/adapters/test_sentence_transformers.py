@@ -133,6 +133,11 @@ def test_a_batch_size_below_one_is_a_value_error(model: KaLMCrossEncoder, batch_
         model.predict(PAIRS, batch_size=batch_size)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), ["cpu"]])
+def test_the_models_own_device_may_be_named(model: KaLMCrossEncoder, scores: list[float], device: Any) -> None:
+    assert model.predict(PAIRS, device=device) == pytest.approx(scores, abs=1e-6)
+
+
 def test_softmax_over_one_label_changes_nothing(model: KaLMCrossEncoder, scores: list[float]) -> None:
     assert model.predict(PAIRS, apply_softmax=True) == pytest.approx(scores, abs=1e-6)
 
@@ -274,7 +279,8 @@ def test_what_cannot_be_served_is_a_value_error(options: dict[str, Any], message
         ({"top_n": 3}, "predict has no argument 'top_n'"),
         ({"processing_kwargs": {"text": {"stride": 2}}}, "processing_kwargs: stride cannot be served"),
         ({"processing_kwargs": {"text": {"truncation": False}}}, "truncation=False cannot be served"),
-        ({"device": "cuda"}, "device is 'cuda', but the model is on cpu"),
+        ({"device": "meta"}, "device is 'meta', but the model is on cpu"),
+        ({"device": "abacus"}, "device 'abacus' is not one that torch knows"),
         ({"activation_fn": "tanh"}, "activation_fn is 'tanh'; expected a function"),
     ],
 )

@@ -30,9 +30,7 @@ def open_named(cache: CacheLike, gib: float | None = None) -> TextCache | None:
     """
     if isinstance(cache, TextCache) or cache is None or cache is False:
         if gib is not None:
-            raise UsageError(
-                f"cache_gib is {gib}, but cache names no folder: {'it is open' if cache else 'it is None'}"
-            )
+            raise UsageError(f"cache_gib is {gib}, but cache names no folder: an open cache has its size")
         return cache or None
     if cache is True:
         folder = platform_folder()
