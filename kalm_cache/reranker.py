@@ -19,7 +19,6 @@ from kalm_cache.arguments import (
     check_text,
     check_texts,
 )
-from kalm_cache.codec import get_codec
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
@@ -29,8 +28,8 @@ from kalm_cache.scoring.batching import Pair, compute_in_batches
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of
 from kalm_cache.scoring.ranking import best_first
-from kalm_cache.scoring.text_encoder import TextEncoder
-from kalm_cache.scoring.text_states import TextStates, open_text_states
+from kalm_cache.scoring.state_codec import codec_of
+from kalm_cache.scoring.text_states import TextEncoder, TextStates, open_text_states
 from kalm_cache.storage.text_cache.named import CacheLike, open_named
 from kalm_cache.storage.text_cache.text_cache import TextCache
 
@@ -111,8 +110,9 @@ class KaLMReranker:
         self.instruction = check_text(instruction, "instruction")
         self.system_instruction = check_text(system_instruction, "system_instruction")
         self.passage_template = PassageTemplate(check_text(passage_template, "passage_template"))
-        codec, text_cache = get_codec(cache_codec), open_named(cache, cache_gib)
+        text_cache = open_named(cache, cache_gib)
         checkpoint = open_checkpoint(model_name_or_path, **_hub_options(model_kwargs))
+        codec = codec_of(checkpoint, cache_codec)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.query_side: QuerySide = load_query_side(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from kalm_cache.adapters.activation import Activation, activated, converted
-from kalm_cache.adapters.cross_encoder_options import ModelCard, ModelOptions, is_same_device, passage_limit
+from kalm_cache.adapters.cross_encoder_options import (
+    ModelCard,
+    ModelOptions,
+    is_same_device,
+    passage_limit,
+    what_scores,
+)
 from kalm_cache.adapters.old_names import warn_once, with_old_names
 from kalm_cache.adapters.pairs import score_pairs
 from kalm_cache.adapters.scorer import Backend, RerankerSource, Scorer
@@ -121,7 +126,7 @@ class KaLMCrossEncoder:
             model_kwargs, processor_kwargs, config_kwargs, modules, model_card_data, keep_in_fp32_modules,
             cache, cache_gib, cache_codec,
         )  # fmt: skip
-        scores = _what_scores(model_name_or_path, backend)
+        scores = what_scores(model_name_or_path, backend)
         self._loaded: KaLMReranker | None = None
         if isinstance(scores, str):
             scores, chunk_size = self._load(scores, options.of_reranker(chunk_size)), None
@@ -277,6 +282,15 @@ class KaLMCrossEncoder:
         """Whether it is one pair: two items, of which the first one is a text."""
         return hasattr(inputs, "__len__") and len(inputs) > 0 and isinstance(inputs[0], str)
 
+    def eval(self) -> Self:
+        """Nothing: it is never trained."""
+        return self
+
+    def to(self, device: str | torch.device) -> Self:
+        """Itself, where the model is on that device. Raises `UsageError` elsewhere: the constructor chooses one."""
+        self._options(1, None, device, None, {})
+        return self
+
     def start_multi_process_pool(self, target_devices: Any = None) -> dict[str, Any]:
         """A pool for `predict`, which has no use for it: one process computes, with all cores."""
         return {"input": None, "output": None, "processes": []}
@@ -329,16 +343,3 @@ class KaLMCrossEncoder:
                 f"device is {str(device)!r}, but the model is on {self.device}: choose it in the constructor"
             )
         return {"batch_size": check_count(batch_size, "batch_size"), "max_length": limit, "show_progress_bar": show}
-
-
-def _what_scores(model: Any, backend: Any) -> Any:
-    """The model's name, or what scores; either may stand under the name `backend`."""
-    if not isinstance(backend, str):
-        if model is not None:
-            raise UsageError("give a model's name or a backend; got both")
-        return backend
-    if backend != "torch":
-        raise UsageError(f"backend is {backend!r}; models run in torch")
-    if model is None or model == "":
-        raise UsageError("give a model's name, a folder, or a backend that scores")
-    return str(model) if isinstance(model, PathLike) else model

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from kalm_cache.adapters.old_names import warn_once
@@ -111,6 +112,19 @@ class ModelCard:
     def set_evaluation_metrics(self, evaluator: Any, metrics: dict[str, Any], epoch: int = 0, step: int = 0) -> None:
         """Called by evaluators."""
         self.metrics[evaluator] = dict(metrics)
+
+
+def what_scores(model: Any, backend: Any) -> Any:
+    """The model's name, or what scores; either may stand under the name `backend`. Raises `UsageError`."""
+    if not isinstance(backend, str):
+        if model is not None:
+            raise UsageError("give a model's name or a backend; got both")
+        return backend
+    if backend != "torch":
+        raise UsageError(f"backend is {backend!r}; models run in torch")
+    if model is None or model == "":
+        raise UsageError("give a model's name, a folder, or a backend that scores")
+    return str(model) if isinstance(model, PathLike) else model
 
 
 def is_same_device(asked: Any, own: torch.device) -> bool:

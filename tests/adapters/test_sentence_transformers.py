@@ -138,6 +138,12 @@ def test_the_models_own_device_may_be_named(model: KaLMCrossEncoder, scores: lis
     assert model.predict(PAIRS, device=device) == pytest.approx(scores, abs=1e-6)
 
 
+def test_a_model_stays_where_it_was_loaded(model: KaLMCrossEncoder) -> None:
+    assert model.eval().to("cpu") is model
+    with pytest.raises(UsageError, match="device is 'meta', but the model is on cpu"):
+        model.to("meta")
+
+
 def test_softmax_over_one_label_changes_nothing(model: KaLMCrossEncoder, scores: list[float]) -> None:
     assert model.predict(PAIRS, apply_softmax=True) == pytest.approx(scores, abs=1e-6)
 
