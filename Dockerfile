@@ -4,7 +4,7 @@ FROM python:3.11-slim
 # The decoder's kernels are compiled at the first start, for the processor that runs them (else plain torch is used).
 # tini is process 1: it passes signals on from the first moment, and buries what others leave behind.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ tini && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 1000 kalm && mkdir /index /corpus /models && chown kalm /index /models
+RUN useradd --create-home --uid 1000 kalm && mkdir /index /corpus /models /text-cache && chown kalm /index /models /text-cache
 WORKDIR /app
 COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
 COPY kalm_cache kalm_cache
@@ -16,7 +16,7 @@ RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} 
 COPY configs configs
 
 USER kalm
-VOLUME /index /models
+VOLUME /index /models /text-cache
 EXPOSE 8080
 ENTRYPOINT ["tini", "--", "kalm-cache"]
 CMD ["serve", "--index", "/index", "--host", "0.0.0.0"]

@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kalm_cache.codec import Codec, get_codec
-from kalm_cache.codec.sensitivity import load_sensitivity
-from kalm_cache.errors import CheckpointError, IndexMismatchError
+from kalm_cache.errors import IndexMismatchError
 from kalm_cache.first_stage import Embedder, load_embedder
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.manifest import Manifest
-from kalm_cache.model.checkpoint import SENSITIVITY_FILE, Checkpoint, open_checkpoint
+from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
+from kalm_cache.scoring.state_codec import codec_of
 from kalm_cache.settings import Settings
 
 BUNDLED = ("tiny", "static")  # never a folder of that name
@@ -64,7 +61,7 @@ def load_encoders(settings: Settings) -> Encoders:
     """
     get_codec(settings.codec)  # first: a typing error should not cost a model's loading
     checkpoint = open_checkpoint(settings.model)
-    codec = get_codec(settings.codec, _sensitivity_of(checkpoint))
+    codec = codec_of(checkpoint, settings.codec)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     passage_side = load_passage_side(
@@ -87,17 +84,6 @@ def load_encoders(settings: Settings) -> Encoders:
         store_text=settings.store_text,
     )
     return Encoders(checkpoint, passage_side, embedder, codec, fingerprint)
-
-
-def _sensitivity_of(checkpoint: Checkpoint) -> NDArray[np.float64] | None:
-    """(D, D), D being the width of the checkpoint's states."""
-    sensitivity, width = load_sensitivity(checkpoint.folder / SENSITIVITY_FILE), checkpoint.config.encoder.hidden_size
-    if sensitivity is not None and len(sensitivity) != width:
-        raise CheckpointError(
-            f"{checkpoint.folder / SENSITIVITY_FILE}: is of states {len(sensitivity)} wide, the model's are {width}; "
-            "measure it with this model, or remove it"
-        )
-    return sensitivity
 
 
 def built_settings_overridden(manifest: Manifest, overrides: Settings) -> Settings:

@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from kalm_cache.client import AsyncClient, Client
     from kalm_cache.index.passage_index import PassageIndex
     from kalm_cache.reranker import KaLMReranker
+    from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "KaLMReranker", "PassageIndex", "__version__"]
+__all__ = ["AsyncClient", "Client", "KaLMReranker", "PassageIndex", "TextCache", "TextCacheOptions", "__version__"]
 
 _HOMES = {
     "AsyncClient": "kalm_cache.client",
     "Client": "kalm_cache.client",
     "KaLMReranker": "kalm_cache.reranker",
     "PassageIndex": "kalm_cache.index.passage_index",
+    "TextCache": "kalm_cache.storage.text_cache.text_cache",
+    "TextCacheOptions": "kalm_cache.storage.text_cache.text_cache",
 }
 
 

@@ -95,6 +95,13 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="port that serve binds; 0 = any free one")
     workers: int = Field(1, ge=1, description="processes that serve; they share weights and index")
     with_encoder: bool = Field(False, description="also score raw documents; the first one loads the encoder")
+    text_cache: str = Field("", description="folder of the text cache, made when it is written; empty: none")
+    text_cache_gib: float = Field(4.0, ge=1 / 64, description="what the text cache's file may take on disk")
+    text_cache_ttl_seconds: float | None = Field(None, gt=0.0, description="a cached text serves so long; none: always")
+    text_cache_secret: SecretStr = Field(
+        SecretStr(""), description="keys the text cache's hashes: who has another one finds nothing"
+    )
+    text_cache_any_file_system: bool = Field(False, description="a text cache on a network file system is not refused")
     served_model_name: str = Field("", description="names accepted as `model`, with commas; empty: the model's, *: any")
     watch_seconds: float = Field(1.0, ge=0.0, description="how often serve looks for a new generation; 0: never")
     reader_threads: int = Field(2, ge=1, description="threads that search and read while the decoder runs")

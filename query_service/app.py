@@ -190,6 +190,8 @@ def _describe(response: Response, context: RequestContext) -> None:
     timings_ms = {stage: round(ms, 2) for stage, ms in context.finished().items()}
     response.headers["X-Index-Version"] = context.served.version
     response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timings_ms.items())
+    if context.cache_hits is not None:
+        response.headers["X-Cache-Hits"] = str(context.cache_hits)
     if context.truncated:  # bare arrays have no other place for it
         response.headers["X-Truncated"] = ",".join(map(str, context.truncated))
     if context.unused_fields:

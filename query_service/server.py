@@ -1,14 +1,18 @@
-"""`run_server`: an index folder -> a service on a port, until a signal. Knows nothing of what the endpoints do."""
+"""`run_server`: an index folder, or a model alone -> a service on a port, until a signal.
+
+Knows nothing of what the endpoints do.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,57 +23,121 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings
 from kalm_cache.stopping import is_stopping, signals_call
+from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 from kalm_cache.system import raise_open_files_limit
 from query_service.app import create_app
 from query_service.connections.limits import ConnectionLimits
 from query_service.connections.listener import turn_away
 from query_service.connections.server import Server
-from query_service.engine.live import LiveIndex
+from query_service.engine.documents import DocumentEncoder
+from query_service.engine.live import LiveIndex, LiveModel, Served
+from query_service.engine.served import load_model
 from query_service.engine.service import Service
 from query_service.middleware.logs import configure_logging
 from query_service.workers import run_workers
 
+_T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 
-def run_server(folder: Path, settings: Settings) -> None:
-    """Serve the live generation of an index until SIGTERM or SIGINT; then finish what was begun, and return.
+def run_server(folder: Path | None, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what was begun, and return.
 
     Args:
-        folder: of the index.
+        folder: of the index whose live generation is served; `None`: the settings' model scores texts alone.
         settings: address (`host`, `port`; 0 = any free one, the log says which), limits, keys, and what holds where a
             request does not say.
 
     Raises:
-        UsageError: the address cannot be bound, or a key file cannot be read.
-        KalmCacheError: the index cannot be opened.
+        UsageError: the address cannot be bound, a key file cannot be read, or settings contradict each other.
+        KalmCacheError: the index or the model cannot be opened.
     """
+    check_text_settings(folder, settings)
     configure_logging(settings.log_format)
     raise_open_files_limit()  # an index has files, and a swap has those of two
     # oneDNN keeps a compiled product for every shape: by default 1,024 of them, a gigabyte in bfloat16; of a demo's two
     # hundred queries there are some 250
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     with bind(settings.host, settings.port) as listener:
-        if settings.workers > 1:
-            work = partial(_serve_folder, folder, settings, listener)
-            run_workers(folder, settings, work, lambda: _stop_listening(listener))
+        if folder is None:
+            _run(settings, listener, lambda: load_served(settings), partial(open_text_service, settings))
         else:
-            _serve_folder(folder, settings, listener, None)
+            _run(settings, listener, lambda: _load_index(folder, settings), partial(open_service, folder, settings))
     logger.info("stopped: every request that had begun was answered")
+
+
+def check_text_settings(folder: Path | None, settings: Settings) -> None:
+    """Raise `UsageError` where there is nothing to serve, or texts are to be cached and not encoded."""
+    if folder is None and not settings.text_cache:
+        raise UsageError("nothing to serve: give --index FOLDER, or --text-cache FOLDER to score texts alone")
+    if settings.text_cache and "with_encoder" in settings.model_fields_set and not settings.with_encoder:
+        raise UsageError("a text cache needs the encoder: leave --without-encoder (with_encoder = false) out")
 
 
 def open_service(folder: Path, settings: Settings, reuse_from: PassageIndex | None = None) -> Service:
     """A service over the live generation of `folder`; `reuse_from` as in `PassageIndex.open`. Errors as there."""
+    text_cache = open_text_cache(settings)
     live = LiveIndex(
         folder,
         lambda before: open_index(folder, settings, before or reuse_from),
-        with_encoder=settings.with_encoder,
+        with_encoder=settings.with_encoder or text_cache is not None,
         model=settings.model if "model" in settings.model_fields_set else None,
+        text_cache=text_cache,
     )
+    return _service(live, settings, text_cache)
+
+
+def open_text_service(settings: Settings, reuse_from: Served | None = None) -> Service:
+    """A service that scores texts with the settings' model, and has no index.
+
+    Args:
+        settings: `model`, how texts are encoded, `text_cache`.
+        reuse_from: of `load_served`, for these settings.
+
+    Raises:
+        CheckpointError: the model is missing or incomplete.
+        UsageError: a setting that does not fit the model.
+    """
+    if settings.prefix_cache_gib:
+        logger.warning("prefix_cache_gib has no effect: the prefix cache is of stored passages, and there is no index")
+    text_cache = open_text_cache(settings)
+    loaded = None if reuse_from is None else reuse_from.documents
+    model = load_model(settings) if reuse_from is None else reuse_from.model
+    served = Served(model, DocumentEncoder(model, cache=text_cache, reuse_from=loaded))
+    return _service(LiveModel(served), settings, text_cache)
+
+
+def load_served(settings: Settings) -> Served:
+    """Both sides of the settings' model, without a text cache. Raises as `open_text_service`."""
+    model = load_model(settings)
+    documents = DocumentEncoder(model)
+    documents.load()
+    return Served(model, documents)
+
+
+def open_text_cache(settings: Settings) -> TextCache | None:
+    """The text cache of the settings, if there is one. Its file opens on first use.
+
+    Raises:
+        StoreError: its folder is on a network file system.
+    """
+    if not settings.text_cache:
+        return None
+    options = TextCacheOptions(
+        Path(settings.text_cache).expanduser(),
+        int(settings.text_cache_gib * 2**30),
+        ttl_seconds=settings.text_cache_ttl_seconds,
+        secret=settings.text_cache_secret.get_secret_value().encode(),
+        any_file_system=settings.text_cache_any_file_system,
+    )
+    return TextCache(options)
+
+
+def _service(live: LiveIndex | LiveModel, settings: Settings, text_cache: TextCache | None) -> Service:
+    tokenizer = live.served.model.query_side.tokenizer
     for name in ("instruction", "system_instruction"):
-        tokenizer = live.served.index.query_side.tokenizer
         require_short(tokenizer, getattr(settings, name), settings.max_instruction_tokens, name)
-    return Service(live, settings)
+    return Service(live, settings, text_cache)
 
 
 def serve(server: uvicorn.Server, listener: socket.socket) -> None:
@@ -83,10 +151,29 @@ def make_server(app: FastAPI, limits: ConnectionLimits | None = None) -> Server:
     return Server(app, limits or ConnectionLimits())
 
 
-def _serve_folder(folder: Path, settings: Settings, listener: socket.socket, reuse_from: PassageIndex | None) -> None:
-    service = open_service(folder, settings, reuse_from)
-    app = create_app(service)
-    logger.info("serving %d passages on %s (API: /docs)", len(service.live.served.index), address_of(listener))
+def _run(
+    settings: Settings, listener: socket.socket, load: Callable[[], _T], open_: Callable[[_T | None], Service]
+) -> None:
+    """Serve in this process, or in several that share what `load` returns."""
+
+    def serve_here(shared: _T | None) -> None:
+        _serve_service(open_(shared), settings, listener)
+
+    if settings.workers > 1:
+        run_workers(settings.workers, load, serve_here, lambda: _stop_listening(listener))
+    else:
+        serve_here(None)
+
+
+def _load_index(folder: Path, settings: Settings) -> PassageIndex:
+    with open_index(folder, settings) as index:
+        return index  # closed: each worker maps the files itself
+
+
+def _serve_service(service: Service, settings: Settings, listener: socket.socket) -> None:
+    app, served = create_app(service), service.live.served
+    what = f"texts with {service.model}" if served.index is None else f"{served.passages} passages"
+    logger.info("serving %s on %s (API: /docs)", what, address_of(listener))
     serve(Server(app, ConnectionLimits.from_settings(settings), shares_socket=settings.workers > 1), listener)
 
 

@@ -1,7 +1,7 @@
 """Several processes behind one socket: started, watched, restarted, stopped. Knows nothing of what they serve.
 
-The parent loads the weights once and forks, so that the workers share their memory, and the index's files are mapped by
-all of them. The parent itself computes nothing: OpenMP's threads do not survive a fork, and it must not have any.
+The parent loads once what the workers share, the weights, and forks; each of them maps its files itself. The parent
+computes nothing: OpenMP's threads do not survive a fork, and it must not have any.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.index.from_settings import open_index
-from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.settings import Settings
 from kalm_cache.stopping import SIGNALS, signals_call
 from query_service.middleware.metrics import count_restart, forget_worker, share_between_workers
 
@@ -32,36 +30,36 @@ LONGEST_PAUSE_SECONDS = 30.0
 PATIENCE_SECONDS = 15.0  # where no worker lives, and none has served for so long, the service gives up
 LOOK_SECONDS = 0.02
 PR_SET_PDEATHSIG = 1
+_T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 
 def run_workers(
-    folder: Path, settings: Settings, serve: Callable[[PassageIndex], None], stop_listening: Callable[[], None]
+    count: int, prepare: Callable[[], _T], serve: Callable[[_T], None], stop_listening: Callable[[], None]
 ) -> None:
-    """Run `settings.workers` processes until SIGTERM or SIGINT, and wait until they have drained.
+    """Run `count` processes until SIGTERM or SIGINT, and wait until they have drained.
 
     A worker that ends is started again, after a pause that grows while they end as soon as they start; those that serve
     go on. An index that is away for a moment is so waited for.
 
     Args:
-        folder: of the index.
-        settings: `workers`, and how to open the index.
-        serve: runs in each worker, until it gets SIGTERM; is given a closed index whose weights it can use.
+        count: of workers.
+        prepare: runs in the parent, before it forks: loads what the workers share.
+        serve: runs in each worker, until it gets SIGTERM; is given what `prepare` returned.
         stop_listening: closes the parent's side of the socket, before the workers are told to stop.
 
     Raises:
-        KalmCacheError: the index cannot be opened, or no worker can be kept alive.
+        KalmCacheError: of `prepare`, or no worker can be kept alive.
     """
     import torch
 
     torch.set_num_threads(1)
-    with open_index(folder, settings) as reuse_from:
-        pass  # closed: each worker maps the files itself
+    shared = prepare()
     gc.collect()
     gc.freeze()  # a collection in a worker would write to every object's page, and so copy it
     with tempfile.TemporaryDirectory(prefix="kalm-cache-metrics-") as metrics:
         share_between_workers(Path(metrics))
-        _Supervisor(settings.workers, lambda: _work(settings.workers, lambda: serve(reuse_from)), stop_listening).run()
+        _Supervisor(count, lambda: _work(count, lambda: serve(shared)), stop_listening).run()
 
 
 class _Supervisor:

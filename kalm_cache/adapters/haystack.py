@@ -1,8 +1,9 @@
-"""`KaLMRanker`: a Haystack ranker that reranks stored passages by their ids."""
+"""`KaLMRanker`: a Haystack ranker that reranks stored passages by their ids, or texts by a model."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -37,6 +38,8 @@ class KaLMRanker:
         api_key: Secret | None = Secret.from_env_var("KALM_CACHE_API_KEY", strict=False),  # noqa: B008
         index: str | None = None,
         model: str | None = None,
+        cache: Any = None,
+        cache_gib: float | None = None,
         top_k: int | None = 10,
         min_score: float | None = None,
         id_field: str | None = None,
@@ -52,6 +55,9 @@ class KaLMRanker:
             api_key: the service's key.
             index: in its place, the folder of an index. With `model`, texts that it does not hold can be encoded.
             model: in its place, a model that encodes all documents.
+            cache: where the pooled states of such a model are kept: a folder, `True` for the platform's own, or an
+                open `TextCache`.
+            cache_gib: of the cache's file at most; `None` = 4.
             top_k: how many documents are kept, 1 or more; `None` = all.
             min_score: documents with a lower P(yes) are left out; `None` = none are.
             id_field: the meta field with a document's id; `None` = `id`, then `_id`, then `Document.id`.
@@ -64,6 +70,9 @@ class KaLMRanker:
             got = f"{' and '.join(named) or 'none'}{' beside a backend' if backend is not None else ''}"
             raise UsageError(f"give a backend, base_url, index or model; got {got}")
         self.backend, self.base_url, self.api_key, self.index, self.model = backend, base_url, api_key, index, model
+        if not model and (cache or cache_gib is not None):
+            raise UsageError("cache is for a model that is named; a backend has its own: KaLMReranker(…, cache=…)")
+        self.cache, self.cache_gib = cache, cache_gib
         _check(top_k)
         self.top_k, self.min_score, self.id_field = top_k, min_score, id_field
         self.on_missing, self.instruction, self.chunk_size = on_missing, instruction, chunk_size
@@ -80,7 +89,10 @@ class KaLMRanker:
             return
         from kalm_cache import KaLMReranker, PassageIndex
 
-        reranker = KaLMReranker(self.model) if self.model else None
+        reranker = None
+        if self.model:
+            reranker = KaLMReranker(self.model, cache=self.cache, cache_gib=self.cache_gib)
+            self._stack.callback(reranker.close)
         self._opened = (
             (self._stack.enter_context(PassageIndex.open(self.index)), reranker) if self.index else (reranker, None)
         )
@@ -112,12 +124,16 @@ class KaLMRanker:
         """The component as data. Raises `UsageError` where its backend was handed over as an object."""
         if self.backend is not None:
             raise UsageError("a backend that is an object cannot be saved; name it by base_url, index or model")
+        if not isinstance(self.cache, str | os.PathLike | bool | None):
+            raise UsageError("an open cache cannot be saved; name its folder")
         return default_to_dict(
             self,
             base_url=self.base_url,
             api_key=self.api_key.to_dict() if self.api_key else None,
             index=self.index,
             model=self.model,
+            cache=str(self.cache) if isinstance(self.cache, os.PathLike) else self.cache,
+            cache_gib=self.cache_gib,
             top_k=self.top_k,
             min_score=self.min_score,
             id_field=self.id_field,

@@ -1,13 +1,14 @@
-"""`KaLMCompressor`: a LangChain document compressor that reranks stored passages by their ids."""
+"""`KaLMCompressor`: a LangChain document compressor that reranks stored passages by their ids, or texts by a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PrivateAttr
 
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
+from kalm_cache.adapters.named_model import NamedModel, named_model
 from kalm_cache.adapters.scorer import Scorer
 from kalm_cache.arguments import check_limit
 from kalm_cache.client.calls import DocumentLike
@@ -26,6 +27,11 @@ class KaLMCompressor(BaseDocumentCompressor):
 
     Attributes:
         backend: `Client`, `AsyncClient` (asynchronous methods only), `PassageIndex` or `KaLMReranker`.
+        model: in its place, a model's alias, folder or Hugging Face id: it is loaded in this process at the first use,
+            and encodes all documents.
+        cache: where the pooled states of such a model are kept: a folder, `True` for the platform's own, or an open
+            `TextCache`.
+        cache_gib: of the cache's file at most; `None` = 4.
         reranker: beside a `PassageIndex`, what encodes texts that it does not hold.
         top_n: how many documents are kept; `None` = all.
         min_score: documents with a lower P(yes) are left out; `None` = none are.
@@ -37,7 +43,10 @@ class KaLMCompressor(BaseDocumentCompressor):
             encoded; the passage template of the index puts them together.
     """
 
-    backend: Any
+    backend: Any = None
+    model: str | None = None
+    cache: Any = None
+    cache_gib: float | None = None
     reranker: Any = None
     top_n: int | None = None
     min_score: float | None = None
@@ -47,11 +56,14 @@ class KaLMCompressor(BaseDocumentCompressor):
     chunk_size: int | None = None
     text_fields: Sequence[str] = ()
 
+    _named: NamedModel | None = PrivateAttr(None)
+
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     def __init__(self, **fields: Any) -> None:
-        """Set the attributes. Raises `UsageError` for a `top_n` below 0."""
+        """Set the attributes. Raises `UsageError` for a `top_n` below 0, and without a backend or a model."""
         super().__init__(**fields)
+        self._named = named_model(self.backend, self.model, self.cache, self.cache_gib)
         check_limit(self.top_n, "top_n", least=0)
 
     def compress_documents(
@@ -66,9 +78,15 @@ class KaLMCompressor(BaseDocumentCompressor):
         """As `compress_documents`, without holding up the event loop."""
         return self._kept(documents, await self._scorer().ascore(query, self._candidates(documents)))
 
+    def close(self) -> None:
+        """Write what waits for the cache of a model that was named."""
+        if self._named is not None:
+            self._named.close()
+
     def _scorer(self) -> Scorer:
         check_limit(self.top_n, "top_n", least=0)  # it may have been set since
-        return Scorer(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
+        backend = self.backend if self._named is None else self._named.open()
+        return Scorer(backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
         return [

@@ -1,11 +1,14 @@
-"""`KaLMPostprocessor`: a LlamaIndex node postprocessor that reranks stored passages by their ids."""
+"""`KaLMPostprocessor`: a LlamaIndex node postprocessor that reranks stored passages by their ids, or texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import PrivateAttr
+
 from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
+from kalm_cache.adapters.named_model import NamedModel, named_model
 from kalm_cache.adapters.scorer import Scorer
 from kalm_cache.arguments import check_limit
 from kalm_cache.errors import MissingExtraError, UsageError
@@ -26,6 +29,11 @@ class KaLMPostprocessor(BaseNodePostprocessor):
 
     Attributes:
         backend: `Client`, `AsyncClient` (asynchronous methods only), `PassageIndex` or `KaLMReranker`.
+        model: in its place, a model's alias, folder or Hugging Face id: it is loaded in this process at the first use,
+            and encodes all nodes.
+        cache: where the pooled states of such a model are kept: a folder, `True` for the platform's own, or an open
+            `TextCache`.
+        cache_gib: of the cache's file at most; `None` = 4.
         reranker: beside a `PassageIndex`, what encodes texts that it does not hold.
         top_n: how many nodes are kept; `None` = all.
         id_field: the metadata field with a passage's id; `None` = `id`, then `_id`, then the node's own id.
@@ -35,7 +43,10 @@ class KaLMPostprocessor(BaseNodePostprocessor):
         keep_retrieval_score: put the score that a node came with into its metadata, as `retrieval_score`.
     """
 
-    backend: Any
+    backend: Any = None
+    model: str | None = None
+    cache: Any = None
+    cache_gib: float | None = None
     reranker: Any = None
     top_n: int | None = None
     id_field: str | None = None
@@ -43,6 +54,18 @@ class KaLMPostprocessor(BaseNodePostprocessor):
     instruction: str | None = None
     chunk_size: int | None = None
     keep_retrieval_score: bool = False
+
+    _named: NamedModel | None = PrivateAttr(None)
+
+    def __init__(self, **fields: Any) -> None:
+        """Set the attributes. Raises `UsageError` without a backend or a model."""
+        super().__init__(**fields)
+        self._named = named_model(self.backend, self.model, self.cache, self.cache_gib)
+
+    def close(self) -> None:
+        """Write what waits for the cache of a model that was named."""
+        if self._named is not None:
+            self._named.close()
 
     @classmethod
     def class_name(cls) -> str:
@@ -61,7 +84,8 @@ class KaLMPostprocessor(BaseNodePostprocessor):
 
     def _scorer(self) -> Scorer:
         check_limit(self.top_n, "top_n", least=0)
-        return Scorer(self.backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
+        backend = self.backend if self._named is None else self._named.open()
+        return Scorer(backend, self.reranker, self.on_missing, self.instruction, self.chunk_size)
 
     def _candidates(self, nodes: Sequence[NodeWithScore]) -> list[Candidate]:
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -101,9 +101,14 @@ class RerankerSource:
 
     def score_texts(self, query: str, texts: list[DocumentLike], options: Options) -> list[PairScore]:
         """Encodes and decodes; the pooling ratio is the reranker's own."""
-        pairs = [(query, text) for text in texts]
+        return self.score_pairs([(query, text) for text in texts], options.get("instruction"), {})
+
+    def score_pairs(
+        self, pairs: list[tuple[str, DocumentLike]], instruction: str | None, options: Mapping[str, Any]
+    ) -> list[PairScore]:
+        """The score of each pair, in their order. `options`: further ones of `predict`."""
         with _computing:
-            scores = self.reranker.predict(pairs, return_margin=True, instruction=options.get("instruction"))
+            scores = self.reranker.predict(pairs, return_margin=True, instruction=instruction, **options)
         return [PairScore(score["score"], score["margin"]) for score in scores]
 
 
@@ -134,7 +139,7 @@ class Scorer:
             UsageError: a candidate without an id under `error`, or without a text where it must be encoded.
             UnknownIdError: ids that the index does not hold, under `error`.
         """
-        query, source = check_text(query, "query"), self._source()
+        query, source = check_text(query, "query"), self.source()
         on_missing: OnMissing = "encode" if isinstance(source, RerankerSource) else self.on_missing
         return score_candidates(source, query, candidates, on_missing, self._options(instruction))
 
@@ -155,7 +160,8 @@ class Scorer:
         scores = await self.backend.score(pairs_of(query, list(texts.values())), **options)
         return ranked(candidates, stored, dict(zip(texts, scores, strict=True)))
 
-    def _source(self) -> Source:
+    def source(self) -> Source:
+        """What scores. Raises `UsageError` for what cannot, and for an `AsyncClient`."""
         if isinstance(self.backend, Client):
             return ServiceSource(self.backend)
         if isinstance(self.backend, AsyncClient):

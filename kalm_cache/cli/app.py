@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from kalm_cache.cli.commands import cache
 from kalm_cache.cli.commands.change import add, delete, reindex
 from kalm_cache.cli.commands.client import client
 from kalm_cache.cli.commands.config import config_app, show
@@ -72,4 +73,7 @@ for _function in (
     app.command()(_command(_function))
 app.command("eval")(_command(evaluate))
 config_app.command("show")(_command(show))
+for _part in cache.COMMANDS:
+    cache.cache_app.command()(_command(_part))
+app.add_typer(cache.cache_app, name="cache")
 app.add_typer(config_app, name="config")

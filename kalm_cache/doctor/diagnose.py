@@ -10,6 +10,7 @@ from kalm_cache.doctor.check import Check, Report
 from kalm_cache.doctor.index import check_disk, check_index, check_model, check_page_cache, check_records, count_files
 from kalm_cache.doctor.machine import check_dtype, check_kernels, check_limits, check_openmp, check_threads
 from kalm_cache.doctor.service import check_access, check_packages, check_port, check_settings
+from kalm_cache.doctor.text_cache import check_text_cache
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.settings import Settings, load_settings
 from kalm_cache.system import describe
@@ -42,6 +43,7 @@ CHECKS: dict[str, Callable[[Subject], Report | None]] = {
     ),
     "port": lambda subject: check_port(subject.settings.host, subject.settings.port),
     "model": lambda subject: check_model(subject.settings, subject.index),
+    "text cache": lambda subject: check_text_cache(subject.settings),
     "disk": of_index(check_disk),
     "index": of_index(check_index),
     "records": of_index(check_records),

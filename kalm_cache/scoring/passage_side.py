@@ -31,9 +31,7 @@ class PassageSide:
 
     def tokenize(self, documents: Sequence[str], cut_side: CutSide = "right") -> list[Tokens]:
         """Tokens of each document behind the reference's passage prefix, cut to `max_length`."""
-        if cut_side == "left":
-            return [self.tokenizer.passage_end(document, self.max_length) for document in documents]
-        return self.tokenizer.passages(documents, self.max_length)
+        return tokenize_passages(self.tokenizer, documents, self.max_length, cut_side)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
@@ -58,6 +56,15 @@ class PassageSide:
             batch = order[start : start + batch_size]
             states.update(zip(batch, self.encode([tokens[i] for i in batch]), strict=True))
         return [PooledPassage(len(each.ids), each.truncated, states[i]) for i, each in enumerate(tokens)]
+
+
+def tokenize_passages(
+    tokenizer: PromptTokenizer, documents: Sequence[str], max_length: int, cut_side: CutSide = "right"
+) -> list[Tokens]:
+    """Tokens of each document behind the reference's passage prefix, cut to `max_length`. Needs no encoder."""
+    if cut_side == "left":
+        return [tokenizer.passage_end(document, max_length) for document in documents]
+    return tokenizer.passages(documents, max_length)
 
 
 def load_passage_side(

@@ -34,5 +34,6 @@ def meta_of(scores: Scores, context: RequestContext) -> Meta:
         missing=scores.missing,
         damaged=[record.doc_id for record in scores.damaged],
         unused_fields=context.unused_fields,
+        cache_sources={str(source): count for source, count in scores.sources.items()},
         timings_ms=context.finished(),
     )

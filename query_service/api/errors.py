@@ -25,6 +25,7 @@ from query_service.engine.errors import (
     DeadlineError,
     EmptyError,
     EncoderOffError,
+    NoIndexError,
     NotReadyError,
     TooManyError,
     UnknownModelError,
@@ -36,6 +37,7 @@ BAD_REQUESTS = ("json_invalid", TOKENS_PER_DOC)  # types of validation errors th
 # the first that fits, as in a chain of `except`
 STATUS: dict[type[KalmCacheError], int] = {
     EncoderOffError: 400,
+    NoIndexError: 400,
     UnknownModelError: 400,
     EmptyError: 400,
     TooManyError: 413,

@@ -23,7 +23,7 @@ def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt
 def template_of(request: PairOptions, context: RequestContext) -> PassageTemplate:
     """How the request's documents make passages: by its `rank_fields`, or as the index's records did."""
     rank_fields = request.rank_fields if isinstance(request, RerankRequest) else None
-    return context.index.passage_template if rank_fields is None else PassageTemplate.joining(rank_fields)
+    return context.model.passage_template if rank_fields is None else PassageTemplate.joining(rank_fields)
 
 
 def text_of(document: str | Document, template: PassageTemplate, name: str) -> str:
@@ -56,13 +56,14 @@ def scoring_options(request: PairOptions, *, on_missing: OnMissing) -> ScoringOp
         truncate=request.truncate,
         max_tokens=request.max_tokens,
         cut_side=request.cut_side,
+        cache=request.cache,
     )
 
 
 async def check_instruction(instruction: str | None, context: RequestContext) -> None:
     """Raise `UsageError` when a request's own instruction has too many tokens: every passage would pay for them."""
     if instruction is not None:
-        tokenizer, limit = context.index.query_side.tokenizer, context.settings.max_instruction_tokens
+        tokenizer, limit = context.model.query_side.tokenizer, context.settings.max_instruction_tokens
         await context.read("read", lambda: require_short(tokenizer, instruction, limit))
 
 

@@ -55,8 +55,6 @@ TopN = Annotated[Whole, Field(ge=0)]
 TokensPerDoc = Annotated[int, Field(ge=1), BeforeValidator(_tokens_per_doc)]
 TimeoutMs = Annotated[Whole, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
 ChunkSize = Annotated[Whole, Field(ge=1, le=1 << 20, description="pooling ratio: the stored one or a multiple of it")]
-
-
 ON_MISSING = (
     "what becomes of passages that the index does not hold: error (404; the default of ids), skip, "
     "or encode their text (the default of documents)"
@@ -163,6 +161,7 @@ class PairOptions(Request):
         None, description="another name of `truncation_side`"
     )
     on_missing: OnMissing | None = Field(None, description=ON_MISSING)
+    cache: Flag = Field(True, description="false: the texts are private; no cache has or gets them")
     timeout_ms: TimeoutMs | None = None
     model: Name | None = Field(None, description="one of /v1/models, or left out")
 

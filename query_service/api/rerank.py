@@ -82,7 +82,7 @@ async def answer_rerank(
     return RerankResponse(
         id=f"rerank-{uuid4().hex}",
         created=int(time.time()),
-        model=context.model,
+        model=context.model_name,
         results=results,
         usage=usage_of(scores),
         meta=_meta(scores, context, dialect, len(items)),
@@ -164,8 +164,9 @@ def _text_result(result: RerankResult) -> TextResult:
 def _texts(passages: Sequence[AnyPassage], context: RequestContext) -> list[str | None]:
     """The text of each passage; `None` where the index keeps none, or a damaged one."""
     to_read = [passage for passage in passages if isinstance(passage, StoredPassage) and passage.text is None]
-    stored: dict[AnyPassage, str | DamagedRecordError | None] = dict(
-        zip(to_read, context.index.find_texts([passage.doc_id for passage in to_read]), strict=True)
-    )
+    stored: dict[AnyPassage, str | DamagedRecordError | None] = {}
+    if to_read:
+        texts_read = context.index.find_texts([passage.doc_id for passage in to_read])
+        stored.update(zip(to_read, texts_read, strict=True))
     texts = [stored.get(passage, passage.text) for passage in passages]
     return [text if isinstance(text, str) else None for text in texts]

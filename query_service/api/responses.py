@@ -58,8 +58,9 @@ class Meta(BaseModel):
     """What made the answer, where its milliseconds went, and what is not in it as it was asked for.
 
     `truncated`: positions of passages that were cut; `missing` and `damaged`: ids that have no result, as the index
-    does not hold them, or holds them damaged; `unused_fields`: what the request says and nobody heeded. `api_version`
-    and `billed_units` are for clients of Cohere.
+    does not hold them, or holds them damaged; `unused_fields`: what the request says and nobody heeded;
+    `cache_sources`: how many passages' states came from where: `index_id` (the index, by id), `text_cache`, `in_flight`
+    (another request that encoded them), `encoded`. `api_version` and `billed_units` are for clients of Cohere.
     """
 
     index_version: str
@@ -68,6 +69,7 @@ class Meta(BaseModel):
     missing: list[str] = []
     damaged: list[str] = []
     unused_fields: list[str] = []
+    cache_sources: dict[str, int] = {}
     timings_ms: dict[str, float]
     api_version: ApiVersion | None = None
     billed_units: BilledUnits | None = None

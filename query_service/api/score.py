@@ -38,7 +38,7 @@ async def _answer_columns(request: ScoreRequest, context: RequestContext) -> Sco
         queries = queries * len(documents)
     check_count(len(documents), "documents", context)
     prompts = [prompt_of(query, request.instruction, context.settings) for query in queries]
-    template = context.index.passage_template
+    template = context.model.passage_template
     passages = [passage_of(document, template, f"documents.{i}") for i, document in enumerate(documents)]
     context.unused_fields = unused_fields(request, documents, template)
     scores = await score_pairs(context, prompts, passages, scoring_options(request, on_missing="encode"))
@@ -46,7 +46,7 @@ async def _answer_columns(request: ScoreRequest, context: RequestContext) -> Sco
     return ScoreResponse(
         id=f"score-{uuid4().hex}",
         created=int(time.time()),
-        model=context.model,
+        model=context.model_name,
         data=[
             ScoreData(index=i, score=value_of(score, request), margin=margin_of(score, request))
             for i, score in scores.by_position.items()
@@ -61,14 +61,16 @@ async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: 
     prompts = [prompt_of(pair.query, request.instruction, context.settings) for pair in pairs]
     default: OnMissing = "error" if any(pair.document is None for pair in pairs) else "encode"
     options = scoring_options(request, on_missing=default)
-    template = context.index.passage_template
+    template = context.model.passage_template
     passages = [_passage(pair, template, f"pairs.{i}.document") for i, pair in enumerate(pairs)]
     documents = [pair.document for pair in pairs if pair.document is not None]
     context.unused_fields = unused_fields(request, documents, template)
     scores = await score_pairs(context, prompts, passages, options)
     scores.require_undamaged()
     results = [_pair_result(i, pairs[i], passages[i], score, request) for i, score in scores.by_position.items()]
-    return PairsResponse(model=context.model, results=results, usage=usage_of(scores), meta=meta_of(scores, context))
+    return PairsResponse(
+        model=context.model_name, results=results, usage=usage_of(scores), meta=meta_of(scores, context)
+    )
 
 
 def _passage(pair: ScorePair, template: PassageTemplate, name: str) -> AnyPassage:

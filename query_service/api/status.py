@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -35,9 +34,23 @@ class Behind(BaseModel):
     reason: str
 
 
-class Health(BaseModel):
-    """The service is alive, and what it serves; `prefix_cache` is null where there is none.
+class TextCacheHealth(BaseModel):
+    """The text cache: counts of this process since its start; `off`: why nothing is written any more, or empty."""
 
+    hits: int
+    misses: int
+    expired: int
+    damaged: int
+    written: int
+    dropped: int
+    evicted: int
+    off: str
+
+
+class Health(BaseModel):
+    """The service is alive, and what it serves; `prefix_cache` and `text_cache` are null where there is none.
+
+    Without an index, `index_version` is `none`.
     `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
     `reload_failure` says why the newest generation is not the one that is served, `behind` which one that is and since
     when; null where the newest is served.
@@ -51,6 +64,7 @@ class Health(BaseModel):
     reload_failure: str | None = None
     behind: Behind | None = None
     prefix_cache: PrefixCache | None = None
+    text_cache: TextCacheHealth | None = None
 
 
 class Ready(BaseModel):
@@ -119,7 +133,8 @@ class InfinityModels(BaseModel):
 class Info(BaseModel):
     """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them.
 
-    `max_batch_requests`, `sha` and `docker_label` are null: Text Embeddings Inference has them.
+    `text_cache_gib` is null where there is no text cache. `max_batch_requests`, `sha` and `docker_label` are null: Text
+    Embeddings Inference has them.
     """
 
     version: str
@@ -135,6 +150,7 @@ class Info(BaseModel):
     chunk_size: int
     first_stage: list[str]
     encodes_documents: bool
+    text_cache_gib: float | None
     max_input_length: int
     max_query_length: int
     max_query_chars: int
@@ -156,15 +172,17 @@ class Info(BaseModel):
 
 def answer_health(service: Service) -> Health:
     """Alive, and what is served."""
-    index, prefix_cache = service.live.served.index, service.live.served.index.prefix_cache
+    served, text_cache = service.live.served, service.text_cache
+    prefix_cache = None if served.index is None else served.index.prefix_cache
     return Health(
-        index_version=service.live.served.version,
+        index_version=served.version,
         model=service.model,
-        passages=len(index),
-        damaged_reads=index.damaged_reads,
+        passages=served.passages,
+        damaged_reads=0 if served.index is None else served.index.damaged_reads,
         reload_failure=service.live.behind.reason if service.live.behind else None,
         behind=_behind(service),
         prefix_cache=None if prefix_cache is None else PrefixCache(**asdict(prefix_cache.stats())),
+        text_cache=None if text_cache is None else TextCacheHealth(**asdict(text_cache.counts)),
     )
 
 
@@ -186,22 +204,23 @@ def _behind(service: Service) -> Behind | None:
 def answer_info(service: Service) -> Info:
     """What the service is, holds and allows."""
     served, settings = service.live.served, service.settings
-    built, side = served.index.generation.manifest.fingerprint, served.index.query_side
+    model, side = served.model, served.model.query_side
     return Info(
         version=__version__,
         model_id=service.model,
         served_model_name=service.model,
-        model_sha=built.model,
+        model_sha=model.digest,
         model_dtype=dtype_name(side.dtype),
         model_type={"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
         device=str(side.device),
         index_version=served.version,
-        passages=len(served.index),
-        codec=built.codec,
-        chunk_size=served.index.chunk_size,
-        first_stage=list(served.index.first_stage.modes),
+        passages=served.passages,
+        codec=model.codec,
+        chunk_size=model.chunk_size,
+        first_stage=[] if served.index is None else list(served.index.first_stage.modes),
         encodes_documents=served.documents is not None,
-        max_input_length=built.max_length,
+        text_cache_gib=None if service.text_cache is None else settings.text_cache_gib,
+        max_input_length=model.max_length,
         max_query_length=side.query_max_length,
         max_query_chars=settings.max_query_chars,
         max_instruction_tokens=settings.max_instruction_tokens,
@@ -219,11 +238,10 @@ def answer_info(service: Service) -> Info:
 
 def answer_models(service: Service) -> Models:
     """Every name that a request's `model` may have."""
-    created = int(datetime.fromisoformat(service.live.served.index.generation.manifest.created_at).timestamp())
-    built = service.live.served.index.generation.manifest.fingerprint
+    served = service.live.served.model
     return Models(
         data=[
-            Model(id=name, created=created, root=service.names[0], max_model_len=built.max_length)
+            Model(id=name, created=served.created, root=service.names[0], max_model_len=served.max_length)
             for name in service.names
         ]
     )

@@ -18,6 +18,16 @@ class EncoderOffError(UsageError):
         )
 
 
+class NoIndexError(UsageError):
+    """Something of an index was asked for, but the service has none."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this service has no index: it scores texts (POST /rerank and /score); "
+            "to search, or to score by id, start it with: kalm-cache serve --index FOLDER"
+        )
+
+
 class UnknownModelError(UsageError):
     """A request for a model that this service does not have."""
 

@@ -6,26 +6,24 @@ was given up ends.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
-from kalm_cache.model.prompts import CutSide, Prompt, PromptTokens, Tokens
+from kalm_cache.model.prompts import CutSide, Prompt, PromptTokens
 from kalm_cache.passage import OnMissing, Passage
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.state_reader import DamagedPassage
 from kalm_cache.storage.passage_store import PassageMeta
-from query_service.engine.engine import Step
-from query_service.engine.errors import EncoderOffError
+from query_service.engine.documents import EncodingOptions
+from query_service.engine.errors import EncoderOffError, NoIndexError
 from query_service.engine.request_context import RequestContext
+from query_service.engine.texts.obtain import obtain
+from query_service.middleware.metrics import Source
 
-# what other requests wait for at most: of the engine's thread, and of a reader thread
-ENCODE_TOKENS = 4096
-PROMPTS_TOGETHER = 32
-TOKENIZED_CHARS = 1 << 17
+PROMPTS_TOGETHER = 32  # other requests wait for these at most on a reader thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,7 @@ class ScoringOptions:
     """How pairs are scored. `truncate` false: what would be cut is an error.
 
     `max_tokens` (of a passage) and `cut_side` hold for stored passages, too: their states serve where they agree.
+    `cache` false: texts are private, and neither looked up nor kept.
     """
 
     chunk_size: int | None = None
@@ -58,6 +57,12 @@ class ScoringOptions:
     truncate: bool = True
     max_tokens: int | None = None
     cut_side: CutSide = "right"
+    cache: bool = True
+
+    @property
+    def encoding(self) -> EncodingOptions:
+        """The part that holds for texts."""
+        return EncodingOptions(self.chunk_size, self.max_tokens, self.cut_side, self.cache)
 
     def fits(self, passage: PooledPassage | CachedPrefix) -> bool:
         """Whether a stored passage is cut as these options would cut it."""
@@ -67,22 +72,23 @@ class ScoringOptions:
 
 @dataclass(slots=True)
 class Gathered:
-    """Passages ready for the decoder, and those on the way there: stored ones, and texts to encode, with their tokens.
+    """Passages ready for the decoder with the sources of their states, and those on the way there: stored ones, texts.
 
-    `damaged` and `missing` ones cannot be had.
+    `damaged` and `missing` ones cannot be had. `encodes`: some text is likely to be encoded.
     """
 
     stored: list[StoredPassage] = field(default_factory=list)
-    to_encode: list[AnyPassage] = field(default_factory=list)
-    tokens: dict[AnyPassage, Tokens] = field(default_factory=dict)
+    texts: list[AnyPassage] = field(default_factory=list)
+    encodes: bool = False
     ready: dict[AnyPassage, PooledPassage | CachedPrefix] = field(default_factory=dict)
+    sources: dict[AnyPassage, Source] = field(default_factory=dict)
     damaged: list[DamagedPassage] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
 async def tokenize_prompts(context: RequestContext, prompts: Sequence[Prompt]) -> dict[Prompt, PromptTokens]:
     """The tokens of each distinct prompt, some at a time: other requests read between two of these."""
-    side, tokens = context.index.query_side, dict[Prompt, PromptTokens]()
+    side, tokens = context.model.query_side, dict[Prompt, PromptTokens]()
     distinct = list(dict.fromkeys(prompts))
     for start in range(0, len(distinct), PROMPTS_TOGETHER):
         some = distinct[start : start + PROMPTS_TOGETHER]
@@ -94,28 +100,23 @@ def _each(tokenize: Callable[[Prompt], PromptTokens], prompts: Sequence[Prompt])
     return [tokenize(prompt) for prompt in prompts]
 
 
-async def tokenize_documents(context: RequestContext, options: ScoringOptions, gathered: Gathered) -> None:
-    """Tokenise what is to be encoded, some texts at a time, likewise."""
-    encoder, left = context.documents, gathered.to_encode
-    if left and encoder is None:
-        raise EncoderOffError
-    while left and encoder is not None:
-        counts = itertools.accumulate(min(len(each.text or ""), TOKENIZED_CHARS) for each in left)
-        count = max(1, sum(chars <= TOKENIZED_CHARS for chars in counts))
-        some, left = left[:count], left[count:]
-        texts = [passage.text or "" for passage in some]
-        tokens = await context.read("encode", partial(encoder.tokenize, texts, options.max_tokens, options.cut_side))
-        gathered.tokens.update(zip(some, tokens, strict=True))
-
-
 async def gather(
     context: RequestContext, prompts: Sequence[PromptTokens], options: ScoringOptions, gathered: Gathered
 ) -> None:
-    """Make ready what was found and tokenised. Raises `UsageError`: a ratio that is no multiple of the stored one."""
+    """Make ready what was found. Raises `UsageError`: a ratio that is no multiple of the stored one."""
     if gathered.stored:  # a ratio that does not fit the stored states is no error where none are asked for
         await _read_stored(context, prompts, options, gathered)
-    if gathered.tokens:
-        await _encode(context, options, gathered)
+    if gathered.texts:
+        await _obtain_texts(context, options, gathered)
+
+
+async def _obtain_texts(context: RequestContext, options: ScoringOptions, gathered: Gathered) -> None:
+    assert context.documents is not None  # `find_passages` had it
+    texts = [passage.text or "" for passage in gathered.texts]
+    obtained = await obtain(context, context.documents, texts, options.encoding)
+    for passage, text in zip(gathered.texts, texts, strict=True):
+        gathered.ready[passage] = obtained[text].passage
+        gathered.sources[passage] = obtained[text].source
 
 
 async def _read_stored(
@@ -132,37 +133,51 @@ async def _read_stored(
             "texts to have them cut otherwise, or leave max_tokens_per_doc and truncation_side out"
         )
     gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
+    gathered.sources |= dict.fromkeys(present, "index_id")
     gathered.damaged += read.damaged
 
 
 def find_passages(
     context: RequestContext, passages: Sequence[AnyPassage], options: ScoringOptions, gathered: Gathered
 ) -> None:
-    """Put each distinct passage where it belongs in `gathered`; missing ones as `options.on_missing` says."""
-    distinct = dict.fromkeys(passages)
+    """Put each distinct passage where it belongs in `gathered`; missing ones as `options.on_missing` says.
+
+    Raises:
+        UnknownIdError, NoIndexError: ids that are not stored, where that is an error.
+        EncoderOffError: texts, and no encoder.
+    """
+    distinct, index = dict.fromkeys(passages), context.served.index
     wanted = [passage for passage in distinct if isinstance(passage, StoredPassage)]
-    metas = context.index.store.metas([passage.doc_id for passage in wanted])
+    doc_ids = [passage.doc_id for passage in wanted]
+    metas = [None] * len(wanted) if index is None else index.store.metas(doc_ids)
     found = {passage: None for passage, meta in zip(wanted, metas, strict=True) if _is_stored(passage, meta)}
     cut = {each for each in found if each.text is not None and _cut_otherwise(context, each.text, options)}
     gathered.stored = [passage for passage in found if passage not in cut]
     missing = [passage for passage in wanted if passage not in found]
-    gathered.to_encode = [passage for passage in distinct if isinstance(passage, RawPassage) or passage in cut]
+    gathered.texts = [passage for passage in distinct if isinstance(passage, RawPassage) or passage in cut]
     if options.on_missing == "encode":
-        gathered.to_encode += [passage for passage in missing if passage.text is not None]
+        gathered.texts += [passage for passage in missing if passage.text is not None]
         missing = [passage for passage in missing if passage.text is None]
     if missing and options.on_missing != "skip":
-        raise UnknownIdError([passage.doc_id for passage in missing])
+        raise NoIndexError if index is None else UnknownIdError([passage.doc_id for passage in missing])
+    gathered.encodes = bool(gathered.texts) and not _are_cached(context, gathered.texts, options)
     gathered.missing = [passage.doc_id for passage in missing]
     context.counts.missing += len(missing)
 
 
+def _are_cached(context: RequestContext, texts: Sequence[AnyPassage], options: ScoringOptions) -> bool:
+    if context.documents is None:
+        raise EncoderOffError
+    return context.documents.holds([passage.text or "" for passage in texts], options.encoding)
+
+
 def _cut_otherwise(context: RequestContext, text: str, options: ScoringOptions) -> bool:
     """Whether the options cut a text in another way than its stored states were cut."""
-    stored = context.index.generation.manifest.fingerprint.max_length
+    stored = context.model.max_length
     limit = min(options.max_tokens or stored, stored)
     if limit == stored and options.cut_side == "right":
         return False
-    return context.index.query_side.tokenizer.passage(text, limit).truncated
+    return context.model.query_side.tokenizer.passage(text, limit).truncated
 
 
 def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | None) -> bool:
@@ -172,35 +187,3 @@ def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | 
     if passage.text is None or isinstance(meta, DamagedRecordError):
         return True
     return Passage(passage.doc_id, passage.text).content_hash() == meta.content_hash
-
-
-async def _encode(context: RequestContext, options: ScoringOptions, gathered: Gathered) -> None:
-    """Encode in batches of like length, each a step of the engine."""
-    encoder, tokens = context.documents, gathered.tokens
-    assert encoder is not None  # `_tokenize` had it
-    longest_first = sorted(tokens, key=lambda passage: -len(tokens[passage].ids))
-    batches = list(_batches(longest_first, tokens))
-    steps = [
-        Step(partial(encoder.encode, [tokens[each] for each in batch], options.chunk_size), _size(batch, tokens))
-        for batch in batches
-    ]
-    for batch, pooled in zip(batches, await context.compute_all("encode", steps), strict=True):
-        gathered.ready.update(zip(batch, pooled, strict=True))
-    context.counts.encoded += len(tokens)
-
-
-def _batches(longest_first: Sequence[AnyPassage], tokens: Mapping[AnyPassage, Tokens]) -> Iterator[list[AnyPassage]]:
-    """As many as fit `ENCODE_TOKENS` together: other requests wait for one of these at most."""
-    batch: list[AnyPassage] = []
-    for passage in longest_first:
-        if batch and (len(batch) + 1) * len(tokens[batch[0]].ids) > ENCODE_TOKENS:
-            yield batch
-            batch = []
-        batch.append(passage)
-    if batch:
-        yield batch
-
-
-def _size(batch: Sequence[AnyPassage], tokens: Mapping[AnyPassage, Tokens]) -> int:
-    """Tokens of a batch, padding included."""
-    return len(batch) * max(len(tokens[passage].ids) for passage in batch)

@@ -1,4 +1,4 @@
-"""The generation that is served, swapped for the next one while requests run. Knows nothing of HTTP.
+"""What is served: a generation, swapped for the next one while requests run, or a model alone. Knows nothing of HTTP.
 
 A request leases what is live when it begins and keeps it to its end; a generation that was replaced is closed when the
 last lease on it ends. A generation that cannot be opened changes nothing: the one before goes on.
@@ -9,31 +9,67 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock, Thread
 
 from kalm_cache.generations.current import current_name
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.storage.text_cache.text_cache import TextCache
 from query_service.engine.documents import DocumentEncoder
+from query_service.engine.errors import NoIndexError
+from query_service.engine.served import ServedModel, model_of_index
 
+NO_INDEX = "none"  # in the place of a generation's name
 logger = logging.getLogger(__name__)
 Open = Callable[[PassageIndex | None], PassageIndex]
 
 
 @dataclass(slots=True, eq=False)
 class Served:
-    """One open generation, the encoder of its model (`None` = off), and how many requests use it."""
+    """A model, its encoder (`None` = off), the open generation of an index, if any, and how many requests use it."""
 
-    index: PassageIndex
+    model: ServedModel
     documents: DocumentEncoder | None
+    index: PassageIndex | None = None
     leases: int = field(default=0)
 
     @property
     def version(self) -> str:
-        """The name of the generation."""
-        return self.index.generation.name
+        """The name of the generation; `none` without an index."""
+        return NO_INDEX if self.index is None else self.index.generation.name
+
+    @property
+    def passages(self) -> int:
+        """Of the index."""
+        return 0 if self.index is None else len(self.index)
+
+    def require_index(self) -> PassageIndex:
+        """The open generation. Raises `NoIndexError`."""
+        if self.index is None:
+            raise NoIndexError
+        return self.index
+
+
+class LiveModel:
+    """A model without an index: what is served never changes. The interface of `LiveIndex`."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.on_swap: Callable[[bool], None] = lambda succeeded: None
+        self.behind: Behind | None = None
+
+    def lease(self) -> AbstractContextManager[Served]:
+        """What is served."""
+        return nullcontext(self.served)
+
+    def reload(self) -> bool:
+        """There is nothing to reload. Raises `NoIndexError`."""
+        raise NoIndexError
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +95,15 @@ class LiveIndex:
     `behind`: what should be served instead, where the last reload could not do that.
     """
 
-    def __init__(self, folder: Path, open_index: Open, *, with_encoder: bool = False, model: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        open_index: Open,
+        *,
+        with_encoder: bool = False,
+        model: str | None = None,
+        text_cache: TextCache | None = None,
+    ) -> None:
         """Open the live generation of `folder`.
 
         Args:
@@ -67,8 +111,10 @@ class LiveIndex:
             open_index: opens its live generation, with what it can share with the one that is open.
             with_encoder: raw documents are encoded too.
             model: where the model lies, if not where the manifest says.
+            text_cache: keeps what is encoded; the caller closes it.
         """
         self._folder, self._open, self._with_encoder, self._model = folder, open_index, with_encoder, model
+        self._text_cache = text_cache
         self._state = Lock()  # guards _served and leases
         self._swapping = Lock()
         self.on_swap: Callable[[bool], None] = lambda succeeded: None
@@ -130,9 +176,12 @@ class LiveIndex:
     def _serve(self, before: Served | None) -> Served:
         index = self._open(before.index if before else None)
         index.warm_up()
+        model = model_of_index(index)
         if not self._with_encoder:
-            return Served(index, None)
-        return Served(index, DocumentEncoder(index, self._model, reuse_from=before.documents if before else None))
+            return Served(model, None, index)
+        reuse_from = before.documents if before else None
+        encoder = DocumentEncoder(model, self._model, cache=self._text_cache, reuse_from=reuse_from)
+        return Served(model, encoder, index)
 
 
 class Watcher:
@@ -167,5 +216,5 @@ class Watcher:
 
 
 def _close(served: Served) -> None:
-    served.index.close()
+    served.require_index().close()
     logger.info("closed generation %s", served.version)

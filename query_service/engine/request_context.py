@@ -29,6 +29,9 @@ from query_service.engine.admission import Admission
 from query_service.engine.documents import DocumentEncoder
 from query_service.engine.engine import Engine, Step
 from query_service.engine.live import Served
+from query_service.engine.served import ServedModel
+from query_service.engine.texts.flights import Flights
+from query_service.middleware.metrics import Source
 from query_service.middleware.tracing import Tracing
 
 _T = TypeVar("_T")
@@ -39,8 +42,7 @@ _Timed = tuple[_T, float, float]  # a result, and the seconds at which its step 
 class Counts:
     """What a request used, and what its answer lacks, for the metrics."""
 
-    hits: int = 0
-    encoded: int = 0
+    sources: dict[Source, int] = field(default_factory=dict)
     missing: int = 0
     damaged: int = 0
     read_bytes: int = 0
@@ -49,9 +51,17 @@ class Counts:
 
     def add(self, lookup: LookUp) -> None:
         """Stored passages were looked up."""
-        self.hits += len(lookup.hits) + len(lookup.to_prefill)
+        self._count("index_id", len(lookup.hits) + len(lookup.to_prefill))
         self.damaged += len(lookup.damaged)
         self.read_bytes += lookup.payload_bytes
+
+    def add_texts(self, sources: Sequence[Source]) -> None:
+        """States of texts came from these."""
+        for source in sources:
+            self._count(source, 1)
+
+    def _count(self, source: Source, passages: int) -> None:
+        self.sources[source] = self.sources.get(source, 0) + passages
 
 
 @dataclass(slots=True)
@@ -62,6 +72,8 @@ class RequestContext:
         here.
     truncated: positions of passages that were cut.
     unused_fields: names of what the request says and nobody heeded.
+    flights: texts that requests look up or encode now.
+    cache_hits: how many of the pairs had states already; `None` where no pairs were asked for.
     """
 
     served: Served
@@ -69,18 +81,25 @@ class RequestContext:
     readers: Executor
     admission: Admission
     settings: Settings
-    model: str
+    model_name: str
+    flights: Flights
     tracing: Tracing | None = None
     started: float = field(default_factory=time.monotonic)
     timings_ms: dict[str, float] = field(default_factory=lambda: {"queue": 0.0})
     counts: Counts = field(default_factory=Counts)
     truncated: list[int] = field(default_factory=list)
     unused_fields: list[str] = field(default_factory=list)
+    cache_hits: int | None = None
 
     @property
     def index(self) -> PassageIndex:
-        """The generation that this request began with."""
-        return self.served.index
+        """The generation that this request began with. Raises `NoIndexError` where the service has no index."""
+        return self.served.require_index()
+
+    @property
+    def model(self) -> ServedModel:
+        """What scores, and how it takes a text."""
+        return self.served.model
 
     @property
     def documents(self) -> DocumentEncoder | None:

@@ -5,6 +5,7 @@ Stored passages take the steps of `kalm_cache.scoring.pipeline`, texts are encod
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from query_service.engine.gathering import (
     ScoringOptions,
     find_passages,
     gather,
-    tokenize_documents,
     tokenize_prompts,
 )
 from query_service.engine.request_context import RequestContext
+from query_service.middleware.metrics import Source
 
 Origin = Literal["hit", "encoded"]
 
@@ -34,8 +35,13 @@ class Score:
     """One pair's margin, where its passage's states came from, and whether the passage was cut."""
 
     margin: float
-    cache: Origin
+    source: Source
     truncated: bool
+
+    @property
+    def cache(self) -> Origin:
+        """Whether the states were there, or this request had them encoded."""
+        return "encoded" if self.source == "encoded" else "hit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,16 @@ class Scores:
         return {i: score for i, score in enumerate(self.scores) if score is not None}
 
     @property
+    def cache_hits(self) -> int:
+        """How many pairs had their passage's states already."""
+        return sum(score.cache == "hit" for score in self.by_position.values())
+
+    @property
+    def sources(self) -> dict[Source, int]:
+        """How many pairs had their passage's states from where."""
+        return dict(Counter(score.source for score in self.by_position.values()))
+
+    @property
     def truncated(self) -> list[int]:
         """Positions of passages that were cut."""
         return [i for i, score in self.by_position.items() if score.truncated]
@@ -75,24 +91,22 @@ async def score_pairs(
 
     Raises:
         EncoderOffError: a raw passage, and no encoder.
-        UnknownIdError: ids that the index does not hold, where that is an error.
+        UnknownIdError, NoIndexError: ids that the index does not hold, where that is an error.
         UsageError: a chunk size that is no multiple of the stored one; a cut, where none is allowed.
     """
-    side = context.index.query_side
+    side = context.model.query_side
     tokens = await tokenize_prompts(context, prompts)
     gathered = Gathered()
     await context.read("read", lambda: find_passages(context, passages, options, gathered))
-    async with context.encoding() if gathered.to_encode else nullcontext():
-        await tokenize_documents(context, options, gathered)
-        async with context.holding_states():
-            await gather(context, list(tokens.values()), options, gathered)
-            _count_cuts(context, tokens.values(), gathered.ready.values(), options)
-            pairs = [
-                (tokens[prompt], gathered.ready[passage])
-                for prompt, passage in zip(prompts, passages, strict=True)
-                if passage in gathered.ready
-            ]
-            margins = await context.margins(side, [prompt for prompt, _ in pairs], [ready.states for _, ready in pairs])
+    async with context.encoding() if gathered.encodes else nullcontext(), context.holding_states():
+        await gather(context, list(tokens.values()), options, gathered)
+        _count_cuts(context, tokens.values(), gathered.ready.values(), options)
+        pairs = [
+            (tokens[prompt], gathered.ready[passage])
+            for prompt, passage in zip(prompts, passages, strict=True)
+            if passage in gathered.ready
+        ]
+        margins = await context.margins(side, [prompt for prompt, _ in pairs], [ready.states for _, ready in pairs])
     scores = Scores(
         _scores(passages, gathered, margins),
         prompt_tokens=sum(len(prompt.ids) for prompt, _ in pairs),
@@ -101,15 +115,15 @@ async def score_pairs(
         damaged=gathered.damaged,
         missing=gathered.missing,
     )
-    context.truncated = scores.truncated
+    context.truncated, context.cache_hits = scores.truncated, scores.cache_hits
     return scores
 
 
 def _scores(passages: Sequence[AnyPassage], gathered: Gathered, margins: Sequence[float]) -> list[Score | None]:
     """Margins of the pairs that are ready → a score or `None` for each pair."""
-    encoded, rest = frozenset(gathered.to_encode), iter(margins)
+    rest = iter(margins)
     return [
-        Score(next(rest), "encoded" if passage in encoded else "hit", gathered.ready[passage].truncated)
+        Score(next(rest), gathered.sources[passage], gathered.ready[passage].truncated)
         if passage in gathered.ready
         else None
         for passage in passages

@@ -1,25 +1,30 @@
-"""`Service`: what every request shares: the live index, the engine, the reader threads, admission control, metrics."""
+"""`Service`: what all requests share: live index or model, engine, reader threads, admission control, metrics."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from threading import Thread
 
 from kalm_cache import __version__
-from kalm_cache.errors import UsageError
+from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.model.checkpoint import ALIASES
 from kalm_cache.settings import Settings
+from kalm_cache.storage.text_cache.text_cache import TextCache
 from query_service.engine.admission import Admission
 from query_service.engine.cost import CostModel
 from query_service.engine.engine import Engine
 from query_service.engine.errors import BusyError, DeadlineError, NotReadyError, UnknownModelError
-from query_service.engine.live import LiveIndex, Watcher
+from query_service.engine.live import LiveIndex, LiveModel, Watcher
 from query_service.engine.request_context import RequestContext
+from query_service.engine.texts.flights import Flights
 from query_service.middleware.metrics import Metrics, Stage
 from query_service.middleware.tracing import start_tracing
 
+logger = logging.getLogger(__name__)
 ANY = "*"
 UNSPECIFIED = "default/not-specified"  # what clients of Infinity send where no model was chosen
 STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
@@ -28,26 +33,30 @@ STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
 class Service:
     """Starts what computes, reads and watches; hands each request its `RequestContext`. `start` it, `close` it."""
 
-    def __init__(self, live: LiveIndex, settings: Settings) -> None:
-        """Serve `live`, which is closed with the service.
+    def __init__(self, live: LiveIndex | LiveModel, settings: Settings, text_cache: TextCache | None = None) -> None:
+        """Serve `live`, which is closed with the service, as is the text cache.
 
         Raises:
             MissingExtraError: traces are wanted, and the extra `otel` is not installed.
         """
-        self.live, self.settings = live, settings
+        self.live, self.settings, self.text_cache = live, settings, text_cache
+        self.flights = Flights()
         self.metrics = Metrics()
         live.on_swap = self._count_swap
         self.engine = Engine(CostModel(), self.metrics.batch)
         self.admission = Admission(settings.queue_limit, self.engine)
         self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="kalm-cache-reader")
-        self._watcher = Watcher(live, settings.watch_seconds) if settings.watch_seconds else None
+        self._watcher: Watcher | None = None
+        if isinstance(live, LiveIndex) and settings.watch_seconds:
+            self._watcher = Watcher(live, settings.watch_seconds)
         self.tracing = start_tracing() if settings.tracing else None
         self.ready = False
+        self._warming: Thread | None = None
 
     def start(self) -> None:
         """Warm up, measure what decoding costs, and begin to watch for the next generation."""
         self.engine.start()
-        side = self.live.served.index.query_side
+        side = self.live.served.model.query_side
         self.engine.call(side.warm_up).result()
         prompt, states = side.warm_up_pairs()
         self.engine.decode(side, prompt, states).result()
@@ -56,6 +65,17 @@ class Service:
         self.metrics.runs(__version__, self.model)
         self.measure()
         self.ready = True
+        if self.live.served.index is None:  # without an index every answer needs it, sooner or later
+            self._warming = Thread(target=self._warm_encoder, name="kalm-cache-encoder", daemon=True)
+            self._warming.start()
+
+    def _warm_encoder(self) -> None:
+        documents = self.live.served.documents
+        try:
+            if documents is not None:
+                documents.load()
+        except KalmCacheError as exc:  # who sends texts is told as well
+            logger.error("the encoder cannot be loaded: %s", exc)
 
     def close(self) -> None:
         """Finish what has begun, and close the index."""
@@ -64,7 +84,11 @@ class Service:
             self._watcher.close()
         self._readers.shutdown()
         self.engine.close()
+        if self._warming is not None:
+            self._warming.join()
         self.live.close()
+        if self.text_cache is not None:
+            self.text_cache.close()
         if self.tracing is not None:
             self.tracing.close()
 
@@ -83,7 +107,14 @@ class Service:
         try:
             with self.admission.enter(limit_ms), self.live.lease() as served:
                 context = RequestContext(
-                    served, self.engine, self._readers, self.admission, self.settings, self.model, self.tracing
+                    served,
+                    self.engine,
+                    self._readers,
+                    self.admission,
+                    self.settings,
+                    self.model,
+                    self.flights,
+                    self.tracing,
                 )
                 async with asyncio.timeout(limit_ms / 1000):
                     yield context
@@ -97,12 +128,20 @@ class Service:
 
     def measure(self) -> None:
         """Bring the gauges up to date."""
-        index, prefix_cache = self.live.served.index, self.live.served.index.prefix_cache
+        served = self.live.served
         self.metrics.queue_depth(self.engine.depth)
-        self.metrics.serves(self.live.served.version, len(index))
         self.metrics.behind(self.live.behind.seconds if self.live.behind else 0.0)
-        if prefix_cache is not None:
-            self.metrics.prefix_cache(prefix_cache.stats().hits, prefix_cache.stats().misses)
+        if served.index is not None:
+            self.metrics.serves(served.version, served.passages)
+        if served.index is not None and served.index.prefix_cache is not None:
+            stats = served.index.prefix_cache.stats()
+            self.metrics.prefix_cache(stats.hits, stats.misses)
+        self._measure_text_cache()
+
+    def _measure_text_cache(self) -> None:
+        if self.text_cache is not None:
+            counts = asdict(self.text_cache.counts)
+            self.metrics.text_cache(is_off=bool(counts.pop("off")), counts=counts)
 
     def _count_swap(self, succeeded: bool) -> None:
         if succeeded:
@@ -116,7 +155,8 @@ class Service:
             if stage in context.timings_ms:
                 self.metrics.observe_stage(stage, context.timings_ms[stage] / 1000)
         counts = context.counts
-        self.metrics.passages(hits=counts.hits, encoded=counts.encoded, missing=counts.missing)
+        self.metrics.passages(counts.sources, missing=counts.missing)
+        self._measure_text_cache()  # also in a worker that nobody asks for metrics
         self.metrics.read(counts.read_bytes)
         self.metrics.truncated(queries=counts.queries_cut, documents=counts.documents_cut)
         self.metrics.damaged(counts.damaged)
@@ -133,7 +173,7 @@ class Service:
         chosen = tuple(name for name in self._served_names if name != ANY)
         if chosen:
             return chosen
-        name = self.live.served.index.generation.manifest.model
+        name = self.live.served.model.name
         last = name.rstrip("/").rpartition("/")[2]
         if name.startswith("/"):
             return (last,)

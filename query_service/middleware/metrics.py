@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Literal, get_args
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +32,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 CLIENT_LEFT = "499"
 RESTARTS = ("kalm_cache_worker_restarts", "Worker processes started again.")
 
+TEXT_CACHE_EVENTS = ("hits", "misses", "expired", "damaged", "written", "dropped", "evicted")
+Source = Literal["index_id", "text_cache", "in_flight", "encoded"]  # of a passage's states
 Stage = Literal["queue", "first_stage", "read", "decode", "encode"]
 Rejection = Literal["queue_full", "deadline", "disconnected", "draining"]
 
@@ -68,6 +71,13 @@ class Metrics:
             "kalm_cache_batch_tokens", "Tokens of the pairs decoded together.", buckets=TOKENS
         )
         self._passages = counter("kalm_cache_passages", "Passages asked for: cached, encoded or missing.", ["cache"])
+        self._sources = counter("kalm_cache_passage_sources", "Passages scored, by where states came from.", ["source"])
+        self._text_cache = counter("kalm_cache_text_cache_passages", "What the text cache did, by passage.", ["event"])
+        self._text_cache_seen: dict[str, int] = {}
+        self._text_cache_lock = Lock()
+        self._text_cache_off = total(
+            "kalm_cache_text_cache_off", "Processes that keep no more texts; the log says why."
+        )
         self._prefix = counter("kalm_cache_prefix_lookups", "Passages looked up in the prefix cache.", ["outcome"])
         self._prefix_seen = (0, 0)
         self._read_bytes = counter("kalm_cache_read_bytes", "Bytes of states read from the store.")
@@ -111,10 +121,21 @@ class Metrics:
         self._batch_pairs.observe(pairs)
         self._batch_tokens.observe(tokens)
 
-    def passages(self, *, hits: int = 0, encoded: int = 0, missing: int = 0) -> None:
-        """A request's passages: read from the index, encoded on the fly, or missing."""
-        for cache, count in (("hit", hits), ("encoded", encoded), ("miss", missing)):
+    def passages(self, sources: Mapping[Source, int], *, missing: int = 0) -> None:
+        """A request's passages: how many came from which source, and how many are missing."""
+        for source in get_args(Source):
+            self._sources.labels(source).inc(sources.get(source, 0))
+        encoded = sources.get("encoded", 0)
+        for cache, count in (("hit", sum(sources.values()) - encoded), ("encoded", encoded), ("miss", missing)):
             self._passages.labels(cache).inc(count)
+
+    def text_cache(self, *, is_off: bool, counts: Mapping[str, int]) -> None:
+        """The text cache's counts since this process opened it, by event, and whether it gave up writing."""
+        with self._text_cache_lock:
+            for event, count in counts.items():
+                self._text_cache.labels(event).inc(count - self._text_cache_seen.get(event, 0))
+            self._text_cache_seen = dict(counts)
+        self._text_cache_off.set(is_off)
 
     def prefix_cache(self, hits: int, misses: int) -> None:
         """The prefix cache's counts since it was made; start again at 0 with a new cache. Call from one thread."""
@@ -169,7 +190,8 @@ class Metrics:
 
     def _show_zeros(self) -> None:
         """Let counters be seen before they first count, so that a rate over their first step is right."""
-        self.passages()
+        self.passages({})
+        self.text_cache(is_off=False, counts=dict.fromkeys(TEXT_CACHE_EVENTS, 0))
         self.truncated()
         self.prefix_cache(0, 0)
         for outcome in ("ok", "failed"):

@@ -18,7 +18,15 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-Id")
-EXPOSED_HEADERS = ("X-Request-Id", "X-Index-Version", "X-Truncated", "Server-Timing", "Retry-After")
+EXPOSED_HEADERS = (
+    "X-Request-Id",
+    "X-Index-Version",
+    "X-Cache-Hits",
+    "X-Truncated",
+    "X-Unused-Fields",
+    "Server-Timing",
+    "Retry-After",
+)
 
 
 class SecurityHeaders:

@@ -4,7 +4,7 @@ import { $, make, milliseconds, probability, signed } from "./dom.js";
 import { direction, link, moved } from "./links.js";
 import { whyButton } from "./why.js";
 
-const STAGES = ["queue", "first_stage", "read", "decode"]; // as the service times them
+const STAGES = ["queue", "first_stage", "read", "encode", "decode"]; // as the service times them
 const NAMES = { first_stage: "first stage" };
 
 let request = null;
@@ -43,7 +43,7 @@ function show(fresh) {
 
 function showTimes(fresh) {
   const { results, timings_ms: timings, wall } = answer;
-  const known = STAGES.map((stage) => ({ stage, name: NAMES[stage] ?? stage, ms: timings[stage] ?? 0 }));
+  const known = STAGES.filter((stage) => stage !== "encode" || timings.encode).map((stage) => ({ stage, name: NAMES[stage] ?? stage, ms: timings[stage] ?? 0 }));
   const rest = Math.max(0, wall - known.reduce((sum, part) => sum + part.ms, 0));
   const parts = [...known, { stage: "other", name: "other, network", ms: rest }];
   const count = make("strong", "", `${results.length}`);
@@ -121,7 +121,7 @@ function afterRow(hit) {
   const id = make("span", "id", hit.doc_id);
   id.title = hit.doc_id;
   under.append(id);
-  if (hit.text !== null) under.append(whyButton(hit, request, node, text));
+  if (hit.text !== null && !request.documents) under.append(whyButton(hit, request, node, text));
   side.append(probabilityBar(hit), under);
   node.append(place, text, side);
   return node;

@@ -1,4 +1,4 @@
-// The search page: asks /info once, and /search for each query.
+// The search page: asks /info once, and for each query /search, or /rerank with pasted passages where there is no index.
 
 import { showAnswer } from "./answer.js";
 import { call, complain } from "./api.js";
@@ -11,6 +11,7 @@ const CANDIDATES = 100;
 const SHOWN = 10;
 
 let underWay = null; // AbortController of the newest search
+let pasted = false; // the service has no index
 
 // ---- the service
 
@@ -23,12 +24,23 @@ async function load() {
     complain(error, start);
     return false;
   }
-  const facts = [`${info.passages.toLocaleString("en")} passages`, info.model_id, `generation ${info.index_version}`];
+  pasted = info.index_version === "none";
+  const ofIndex = [`${info.passages.toLocaleString("en")} passages`, info.model_id, `generation ${info.index_version}`];
+  const facts = pasted ? [info.model_id, "no index"] : ofIndex;
+  if (pasted) askForPassages();
   $("facts").replaceChildren(...facts.map((fact) => make("li", "", fact)));
   $("k").max = info.max_documents;
   for (let ratio = info.chunk_size; ratio <= COARSEST; ratio *= 2) offerRatio(ratio);
   for (const input of stageInputs()) input.disabled = Boolean(input.value) && !info.first_stage.includes(input.value);
   return true;
+}
+
+function askForPassages() {
+  for (const node of document.querySelectorAll(".of-index")) node.hidden = true;
+  for (const node of document.querySelectorAll(".pasted")) node.hidden = false;
+  document.querySelector("#search .go").textContent = "Rerank";
+  $("query").placeholder = "Ask the passages a question";
+  $("before-name").textContent = "As pasted";
 }
 
 function offerRatio(ratio) {
@@ -68,7 +80,7 @@ function fromAddress() {
   if ($("ratio").selectedIndex < 0) $("ratio").value = "";
   const [auto, ...named] = stageInputs();
   (named.find((input) => input.value === given.get("stage")) ?? auto).checked = true;
-  if ($("query").value.trim()) search();
+  if ($("query").value.trim() && (!pasted || passages().length)) search();
   else leave();
 }
 
@@ -76,7 +88,7 @@ function leave() {
   underWay?.abort();
   $("answer").hidden = true;
   $("problem").hidden = true;
-  $("welcome").hidden = false;
+  $("welcome").hidden = pasted;
   document.title = "kalm-cache";
 }
 
@@ -84,9 +96,11 @@ function leave() {
 
 async function search() {
   const given = settings();
-  const request = { query: given.q, k: Number(given.k) || undefined, top_n: 0 };
+  const request = { query: given.q, top_n: 0 };
+  if (pasted) Object.assign(request, { documents: passages(), return_margin: true });
+  else request.k = Number(given.k) || undefined;
   if (given.r) request.chunk_size = Number(given.r);
-  if (given.stage) request.first_stage = given.stage;
+  if (given.stage && !pasted) request.first_stage = given.stage;
   if (given.instruction) request.instruction = given.instruction;
   underWay?.abort();
   const current = (underWay = new AbortController());
@@ -95,7 +109,7 @@ async function search() {
   button.setAttribute("aria-busy", "true");
   const began = performance.now();
   try {
-    const answer = await call("search", request, current.signal);
+    const answer = await (pasted ? rerank(request, current.signal) : call("search", request, current.signal));
     document.title = `${given.q} · kalm-cache`;
     showAnswer(request, answer, performance.now() - began, Math.max(1, Number(given.n) || SHOWN));
   } catch (error) {
@@ -108,10 +122,27 @@ async function search() {
   }
 }
 
+const passages = () => $("passages").value.split("\n").map((line) => line.trim()).filter(Boolean);
+
+/** An answer as /search has it: the order in which passages were pasted is the first stage's. */
+async function rerank(request, signal) {
+  const { results, meta } = await call("rerank", request, signal);
+  const hits = results.map((hit, place) => ({
+    ...hit,
+    doc_id: `passage ${hit.index + 1}`,
+    rank: place + 1,
+    first_stage_rank: hit.index + 1,
+    first_stage_score: null,
+    text: request.documents[hit.index],
+  }));
+  return { results: hits, query_truncated: meta.query_truncated, timings_ms: meta.timings_ms, damaged: [] };
+}
+
 $("search").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = settings();
   if (!given.q) return $("query").focus();
+  if (pasted && !passages().length) return $("passages").focus();
   if (address(given) !== location.search) history.pushState(null, "", address(given));
   search();
 });

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kalm_cache import KaLMReranker, PassageIndex
+from kalm_cache import Client, KaLMReranker, PassageIndex
 from kalm_cache.adapters import KaLMCrossEncoder
 from kalm_cache.errors import UsageError
 from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
@@ -22,9 +22,9 @@ def test_arguments_are_those_of_sentence_transformers(name: str) -> None:
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     theirs = inspect.signature(getattr(library.CrossEncoder, name)).parameters
     ours = inspect.signature(getattr(KaLMCrossEncoder, name)).parameters
-    assert set(theirs) - {"device", "pool", "chunk_size", "kwargs"} == set(ours) - {"ignored"}
-    same = set(ours) - {"ignored", "self"}
-    assert {key: ours[key].default for key in same} == {key: theirs[key].default for key in same}
+    assert [(key, each.kind, each.default) for key, each in ours.items()] == [
+        (key, each.kind, each.default) for key, each in theirs.items()
+    ]
 
 
 def test_predict_gives_arrays_tensors_lists_or_a_scalar(unpooled: KaLMReranker) -> None:
@@ -36,7 +36,10 @@ def test_predict_gives_arrays_tensors_lists_or_a_scalar(unpooled: KaLMReranker) 
     tensor = encoder.predict(PAIRS, convert_to_tensor=True)
     assert isinstance(tensor, torch.Tensor)
     assert tensor.tolist() == pytest.approx(expected, abs=1e-6)
-    assert encoder.predict(PAIRS, convert_to_numpy=False) == pytest.approx(expected, abs=1e-6)
+    listed = encoder.predict(PAIRS, convert_to_numpy=False)
+    assert isinstance(listed, list)
+    assert [(each.shape, each.dtype) for each in listed] == [((), torch.float32)] * len(PAIRS)
+    assert [each.item() for each in listed] == pytest.approx(expected, abs=1e-6)
     assert encoder.predict(PAIRS[0]) == pytest.approx(expected[0], abs=1e-6)
     assert np.ndim(encoder.predict(list(PAIRS[0]))) == 0
     assert encoder.predict([]).shape == (0,)
@@ -104,5 +107,14 @@ def test_what_is_no_pair_is_named_by_its_position(unpooled: KaLMReranker, inputs
 def test_what_would_leave_pairs_without_a_score_is_refused(unpooled: KaLMReranker) -> None:
     with pytest.raises(UsageError, match="leaves pairs without a score"):
         KaLMCrossEncoder(unpooled, on_missing="skip")
-    with pytest.raises(UsageError, match="apply_softmax"):
-        KaLMCrossEncoder(unpooled).predict(PAIRS, apply_softmax=True)
+
+
+def test_what_belongs_to_a_model_is_refused_beside_a_backend(index: PassageIndex, client: Client) -> None:
+    with pytest.raises(UsageError, match="max_length is for a model's name; this backend is open"):
+        KaLMCrossEncoder(index, max_length=9)
+    with pytest.raises(UsageError, match="cache is for a model's name"):
+        KaLMCrossEncoder(backend=client, cache="folder")
+    with pytest.raises(UsageError, match="the length that counts is the backend's"):
+        KaLMCrossEncoder(index).predict([(QUERY, STORED[0])], processing_kwargs={"max_length": 9})
+    with pytest.raises(UsageError, match="give a model's name or a backend; got both"):
+        KaLMCrossEncoder("tiny", backend=client)

@@ -9,6 +9,7 @@ import pytest
 
 from kalm_cache import AsyncClient, Client, PassageIndex
 from kalm_cache.errors import UsageError
+from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before haystack is imported: it reads the variable once
@@ -64,6 +65,32 @@ def test_a_service_is_named_by_its_address_and_its_key_by_a_variable(client: Cli
 def test_texts_are_encoded_by_a_model_that_is_named(mini_folder: Path) -> None:
     kept = adapters.KaLMRanker(model=str(mini_folder)).run(query=QUERY, documents=RETRIEVED)["documents"]
     assert len(kept) == len(IDS)
+
+
+def test_a_saved_pipeline_finds_what_the_first_one_encoded(tmp_path: Path) -> None:
+    pipeline = haystack.Pipeline()
+    ranker = adapters.KaLMRanker(model="tiny", cache=str(tmp_path), cache_gib=0.05, top_k=2)
+    pipeline.add_component("ranker", ranker)
+    loaded = haystack.Pipeline.loads(pipeline.dumps(), allowed_modules=[adapters.__name__])
+    kept = []
+    for each in (pipeline, loaded):
+        found = each.run({"ranker": {"query": QUERY, "documents": RETRIEVED}})["ranker"]["documents"]
+        kept.append([document.meta["id"] for document in found])
+        if each is loaded:
+            counts = each.get_component("ranker")._opened[0].cache.counts
+            assert (counts.hits, counts.misses) == (len(IDS), 0)
+            assert each.get_component("ranker").to_dict() == ranker.to_dict()
+            assert each.get_component("ranker").cache_gib == 0.05
+        each.get_component("ranker").close()
+    assert kept[0] == kept[1]
+
+
+def test_a_cache_belongs_to_a_model_and_is_saved_by_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cache is for a model that is named"):
+        adapters.KaLMRanker(base_url="http://a", cache="folder")
+    assert adapters.KaLMRanker(model="tiny", cache=tmp_path).to_dict()["init_parameters"]["cache"] == str(tmp_path)
+    with TextCache(TextCacheOptions(tmp_path, 32 << 20)) as cache, pytest.raises(UsageError, match="name its folder"):
+        adapters.KaLMRanker(model="tiny", cache=cache).to_dict()
 
 
 @pytest.mark.parametrize("named", [{}, {"base_url": "http://a", "index": "b"}])

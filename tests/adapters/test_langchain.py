@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+from typing import Any
+
 import anyio
 import pytest
 
-from kalm_cache import AsyncClient, Client, PassageIndex
+from kalm_cache import AsyncClient, Client, KaLMReranker, PassageIndex
+from kalm_cache.errors import UsageError
 from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
 
 documents = pytest.importorskip("langchain_core.documents", reason="langchain-core is not installed")
 adapters = pytest.importorskip("kalm_cache.adapters.langchain")
 
+TEXTS = dict.fromkeys(CORPUS[doc_id] for doc_id in IDS)
 RETRIEVED = [documents.Document(CORPUS[doc_id], metadata={"_id": doc_id, "page": 3}) for doc_id in IDS]
 
 
@@ -59,3 +65,34 @@ def test_a_retriever_that_compresses_is_a_search_and_a_rerank(index: PassageInde
     )
     [best] = chain.invoke(QUERY)
     assert best.metadata["_id"] == index.rerank(QUERY, IDS).results[0].doc_id
+
+
+def test_a_model_that_is_named_encodes_every_text_once(tmp_path: Path) -> None:
+    margins = [each["margin"] for each in KaLMReranker("tiny").rank(QUERY, list(TEXTS), return_margin=True)]
+    for hits in (0, len(TEXTS)):
+        compressor = adapters.KaLMCompressor(model="tiny", cache=tmp_path, cache_gib=0.05, top_n=len(TEXTS))
+        kept = compressor.compress_documents([documents.Document(text) for text in TEXTS], QUERY)
+        assert [each.metadata["relevance_margin"] for each in kept] == pytest.approx(margins, abs=2e-2)
+        assert anyio.run(compressor.acompress_documents, RETRIEVED, QUERY)  # their ids mean nothing to it
+        assert compressor._named.open().cache.counts.hits >= hits + len(TEXTS)
+        compressor.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "give a backend or a model's name; got none"),
+        ({"backend": object(), "model": "tiny"}, "give a backend or a model's name; got both"),
+        ({"backend": object(), "cache": True}, "cache is for a model that is named"),
+    ],
+)
+def test_there_is_one_backend_or_one_model(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        adapters.KaLMCompressor(**fields)
+
+
+def test_a_compressor_of_a_named_model_can_be_copied_and_pickled() -> None:
+    compressor = adapters.KaLMCompressor(model="tiny")
+    wanted = compressor.compress_documents(RETRIEVED, QUERY)
+    for copy in (compressor.model_copy(deep=True), pickle.loads(pickle.dumps(compressor))):
+        assert copy.compress_documents(RETRIEVED, QUERY) == wanted

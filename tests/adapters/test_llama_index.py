@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -77,3 +78,23 @@ def test_metadata_that_is_embedded_is_part_of_the_text_that_is_scored(unpooled: 
     assert "secret" not in text
     assert score(node) == pytest.approx(unpooled.predict([(QUERY, text)])[0], abs=1e-6)
     assert score(node) != pytest.approx(unpooled.predict([(QUERY, "They dance.")])[0], abs=1e-6)
+
+
+def test_a_model_that_is_named_encodes_every_text_once_and_is_saved_by_its_name(tmp_path: Path) -> None:
+    given = adapters.KaLMPostprocessor(model="tiny", cache=str(tmp_path), cache_gib=0.05, top_n=2)
+    kept = [hit.node.metadata["id"] for hit in given.postprocess_nodes(nodes(), query_str=QUERY)]
+    assert len(kept) == 2
+    given.close()
+    data = given.to_dict()
+    assert (data["model"], data["cache"]) == ("tiny", str(tmp_path))
+    again = adapters.KaLMPostprocessor.from_dict(data)
+    assert [hit.node.metadata["id"] for hit in again.postprocess_nodes(nodes(), query_str=QUERY)] == kept
+    assert (again._named.open().cache.counts.hits, again._named.open().cache.counts.misses) == (len(IDS), 0)
+    again.close()
+
+
+def test_there_is_one_backend_or_one_model() -> None:
+    with pytest.raises(UsageError, match="give a backend or a model's name; got none"):
+        adapters.KaLMPostprocessor()
+    with pytest.raises(UsageError, match="cache is for a model that is named"):
+        adapters.KaLMPostprocessor(backend=object(), cache="folder")

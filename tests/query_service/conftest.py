@@ -16,7 +16,7 @@ from kalm_cache.reranker import KaLMReranker
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.connections.limits import ConnectionLimits
-from query_service.server import address_of, bind, make_server, open_service
+from query_service.server import address_of, bind, make_server, open_service, open_text_service
 from tests import indexes
 from tests.indexes import make_embedder
 from tests.texts import DOCUMENTS, SENTENCES, long_text
@@ -49,6 +49,15 @@ def serving(folder: Path, **settings: object) -> Iterator[httpx.Client]:
     """A client of a service over an index, with settings of its own."""
     given = load_settings(**({"device": "cpu", "dtype": "float32"} | settings))
     with running(create_app(open_service(folder, given)), ConnectionLimits.from_settings(given)) as client:
+        yield client
+
+
+@contextmanager
+def serving_texts(model: Path, **settings: object) -> Iterator[httpx.Client]:
+    """A client of a service without an index."""
+    defaults = {"device": "cpu", "dtype": "float32", "max_length": MAX_LENGTH, "codec": "fp32"}
+    given = load_settings(model=str(model), **(defaults | settings))
+    with running(create_app(open_text_service(given)), ConnectionLimits.from_settings(given)) as client:
         yield client
 
 

@@ -30,6 +30,7 @@ def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) 
         "reload_failure": None,
         "behind": None,
         "prefix_cache": None,
+        "text_cache": None,
     }
 
 

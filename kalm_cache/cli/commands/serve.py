@@ -1,4 +1,4 @@
-"""`kalm-cache serve`: the query service over one index."""
+"""`kalm-cache serve`: the query service over one index, or over a model alone."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ class ServiceOptions:
     with_encoder: Annotated[
         bool | None, typer.Option("--with-encoder/--without-encoder", help="Score raw documents too.")
     ] = None
+    text_cache: Annotated[
+        str | None, typer.Option("--text-cache", help="Folder that keeps encoded texts; implies the encoder.")
+    ] = None
+    text_cache_gib: Annotated[
+        float | None, typer.Option("--text-cache-gib", help="What the text cache may take on disk; 4 by default.")
+    ] = None
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; they share weights and index.")] = None
     api_keys_file: Annotated[
         Path | None, typer.Option("--api-keys-file", help="Bearer keys, one a line; or KALM_CACHE_API_KEYS.")
@@ -33,13 +39,16 @@ class ServiceOptions:
 
 
 def serve(
-    index: opt.IndexFolder,
     service: ServiceOptions,
     model: opt.ModelOptions,
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Folder of the index; without one, --text-cache.")
+    ] = None,
     config: opt.ConfigFile = None,
 ) -> None:
-    """Serve an index over HTTP until SIGTERM: /search, /rerank, /score, /metrics, /docs, and a page at /.
+    """Serve over HTTP until SIGTERM: /search, /rerank, /score, /metrics, /docs, and a page at /.
 
+    Without --index, and with --text-cache, all but /search: a rerank server for texts, each encoded once.
     Every other limit is a setting: see kalm-cache config show.
     """
     from query_service.server import run_server

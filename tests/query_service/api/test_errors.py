@@ -132,7 +132,7 @@ def test_raw_documents_without_the_encoder_are_a_400_with_the_way_out(
 
 def test_an_encoder_of_another_model_is_a_409(index_folder: Path, tmp_path: Path) -> None:
     opened = open_service(index_folder, load_settings(device="cpu", dtype="float32"))
-    other = DocumentEncoder(opened.live.served.index, str(make_checkpoint(tmp_path / "other", seed=1)))
+    other = DocumentEncoder(opened.live.served.model, str(make_checkpoint(tmp_path / "other", seed=1)))
     opened.live.served.documents = other
     with running(create_app(opened)) as client:
         error = failure(client, "/rerank", 409, json=Q | {"documents": ["a text"]})

@@ -72,6 +72,7 @@ def test_the_envelope_has_what_the_clients_of_all_services_read(service: httpx.C
         "missing": [],
         "damaged": [],
         "unused_fields": [],
+        "cache_sources": {"index_id": 2},
     }
     assert {*map(frozenset, answer["results"])} == {frozenset({"index", "relevance_score", "score", "doc_id", "cache"})}
 

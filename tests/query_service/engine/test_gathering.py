@@ -12,10 +12,10 @@ import pytest
 
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
-from query_service.engine import gathering
 from query_service.engine.admission import ENCODING
 from query_service.engine.documents import DocumentEncoder
 from query_service.engine.service import Service
+from query_service.engine.texts import obtain
 from query_service.server import open_service
 from tests.query_service.conftest import running
 from tests.waiting import wait_for
@@ -44,8 +44,8 @@ class Watched:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """One document a piece of work."""
-    monkeypatch.setattr(gathering, "ENCODE_TOKENS", 1)
-    monkeypatch.setattr(gathering, "TOKENIZED_CHARS", 1)
+    monkeypatch.setattr(obtain, "ENCODE_TOKENS", 1)
+    monkeypatch.setattr(obtain, "TOKENIZED_CHARS", 1)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_nothing_new_is_no_swap(live: LiveIndex) -> None:
 def test_generations_of_one_model_share_its_weights_and_the_embedder(live: LiveIndex, folder: Path) -> None:
     before = live.served
     assert before.documents is not None
-    before.documents.tokenize(["a text"])  # loads the encoder
+    before.documents.load()
     delete_passages(["s1"], folder)
     live.reload()
     assert live.served.index.query_side is before.index.query_side

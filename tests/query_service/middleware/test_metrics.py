@@ -103,13 +103,15 @@ def test_stages_batches_and_the_queue(metrics: Metrics) -> None:
 
 
 def test_what_is_read_cut_or_damaged(metrics: Metrics) -> None:
-    metrics.passages(hits=9, encoded=2)
-    metrics.passages(hits=1, missing=4)
+    metrics.passages({"index_id": 6, "text_cache": 2, "in_flight": 1, "encoded": 2})
+    metrics.passages({"index_id": 1}, missing=4)
     metrics.read(12_345)
     metrics.truncated(queries=1, documents=3)
     metrics.damaged(2)
     rendered = metrics.render()
     assert [value(rendered, "passages_total", cache=cache) for cache in ("hit", "encoded", "miss")] == [10, 2, 4]
+    sources = ("index_id", "text_cache", "in_flight", "encoded")
+    assert [value(rendered, "passage_sources_total", source=source) for source in sources] == [7, 2, 1, 2]
     assert value(rendered, "read_bytes_total") == 12_345
     assert [value(rendered, "truncated_total", what=what) for what in ("query", "document")] == [1, 3]
     assert value(rendered, "damaged_records_total") == 2
@@ -185,3 +187,12 @@ def test_worker_processes_count_together_and_gauges_of_a_dead_one_end(tmp_path: 
     assert value(rendered, "queue_depth") == 7
     assert value(rendered, "generation") == 1  # the oldest that a living worker serves
     assert value(rendered, "info", version="0.1.0", model="tiny") == 1
+
+
+def test_the_text_caches_counts_are_taken_over_as_they_grow(metrics: Metrics) -> None:
+    for hits, written in ((3, 0), (3, 2), (5, 2)):
+        metrics.text_cache(is_off=False, counts={"hits": hits, "written": written})
+    metrics.text_cache(is_off=True, counts={"hits": 5, "written": 2})
+    rendered = metrics.render()
+    assert [value(rendered, "text_cache_passages_total", event=event) for event in ("hits", "written")] == [5, 2]
+    assert value(rendered, "text_cache_off") == 1

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from benchmarks.screenshot import find_chromium, open_chromium
 from kalm_cache.settings import load_settings
 from tests.indexes import build
-from tests.query_service.conftest import serving
+from tests.query_service.conftest import serving, serving_texts
 
 QUERY = "Who leads the bees to the flowers?"
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script><b>bold</b> bees &amp; flowers'
@@ -43,6 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def api(folder: Path) -> Iterator[httpx.Client]:
     with serving(folder) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def text_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with serving_texts(Path("tiny"), text_cache=str(tmp_path_factory.mktemp("texts"))) as client:
         yield client
 
 

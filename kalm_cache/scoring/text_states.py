@@ -1,0 +1,213 @@
+"""Texts → pooled states: from the text cache, else encoded and put into it. Knows nothing of queries.
+
+Legend: P pooled states of a passage, D state width.
+
+A text is looked up by itself. One that is not there is tokenised; if it has more tokens than count, it is looked up by
+those that do, so that what never reaches the model makes no new entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kalm_cache.codec import Codec
+from kalm_cache.errors import DamagedRecordError
+from kalm_cache.model.checkpoint import Checkpoint
+from kalm_cache.model.precision import dtype_name, stream_dtype
+from kalm_cache.model.prompts import PASSAGE_TEMPLATE, CutSide, Tokens
+from kalm_cache.progress_bar import Advance
+from kalm_cache.scoring.passage_side import PassageSide
+from kalm_cache.scoring.pooling import PooledPassage, check_chunk_size, mean_pool
+from kalm_cache.storage.record import Record
+from kalm_cache.storage.text_cache.text_cache import Namespace, TextCache
+
+FORMAT = 1
+WHOLE, CUT = b"t", b"k"  # what a key is the hash of: a text, or the tokens of one that was cut
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """Distinct texts, as a request needs them.
+
+    found: passages that the cache held, states (P, D) float32. missing: the tokens of the others.
+    """
+
+    found: dict[str, PooledPassage]
+    missing: dict[str, Tokens]
+
+
+class Tokenizing(Protocol):
+    """Makes tokens of passages; a `PassageSide` does, and it needs no encoder."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a passage that count."""
+
+    def tokenize(self, documents: Sequence[str], cut_side: CutSide = "right") -> list[Tokens]:
+        """The tokens of each document that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextStates:
+    """The states of any text: `look_up` reads and tokenises, `encode` computes and gives the cache what it computed.
+
+    chunk_size: the ratio that is stored; any multiple of it can be asked for.
+    """
+
+    namespace: Namespace
+    codec: Codec
+    chunk_size: int
+
+    def holds(self, texts: Sequence[str]) -> bool:
+        """Whether each text is there by itself. A look-up may yet find one damaged, too old, or gone."""
+        return self.namespace.cache.holds([self.namespace.key(WHOLE, text.encode()) for text in texts])
+
+    def look_up(
+        self, side: Tokenizing, texts: Sequence[str], *, chunk_size: int, cut_side: CutSide = "right"
+    ) -> LookedUp:
+        """Find what the cache holds; a damaged or unknown record counts as missing.
+
+        Args:
+            side: tokenises; its `max_length` tokens of a passage count.
+            texts: as the encoder gets them, with their titles.
+            chunk_size: a multiple of the stored one.
+            cut_side: where a passage that is too long loses tokens.
+
+        Raises:
+            UsageError: `chunk_size` is no multiple of the stored one.
+        """
+        check_chunk_size(self.chunk_size, chunk_size)
+        keys = {text: self.namespace.key(WHOLE, text.encode()) for text in texts}
+        records = self._records(keys)
+        records = {text: record for text, record in records.items() if record.tokens <= side.max_length}
+        rest = [text for text in keys if text not in records]
+        missing = dict(zip(rest, side.tokenize(rest, cut_side), strict=True)) if rest else {}
+        records |= self._records(
+            {text: self._key(text, tokens) for text, tokens in missing.items() if tokens.truncated}
+        )
+        found = self._decode(records, chunk_size)
+        return LookedUp(found, {text: tokens for text, tokens in missing.items() if text not in found})
+
+    def encode(self, side: PassageSide, missing: Mapping[str, Tokens], *, chunk_size: int) -> dict[str, PooledPassage]:
+        """Encode one batch, states (P, D) in the run's dtype, and queue it to be cached."""
+        tokens = list(missing.values())
+        stored = replace(side, chunk_size=self.chunk_size).encode(tokens)
+        for text, one, states in zip(missing, tokens, stored, strict=True):
+            self._put(self._key(text, one), one, states)
+        lengths = [len(one.ids) for one in tokens]
+        pooled = mean_pool(torch.cat(stored), lengths, chunk_size, stored_chunk_size=self.chunk_size)
+        return {
+            text: PooledPassage(len(one.ids), one.truncated, states)
+            for text, one, states in zip(missing, tokens, pooled, strict=True)
+        }
+
+    def _key(self, text: str, tokens: Tokens) -> bytes:
+        if not tokens.truncated:
+            return self.namespace.key(WHOLE, text.encode())
+        return self.namespace.key(CUT, np.asarray(tokens.ids, dtype="<u4").tobytes())
+
+    def _records(self, keys: Mapping[str, bytes]) -> dict[str, Record]:
+        found = self.namespace.cache.find(list(keys.values())) if keys else []
+        return {text: record for text, record in zip(keys, found, strict=True) if record is not None}
+
+    def _put(self, key: bytes, tokens: Tokens, states: Tensor) -> None:
+        def make() -> Record:
+            payload = self.codec.encode(states.float().cpu().numpy())
+            width = states.shape[1]
+            return Record(self.codec.number, self.chunk_size, width, len(tokens.ids), tokens.truncated, payload)
+
+        self.namespace.cache.put(key, states.numel() * states.element_size(), make)
+
+    def _decode(self, records: Mapping[str, Record], chunk_size: int) -> dict[str, PooledPassage]:
+        """Records → passages; one that does not decode is left out."""
+        try:
+            return self._decode_all(records, chunk_size)
+        except DamagedRecordError:
+            sound: dict[str, PooledPassage] = {}
+            for text, record in records.items():
+                try:
+                    sound |= self._decode_all({text: record}, chunk_size)
+                except DamagedRecordError:
+                    continue
+            return sound
+
+    def _decode_all(self, records: Mapping[str, Record], chunk_size: int) -> dict[str, PooledPassage]:
+        if not records:
+            return {}
+        chosen = list(records.values())
+        rows, width = [record.rows for record in chosen], chosen[0].width
+        states = torch.empty(sum(rows), width)
+        self.codec.decode_many([record.payload for record in chosen], rows, width, states.numpy())
+        lengths = [record.tokens for record in chosen]
+        pooled = mean_pool(states, lengths, chunk_size, stored_chunk_size=self.chunk_size)
+        return {
+            text: PooledPassage(record.tokens, record.truncated, each)
+            for (text, record), each in zip(records.items(), pooled, strict=True)
+        }
+
+
+def open_text_states(
+    cache: TextCache, checkpoint: Checkpoint, codec: Codec, *, dtype: torch.dtype, chunk_size: int
+) -> TextStates:
+    """The part of a cache whose states `checkpoint` computes in `dtype` and `codec` stores at `chunk_size`."""
+    return text_states(cache, checkpoint.digest(), codec, dtype=dtype, chunk_size=chunk_size)
+
+
+def text_states(cache: TextCache, model: str, codec: Codec, *, dtype: torch.dtype, chunk_size: int) -> TextStates:
+    """As `open_text_states`, for the checkpoint with the digest `model`."""
+    namespace = cache.namespace(
+        {
+            "format": FORMAT,
+            "model": model,  # weights, configuration and tokenizer
+            "passage_template": PASSAGE_TEMPLATE,
+            "dtype": dtype_name(dtype),
+            "codec": codec.name,
+            "chunk_size": chunk_size,
+        }
+    )
+    return TextStates(namespace, codec, chunk_size)
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """A passage side, and the part of a cache that holds its states; `cached` is `None` where there is none."""
+
+    side: PassageSide
+    cached: TextStates | None = None
+
+    def states(self, texts: Sequence[str], batch_size: int, advance: Advance) -> dict[str, Tensor]:
+        """The states (P, D) of each distinct text, in the run's dtype, on its device.
+
+        Args:
+            texts: as the encoder gets them.
+            batch_size: of those encoded together.
+            advance: gets how many texts came to be done.
+        """
+        looked_up = self._look_up(list(dict.fromkeys(texts)))
+        dtype = stream_dtype(self.side.dtype)
+        states = {text: found.states.to(self.side.device, dtype) for text, found in looked_up.found.items()}
+        advance(len(states))
+        # products run over real tokens alone; attention's buffers are padded to the longest passage of a batch
+        left = sorted(looked_up.missing.items(), key=lambda item: -len(item[1].ids))
+        for start in range(0, len(left), batch_size):
+            batch = dict(left[start : start + batch_size])
+            states |= self._encode(batch)
+            advance(len(batch))
+        return states
+
+    def _look_up(self, texts: list[str]) -> LookedUp:
+        if self.cached is None:
+            return LookedUp({}, dict(zip(texts, self.side.tokenize(texts), strict=True)))
+        return self.cached.look_up(self.side, texts, chunk_size=self.side.chunk_size)
+
+    def _encode(self, batch: dict[str, Tokens]) -> dict[str, Tensor]:
+        if self.cached is None:
+            return dict(zip(batch, self.side.encode(list(batch.values())), strict=True))
+        encoded = self.cached.encode(self.side, batch, chunk_size=self.side.chunk_size)
+        return {text: passage.states for text, passage in encoded.items()}

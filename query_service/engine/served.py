@@ -1,0 +1,76 @@
+"""The model that is served, and how it takes a text: as an index made its passages, or as the settings say."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from kalm_cache.codec import get_codec
+from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.precision import resolve_device, resolve_dtype
+from kalm_cache.passage import PassageTemplate
+from kalm_cache.scoring.query_side import QuerySide, load_query_side
+from kalm_cache.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A decoder, and what texts must have in common that it scores together.
+
+    name: alias, folder or hub id. digest: of its checkpoint. created: when the index was made, or the service started,
+    seconds since 1970. max_length: tokens of a passage that count. chunk_size: pooling ratio of answers that say none.
+    stored_chunk_size, codec: of states that are kept.
+    """
+
+    name: str
+    digest: str
+    created: int
+    query_side: QuerySide
+    passage_template: PassageTemplate
+    max_length: int
+    chunk_size: int
+    stored_chunk_size: int
+    codec: str
+
+
+def model_of_index(index: PassageIndex) -> ServedModel:
+    """The model that built an index, with the index's settings."""
+    manifest = index.generation.manifest
+    built = manifest.fingerprint
+    return ServedModel(
+        name=manifest.model,
+        digest=built.model,
+        created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
+        query_side=index.query_side,
+        passage_template=index.passage_template,
+        max_length=built.max_length,
+        chunk_size=index.chunk_size,
+        stored_chunk_size=built.chunk_size,
+        codec=built.codec,
+    )
+
+
+def load_model(settings: Settings) -> ServedModel:
+    """The model of the settings, to serve without an index. Loads its decoder alone.
+
+    Raises:
+        CheckpointError: the model is missing or incomplete.
+        UsageError: the device, the dtype or the codec is unknown.
+    """
+    checkpoint, device = open_checkpoint(settings.model), resolve_device(settings.device)
+    codec = get_codec(settings.codec).name
+    dtype = resolve_dtype(settings.dtype, device)
+    side = load_query_side(checkpoint, device=device, dtype=dtype, query_max_length=settings.query_max_length)
+    return ServedModel(
+        name=settings.model,
+        digest=checkpoint.digest(),
+        created=int(time.time()),
+        query_side=side,
+        passage_template=PassageTemplate(settings.passage_template),
+        max_length=settings.max_length,
+        chunk_size=settings.chunk_size,
+        stored_chunk_size=settings.chunk_size,
+        codec=codec,
+    )
