@@ -21,6 +21,7 @@ from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import load_prompt_tokenizer
 from kalm_cache.settings import Settings
 from kalm_cache.storage.block_file import COPIED_BYTES
+from kalm_cache.storage.content_lookup import CONTENTS_FILE
 from kalm_cache.storage.locks import LOCK, exclude
 from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
 
@@ -116,7 +117,8 @@ def count_files(index: Path | None) -> int:
     manifest = _manifest(index)
     stores = {} if manifest is None else manifest.files
     return sum(
-        name.endswith((STATES_FILE, PASSAGES_FILE)) and receipt.bytes > COPIED_BYTES for name, receipt in stores.items()
+        name.endswith((STATES_FILE, PASSAGES_FILE, CONTENTS_FILE)) and receipt.bytes > COPIED_BYTES
+        for name, receipt in stores.items()
     )
 
 

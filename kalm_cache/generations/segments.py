@@ -92,6 +92,22 @@ class SegmentSet:
         """Ordinal and content hash of each id; `None` where no such passage is shown."""
         return self.ask(doc_ids, lambda segment, some: self.segments[segment].store.metas(some))
 
+    def find_contents(self, content_hashes: Sequence[bytes]) -> list[str | None]:
+        """The id of a passage that is shown and has each content (16 B, `Passage.content_hash`); `None` = none has."""
+        found: dict[bytes, str] = {}
+        for segment in self.segments:
+            left = [one for one in content_hashes if one not in found]
+            for content_hash, ordinals in zip(left, segment.store.find_contents(left), strict=True):
+                for doc_id in segment.store.find_doc_ids(ordinals):
+                    if isinstance(doc_id, str) and self._has_content(doc_id, content_hash):
+                        found.setdefault(content_hash, doc_id)
+        return [found.get(one) for one in content_hashes]
+
+    def _has_content(self, doc_id: str, content_hash: bytes) -> bool:
+        """Whether the passage is shown, and is the one that was looked for: a damaged lookup may say otherwise."""
+        (meta,) = self.metas([doc_id])
+        return isinstance(meta, PassageMeta) and meta.content_hash == content_hash
+
     def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""
         return [require_undamaged(text) for text in self.find_texts(doc_ids)]

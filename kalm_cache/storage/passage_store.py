@@ -8,6 +8,7 @@ them. Checked with LMDB 0.9.36 (py-lmdb 3.0.0), and by tests/storage/test_lmdb_p
     states.lmdb    blocks    doc id -> record (see record.py)
     passages.lmdb  passages  doc id -> ordinal i64, content hash 16 B; the text as a zstd frame, empty: none is kept
                    numbers   ordinal, big-endian -> doc id
+    contents.bin   content hash -> ordinal (content_lookup.py); segments of earlier versions have none
     store.json     counts, the next ordinal to give, and what the pages of both files hash to (see lmdb_pages.py)
 
 Everything is an entry of a block, where its checksum is verified (checksummed_block.py). The two files hold the same
@@ -32,6 +33,7 @@ from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json_ob
 from kalm_cache.storage.block_file import BlockFile, BlockReader
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.checksummed_block import COMMON_BYTES, Entry, Kind
+from kalm_cache.storage.content_lookup import ContentLookup
 from kalm_cache.storage.record import STATES, Record, unpack_record
 from kalm_cache.system import refused
 
@@ -89,6 +91,7 @@ class PassageStore:
         self.folder = folder
         self.seal = read_seal(folder)
         trees = self.seal.trees
+        self._contents = ContentLookup(folder)
         self._states = BlockFile(folder / STATES_FILE, STATES_DATABASES, trees[STATES_FILE])
         try:
             self._passages = BlockFile(folder / PASSAGES_FILE, PASSAGES_DATABASES, trees[PASSAGES_FILE])
@@ -128,6 +131,10 @@ class PassageStore:
         with self._passages.reading("passages") as passages:
             entries = [_find(passages, key_of(doc_id)) for doc_id in doc_ids]
         return [meta_of(entry) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def find_contents(self, content_hashes: Sequence[bytes]) -> list[list[int]]:
+        """The ordinals of the passages that have each content (16 B), tombstoned ones included."""
+        return self._contents.find(content_hashes)
 
     def texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each id, `None` where none is kept. Raises `DamagedRecordError`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kalm_cache.storage.block_file import BlockWriter, digest_of
 from kalm_cache.storage.checksummed_block import Buffer, Entry, checksum
+from kalm_cache.storage.content_lookup import CONTENTS_FILE, ContentWriter
 from kalm_cache.storage.durable import publish_file, write_atomically
 from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.passage_store import (
@@ -23,6 +24,7 @@ from kalm_cache.storage.passage_store import (
     STATES_FILE,
     PassageMeta,
     Seal,
+    meta_of,
     ordinal_key,
 )
 from kalm_cache.storage.record import STATES, Record
@@ -42,6 +44,7 @@ class StoreWriter:
         self._records = BlockWriter(self._states, "blocks", STATES)
         self._metas = BlockWriter(self._passages, "passages", PASSAGES)
         self._ordinals = BlockWriter(self._passages, "numbers", ORDINALS)
+        self._contents = ContentWriter()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -56,12 +59,15 @@ class StoreWriter:
         crc = checksum(STATES, common, key, fields, record.payload)
         self._records.add(common, key, fields, record.payload, crc)
         fields = meta.pack()
+        self._contents.add(meta.content_hash, meta.ordinal)
         self._metas.add(NO_COMMON, key, fields, text, checksum(PASSAGES, NO_COMMON, key, fields, text))
 
     def copy(self, common: bytes, state: Entry, passage: Entry) -> None:
         """Append a passage of another sealed segment as it is stored there, in rising order of keys."""
         self._records.add(common, state.key, state.fields, state.payload, state.crc)
         self._metas.add(NO_COMMON, passage.key, passage.fields, passage.payload, passage.crc)
+        meta = meta_of(passage)
+        self._contents.add(meta.content_hash, meta.ordinal)
 
     def finish(self, ordinals: Iterable[tuple[int, bytes]], next_ordinal: int) -> Seal:
         """Write the ordinals, rising, and seal. Raises `StoreError` unless there is one for each passage."""
@@ -73,6 +79,7 @@ class StoreWriter:
         assert self._records.entries == self._metas.entries == self._ordinals.entries
         self.__exit__()
         trees = {name: _publish(self._folder / name) for name in (STATES_FILE, PASSAGES_FILE)}
+        self._contents.write(self._folder)
         seal = Seal(self._metas.entries, next_ordinal, trees)
         write_atomically(self._folder / SEAL_FILE, seal.to_json())
         return seal
@@ -80,7 +87,7 @@ class StoreWriter:
 
 def unseal(folder: Path) -> None:
     """Remove the sealed files of a folder, finished or not; the mark that they are finished goes first."""
-    for name in (SEAL_FILE, STATES_FILE, PASSAGES_FILE):
+    for name in (SEAL_FILE, STATES_FILE, PASSAGES_FILE, CONTENTS_FILE):
         for path in (folder / name, folder / f"{name}.tmp", folder / f"{name}{SUFFIX}"):
             path.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.storage.content_lookup import CONTENTS_FILE
 from kalm_cache.storage.passage_store import (
     PASSAGES_FILE,
     SEAL_FILE,
@@ -195,7 +196,7 @@ def test_without_its_last_step_nothing_is_sealed_and_the_next_attempt_starts_ove
     with pytest.raises(StoreError, match=r"store\.json: cannot be read"):
         PassageStore(tmp_path)
     write_store(tmp_path, PASSAGES)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [PASSAGES_FILE, STATES_FILE, SEAL_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONTENTS_FILE, PASSAGES_FILE, STATES_FILE, SEAL_FILE]
     assert set(read_contents(tmp_path).blocks) == {key_of(doc_id) for doc_id in PASSAGES}
 
 

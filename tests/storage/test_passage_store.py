@@ -10,6 +10,7 @@ import pytest
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage import lmdb_file
+from kalm_cache.storage.content_lookup import CONTENTS_FILE
 from kalm_cache.storage.passage_store import (
     PASSAGES_FILE,
     SEAL_FILE,
@@ -109,7 +110,7 @@ def test_a_store_larger_than_its_first_map_and_many_blocks_is_whole(tmp_path: Pa
 
 def test_reading_leaves_no_lock_file_and_does_not_change_the_files(folder: Path):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
-    assert sorted(path.name for path in before) == [PASSAGES_FILE, STATES_FILE, SEAL_FILE]
+    assert sorted(path.name for path in before) == [CONTENTS_FILE, PASSAGES_FILE, STATES_FILE, SEAL_FILE]
     for path in before:
         path.chmod(0o444)
     with PassageStore(folder) as store:
