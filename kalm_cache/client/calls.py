@@ -81,6 +81,7 @@ class RerankOptions(TypedDict, total=False):
     on_missing: what becomes of what the index does not hold: `error`, `skip`, or `encode` (where there is a text, and
         the service has the encoder); `None` = error for ids, encode for documents.
     truncate: false makes too long a text an error; true cuts it, and the answer says so.
+    cache: false: the texts are private; the service neither looks them up nor keeps their states.
     """
 
     top_n: int | None
@@ -89,6 +90,7 @@ class RerankOptions(TypedDict, total=False):
     with_text: bool
     on_missing: OnMissing | None
     truncate: bool
+    cache: bool
     timeout_ms: int | None
 
 
@@ -106,6 +108,7 @@ class ScoreOptions(TypedDict, total=False):
     instruction: str | None
     chunk_size: int | None
     truncate: bool
+    cache: bool
     timeout_ms: int | None
     batch_size: int | None
 
@@ -186,7 +189,7 @@ def rerank(
         top_n=check_limit(options.get("top_n"), "top_n"),
         return_margin=True,
         return_documents=with_text and (texts is None or None in texts),  # what fields make, the service says
-        **_same(options, "instruction", "chunk_size", "on_missing", "truncate", "timeout_ms"),
+        **_same(options, "instruction", "chunk_size", "on_missing", "truncate", "cache", "timeout_ms"),
     )
     return Call("/rerank", body, lambda answer: read_rerank(answer, query, texts if with_text else None))
 
@@ -194,7 +197,7 @@ def rerank(
 def score(pairs: Iterable[PairLike], options: ScoreOptions) -> Iterator[Call[list[PairScore]]]:
     """Pairs in requests of `batch_size`; joined, their values are in the order of the pairs."""
     size = check_limit(options.get("batch_size"), "batch_size") or PAIRS_PER_REQUEST
-    common = _same(options, "instruction", "chunk_size", "truncate", "timeout_ms")
+    common = _same(options, "instruction", "chunk_size", "truncate", "cache", "timeout_ms")
     for batch in _batches((_pair(f"pairs[{i}]", pair) for i, pair in enumerate(as_list(pairs, "pairs", PAIRS))), size):
         yield Call("/score", _given(pairs=batch, return_margin=True, **common), _exactly(len(batch), read_scores))
 

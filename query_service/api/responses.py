@@ -59,8 +59,9 @@ class Meta(BaseModel):
 
     `truncated`: positions of passages that were cut; `missing` and `damaged`: ids that have no result, as the index
     does not hold them, or holds them damaged; `unused_fields`: what the request says and nobody heeded;
-    `cache_sources`: how many passages' states came from where: `index_id` (the index, by id), `text_cache`, `in_flight`
-    (another request that encoded them), `encoded`. `api_version` and `billed_units` are for clients of Cohere.
+    `cache_sources`: how many passages' states came from where: `index_id` and `index_text` (the index, by id and by
+    text), `text_cache`, `in_flight` (another request that encoded them), `encoded`. `api_version` and `billed_units`
+    are for clients of Cohere.
     """
 
     index_version: str

@@ -74,10 +74,11 @@ class ScoringOptions:
 class Gathered:
     """Passages ready for the decoder with the sources of their states, and those on the way there: stored ones, texts.
 
-    `damaged` and `missing` ones cannot be had. `encodes`: some text is likely to be encoded.
+    `stored`: the id under which the index holds each. `damaged` and `missing` ones cannot be had. `encodes`: some text
+    is likely to be encoded.
     """
 
-    stored: list[StoredPassage] = field(default_factory=list)
+    stored: dict[AnyPassage, str] = field(default_factory=dict)
     texts: list[AnyPassage] = field(default_factory=list)
     encodes: bool = False
     ready: dict[AnyPassage, PooledPassage | CachedPrefix] = field(default_factory=dict)
@@ -122,19 +123,30 @@ async def _obtain_texts(context: RequestContext, options: ScoringOptions, gather
 async def _read_stored(
     context: RequestContext, prompts: Sequence[PromptTokens], options: ScoringOptions, gathered: Gathered
 ) -> None:
-    stored, present = context.index.stored, gathered.stored
-    doc_ids = [passage.doc_id for passage in present]
+    stored, present, doc_ids = context.index.stored, list(gathered.stored), list(gathered.stored.values())
     lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
     read = await context.prepare(stored, lookup)
-    unfit = [present[i].doc_id for i, each in zip(read.positions, read.passages, strict=True) if not options.fits(each)]
+    unfit = [doc_ids[i] for i, each in zip(read.positions, read.passages, strict=True) if not options.fits(each)]
     if unfit:
         raise UsageError(
             f"{len(unfit)} stored passages, as {unfit[0]!r}, are longer than asked for or cut at their end; send their "
             "texts to have them cut otherwise, or leave max_tokens_per_doc and truncation_side out"
         )
     gathered.ready |= {present[i]: passage for i, passage in zip(read.positions, read.passages, strict=True)}
-    gathered.sources |= dict.fromkeys(present, "index_id")
+    gathered.sources |= {each: _source(each, doc_id) for each, doc_id in gathered.stored.items()}
+    by_text = {doc_id for each, doc_id in gathered.stored.items() if _source(each, doc_id) == "index_text"}
+    context.counts.found_by_text(
+        sum(gathered.sources[each] == "index_text" for each in present if each in gathered.ready)
+    )
+    if context.documents is not None:  # whose text is at hand is encoded rather than left out
+        gathered.texts += [each for each in present if gathered.stored[each] in by_text and each not in gathered.ready]
+        read.damaged[:] = [record for record in read.damaged if record.doc_id not in by_text]
     gathered.damaged += read.damaged
+
+
+def _source(passage: AnyPassage, doc_id: str) -> Source:
+    """Whether the index was asked for the passage by this id, or found it by its text."""
+    return "index_id" if isinstance(passage, StoredPassage) and passage.doc_id == doc_id else "index_text"
 
 
 def find_passages(
@@ -152,7 +164,7 @@ def find_passages(
     metas = [None] * len(wanted) if index is None else index.store.metas(doc_ids)
     found = {passage: None for passage, meta in zip(wanted, metas, strict=True) if _is_stored(passage, meta)}
     cut = {each for each in found if each.text is not None and _cut_otherwise(context, each.text, options)}
-    gathered.stored = [passage for passage in found if passage not in cut]
+    gathered.stored = {passage: passage.doc_id for passage in found if passage not in cut}
     missing = [passage for passage in wanted if passage not in found]
     gathered.texts = [passage for passage in distinct if isinstance(passage, RawPassage) or passage in cut]
     if options.on_missing == "encode":
@@ -160,9 +172,26 @@ def find_passages(
         missing = [passage for passage in missing if passage.text is None]
     if missing and options.on_missing != "skip":
         raise NoIndexError if index is None else UnknownIdError([passage.doc_id for passage in missing])
+    gathered.stored |= _find_by_text(context, gathered.texts, options)
+    gathered.texts = [passage for passage in gathered.texts if passage not in gathered.stored]
     gathered.encodes = bool(gathered.texts) and not _are_cached(context, gathered.texts, options)
     gathered.missing = [passage.doc_id for passage in missing]
     context.counts.missing += len(missing)
+
+
+def _find_by_text(
+    context: RequestContext, texts: Sequence[AnyPassage], options: ScoringOptions
+) -> dict[AnyPassage, str]:
+    """The ids of passages of the index that have these very texts, cut as the options ask; none for private texts."""
+    index, chunk_size = context.served.index, options.chunk_size or context.model.chunk_size
+    if index is None or not options.cache or chunk_size % context.model.stored_chunk_size:
+        return {}
+    contents = [Passage("", passage.text or "").content_hash() for passage in texts]
+    return {
+        passage: doc_id
+        for passage, doc_id in zip(texts, index.store.find_contents(contents), strict=True)
+        if doc_id is not None and not _cut_otherwise(context, passage.text or "", options)
+    }
 
 
 def _are_cached(context: RequestContext, texts: Sequence[AnyPassage], options: ScoringOptions) -> bool:

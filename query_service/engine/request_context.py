@@ -55,6 +55,12 @@ class Counts:
         self.damaged += len(lookup.damaged)
         self.read_bytes += lookup.payload_bytes
 
+    def found_by_text(self, passages: int) -> None:
+        """So many of those that were looked up were found by their texts, and not by the ids of the request."""
+        if passages:
+            self._count("index_id", -passages)
+            self._count("index_text", passages)
+
     def add_texts(self, sources: Sequence[Source]) -> None:
         """States of texts came from these."""
         for source in sources:

@@ -33,7 +33,7 @@ CLIENT_LEFT = "499"
 RESTARTS = ("kalm_cache_worker_restarts", "Worker processes started again.")
 
 TEXT_CACHE_EVENTS = ("hits", "misses", "expired", "damaged", "written", "dropped", "evicted")
-Source = Literal["index_id", "text_cache", "in_flight", "encoded"]  # of a passage's states
+Source = Literal["index_id", "index_text", "text_cache", "in_flight", "encoded"]  # of a passage's states
 Stage = Literal["queue", "first_stage", "read", "decode", "encode"]
 Rejection = Literal["queue_full", "deadline", "disconnected", "draining"]
 

@@ -53,7 +53,9 @@ def test_only_texts_that_are_not_stored_are_sent_and_encoded(
     assert [pair["document"] for pair in sent[1][1]["pairs"]] == ["A text about bees.", CORPUS["s1"]]
     texts = [(QUERY, "A text about bees."), (QUERY, CORPUS["s1"])]
     encoded = [pair["margin"] for pair in unpooled.predict(texts, return_margin=True)]
-    assert [by_index(ranking)[4], by_index(ranking)[5]] == pytest.approx(encoded, abs=1e-4)
+    assert [by_index(ranking)[4], by_index(ranking)[5]] == pytest.approx(
+        encoded, abs=1e-3
+    )  # the second one is stored, in fp16
 
 
 def test_an_index_encodes_what_it_does_not_hold_by_the_reranker_beside_it(
@@ -61,7 +63,7 @@ def test_an_index_encodes_what_it_does_not_hold_by_the_reranker_beside_it(
 ) -> None:
     local = Scorer(index, unpooled, "encode").score(QUERY, MIXED)
     served = Scorer(client, on_missing="encode").score(QUERY, MIXED)
-    assert by_index(local) == pytest.approx(by_index(served), abs=1e-4)
+    assert by_index(local) == pytest.approx(by_index(served), abs=1e-3)  # the service has one of them stored, in fp16
     assert {scored.index: scored.cache for scored in local} == {scored.index: scored.cache for scored in served}
     with pytest.raises(UsageError, match="an index holds no encoder: give the adapter reranker="):
         Scorer(index, on_missing="encode").score(QUERY, MIXED)

@@ -12,9 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from kalm_cache.generations.generation import open_current
 from query_service.engine.documents import DocumentEncoder
 from query_service.engine.texts import obtain
 from tests.query_service.conftest import MAX_LENGTH, serving, serving_texts
+from tests.stores import damage_record
 from tests.texts import long_text
 from tests.waiting import wait_for
 
@@ -129,12 +131,36 @@ def test_the_index_serves_an_id_and_the_text_cache_any_other_text(build: Callabl
     documents: list[Any] = [{"id": "s1", "text": CORPUS["s1"]}, {"id": "s2", "text": "another text"}, CORPUS["s3"]]
     with serving(build(codec="fp32"), text_cache=str(tmp_path / "cache")) as client:
         first, cache, sources = rerank(client, documents)
-        assert (cache, sources) == (["hit", "encoded", "encoded"], {"index_id": 1, "encoded": 2})
+        assert (cache, sources) == (["hit", "encoded", "hit"], {"index_id": 1, "index_text": 1, "encoded": 1})
         second, cache, sources = rerank(client, documents)
-        assert (cache, sources) == (["hit"] * 3, {"index_id": 1, "text_cache": 2})
+        assert (cache, sources) == (["hit"] * 3, {"index_id": 1, "index_text": 1, "text_cache": 1})
         assert second == pytest.approx(first, abs=1e-6)
         by_id = client.post("/rerank", json={"query": QUERY, "ids": ["s3"], "return_margin": True}).json()
         assert by_id["results"][0]["margin"] == pytest.approx(second[2], abs=1e-4)
+
+
+def test_a_text_that_the_index_holds_is_a_hit_without_its_id_and_without_an_encoder(build: Callable[..., Path]) -> None:
+    from tests.query_service.conftest import CORPUS
+
+    with serving(build(codec="fp32")) as client:
+        by_text, cache, sources = rerank(client, [CORPUS["s3"], {"id": "mine", "text": CORPUS["s1"]}])
+        assert (cache, sources) == (["hit", "hit"], {"index_text": 2})
+        by_id = client.post("/rerank", json={"query": QUERY, "ids": ["s3", "s1"], "return_margin": True}).json()
+        margins = {one["doc_id"]: one["margin"] for one in by_id["results"]}
+        assert by_text == pytest.approx([margins["s3"], margins["s1"]], abs=1e-4)
+        assert 'kalm_cache_passage_sources_total{source="index_text"} 2.0' in client.get("/metrics").text
+        private = {"query": QUERY, "documents": [CORPUS["s3"]], "cache": False}
+        assert client.post("/rerank", json=private).status_code == 400  # it would have to be encoded
+
+
+def test_a_text_whose_stored_states_are_damaged_is_encoded(build: Callable[..., Path]) -> None:
+    from tests.query_service.conftest import CORPUS
+
+    folder = build(codec="fp32")
+    damage_record(open_current(folder).segment, "s1")
+    with serving(folder, with_encoder=True) as client:
+        _, cache, sources = rerank(client, [CORPUS["s1"], CORPUS["s2"]])
+        assert (cache, sources) == (["encoded", "hit"], {"index_text": 1, "encoded": 1})
 
 
 def test_a_text_that_stands_twice_in_a_request_is_encoded_once(cached: httpx.Client, encodings: Encodings) -> None:

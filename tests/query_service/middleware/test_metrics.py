@@ -110,7 +110,7 @@ def test_what_is_read_cut_or_damaged(metrics: Metrics) -> None:
     metrics.damaged(2)
     rendered = metrics.render()
     assert [value(rendered, "passages_total", cache=cache) for cache in ("hit", "encoded", "miss")] == [10, 2, 4]
-    sources = ("index_id", "text_cache", "in_flight", "encoded")
+    sources = ("index_id", "index_text", "text_cache", "in_flight", "encoded")
     assert [value(rendered, "passage_sources_total", source=source) for source in sources] == [7, 2, 1, 2]
     assert value(rendered, "read_bytes_total") == 12_345
     assert [value(rendered, "truncated_total", what=what) for what in ("query", "document")] == [1, 3]
