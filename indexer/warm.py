@@ -13,9 +13,14 @@ from indexer.build.batching import batch_by_tokens, batched
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import Reject
 from indexer.corpus import CorpusLine, RejectedLine
+from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.scoring.passage_side import PassageSide
-from kalm_cache.scoring.text_states import TextStates
+from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
+from kalm_cache.scoring.state_codec import codec_of
+from kalm_cache.scoring.text_states import TextStates, open_text_states
+from kalm_cache.settings import Settings
+from kalm_cache.storage.text_cache.text_cache import TextCache
 
 WINDOW = 512  # passages that are looked up together
 
@@ -100,3 +105,20 @@ def _accepted(
             on_reject(line)
         else:
             yield line
+
+
+def open_states(cache: TextCache, settings: Settings) -> tuple[TextStates, PassageSide]:
+    """The part of a cache that the settings' model fills, and the model's encoder.
+
+    Raises:
+        CheckpointError: the model is missing or incomplete.
+        UsageError: an unknown codec, device or dtype.
+    """
+    checkpoint = open_checkpoint(settings.model)
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    codec, chunk_size = codec_of(checkpoint, settings.codec), settings.chunk_size
+    side = load_passage_side(
+        checkpoint, device=device, dtype=dtype, max_length=settings.max_length, chunk_size=chunk_size
+    )
+    return open_text_states(cache, checkpoint, codec, dtype=dtype, chunk_size=chunk_size), side

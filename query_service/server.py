@@ -18,12 +18,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from kalm_cache.errors import UsageError
-from kalm_cache.index.from_settings import open_index
+from kalm_cache.index.from_settings import open_index, open_text_cache
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings
 from kalm_cache.stopping import is_stopping, signals_call
-from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
+from kalm_cache.storage.text_cache.text_cache import TextCache
 from kalm_cache.system import raise_open_files_limit
 from query_service.app import create_app
 from query_service.connections.limits import ConnectionLimits
@@ -113,24 +113,6 @@ def load_served(settings: Settings) -> Served:
     documents = DocumentEncoder(model)
     documents.load()
     return Served(model, documents)
-
-
-def open_text_cache(settings: Settings) -> TextCache | None:
-    """The text cache of the settings, if there is one. Its file opens on first use.
-
-    Raises:
-        StoreError: its folder is on a network file system.
-    """
-    if not settings.text_cache:
-        return None
-    options = TextCacheOptions(
-        Path(settings.text_cache).expanduser(),
-        int(settings.text_cache_gib * 2**30),
-        ttl_seconds=settings.text_cache_ttl_seconds,
-        secret=settings.text_cache_secret.get_secret_value().encode(),
-        any_file_system=settings.text_cache_any_file_system,
-    )
-    return TextCache(options)
 
 
 def _service(live: LiveIndex | LiveModel, settings: Settings, text_cache: TextCache | None) -> Service:

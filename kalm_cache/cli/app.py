@@ -18,6 +18,7 @@ from kalm_cache.cli.commands.rerank import rerank
 from kalm_cache.cli.commands.search import search
 from kalm_cache.cli.commands.serve import serve
 from kalm_cache.cli.commands.upkeep import fold, gc, rollback, stats, verify
+from kalm_cache.cli.commands.warm import warm
 from kalm_cache.cli.option_groups import with_flags
 from kalm_cache.cli.output import exit_codes, start_logging
 from kalm_cache.cli.texts import with_unicode_texts
@@ -45,7 +46,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-RESUMABLE = (index, reindex, add, verify, demo, evaluate)
+RESUMABLE = (index, reindex, add, verify, demo, evaluate, warm)
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
@@ -67,6 +68,7 @@ for _function in (
     rollback,
     fold,
     gc,
+    warm,
     doctor,
     demo,
 ):

@@ -19,6 +19,10 @@ Codec = Annotated[
 ]
 ChunkSize = Annotated[int | None, typer.Option("--chunk-size", help="Pooling ratio r; reading: a multiple of r.")]
 Embedder = Annotated[str | None, typer.Option("--embedder", help="static, or a model2vec/sentence-transformers one.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens of a passage that count.")]
+Template = Annotated[
+    str | None, typer.Option("--passage-template", help="How a record's fields make a passage: '{title} {text}'.")
+]
 BatchTokens = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens encoded together.")]
 Instruction = Annotated[str | None, typer.Option("--instruction", help="What the query asks for.")]
 FirstStageMode = Annotated[str | None, typer.Option("--first-stage", help="dense, bm25 or fused.")]
@@ -52,13 +56,23 @@ class EncodingOptions:
     panel: ClassVar = "Encoding"
     codec: Codec = None
     chunk_size: ChunkSize = None
-    max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens of a passage that count.")] = None
+    max_length: MaxLength = None
     embedder: Embedder = None
     dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
     batch_tokens: BatchTokens = None
-    passage_template: Annotated[
-        str | None, typer.Option("--passage-template", help="How a record's fields make a passage: '{title} {text}'.")
-    ] = None
+    passage_template: Template = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatesOptions:
+    """What decides a passage's states, and how they are stored."""
+
+    panel: ClassVar = "Encoding"
+    codec: Codec = None
+    chunk_size: ChunkSize = None
+    max_length: MaxLength = None
+    batch_tokens: BatchTokens = None
+    passage_template: Template = None
 
 
 def settings_from(config: Path | None, *groups: Any, **flags: Any) -> Settings:

@@ -1,4 +1,4 @@
-"""Settings -> an open index. A model, codec, chunk size or template that was set (is no default) must fit."""
+"""Settings -> an open index, a text cache. A model, codec, chunk size or template that was set must fit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
+from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 
 
 def open_index(folder: Path, settings: Settings, reuse_from: PassageIndex | None = None) -> PassageIndex:
@@ -24,3 +25,21 @@ def open_index(folder: Path, settings: Settings, reuse_from: PassageIndex | None
         prefix_cache_dtype=settings.prefix_cache_dtype,
         reuse_from=reuse_from,
     )
+
+
+def open_text_cache(settings: Settings) -> TextCache | None:
+    """The text cache of the settings, if there is one. Its file opens on first use.
+
+    Raises:
+        StoreError: its folder is on a network file system.
+    """
+    if not settings.text_cache:
+        return None
+    options = TextCacheOptions(
+        Path(settings.text_cache).expanduser(),
+        int(settings.text_cache_gib * 2**30),
+        ttl_seconds=settings.text_cache_ttl_seconds,
+        secret=settings.text_cache_secret.get_secret_value().encode(),
+        any_file_system=settings.text_cache_any_file_system,
+    )
+    return TextCache(options)
