@@ -1,4 +1,4 @@
-"""What the operating system allows and refuses: the limit of open files, and its errors with a way out of each.
+"""What the operating system allows and refuses: the limit of open files, its errors with a way out, file systems.
 
 Knows nothing of indexes and services. A library must not change the limits of a process that is not its own: only the
 command line and the service call `raise_open_files_limit`.
@@ -14,6 +14,9 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "gpfs", "beegfs"}
+NETWORK_FUSE = ("fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.ceph", "fuse.rclone", "fuse.juicefs")
 FULL_BELOW_BYTES = 1 << 20  # free bytes of a disk on which a write is cut short because it is full
 FOLD = "raise the limit (ulimit -n), or fold the segments: kalm-cache fold"
 _PERMISSION = "permission is missing: check the owner and mode of the folder"
@@ -133,3 +136,23 @@ def _user(number: int) -> str:
         return f"{pwd.getpwuid(number).pw_name} (uid {number})"
     except KeyError:
         return f"uid {number}"
+
+
+def file_system_of(path: Path) -> str:
+    """The kind of file system that a path is on, as /proc/self/mountinfo names it; empty where it does not."""
+    resolved, best, kind = path.resolve(), -1, ""
+    mounts = MOUNTS.read_text("utf-8", "replace") if MOUNTS.is_file() else ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) < 5 or not after:
+            continue
+        mounted = Path(fields[4].encode().decode("unicode_escape").encode("latin-1").decode("utf-8", "replace"))
+        if resolved.is_relative_to(mounted) and len(mounted.parts) >= best:
+            best, kind = len(mounted.parts), after.split(" ")[0]
+    return kind
+
+
+def is_network(kind: str) -> bool:
+    """Whether a kind of file system is shared by machines."""
+    return kind in NETWORK or kind.startswith(NETWORK_FUSE)

@@ -24,8 +24,8 @@ from kalm_cache.storage.block_file import COPIED_BYTES
 from kalm_cache.storage.content_lookup import CONTENTS_FILE
 from kalm_cache.storage.locks import LOCK, exclude
 from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
+from kalm_cache.system import file_system_of, is_network
 
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "glusterfs", "fuse.sshfs", "fuse.s3fs"}
 LEAST_FREE_BYTES = 64 << 20
 USUAL_PAGE_BYTES = 4096
 MANY_SEGMENTS = 64  # more than tiers leave of millions of additions
@@ -60,7 +60,7 @@ def check_model(settings: Settings, index: Path | None) -> Report:
 def check_disk(index: Path) -> Report:
     """The disk where an index lies, or would lie: space, file system, locks."""
     folder = next(parent for parent in (index.absolute(), *index.absolute().parents) if parent.is_dir())
-    free, kind, page = shutil.disk_usage(folder).free, file_system(folder), os.sysconf("SC_PAGE_SIZE")
+    free, kind, page = shutil.disk_usage(folder).free, file_system_of(folder), os.sysconf("SC_PAGE_SIZE")
     size = sum(path.stat().st_size for path in index.rglob("*") if path.is_file())
     fail, warn = [], []
     if not _has_locks(folder):
@@ -76,17 +76,6 @@ def check_disk(index: Path) -> Report:
         warn.append("the folder cannot be written: it can be searched, but not changed")
     space = f"{free / 2**30:,.1f} GiB free, the index takes {size / 2**30:,.2f} GiB"
     return Report(f"{folder} on {kind}, {space}; pages {page:,} B", fail, warn)
-
-
-def file_system(path: Path) -> str:
-    """The kind of file system that holds a path, as /proc/self/mountinfo names it."""
-    kind, longest = "unknown", -1
-    for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
-        before, _, after = line.partition(" - ")
-        mount = Path(before.split()[4].replace("\\040", " "))
-        if path.resolve().is_relative_to(mount) and len(mount.parts) >= longest:
-            kind, longest = after.split()[0], len(mount.parts)
-    return kind
 
 
 def check_index(index: Path) -> Report:
@@ -186,7 +175,7 @@ def _way_to_model(name: str) -> str:
 
 
 def _drawbacks(file_system: str) -> list[str]:
-    if file_system in NETWORK:
+    if is_network(file_system):
         slow = "LMDB maps and locks its files, which is slow or unsafe over a network; use a local disk"
         return [f"{file_system}: {slow}"]
     if file_system == "tmpfs":

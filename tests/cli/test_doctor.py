@@ -282,12 +282,12 @@ def test_a_dtype_that_is_slower_than_another_is_warned_of(monkeypatch: pytest.Mo
 def test_file_systems_that_do_not_suit_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, status: str
 ) -> None:
-    monkeypatch.setattr(index_checks, "file_system", lambda _: kind)
+    monkeypatch.setattr(index_checks, "file_system_of", lambda _: kind)
     assert index_checks.check_disk(tmp_path / "index").status == status
 
 
 def test_the_kind_of_a_file_system_is_read_from_the_kernel() -> None:
-    assert index_checks.file_system(Path("/proc/self")) == "proc"
+    assert index_checks.file_system_of(Path("/proc/self")) == "proc"
 
 
 def test_the_worst_problem_decides() -> None:

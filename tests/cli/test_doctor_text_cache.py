@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kalm_cache import system
 from kalm_cache.doctor.check import Report
 from kalm_cache.doctor.text_cache import check_text_cache
 from kalm_cache.errors import StoreError
 from kalm_cache.settings import load_settings
-from kalm_cache.storage.text_cache import place
 
 
 def test_without_a_text_cache_there_is_nothing_to_check() -> None:
@@ -39,7 +39,7 @@ def test_a_file_in_the_place_of_the_folder_is_a_warning(tmp_path: Path) -> None:
 def test_a_network_file_system_fails_unless_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("1 0 0:1 / / rw - nfs4 server:/ rw\n")
-    monkeypatch.setattr(place, "MOUNTS", mounts)
+    monkeypatch.setattr(system, "MOUNTS", mounts)
     with pytest.raises(StoreError, match="network file system"):
         check_text_cache(load_settings(text_cache=str(tmp_path)))
     allowed = load_settings(text_cache=str(tmp_path), text_cache_any_file_system=True, text_cache_gib=0.1)

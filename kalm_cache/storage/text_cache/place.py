@@ -9,10 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kalm_cache.errors import StoreError
+from kalm_cache.system import file_system_of, is_network
 
-MOUNTS = Path("/proc/self/mountinfo")
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "gpfs", "beegfs"}
-NETWORK_FUSE = ("fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.ceph", "fuse.rclone", "fuse.juicefs")
 FIRST = 1
 
 
@@ -37,23 +35,9 @@ def folder_of(folder: Path, number: int) -> Path:
 
 def require_local(folder: Path) -> None:
     """Raise `StoreError` for a folder on a network file system: LMDB's locks and maps do not hold between machines."""
-    kind = file_system_of(folder, MOUNTS.read_text("utf-8", "replace") if MOUNTS.is_file() else "")
-    if kind in NETWORK or kind.startswith(NETWORK_FUSE):
+    kind = file_system_of(folder)
+    if is_network(kind):
         raise StoreError(
             f"{folder}: is on a network file system ({kind}), where several machines would spoil the cache; "
             "use a local disk, or set text_cache_any_file_system where one machine alone uses it"
         )
-
-
-def file_system_of(folder: Path, mounts: str) -> str:
-    """The kind of file system of a folder, as /proc/self/mountinfo (`mounts`) has it; empty where it does not."""
-    path, best, kind = folder.resolve(), -1, ""
-    for line in mounts.splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        if len(fields) < 5 or not after:
-            continue
-        mounted = Path(fields[4].encode().decode("unicode_escape").encode("latin-1").decode("utf-8", "replace"))
-        if path.is_relative_to(mounted) and len(mounted.parts) >= best:
-            best, kind = len(mounted.parts), after.split(" ")[0]
-    return kind
