@@ -9,6 +9,7 @@ from indexer.integrity.verify import verify_index
 STATES = "shards/00000/states.lmdb"
 PASSAGES = "shards/00000/passages.lmdb"
 SEAL = "shards/00000/store.json"
+CONTENTS = "shards/00000/contents.bin"
 DENSE = "shards/00000/first_stage/dense.faiss"
 BM25 = "shards/00000/first_stage/bm25"
 

@@ -92,6 +92,8 @@ def ask_until_refused(url: str, *, keeps: bool) -> str:
 SUPERVISED = """
 import os, sys, time
 from pathlib import Path
+import torch  # as in a service: the workers need not load it
+
 from query_service import workers
 from query_service.middleware.metrics import share_between_workers
 

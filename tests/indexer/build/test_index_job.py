@@ -56,6 +56,7 @@ def test_nothing_of_the_building_is_left_behind(tmp_path: Path, settings: Settin
         "LOCK",
         "generations/000001/build.json",
         "generations/000001/manifest.json",
+        "generations/000001/shards/00000/contents.bin",
         "generations/000001/shards/00000/first_stage/dense.faiss",
         "generations/000001/shards/00000/first_stage/dense.json",
         "generations/000001/shards/00000/passages.lmdb",

@@ -16,12 +16,12 @@ from kalm_cache.settings import Settings
 from kalm_cache.storage import store_writer
 from kalm_cache.storage.block_file import BlockWriter
 from kalm_cache.storage.passage_store import SEAL_FILE, STATES_FILE
-from tests.indexer.verified import BM25, DENSE, PASSAGES, SEAL, STATES, problems
+from tests.indexer.verified import BM25, CONTENTS, DENSE, PASSAGES, SEAL, STATES, problems
 from tests.indexes import TEXTS, build, settings_for, shard_of
 from tests.stores import damage_record, damage_text, payload_of
 
 BASE_SEGMENT = "shards/00000"
-FILES = [STATES, PASSAGES, SEAL, DENSE, "build.json", "manifest.json"]  # and those of the first stage
+FILES = [STATES, PASSAGES, SEAL, CONTENTS, DENSE, "build.json", "manifest.json"]  # and those of the first stage
 
 
 def flip_middle(path: Path) -> None:
@@ -99,7 +99,7 @@ def test_every_file_of_the_first_stage_that_was_flipped_cut_or_deleted_is_named(
     assert len(names) > 3
 
 
-@pytest.mark.parametrize("name", [STATES, PASSAGES, SEAL, DENSE, f"{BM25}/numbers.npy", "manifest.json"])
+@pytest.mark.parametrize("name", [STATES, PASSAGES, SEAL, CONTENTS, DENSE, f"{BM25}/numbers.npy", "manifest.json"])
 @pytest.mark.parametrize("damage", [cut_in_half, empty, lengthen, overwrite, make_folder])
 def test_worse_damage_does_not_end_the_verification(index: Path, name: str, damage: Callable[[Path], object]):
     damage(index / "generations" / "000001" / name)

@@ -103,15 +103,15 @@ def test_stages_batches_and_the_queue(metrics: Metrics) -> None:
 
 
 def test_what_is_read_cut_or_damaged(metrics: Metrics) -> None:
-    metrics.passages({"index_id": 6, "text_cache": 2, "in_flight": 1, "encoded": 2})
+    metrics.passages({"index_id": 6, "index_text": 3, "text_cache": 2, "in_flight": 1, "encoded": 2})
     metrics.passages({"index_id": 1}, missing=4)
     metrics.read(12_345)
     metrics.truncated(queries=1, documents=3)
     metrics.damaged(2)
     rendered = metrics.render()
-    assert [value(rendered, "passages_total", cache=cache) for cache in ("hit", "encoded", "miss")] == [10, 2, 4]
+    assert [value(rendered, "passages_total", cache=cache) for cache in ("hit", "encoded", "miss")] == [13, 2, 4]
     sources = ("index_id", "index_text", "text_cache", "in_flight", "encoded")
-    assert [value(rendered, "passage_sources_total", source=source) for source in sources] == [7, 2, 1, 2]
+    assert [value(rendered, "passage_sources_total", source=source) for source in sources] == [7, 3, 2, 1, 2]
     assert value(rendered, "read_bytes_total") == 12_345
     assert [value(rendered, "truncated_total", what=what) for what in ("query", "document")] == [1, 3]
     assert value(rendered, "damaged_records_total") == 2
