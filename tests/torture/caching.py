@@ -1,6 +1,6 @@
 """What is done to a text cache, and disturbed; what must be found in it then. Runs in a worker's children.
 
-    python -m tests.torture.caching FOLDER SEED     writes, reads and trims until it is killed; exit code 3: a wrong record
+    python -m tests.torture.caching FOLDER SEED     writes, reads and trims until it is killed
 
 A record's payload is drawn from its name, so that whoever finds it knows what it must be.
 """
@@ -92,7 +92,10 @@ def answer(folder: Path) -> dict[str, Any]:
 
 
 def look(folder: Path, *, universe: bool = False) -> dict[str, Any]:
-    """`universe`: look for the names of two that write at once. Returns what a cache holds, whether it takes one record more, and what lies in its folder that should not."""
+    """What a cache holds, whether it takes one record more, and what lies in its folder that should not.
+
+    `universe`: look for the names of two that write at once.
+    """
     cache, namespace = open_cache(folder)
     names, wrong = found(cache, namespace, UNIVERSE if universe else NAMES)
     put(cache, namespace, ["new"])
