@@ -11,10 +11,12 @@ import logging
 import random
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kalm_cache.errors import IndexLockedError
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache import upkeep
 from kalm_cache.storage.text_cache.place import folder_of, live_number
@@ -149,6 +151,7 @@ class _Warnings(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.said: list[str] = []
+        logging.disable(logging.NOTSET)  # models.py did, for the worker
         logging.getLogger("kalm_cache.storage.text_cache").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -167,7 +170,8 @@ def main() -> None:
             sys.exit(3)
         put(cache, namespace, [name for name in names if name not in there])
         if draw.random() < 0.02:
-            upkeep.trim(folder, draw.choice((0, TRIMMED_TO)))
+            with suppress(IndexLockedError):  # the other one is at it
+                upkeep.trim(folder, draw.choice((0, TRIMMED_TO)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Everything that is torture, with its counts: `make torture`, or a part of it.
 
     python -m tests.torture.run [--part kills cuts refusals cache damages strangers commands swaps]
-        [--scenario NAME …] [--cache-kills 50] [--damages 10000] [--strangers 1000] [--command-kills 200] [--swaps 1000] [--every 1] [--workers 2] [--seed 0]
-        [--json FILE]
+        [--scenario NAME …] [--cache-kills 50] [--damages 10000] [--strangers 1000] [--command-kills 200]
+        [--swaps 1000] [--every 1] [--workers 2] [--seed 0] [--json FILE]
 
 Prints a line for each sweep, every problem, and at the end all counts as JSON. Exit code 1 when anything was lost.
 """

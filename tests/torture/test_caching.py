@@ -1,4 +1,4 @@
-"""A text cache that is killed, cut off or refused holds whole records, and opens. `make torture` does it at every point."""
+"""A text cache that is killed, cut off or refused opens, with whole records. `make torture` does it at every point."""
 
 from __future__ import annotations
 
@@ -33,18 +33,22 @@ def valid(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Cached]:
 
 def test_a_killed_cache_holds_what_it_held_at_some_moment_and_leaves_nothing_behind(pool: Pool, valid: Cached):
     tally = Tally()
-    for points, check in ((kill_points, kill_cache), (cache_cuts, cut_cache), (mixed_cuts, mix_cache)):
-        some = spread(list(points(valid)) if points is not kill_points else list(kill_points(valid.calls)), 3)
+    for points, check in (
+        (kill_points(valid.calls), kill_cache),
+        (cache_cuts(valid), cut_cache),
+        (mixed_cuts(valid), mix_cache),
+    ):
+        some = spread(list(points), 3)[:2]  # the last one leaves what an undisturbed run does
         pool.each(some, lambda worker, folder, one, check=check: check(worker, folder, valid, one, tally))
     assert tally.problems == []
-    assert tally.points == 9
+    assert tally.points == 6
 
 
 def test_answers_go_on_where_the_disk_refuses_and_caching_is_off_with_one_warning(pool: Pool):
     tally, folder = Tally(), pool.folder / "refused-cache"
     valid = undisturbed_cache(pool.workers[0], folder, "new", ANSWER)
-    some = spread(list(refusals(valid.calls)), 6)
+    some = spread(list(refusals(valid.calls)), 4)
     pool.each(some, lambda worker, folder, fault: refuse_cache(worker, folder, valid, fault, tally))
     shutil.rmtree(folder)
     assert tally.problems == []
-    assert tally.points == 6
+    assert tally.points == 4
