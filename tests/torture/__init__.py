@@ -6,6 +6,8 @@ operations.py         build, reindex, add, delete, fold, gc, rollback, repair; s
 content.py            everything that a reader finds, to be compared bit for bit
 killing.py            SIGKILL before, in and after every call; powercut.py: what a disk may hold after a power cut
 refusing.py           ENOSPC, EIO, EROFS, EACCES, no locks, jumping clocks, two at once
+caching.py            what is done to a text cache; cache_points.py: it is killed, cut off, refused, or written by two;
+                      cache_run.py: all of that
 flipping.py           flipped bits, cut and missing files: what verify and queries say; damaging.py draws them
 mangling.py           absurd values, deep nesting, other lengths in files that somebody sent; sending.py: what every
                       command makes of them; strangers.py draws them

@@ -1,8 +1,8 @@
 """Everything that is torture, with its counts: `make torture`, or a part of it.
 
-    python -m tests.torture.run [--part kills cuts refusals damages strangers commands swaps] [--scenario NAME …]
-        [--damages 10000] [--strangers 1000] [--command-kills 200] [--swaps 1000] [--every 1] [--workers 2] [--seed 0]
-        [--json FILE]
+    python -m tests.torture.run [--part kills cuts refusals cache damages strangers commands swaps]
+        [--scenario NAME …] [--cache-kills 50] [--damages 10000] [--strangers 1000] [--command-kills 200]
+        [--swaps 1000] [--every 1] [--workers 2] [--seed 0] [--json FILE]
 
 Prints a line for each sweep, every problem, and at the end all counts as JSON. Exit code 1 when anything was lost.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.torture.cache_run import torture_cache
 from tests.torture.command_refusals import refuse_commands
 from tests.torture.damaging import DamageTally, batches, damage, draw, whole_index
 from tests.torture.killing import (
@@ -39,7 +40,7 @@ from tests.torture.scenarios import SCENARIOS
 from tests.torture.strangers import StrangerTally, batches_of_seeds, receive
 from tests.torture.swapping import swap
 
-PARTS = ("kills", "cuts", "refusals", "damages", "strangers", "commands", "swaps")
+PARTS = ("kills", "cuts", "refusals", "cache", "damages", "strangers", "commands", "swaps")
 AT_EVERY_CALL = ("build", "reindex", "add", "delete", "gc", "gc of deleted", "rollback")
 OTHERS_EVERY = 3  # of the other scenarios, which do much of the same
 REFUSALS_EACH = 100  # of a scenario; all of them are some thousand
@@ -63,9 +64,13 @@ class Run:
 
     def go(self) -> None:
         """Every part that was asked for."""
-        for name in (self.options.scenario or SCENARIOS) if set(self.options.part) - {"swaps", "strangers"} else ():
+        for name in (
+            (self.options.scenario or SCENARIOS) if set(self.options.part) - {"swaps", "strangers", "cache"} else ()
+        ):
             self._scenario(undisturbed(self.pool.workers[0], name, self.pool.folder))
             shutil.rmtree(self.pool.folder / name)
+        if "cache" in self.options.part:
+            torture_cache(self.pool, self.options.every, self.options.cache_kills, self.options.seed, self._report)
         if "damages" in self.options.part:
             for name in DAMAGED:
                 self._damages(name, self.options.damages // len(DAMAGED))
@@ -200,6 +205,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.torture.run", description=__doc__)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--scenario", nargs="*", choices=sorted(SCENARIOS), default=[])
+    parser.add_argument("--cache-kills", type=int, default=50)
     parser.add_argument("--damages", type=int, default=10_000)
     parser.add_argument("--strangers", type=int, default=1000)
     parser.add_argument("--command-kills", type=int, default=200)

@@ -31,7 +31,7 @@ from tests.torture import shim
 from tests.torture.models import load_models
 
 # imported before any fork
-STEPS = tuple(f"tests.torture.{name}" for name in ("scenarios", "flipping", "sending", "steps"))
+STEPS = tuple(f"tests.torture.{name}" for name in ("scenarios", "flipping", "sending", "steps", "caching"))
 
 
 def main() -> None:

@@ -19,17 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kalm_cache.errors import DamagedRecordError, StoreError, UsageError
+from kalm_cache.errors import DamagedRecordError, IndexLockedError, StoreError, UsageError
 from kalm_cache.storage.checked_json import digest_of_fields
+from kalm_cache.storage.locks import build_lock
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache.at_exit import write_at_exit
 from kalm_cache.storage.text_cache.cache_file import BATCH, LEAST_BYTES, CacheFile, Found
 from kalm_cache.storage.text_cache.cached_blocks import Put
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
-from kalm_cache.storage.text_cache.place import FIRST, folder_of, live_number, require_local
+from kalm_cache.storage.text_cache.place import (
+    FIRST,
+    folder_of,
+    live_number,
+    new_file,
+    remove_left_behind,
+    require_local,
+)
 from kalm_cache.storage.text_cache.write_behind import BATCH_BYTES, Pending, WriteBehind
 
 QUEUE_BYTES = 64 << 20
+WAIT_SECONDS = 0.01  # before looking again whether another process has made the file
 LOOK_SECONDS = 1.0  # how often a reader looks whether the file was replaced
 logger = logging.getLogger(__name__)
 
@@ -257,14 +266,36 @@ class TextCache:
             OPEN_FILES.leave(self._open)
             self._open = None
         if self._open is None and (writable or number is not None):
-            self._open = self._open_again(folder_of(self.options.folder, number or FIRST))
+            self._open = self._open_live(number or self._make())
+            remove_left_behind(self.options.folder)
         return self._open
 
-    def _open_again(self, folder: Path) -> CacheFile:
+    def _open_live(self, number: int) -> CacheFile:
+        """The file of a number, or the one that took its place meanwhile."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise StoreError(f"{folder}: the text cache cannot be made: {exc.strerror}") from exc
+            return self._open_again(folder_of(self.options.folder, number))
+        except StoreError:
+            newer = live_number(self.options.folder)
+            if newer is None or newer <= number:
+                raise
+            return self._open_live(newer)
+
+    def _make(self) -> int:
+        """Make the first file, or wait for another process that does. Returns its number."""
+        folder = self.options.folder
+        while (number := live_number(folder)) is None:
+            try:
+                with build_lock(folder):
+                    if live_number(folder) is None:
+                        with new_file(folder, FIRST) as building:
+                            CacheFile(building, self.options.max_bytes).close()
+            except IndexLockedError:
+                time.sleep(WAIT_SECONDS)
+            except OSError as exc:
+                raise StoreError(f"{folder}: the text cache cannot be made: {exc.strerror}") from exc
+        return number
+
+    def _open_again(self, folder: Path) -> CacheFile:
         return OPEN_FILES.use(folder, self.options.max_bytes, writable=os.access(folder, os.W_OK))
 
     def _after_fork(self) -> None:

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.checksummed_block import Block
-from kalm_cache.storage.durable import disk_errors, rename_durably, sync_tree
+from kalm_cache.storage.durable import disk_errors
 from kalm_cache.storage.locks import build_lock
 from kalm_cache.storage.text_cache.cache_file import LEAST_BYTES, CacheFile, FileStats
 from kalm_cache.storage.text_cache.cached_blocks import CACHED
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
-from kalm_cache.storage.text_cache.place import folder_of, live_number
-
-BUILDING = ".building"
+from kalm_cache.storage.text_cache.place import folder_of, live_number, new_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +85,11 @@ def trim(folder: Path, bytes_wanted: int) -> Trimmed:
     with build_lock(folder), disk_errors(folder), _opened(folder) as (number, file):
         before = file.stats()
         removed = before.entries if not bytes_wanted else file.shrink(bytes_wanted)
-        building = folder / f"{number + 1:06}{BUILDING}"
-        shutil.rmtree(building, ignore_errors=True)  # of an interrupted run
-        building.mkdir()
-        if bytes_wanted:
-            file.copy_to(building)
-        else:
-            CacheFile(building, LEAST_BYTES).close()
-        sync_tree(building)
-        rename_durably(building, folder_of(folder, number + 1))
+        with new_file(folder, number + 1) as building:
+            if bytes_wanted:
+                file.copy_to(building)
+            else:
+                CacheFile(building, LEAST_BYTES).close()
         shutil.rmtree(folder_of(folder, number))
     return Trimmed(before.file_bytes, stats(folder).file_bytes, removed)
 
