@@ -62,8 +62,10 @@ class PassageTemplate:
         """The passage that a record's fields make.
 
         Raises:
-            ValueError: the text is missing, or a field that counts is no string; names the field.
+            ValueError: the text is missing, or every field that counts, or one is no string; names the field.
         """
+        if TEXT not in self.fields and first_present(self.fields, record) is None:
+            raise ValueError(f"none of the fields that count: {', '.join(map(repr, self.fields))}")
         values = {name: _optional(name, record.get(name)) for name in self.fields if name != TEXT}
         text = read_text(record) if TEXT in self.fields else ""
         if values and not any(values.values()):

@@ -39,4 +39,4 @@ def test_without_a_cache_or_with_one_that_cannot_be_written_nothing_is_encoded(
     assert (done.exit_code, "name the text cache: --text-cache DIR" in done.stderr) == (2, True)
     (tmp_path / "file").touch()
     done = run("warm", corpus, "--text-cache", tmp_path / "file")
-    assert (done.exit_code, "cannot be made" in done.stderr) == (1, True)
+    assert (done.exit_code, "is a file; name a folder for the text cache" in done.stderr) == (2, True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kalm_cache.errors import StoreError
+from kalm_cache.errors import StoreError, UsageError
 from kalm_cache.storage.durable import rename_durably, sync_tree
 from kalm_cache.storage.locks import build_lock
 from kalm_cache.system import file_system_of, is_network
@@ -64,6 +64,14 @@ def _left_behind(folder: Path) -> list[Path]:
     live = live_number(folder) or 0
     numbered = [path for path in folder.iterdir() if is_number(path.name.removesuffix(BUILDING))]
     return [path for path in numbered if path.suffix == BUILDING or int(path.name) < live]
+
+
+def require_free(folder: Path) -> None:
+    """Raise `UsageError` where the name of the folder is a file's, or an index is in it."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; name a folder for the text cache")
+    if (folder / "CURRENT").is_file():
+        raise UsageError(f"{folder}: is the folder of an index; name another one for the text cache")
 
 
 def require_local(folder: Path) -> None:

@@ -33,6 +33,7 @@ from kalm_cache.storage.text_cache.place import (
     live_number,
     new_file,
     remove_left_behind,
+    require_free,
     require_local,
 )
 from kalm_cache.storage.text_cache.write_behind import BATCH_BYTES, Pending, WriteBehind
@@ -92,6 +93,7 @@ class TextCache:
             raise UsageError(f"a text cache of {options.max_bytes} bytes; it needs {LEAST_BYTES >> 20} MiB at least")
         if options.ttl_seconds is not None and not options.ttl_seconds > 0:
             raise UsageError(f"a time to live of {options.ttl_seconds} s; it must be above 0")
+        require_free(options.folder)
         if not options.any_file_system:
             require_local(options.folder)
         self.options, self._clock = options, clock

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from query_service.api.body.limits import MAX_DEPTH, VALUES_PER_DOCUMENT
+from query_service.api.body.limits import MAX_DEPTH, VALUES_PER_DOCUMENT, shown
 from query_service.api.dialects import note_dialect
 from query_service.engine.errors import TooManyError
 
@@ -99,11 +99,13 @@ def parse(
     """
     check_shape(body, VALUES_PER_DOCUMENT * max_documents)
     try:
-        fields = json.loads(body.decode("utf-8-sig"))
+        fields = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)
     except json.JSONDecodeError as exc:
         raise _malformed(exc.msg, exc.pos) from exc
     except UnicodeDecodeError as exc:
         raise _malformed("it is not UTF-8", exc.start) from exc
+    except _TwiceError as exc:
+        raise _malformed(str(exc), 0) from exc
     except ValueError as exc:
         raise _malformed("a number has more than 4300 digits", 0) from exc
     if isinstance(fields, dict):
@@ -117,6 +119,19 @@ def parse(
         problems = exc.errors(include_url=False, include_input=False, include_context=False)
         located = [problem | {"loc": ("body", *problem["loc"])} for problem in problems]
         raise RequestValidationError(located, body=fields) from exc
+
+
+class _TwiceError(Exception):
+    """A key that stands twice in one object: one of its values would be lost."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise _TwiceError(f"the key {shown(twice)!r} stands twice in one object")
+    return fields
 
 
 def check_shape(body: bytes, max_values: int) -> None:

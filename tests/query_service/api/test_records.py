@@ -172,3 +172,10 @@ def test_an_index_keeps_the_template_that_made_its_passages(
         answer = post(client, documents=RECORDS)
         assert [one["cache"] for one in answer["results"]] == ["hit", "hit"]
         assert answer["meta"]["unused_fields"] == []
+
+
+def test_rank_fields_of_which_a_record_has_none_are_refused_by_name(records: httpx.Client) -> None:
+    documents = [{"text": "", "body": "Beijing is the capital of China"}, {"text": "its fields are others"}]
+    refused = records.post("/v1/rerank", json={"query": QUERY, "documents": documents, "rank_fields": ["body"]})
+    assert "1: none of the fields that count: 'body'" in refused.json()["message"]
+    assert len(post(records, "/v1/rerank", documents=documents[:1], rank_fields=["body"])["results"]) == 1

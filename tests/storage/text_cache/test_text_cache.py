@@ -196,3 +196,12 @@ def test_a_record_that_cannot_be_made_is_dropped_and_the_others_are_kept(open_ca
     put(cache, namespace, "a", "b")
     assert found(cache, namespace, "a", "b") == ["a", "b"]
     assert (cache.counts.dropped, cache.counts.written, cache.counts.off) == (1, 2, "")
+
+
+def test_a_file_and_the_folder_of_an_index_are_no_place_for_a_cache(open_cache: OpenCache, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "CURRENT").touch()
+    for name, why in (("file", "is a file"), ("index", "is the folder of an index")):
+        with pytest.raises(UsageError, match=why):
+            open_cache(folder=tmp_path / name)

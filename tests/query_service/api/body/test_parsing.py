@@ -174,3 +174,12 @@ def test_an_instruction_is_bounded_in_characters_and_in_tokens(index_folder: Pat
 def test_valid_bodies_give_the_same_model_whatever_their_size() -> None:
     body = {"query": 'q\\"[', "documents": ["a, [b]", {"text": "{\\", "id": 3}], "extra": {"a": [1, None]}}
     assert parse(json.dumps(body).encode(), RerankRequest, 10) == RerankRequest.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"query": "a", "query": "b", "ids": ["s1"]}', b'{"query": "a", "documents": [{"text": "a", "text": "b"}]}'],
+)
+def test_a_key_that_stands_twice_is_a_400_that_names_it(service: httpx.Client, body: bytes) -> None:
+    response = service.post("/rerank", content=body, headers=JSON)
+    assert (response.status_code, "stands twice in one object" in response.text) == (400, True)
