@@ -226,5 +226,5 @@ def test_a_disk_that_cannot_be_written_turns_the_cache_off_and_answers_go_on(
         wait_for(lambda: metric(client, "kalm_cache_text_cache_off") == 1)
         assert rerank(client)[0] == pytest.approx(before, abs=1e-5)
         assert rerank(client)[2] == {"encoded": 5}
-        assert "cannot be made" in client.get("/health").json()["text_cache"]["off"]
+        assert "cannot be written" in client.get("/health").json()["text_cache"]["off"]
     assert sum("no longer cached" in record.message for record in caplog.records) == 1
