@@ -20,7 +20,6 @@ where an answer was not 200, or mixed up.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import statistics
@@ -28,143 +27,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
 
 from benchmarks.serve.load import Job, percentile, run_job
 from benchmarks.serve.process import Running, serving
-from benchmarks.soak.hostile import is_on
+from benchmarks.soak.changes import DTYPE, Changes, K, build
+from benchmarks.soak.tally import Tally
 from benchmarks.timing import emit, machine, progress, significant
-from indexer.build.index_job import load_encoders, run_index_job
-from indexer.change.add_delete import add_passages, delete_passages
-from indexer.change.gc import collect_garbage
-from indexer.change.rollback import roll_back
-from indexer.corpus import CorpusLine, read_corpus
 from kalm_cache.cli.commands.demo import BUNDLED_DEMO
 from kalm_cache.evaluation import load_beir
-from kalm_cache.generations.current import current_name
-from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.passage import Passage
-from kalm_cache.settings import load_settings
 
-DTYPE = "float32"
-K = 20
 QUERIES = 16
-TOLERANCE = 1e-4
 FLAT = 0.03
 SAMPLE_SECONDS = 2.0
 SHOWN_PROBLEMS = 10
 REFUSALS = frozenset({429, 503, 504})
-
-Expected = list[dict[str, float]]  # of each query: id -> margin
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of the answers. Those of a generation whose own answers are not known yet wait."""
-
-    checked: Counter[str] = field(default_factory=Counter)  # by generation
-    statuses: Counter[int] = field(default_factory=Counter)
-    took_ms: list[float] = field(default_factory=list)
-    took_ms_attacked: list[float] = field(default_factory=list)
-    attacks: Counter[str] = field(default_factory=Counter)  # what the hostile client did, and the status
-    refusals: frozenset[int] = frozenset()  # statuses that are no errors
-    hostile_since: float | None = None
-    problems: list[str] = field(default_factory=list)
-    expected: dict[str, Expected] = field(default_factory=dict)
-    waiting: list[tuple[int, str, list[tuple[str, float]]]] = field(default_factory=list)
-    lock: Lock = field(default_factory=Lock)
-
-    def add(self, number: int, status: int, took_ms: float, said: str, results: list[tuple[str, float]]) -> None:
-        """One answer; `said`: its index_version, or the error's text."""
-        with self.lock:
-            self.statuses[status] += 1
-            attacked = self.hostile_since is not None and is_on(time.monotonic() - self.hostile_since)
-            (self.took_ms_attacked if attacked else self.took_ms).append(took_ms)
-            if status in self.refusals:
-                return
-            if status != 200:
-                self.problems.append(f"status {status}: {said}")
-            elif said in self.expected:
-                self._check(number, said, results)
-            else:
-                self.waiting.append((number, said, results))
-
-    def publish(self, version: str, expected: Expected) -> None:
-        """A generation's own answers."""
-        with self.lock:
-            self.expected[version] = expected
-            waiting, self.waiting = self.waiting, []
-            for number, said, results in waiting:
-                if said == version:
-                    self._check(number, said, results)
-                else:
-                    self.waiting.append((number, said, results))
-
-    def _check(self, number: int, version: str, results: list[tuple[str, float]]) -> None:
-        self.checked[version] += 1
-        wanted, found = self.expected[version][number], dict(results)
-        if found.keys() != wanted.keys():
-            self.problems.append(f"query {number} of {version}: ids {sorted(found.keys() ^ wanted.keys())}")
-        elif (error := max(abs(found[one] - wanted[one]) for one in wanted)) > TOLERANCE:
-            self.problems.append(f"query {number} of {version}: margins differ by {error:.2g}")
-
-
-class Changes:
-    """The steps that change an index, round and round, and what its generations answer."""
-
-    def __init__(self, index: Path, queries: list[str]) -> None:
-        self._index, self._queries = index, queries
-        self._settings = load_settings(device="cpu")
-        self._encoders = load_encoders(self._settings)
-        self._first = current_name(index)
-        self._open = PassageIndex.open(index, device="cpu", dtype=DTYPE)
-        hits = dict(enumerate(self.answers()))
-        self._replaced = sorted({max(one, key=lambda doc_id: one[doc_id]) for one in hits.values()})
-        self.made: Counter[str] = Counter()
-
-    @property
-    def live(self) -> str:
-        """The name of the live generation."""
-        return current_name(self._index)
-
-    def answers(self) -> Expected:
-        """What the live generation answers, every result."""
-        if self._open.generation.name != self.live:
-            before, self._open = self._open, PassageIndex.open(self._index, reuse_from=self._open)
-            before.close()  # or gc could not have it
-        found = [self._open.search(query, k=K, top_n=None, with_text=False) for query in self._queries]
-        return [{one.doc_id: one.margin for one in answer.results} for answer in found]
-
-    def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Names and functions, without end."""
-        for turn in itertools.count():
-            yield "add", partial(self._add, turn)
-            yield "delete", partial(delete_passages, self._new_ids(turn), self._index)
-            yield "rollback", lambda: roll_back(self._index, self._first)
-            yield "gc", lambda: collect_garbage(self._index, keep=1)
-
-    def _new_ids(self, turn: int) -> list[str]:
-        return [f"soak-{turn}-{number}" for number in range(len(self._queries))]
-
-    def _add(self, turn: int) -> object:
-        """A passage for each query that it should find, and another text for what was its best one."""
-        new = [
-            Passage(one, f"{query} Turn {turn}.") for one, query in zip(self._new_ids(turn), self._queries, strict=True)
-        ]
-        edited = [Passage(one, f"Turn {turn} of passage {one}.") for one in self._replaced]
-        lines = [CorpusLine(one, one.doc_id) for one in (*new, *edited)]
-        return add_passages(
-            lines, self._index, self._settings, self._encoders, on_reject=_no_reject, on_progress=_silent
-        )
 
 
 def soak(service: Running, changes: Changes, queries: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -325,21 +209,6 @@ def plot(counts: dict[str, Any], path: Path) -> None:
     memory.set_title(f"{counts['requests']} requests, {counts['changes'].get('swaps', 0)} swaps")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-
-
-def _no_reject(line: object) -> None:
-    raise AssertionError(line)
-
-
-def _silent(state: object) -> None:
-    pass
-
-
-def build(corpus: Path, index: Path) -> None:
-    """Index a corpus with the default settings."""
-    settings = load_settings(device="cpu")
-    encoders = load_encoders(settings)
-    run_index_job(read_corpus(corpus), index, settings, encoders, on_reject=_no_reject, on_progress=_silent)
 
 
 def main(arguments: list[str] | None = None) -> int:
