@@ -50,20 +50,6 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodingOptions:
-    """What of a passage is encoded, stored and searched."""
-
-    panel: ClassVar = "Encoding"
-    codec: Codec = None
-    chunk_size: ChunkSize = None
-    max_length: MaxLength = None
-    embedder: Embedder = None
-    dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
-    batch_tokens: BatchTokens = None
-    passage_template: Template = None
-
-
-@dataclass(frozen=True, slots=True)
 class StatesOptions:
     """What decides a passage's states, and how they are stored."""
 
@@ -73,6 +59,14 @@ class StatesOptions:
     max_length: MaxLength = None
     batch_tokens: BatchTokens = None
     passage_template: Template = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingOptions(StatesOptions):
+    """What of a passage is encoded, stored and searched."""
+
+    embedder: Embedder = None
+    dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
 
 
 def settings_from(config: Path | None, *groups: Any, **flags: Any) -> Settings:
