@@ -10,6 +10,8 @@ tests solve that again. Integers, so that a rotation of them is exact: see `rota
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,3 +45,27 @@ def thresholds(bits: int) -> NDArray[np.float64]:
     """(2^bits - 1,) in units of the Gaussian: a value at a threshold or below it takes the lower code."""
     both = levels(bits).astype(np.float64)
     return (both[1:] + both[:-1]) / (2 * UNIT)
+
+
+def nearest(values: NDArray[np.float64], bits: int) -> NDArray[np.uint8]:
+    """Codes of the levels that are nearest to values of any shape, in units of the Gaussian: by a table, no search.
+
+    Twice `UNIT` times a threshold is an integer. So a value is above the same thresholds as its multiple of 1 / (2 UNIT)
+    that is next above it, and the code of every multiple is known.
+    """
+    table = _codes_of_multiples(bits)
+    last = len(table) // 2  # multiples from -last to last
+    multiples = np.multiply(values, 2 * UNIT)  # exact: a power of two
+    np.ceil(multiples, out=multiples)
+    np.clip(multiples, -last, last, out=multiples)
+    multiples += last
+    codes: NDArray[np.uint8] = table[multiples.astype(np.intp)]
+    return codes
+
+
+@functools.cache
+def _codes_of_multiples(bits: int) -> NDArray[np.uint8]:
+    """Codes of the multiples of 1 / (2 UNIT), one beyond the outermost threshold on either side."""
+    edges = np.rint(thresholds(bits) * (2 * UNIT)).astype(np.int64)
+    last = int(edges[-1]) + 1
+    return np.searchsorted(edges, np.arange(-last, last + 1)).astype(np.uint8)

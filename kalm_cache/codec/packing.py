@@ -25,10 +25,14 @@ def packed_width(width: int, bits: int) -> int:
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """(n, D) codes below 2^bits -> (n, packed_width) bytes."""
-    per_group, _ = _GROUP[bits]
+    per_group, size = _GROUP[bits]
     padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per_group)))  # (n, codes of whole groups)
-    each = np.unpackbits(padded[..., None], axis=-1, count=bits, bitorder="little")  # (n, codes, bits)
-    return np.packbits(each.reshape(len(codes), -1), axis=-1, bitorder="little")  # (n, codes · bits) -> (n, bytes)
+    if per_group == 1:
+        return padded
+    words = np.zeros((len(codes), padded.shape[1] // per_group), "<u4")  # (n, groups): a group is 24 bits at most
+    for i in range(per_group):
+        words |= padded[:, i::per_group].astype("<u4") << np.uint32(bits * i)
+    return words.view(np.uint8).reshape(*words.shape, 4)[..., :size].reshape(len(codes), -1)  # -> (n, groups · size)
 
 
 def unpack_levels(packed: NDArray[np.uint8], bits: int, width: int) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from kalm_cache.codec.bfloat16 import from_bfloat16, to_bfloat16
 from kalm_cache.codec.feedback import Float64, error_feedback, round_with_feedback
 from kalm_cache.codec.interface import Float32, Payload, check_finite, check_sizes
-from kalm_cache.codec.levels import UNIT, levels, thresholds
+from kalm_cache.codec.levels import UNIT, levels, nearest
 from kalm_cache.codec.packing import pack, packed_width, unpack_levels
 from kalm_cache.codec.rotation import blocks, hadamard, signs
 from kalm_cache.errors import DamagedRecordError, StoreError
@@ -184,15 +184,15 @@ def _with_feedback(x: Float32, bits: int, feedback: Float64) -> tuple[NDArray[np
     lengths = np.stack([np.linalg.norm(rotated[:, block], axis=1) for block in blocks(x.shape[1])], axis=1)
     scales = to_bfloat16((lengths / (np.array(sizes) * UNIT)).astype(np.float32))  # (n, blocks)
     units = np.repeat(from_bfloat16(scales) * np.sqrt(sizes), sizes, axis=1)  # (n, D): what a level's unit stands for
-    steps, edges = levels(bits).astype(np.float64), thresholds(bits) * UNIT
+    steps = levels(bits).astype(np.float64)
 
-    def nearest(column: Float64, i: int) -> tuple[Float64, NDArray[np.uint8]]:
+    def rounded(column: Float64, i: int) -> tuple[Float64, NDArray[np.uint8]]:
         unit = units[:, i]
         divisor = np.where(unit > 0, unit, 1)  # a block of zeros has unit 0
-        codes = np.searchsorted(edges, column / divisor).astype(np.uint8)
+        codes = nearest(column / divisor / UNIT, bits)
         return steps[codes] * unit, codes
 
-    return scales, round_with_feedback(rotated, feedback, nearest)
+    return scales, round_with_feedback(rotated, feedback, rounded)
 
 
 def _rotate(x: Float64) -> Float64:
@@ -208,7 +208,7 @@ def _quantise(x: Float32, bits: int) -> tuple[Float32, NDArray[np.uint8]]:
     grid, exponent = _on_grid(x)  # integers: sums below are exact, so that every machine picks the same codes
     energy = (grid * grid).sum(axis=1)  # (n,), exact; it is the mean square of the rotated values, too (Parseval)
     rms = np.sqrt(np.where(energy > 0, energy, 1))
-    codes = np.searchsorted(thresholds(bits), hadamard(grid) / rms[:, None]).astype(np.uint8)
+    codes = nearest(hadamard(grid) / rms[:, None], bits)
     squares = (levels(bits).astype(np.float64)[codes] ** 2).sum(axis=1)  # (n,), exact
     scales = np.ldexp(np.sqrt(energy / (x.shape[1] * squares)), exponent)  # (n,): |decoded| = |x|
     return scales.astype(np.float32), codes

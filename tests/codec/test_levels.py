@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from kalm_cache.codec.levels import UNIT, levels, thresholds
+from kalm_cache.codec.levels import UNIT, levels, nearest, thresholds
 
 
 def density(x: float) -> float:
@@ -56,3 +56,20 @@ def test_levels_are_integers_rising_and_symmetric(bits: int):
     assert (np.diff(both) > 0).all()
     np.testing.assert_array_equal(both, -both[::-1])
     np.testing.assert_array_equal(both, np.rint(both))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_table_finds_the_code_that_a_search_among_the_thresholds_finds(bits: int):
+    edges, random = thresholds(bits), np.random.default_rng(bits)
+    values = np.concatenate(
+        [
+            random.standard_normal(50_000) * 2,
+            random.integers(-10_000, 10_000, 5_000) / (2 * UNIT),
+            edges,
+            np.nextafter(edges, np.inf),
+            np.nextafter(edges, -np.inf),
+            np.array([0.0, -0.0, 5e-324, -5e-324, 1e9, -1e9, 1e300, -1e300]),
+        ]
+    )
+
+    assert np.array_equal(nearest(values, bits), np.searchsorted(edges, values))
