@@ -50,8 +50,8 @@ def thresholds(bits: int) -> NDArray[np.float64]:
 def nearest(values: NDArray[np.float64], bits: int) -> NDArray[np.uint8]:
     """Codes of the levels that are nearest to values of any shape, in units of the Gaussian: by a table, no search.
 
-    Twice `UNIT` times a threshold is an integer. So a value is above the same thresholds as its multiple of 1 / (2 UNIT)
-    that is next above it, and the code of every multiple is known.
+    2 · `UNIT` times a threshold is an integer. So a value is above the same thresholds as the multiple of 1 / (2 UNIT)
+    next above it, and the code of every multiple is known.
     """
     table = _codes_of_multiples(bits)
     last = len(table) // 2  # multiples from -last to last
