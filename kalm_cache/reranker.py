@@ -83,7 +83,7 @@ class KaLMReranker:
         Args:
             model_name_or_path: alias (`tiny nano small large …`), folder or Hugging Face id.
             device: `None` = CUDA when there is one, else the CPU.
-            dtype: `None` = bfloat16 where the device multiplies it natively (CUDA, Intel AMX), else float32.
+            dtype: `None` = bfloat16 where the device multiplies it natively (CUDA, AMX, AVX-512 BF16), else float32.
             batch_size: pairs encoded and decoded together.
             query_max_length: tokens of the query that count; the rest is cut.
             max_length: tokens of a passage that count, its prefix included.

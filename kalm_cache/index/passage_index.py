@@ -74,7 +74,7 @@ class PassageIndex:
             folder: what `kalm-cache index --index` wrote.
             model: `None` = the model that the manifest names; another location of the same weights is fine.
             device: `None` = CUDA when there is one.
-            dtype: of the decoder; `None` = bfloat16 where the device multiplies it natively (CUDA, AMX), else float32.
+            dtype: of the decoder; `None` = bfloat16 where it is native (CUDA, AMX, AVX-512 BF16), else float32.
             codec: checked against the index when given.
             chunk_size: default pooling ratio of answers: the stored one or a multiple of it.
             passage_template: checked against the index when given.

@@ -47,9 +47,9 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 
 
 def has_native_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 in hardware (Intel AMX); elsewhere float32 is the faster one."""
+    """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16); elsewhere float32 is the faster one."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-    return bool(capabilities.get("amx_bf16", False))
+    return bool(capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -26,9 +26,16 @@ def test_auto_is_bfloat16_on_cuda_and_on_cpus_that_multiply_it_natively(
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"amx_bf16": True}, True), ({"amx_bf16": False, "avx512_bf16": True}, False), ({}, False)],
+    [
+        ({"amx_bf16": True}, True),
+        ({"amx_bf16": False, "avx512_bf16": True}, True),
+        ({"amx_bf16": False, "avx512_bf16": False, "avx512_vnni": True}, False),
+        ({}, False),
+    ],
 )
-def test_native_bfloat16_is_amx(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool):
+def test_native_bfloat16_is_amx_or_avx512_bf16(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool
+):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert has_native_bfloat16() is expected
 
