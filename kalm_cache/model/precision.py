@@ -18,7 +18,11 @@ DTYPES = {
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """`None` or `auto`: CUDA when there is one, else the CPU. Raises `UsageError` for a device torch does not know."""
+    """`None` or `auto`: CUDA when there is one, else the CPU.
+
+    Raises:
+        UsageError: torch does not know the device, does not see it here, or it is neither a CPU nor CUDA.
+    """
     if device is None or str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,6 +31,11 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         raise UsageError(f"device {device!r} is not one that torch knows: use auto, cpu, cuda or cuda:N") from exc
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA here; use auto or cpu")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UsageError(f"device {device!r} was asked for, but the last one that torch sees here is cuda:{last}")
+    if resolved.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {device!r} is neither a CPU nor CUDA, and nothing else is supported; use auto or cpu")
     return resolved
 
 

@@ -95,5 +95,19 @@ def test_without_cuda_the_device_is_the_cpu_and_cuda_is_refused():
         resolve_device("cuda:0")
 
 
+def test_a_cuda_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="'cuda:9' was asked for, but the last one that torch sees here is cuda:1"):
+        resolve_device("cuda:9")
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu:0", "meta"])
+def test_a_device_on_which_the_runtime_was_never_run_is_refused_in_words(device: str):
+    with pytest.raises(UsageError, match=f"'{device}' is neither a CPU nor CUDA, and nothing else is supported"):
+        resolve_device(device)
+
+
 def test_no_test_depends_on_what_this_cpu_multiplies_natively():
     assert resolve_dtype(None, CPU) == torch.float32
