@@ -19,7 +19,8 @@ from kalm_cache.arguments import (
     check_text,
     check_texts,
 )
-from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.codec import Codec
+from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import DEFAULT_TEMPLATE, PassageTemplate
@@ -126,12 +127,11 @@ class KaLMReranker:
             chunk_size=chunk_size or 1,
             tokenizer=self.query_side.tokenizer,
         )
-        self._cached: TextStates | None = None
-        if text_cache is not None:
-            self._cached = open_text_states(
-                text_cache, checkpoint, codec, dtype=self.dtype, chunk_size=self.passage_side.chunk_size
-            )
+        self._cached = None if text_cache is None else self._states_in(text_cache, checkpoint, codec)
         self._owns_cache = text_cache is not cache
+
+    def _states_in(self, cache: TextCache, checkpoint: Checkpoint, codec: Codec) -> TextStates:
+        return open_text_states(cache, checkpoint, codec, dtype=self.dtype, chunk_size=self.passage_side.chunk_size)
 
     def __enter__(self) -> Self:
         return self

@@ -146,10 +146,7 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
     async def answered(
         request: _Request, response: Response, answer: Callable[[_Request, RequestContext], Awaitable[_Response]]
     ) -> _Response:
-        service.check_model(request.model)
-        service.check_queries(request.all_queries)
-        service.check_queries([request.instruction or ""], "an instruction")
-        note_query("\n".join(request.all_queries))
+        _check_model_and_queries(service, request)
         async with service.begin(request.timeout_ms) as context:
             await check_instruction(request.instruction, context)
             result = await answer(request, context)
@@ -183,6 +180,14 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         app.post(path, response_model_exclude_none=True, responses=TEI_ERRORS)(rerank)
     for path in SCORE_PATHS:
         app.post(path, response_model_exclude_none=True)(score)
+
+
+def _check_model_and_queries(service: Service, request: _Request) -> None:
+    """Refuse what this service cannot score; what it can is noted for the log and the span."""
+    service.check_model(request.model)
+    service.check_queries(request.all_queries)
+    service.check_queries([request.instruction or ""], "an instruction")
+    note_query("\n".join(request.all_queries))
 
 
 def _describe(response: Response, context: RequestContext) -> None:

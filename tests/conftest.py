@@ -9,6 +9,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it rea
 os.environ.setdefault("IR_DATASETS_HOME", f"{tempfile.gettempdir()}/ir_datasets")  # else in ~, when it is imported
 os.environ.setdefault("MTEB_CACHE", f"{tempfile.gettempdir()}/mteb")  # likewise
 
+import gc
+import logging
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +23,37 @@ from benchmarks.reference import MarginOracle, SlowReference, load_slow_referenc
 from kalm_cache.model import precision
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.reranker import KaLMReranker
+from kalm_cache.stderr_log import StderrHandler
 from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
 from tests.indexes import make_embedder
+
+IN_MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30  # a run fills a third of this
+
+
+def pytest_configure() -> None:
+    """`tmp_path` lies in memory where there is room: a disk is waited for dozens of times an index."""
+    if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+def pytest_collection_finish() -> None:
+    """No later collection looks at the modules: they are most objects of a run, and stay."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_log_lines_between_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A server in a thread logs behind the last byte of its answer: the test that asked may be over by then."""
+    emit = StderrHandler.emit
+
+    def emit_within_tests(self: StderrHandler, record: logging.LogRecord) -> None:
+        if sys.stderr is not sys.__stderr__:  # captured
+            emit(self, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.option.capture != "no":
+            patch.setattr(StderrHandler, "emit", emit_within_tests)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from query_service.middleware.paths import OTHER, path_template
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Counter
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+    MakeCounter, MakeGauge, MakeHistogram = partial[Counter], partial[Gauge], partial[Histogram]
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,10 +51,15 @@ class Metrics:
         self._registry = CollectorRegistry()
         counter = partial(Counter, registry=self._registry)
         histogram = partial(Histogram, registry=self._registry)
-        total = partial(Gauge, registry=self._registry, multiprocess_mode="livesum")  # over the workers that live
-        lowest = partial(Gauge, registry=self._registry, multiprocess_mode="livemin")
-        highest = partial(Gauge, registry=self._registry, multiprocess_mode="livemax")
+        gauge = partial(Gauge, registry=self._registry)
+        total = partial(gauge, multiprocess_mode="livesum")  # over the workers that live
+        self._add_request_metrics(counter, histogram, total)
+        self._add_passage_metrics(counter, histogram, total)
+        self._add_index_metrics(counter, gauge)
+        counter(*RESTARTS)  # the parent of the workers counts them
+        self._show_zeros()
 
+    def _add_request_metrics(self, counter: MakeCounter, histogram: MakeHistogram, total: MakeGauge) -> None:
         self._requests = counter("kalm_cache_requests", "Requests answered.", ["method", "path", "status"])
         self._request_seconds = histogram(
             "kalm_cache_request_seconds", "From request to last byte.", ["path"], buckets=SECONDS
@@ -66,6 +73,7 @@ class Metrics:
             "kalm_cache_rejected", "Requests given up: 429, 504, client gone, stopping.", ["reason"]
         )
 
+    def _add_passage_metrics(self, counter: MakeCounter, histogram: MakeHistogram, total: MakeGauge) -> None:
         self._batch_pairs = histogram("kalm_cache_batch_pairs", "Pairs decoded together.", buckets=PAIRS)
         self._batch_tokens = histogram(
             "kalm_cache_batch_tokens", "Tokens of the pairs decoded together.", buckets=TOKENS
@@ -84,6 +92,8 @@ class Metrics:
         self._truncated = counter("kalm_cache_truncated", "Queries and documents that were cut.", ["what"])
         self._damaged = counter("kalm_cache_damaged_records", "Damaged records that answers had to do without.")
 
+    def _add_index_metrics(self, counter: MakeCounter, gauge: MakeGauge) -> None:
+        lowest, highest = partial(gauge, multiprocess_mode="livemin"), partial(gauge, multiprocess_mode="livemax")
         self._swaps = counter("kalm_cache_swaps", "Changes of generation.", ["outcome"])
         self._generation = lowest("kalm_cache_generation", "Oldest generation served.")
         self._behind = highest(
@@ -91,8 +101,6 @@ class Metrics:
         )
         self._indexed = highest("kalm_cache_indexed_passages", "Passages of the index.")
         self._info = highest("kalm_cache_info", "What runs; always 1.", ["version", "model"])
-        counter(*RESTARTS)  # the parent of the workers counts them
-        self._show_zeros()
 
     def request(self, method: str, path: str, status: str, seconds: float) -> None:
         """A request was answered. `path`: the route's template."""

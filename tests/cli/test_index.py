@@ -107,27 +107,17 @@ def test_the_errors_file_must_not_be_the_corpus(run: Run, corpus: Path, tmp_path
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_the_job_and_the_next_run_goes_on(
-    number: int, exit_code: int, mini_folder: Path, tmp_path: Path
-) -> None:
+def test_a_signal_stops_the_job_and_the_next_run_goes_on(run: Run, number: int, exit_code: int, tmp_path: Path) -> None:
     corpus, index = tmp_path / "corpus.jsonl", tmp_path / "index"
-    lines = [json.dumps({"_id": f"d{n}", "text": f"gravity and bees {n} " * 4}) for n in range(1000)]
+    lines = [json.dumps({"_id": f"d{n}", "text": f"gravity and bees {n} " * 4}) for n in range(500)]
     corpus.write_text("\n".join(lines), "utf-8")
-    command = [
-        *(sys.executable, "-c", "from kalm_cache.cli import main; main()", "index", str(corpus)),
-        *("--index", str(index), "--batch-tokens", "256", "--json"),
-    ]
-    environment = os.environ | {
-        "KALM_CACHE_MODEL": str(mini_folder),
-        "KALM_CACHE_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
+    arguments = ["index", str(corpus), "--index", str(index), "--batch-tokens", "256", "--json"]
     building = index / "generations" / "000001.building" / "shards" / "00000" / "working.lmdb"
     with subprocess.Popen(
-        command,
+        [sys.executable, "-c", "from kalm_cache.cli import main; main()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         # a shell's background jobs ignore Ctrl-C, and so would this one if the tests run in one
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as job:
@@ -137,8 +127,7 @@ def test_a_signal_stops_the_job_and_the_next_run_goes_on(
         _, stderr = job.communicate()
     assert job.returncode == exit_code
     assert b"run the same command to go on" in stderr
-    finished = subprocess.run(command, capture_output=True, env=environment, check=True)
-    report = json.loads(finished.stdout)
-    assert report["passages"] == 1000
+    report = json.loads(run(*arguments).stdout)
+    assert report["passages"] == 500
     assert report["resumed"] > 0
-    assert report["resumed"] + report["encoded"] == 1000
+    assert report["resumed"] + report["encoded"] == 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 import unicodedata
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +42,15 @@ def test_links_within_the_pages_lead_somewhere() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in PATH.findall(page.read_text("utf-8")) if not (ROOT / name).exists()] == []
+
+
+def test_the_map_of_layers_is_that_of_the_import_contracts() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = [layer.replace("|", "│") for contract in contracts for layer in contract.get("layers", ())]
+    page = (ROOT / "docs" / "how-it-works.md").read_text("utf-8")
+    drawn = re.split(r"\n|\s{2,}", page.partition("## Which room imports which")[2])  # two maps stand side by side
+    assert len(layers) > 20
+    assert [layer for layer in layers if layer not in drawn] == []
 
 
 def test_the_guide_holds_every_page_once() -> None:

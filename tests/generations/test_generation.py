@@ -2,73 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
-from kalm_cache.generations import generation
+from kalm_cache.errors import IndexNotFoundError, StoreError
 from kalm_cache.generations import publish as publishing
 from kalm_cache.generations.build_folders import next_building_folder
 from kalm_cache.generations.current import current_name, write_current
-from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import (
-    Generation,
     open_and_share,
     open_current,
-    open_generation,
     require_valid,
     segment_folder,
 )
-from kalm_cache.generations.journal import Journal, journal_problem, read_journal
-from kalm_cache.generations.manifest import Counts, FileReceipt, Manifest, SegmentReceipt
+from kalm_cache.generations.journal import Journal
+from kalm_cache.generations.manifest import Counts, FileReceipt, SegmentReceipt
 from kalm_cache.generations.publish import finish_publishing, make_live, name_for, publish, receipts
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.storage import durable
-from kalm_cache.storage.checked_json import digest_of_fields
-
-COUNTS = Counts(1, 2, 3, 0, 4)
-FINGERPRINT = Fingerprint("m", "t", 1024, 4, "float32", "fp16", "e", True, True)
-
-
-def build(index: Path, content: str = "data") -> tuple[Path, Manifest]:
-    """A finished build of one file that is not published yet, and its manifest."""
-    building = next_building_folder(index)
-    segment_folder(building).mkdir(parents=True)
-    (segment_folder(building) / "passages.lmdb").write_text(content)
-    manifest = Manifest(
-        generation=building.name.removesuffix(".building"),
-        created_at="2026-01-01T00:00:00+00:00",
-        model="tiny",
-        embedder="static",
-        embedder_query_prompt="",
-        embedder_passage_prompt="",
-        width=8,
-        fingerprint=FINGERPRINT,
-        counts=COUNTS,
-        files=receipts(building),
-        parent=live_name(index),
-        segments=[SegmentReceipt("00000", COUNTS, 0, 5)],
-        next_ordinal=5,
-    )
-    return building, manifest
-
-
-def live_name(index: Path) -> str | None:
-    return current_name(index) if (index / "CURRENT").exists() else None
-
-
-def publish_next(index: Path, content: str = "data") -> Generation:
-    return publish(index, *build(index, content))
-
-
-def rewrite(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+from tests.generations.builds import build, publish_next
 
 
 def test_a_published_generation_is_the_live_one_with_its_manifest(tmp_path: Path):
@@ -176,56 +132,6 @@ def test_a_damaged_current_is_never_taken_for_another_generation(tmp_path: Path)
     assert open_current(tmp_path) == second
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"1", b"null", b"\xff", b'"text"'])
-def test_a_manifest_that_is_no_json_object_is_a_store_error(tmp_path: Path, content: bytes):
-    folder = publish_next(tmp_path).folder
-    (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(StoreError, match=r"manifest\.json: "):
-        open_current(tmp_path)
-
-
-def test_another_schema_version_is_refused_with_both_sides_named(tmp_path: Path):
-    folder = publish_next(tmp_path).folder
-    rewrite(folder / "manifest.json", schema_version=2)
-    with pytest.raises(IndexMismatchError, match=r"manifest\.json: schema version 2, this version reads 3; re-index"):
-        open_current(tmp_path)
-
-
-@pytest.mark.parametrize("version", [None, "3", [3]])
-def test_a_manifest_without_a_schema_version_was_damaged(tmp_path: Path, version: object):
-    folder = publish_next(tmp_path).folder
-    rewrite(folder / "manifest.json", schema_version=version)
-    with pytest.raises(StoreError, match=r"manifest\.json: has no schema version, the file was changed after"):
-        open_generation(folder)
-
-
-@pytest.mark.parametrize("change", [{"created_at": "2027"}, {"counts": None}, {"checksum": None}, {"extra": 1}])
-def test_a_manifest_that_was_changed_after_it_was_published_is_refused(tmp_path: Path, change: dict[str, object]):
-    folder = publish_next(tmp_path).folder
-    rewrite(folder / "manifest.json", **change)
-    with pytest.raises(StoreError, match="checksum mismatch, the file was changed after it was published"):
-        open_generation(folder)
-
-
-@pytest.mark.parametrize("change", [{"fingerprint": {}}, {"counts": 3}, {"files": []}, {"unknown": 1}])
-def test_a_manifest_with_other_fields_is_refused(tmp_path: Path, change: dict[str, object]):
-    folder = publish_next(tmp_path).folder
-    fields = json.loads((folder / "manifest.json").read_text()) | change
-    del fields["checksum"]
-    rewrite(folder / "manifest.json", **fields, checksum=digest_of_fields(fields))
-    with pytest.raises(StoreError, match="a field is missing or unknown"):
-        open_generation(folder)
-
-
-def test_the_manifest_file_reads_back_as_it_was_written(tmp_path: Path):
-    _, manifest = build(tmp_path)
-    manifest = replace(manifest, parent="000007", model="/some/ümlaut", files={"ü": FileReceipt(1, "ab")})
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "manifest.json").write_bytes(manifest.to_json())
-    assert open_generation(folder).manifest == manifest
-
-
 def test_a_missing_or_cut_file_is_found_by_its_size(tmp_path: Path):
     published = publish_next(tmp_path)
     require_valid(published)
@@ -255,28 +161,6 @@ def test_a_build_that_was_overtaken_gets_a_later_name(tmp_path: Path):
     assert name_for(tmp_path, first) == "000003"
 
 
-def test_names_and_numbers_are_kept_when_generations_are_removed(tmp_path: Path):
-    publish_next(tmp_path)
-    folder = publish_next(tmp_path).folder
-    write_current(tmp_path, "000001")
-    shutil.rmtree(folder)
-    assert generation.high_water_marks(tmp_path) == Journal(2, 5, "000002")
-    assert publish_next(tmp_path).name == "000003"
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[]", b"\xff", b'{"generation": 9, "next_number": 9, "checksum": "0"}']
-)
-def test_a_damaged_journal_is_named_and_the_manifests_go(tmp_path: Path, content: bytes):
-    publish_next(tmp_path)
-    (tmp_path / "JOURNAL").write_bytes(content)
-    assert journal_problem(tmp_path) is not None
-    assert generation.high_water_marks(tmp_path) == Journal(1, 5, None)
-    publish_next(tmp_path)
-    assert journal_problem(tmp_path) is None
-    assert read_journal(tmp_path) == Journal(2, 5, "000002")
-
-
 def test_going_back_is_not_taken_for_half_a_publication(tmp_path: Path):
     first = publish_next(tmp_path)
     publish_next(tmp_path)
@@ -294,11 +178,6 @@ def test_the_parts_of_a_generation_are_its_shards_with_their_own_counts(tmp_path
     assert [(part.segment_name, part.manifest.counts.passages) for part in parts] == [("00000", 1), ("00007", 9)]
     assert [part.segment for part in parts] == [segment_folder(published.folder, name) for name in ("00000", "00007")]
     assert open_current(tmp_path).part("00007") == parts[1]
-
-
-def test_counts_add_up_and_come_off():
-    assert Counts(1, 2, 3, 4, 5) + Counts(10, 20, 30, 40, 50) == Counts(11, 22, 33, 44, 55)
-    assert Counts(11, 22, 33, 44, 55) - Counts(1, 2, 3, 4, 5) == Counts(10, 20, 30, 40, 50)
 
 
 def test_a_hidden_list_that_is_missing_is_an_error_and_hides_nothing_silently(tmp_path: Path):
@@ -320,34 +199,6 @@ def test_receipts_name_every_file_but_the_manifest(tmp_path: Path):
     assert found["a/y"].bytes == 3
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"generation": "../000001"}, "generation"),
-        ({"parent": "/etc"}, "parent"),
-        ({"width": 0}, "width"),
-        ({"width": 10**9 * 10}, "width"),
-        ({"next_ordinal": -1}, "next_ordinal"),
-        ({"next_ordinal": 2}, "next_ordinal: it is 2, and a segment's is 5"),
-        ({"deleted": True}, "deleted"),
-        ({"dense_index": "pickle"}, "dense_index"),
-        ({"files": {"../../CURRENT": {"bytes": 1, "sha256": ""}}}, "files"),
-        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}, "files"),
-        ({"files": {"a": {"bytes": -1, "sha256": ""}}}, r"files\.a\.bytes"),
-        ({"shards": []}, "segments"),
-    ],
-)
-def test_a_manifest_of_a_stranger_whose_checksum_fits_is_refused_by_field(
-    tmp_path: Path, change: dict[str, object], field: str
-):
-    folder = publish_next(tmp_path).folder
-    fields = json.loads((folder / "manifest.json").read_text()) | change
-    del fields["checksum"]
-    rewrite(folder / "manifest.json", **fields, checksum=digest_of_fields(fields))
-    with pytest.raises(StoreError, match=rf"manifest\.json: .*{field}"):
-        open_current(tmp_path)
-
-
 def test_a_file_of_a_generation_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path):
     folder = publish_next(tmp_path).folder
     path = segment_folder(folder) / "passages.lmdb"
@@ -355,13 +206,3 @@ def test_a_file_of_a_generation_that_is_a_link_to_elsewhere_is_refused(tmp_path:
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"passages\.lmdb is a link that leads out of the index"):
         open_current(tmp_path)
-
-
-@pytest.mark.parametrize("change", [{"generation": 10**16}, {"next_ordinal": -1}, {"publishing": "../x"}, {"more": 1}])
-def test_a_journal_of_a_stranger_is_not_gone_by(tmp_path: Path, change: dict[str, object]):
-    publish_next(tmp_path)
-    fields = json.loads((tmp_path / "JOURNAL").read_text()) | change
-    del fields["checksum"]
-    rewrite(tmp_path / "JOURNAL", **fields, checksum=digest_of_fields(fields))
-    assert next(iter(change)) in (journal_problem(tmp_path) or "")
-    assert read_journal(tmp_path) == Journal()
