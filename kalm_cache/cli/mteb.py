@@ -33,7 +33,7 @@ def load_mteb_reranker(
         UsageError: a setting that cannot be served.
         MissingExtraError: mteb is not installed.
     """
-    from kalm_cache.cli.evaluation_indexes import EvaluationIndexes
+    from kalm_cache.cli.evaluation.indexes import EvaluationIndexes
     from kalm_cache.evaluation.mteb_reranker import MTEBReranker
     from kalm_cache.settings import load_settings
 

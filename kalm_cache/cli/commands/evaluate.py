@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from kalm_cache.cli import options as opt
-from kalm_cache.cli.evaluation_options import CollectionOptions, FolderOptions, IndexOptions, PlanOptions
+from kalm_cache.cli.evaluation.options import CollectionOptions, FolderOptions, IndexOptions, PlanOptions
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from kalm_cache.cli.evaluation_indexes import EvaluationIndexes
-    from kalm_cache.cli.evaluation_request import Request
+    from kalm_cache.cli.evaluation.indexes import EvaluationIndexes
+    from kalm_cache.cli.evaluation.request import Request
     from kalm_cache.evaluation import BeirTask, EvaluationReport
     from kalm_cache.evaluation.collections.collection import Collection
     from kalm_cache.evaluation.reports.results import CollectionResult
@@ -43,7 +43,7 @@ def evaluate(
 
     With --out also every first stage, bytes, milliseconds, significance and calibration, as tables and plots.
     """
-    from kalm_cache.cli.evaluation_request import read_request
+    from kalm_cache.cli.evaluation.request import read_request
     from kalm_cache.evaluation.reports.output import require_extras
 
     with exit_codes(resumable=True):
@@ -63,7 +63,7 @@ def evaluate(
 
 def _reports(request: Request, folders: FolderOptions, command: str) -> list[EvaluationReport]:
     """Every collection's reports. The files of `--out` are written anew after each, so that a kill loses one."""
-    from kalm_cache.cli.evaluation_indexes import EvaluationIndexes
+    from kalm_cache.cli.evaluation.indexes import EvaluationIndexes
     from kalm_cache.evaluation.reports.output import write_report
     from kalm_cache.evaluation.reports.report import reports_of
 

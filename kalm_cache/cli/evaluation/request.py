@@ -12,7 +12,7 @@ from kalm_cache.cli.options import settings_from
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from kalm_cache.cli.evaluation_options import CollectionOptions, PlanOptions
+    from kalm_cache.cli.evaluation.options import CollectionOptions, PlanOptions
     from kalm_cache.evaluation.collections.collection import Collection
     from kalm_cache.evaluation.collections.qrels import QrelsFormat
     from kalm_cache.evaluation.config import CollectionConfig, EvalConfig

@@ -1,0 +1,1 @@
+"""`kalm-cache eval`: its options, what they ask for, and the indexes that it builds."""
