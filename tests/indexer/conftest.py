@@ -60,5 +60,5 @@ def clean(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders
 
 @pytest.fixture
 def index(clean: Path, tmp_path: Path) -> Path:
-    """An index of one's own, to be damaged."""
+    """An index of one's own, to be changed or damaged."""
     return Path(shutil.copytree(clean, tmp_path / "index"))

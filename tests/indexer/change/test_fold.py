@@ -45,9 +45,9 @@ def add_one_by_one(index: Path, settings: Settings, encoders: Encoders, numbers:
 
 
 @pytest.fixture(scope="module")
-def seven(base: Path, tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
+def seven(clean: Path, tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
     """An index of seven additions of one passage each: with one more, they fold."""
-    index = Path(shutil.copytree(base, tmp_path_factory.mktemp("seven") / "index"))
+    index = Path(shutil.copytree(clean, tmp_path_factory.mktemp("seven") / "index"))
     add_one_by_one(index, settings, encoders, range(SEVEN))
     return index
 

@@ -24,15 +24,10 @@ NEW = {"n1": "a new passage about bees", "n2": "the last ferry of the morning"}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "index"
+def clean(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
+    folder = tmp_path_factory.mktemp("clean") / "index"
     build(folder, settings, TEXTS | SECRET, encoders=encoders)
     return folder
-
-
-@pytest.fixture
-def index(base: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(base, tmp_path / "index"))
 
 
 def names(index: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +26,10 @@ MANY = TEXTS | {f"p{i}": f"the passage {i} of the ferry and the bees, {i} times"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "index"
+def clean(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders: Encoders) -> Path:
+    folder = tmp_path_factory.mktemp("clean") / "index"
     build(folder, settings, MANY, encoders=encoders)
     return folder
-
-
-@pytest.fixture
-def index(base: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(base, tmp_path / "index"))
 
 
 def test_damaged_records_are_encoded_again_from_their_texts_and_the_rest_is_copied(index: Path, settings: Settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +29,6 @@ def clean(tmp_path_factory: pytest.TempPathFactory, settings: Settings, encoders
     add(folder, settings, encoders, {"d1": "edited", "n": "a new one"})
     delete_passages(["d2"], folder)
     return folder
-
-
-@pytest.fixture
-def index(clean: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clean, tmp_path / "index"))
 
 
 def seal(index: Path, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
