@@ -32,7 +32,9 @@ IN_MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30  # a run fills a third of this
 
 def pytest_configure() -> None:
     """`tmp_path` lies in memory where there is room: a disk is waited for dozens of times an index."""
-    if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM_BYTES:
+    if not os.access(IN_MEMORY, os.W_OK) or shutil.disk_usage(IN_MEMORY).free < ROOM_BYTES:
+        return
+    if not os.statvfs(IN_MEMORY).f_flag & os.ST_NOEXEC:  # kernels are compiled there, and loaded
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 
 
