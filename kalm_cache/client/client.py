@@ -227,14 +227,7 @@ class AsyncClient:
         documents: Iterable[calls.DocumentLike] | None = None,
         **options: Unpack[calls.RerankOptions],
     ) -> ServedAnswer:
-        """Rank stored passages by their ids, as `PassageIndex.rerank`, or documents; options: `RerankOptions`.
-
-        A document is a text or `{"text", "title", "doc_id"}`: a record as a corpus has it. The number 101 is the id
-        "101".
-
-        Raises:
-            UnknownIdError: ids that the index does not hold.
-        """
+        """Rank stored passages by their ids, or documents, as `Client.rerank`."""
         return await self._run(calls.rerank(query, ids, documents, options))
 
     async def margins(self, query: str, ids: Sequence[str | int], **options: Unpack[calls.ScoreOptions]) -> list[float]:
@@ -242,11 +235,7 @@ class AsyncClient:
         return [pair.margin for pair in await self.score(calls.stored_pairs_of(query, ids), **options)]
 
     async def score(self, pairs: Iterable[calls.PairLike], **options: Unpack[calls.ScoreOptions]) -> list[PairScore]:
-        """Score and margin of each pair, in their order; options: `ScoreOptions`.
-
-        A pair is `(query, text)`, `(query, {"doc_id"})` for a stored passage, or a mapping: `query`, either `doc_id` or
-        `document`, and a `label` of the caller's, which comes back with the score.
-        """
+        """Score and margin of each pair, in their order, as `Client.score`."""
         return [pair for call in calls.score(pairs, options) for pair in await self._run(call)]
 
     @overload
@@ -291,10 +280,7 @@ class AsyncClient:
         return await self._run(calls.health())
 
     async def ready(self) -> bool:
-        """Whether the service answers requests now: false while it starts, stops or is out of reach.
-
-        Asks once, without retries: to wait for a service to start, call it again.
-        """
+        """Whether the service answers requests now, as `Client.ready`: asks once, without retries."""
         return calls.is_ready(await self._send(calls.ready()))
 
     async def models(self) -> list[str]:
