@@ -84,7 +84,7 @@ def _no_number(name: str) -> Any:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [item for one in level for item in _items(one)]
+        level = [item for value in level for item in _items(value)]
         if not level:
             return
     raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
@@ -146,12 +146,6 @@ def foreign_link(folder: Path) -> Path | None:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
     return None
-
-
-def one_line(error: Exception) -> str:
-    """What a library says of a file, which may repeat much of it: on one line, and not all of it."""
-    said = "".join(char if char.isprintable() else " " for char in " ".join(str(error).split()))
-    return said if len(said) <= 300 else f"{said[:300]}…"
 
 
 def _shown(name: str) -> str:

@@ -67,7 +67,7 @@ def explained(exc: BaseException, path: Path | None = None) -> str:
 
 def refused(exc: BaseException, path: Path | None = None) -> str:
     """The same of something that could not be read: what is not the machine's is for `verify` to look at."""
-    return explained(exc, path) if way_out(exc, path) else f"run kalm-cache verify: {_said_by(exc)}"
+    return explained(exc, path) if way_out(exc, path) else f"run kalm-cache verify: {one_line(exc)}"
 
 
 def describe(exc: OSError) -> str:
@@ -78,13 +78,13 @@ def describe(exc: OSError) -> str:
 
 def _words_of(exc: BaseException, path: Path | None) -> str:
     number = _errno_of(exc, path)
-    return os.strerror(number) if number in _WAYS_OUT else (getattr(exc, "strerror", None) or _said_by(exc))
+    return os.strerror(number) if number in _WAYS_OUT else (getattr(exc, "strerror", None) or one_line(exc))
 
 
-def _said_by(exc: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What a library says, which may repeat much of a file: on one line, and not all of it."""
-    said = "".join(char if char.isprintable() else " " for char in " ".join(str(exc).split()))
-    return said if len(said) <= 300 else f"{said[:300]}…"
+    words = "".join(char if char.isprintable() else " " for char in " ".join(str(error).split()))
+    return words if len(words) <= 300 else f"{words[:300]}…"
 
 
 def _errno_of(exc: BaseException, path: Path | None) -> int:

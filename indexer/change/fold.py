@@ -58,7 +58,10 @@ def choose(segments: Sequence[Foldable], limit_bytes: int | None = None) -> tupl
     while (full := _full_tier(merged)) is not None:
         start, stop = full
         span = spans[start][0], spans[stop - 1][1]
-        whole = Foldable(sum(one.passages for one in merged[start:stop]), sum(one.bytes for one in merged[start:stop]))
+        whole = Foldable(
+            sum(segment.passages for segment in merged[start:stop]),
+            sum(segment.bytes for segment in merged[start:stop]),
+        )
         too_much = whole.passages > FOLDED_PASSAGES or (limit_bytes is not None and whole.bytes > limit_bytes)
         if too_much or (chosen is not None and not span[0] <= chosen[0] < span[1]):
             break

@@ -67,14 +67,14 @@ class Layout:
 
 
 def find_layout(
-    lines: Iterator[TextLine], suffix: str, told: TableFormat, say: bool = True
+    lines: Iterator[TextLine], suffix: str, given: TableFormat, say: bool = True
 ) -> tuple[Layout | None, Iterator[TextLine]]:
     """The layout of a file, and all its lines, blank ones at the start left out; `None` = there is none.
 
     Args:
         lines: of the file.
         suffix: `csv` or `tsv`.
-        told: what is known.
+        given: what is known.
         say: log what was found.
 
     Raises:
@@ -92,29 +92,29 @@ def find_layout(
             break
     if not sample:
         return None, lines
-    layout = _layout(sample, suffix, told)
+    layout = _layout(sample, suffix, given)
     if say and layout != Layout(layout.names, True, ",", True):  # a plain CSV file is what its name says
         logger.info("%s: read as %s", sample[0].file_name, _said(layout))
     return layout, chain(sample, lines)
 
 
-def _layout(sample: Sequence[TextLine], suffix: str, told: TableFormat) -> Layout:
+def _layout(sample: Sequence[TextLine], suffix: str, given: TableFormat) -> Layout:
     texts = _texts(sample, suffix)
-    quotes = suffix == "csv" if told.quotes is None else told.quotes
+    quotes = suffix == "csv" if given.quotes is None else given.quotes
     delimiter = "\t" if suffix == "tsv" else _likely_delimiter(texts, quotes)
-    delimiter = DELIMITERS[told.delimiter] if told.delimiter else delimiter
-    if told.quotes is None and not quotes:
+    delimiter = DELIMITERS[given.delimiter] if given.delimiter else delimiter
+    if given.quotes is None and not quotes:
         quotes = _are_quoted(texts, delimiter)
     rows = _rows(texts, delimiter, quotes)
-    header = _is_header(rows, suffix) if told.header is None else told.header
-    return Layout(_names(sample[0], rows, header, told.columns), header, delimiter, quotes)
+    header = _is_header(rows, suffix) if given.header is None else given.header
+    return Layout(_names(sample[0], rows, header, given.columns), header, delimiter, quotes)
 
 
 def _names(
-    first: TextLine, rows: Sequence[Sequence[str]], header: bool, told: tuple[str, ...] | None
+    first: TextLine, rows: Sequence[Sequence[str]], header: bool, given: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    if told is not None:
-        names: Sequence[str] = told
+    if given is not None:
+        names: Sequence[str] = given
     elif header:
         names = _known(rows[0])
     else:
@@ -184,8 +184,8 @@ def _are_quoted(texts: Sequence[str], delimiter: str) -> bool:
     """Whether quotes enclose fields: some hold doubled ones, as only a writer of quoted fields makes them."""
     cells = [cell for text in texts for cell in text.rstrip("\r\n").split(delimiter) if cell.startswith('"')]
     inner = [cell[1:-1] for cell in cells if len(cell) > 1 and cell.endswith('"')]
-    proper = len(inner) == len(cells) and all('"' not in one.replace('""', "") for one in inner)
-    return proper and any('""' in one for one in inner)
+    proper = len(inner) == len(cells) and all('"' not in cell.replace('""', "") for cell in inner)
+    return proper and any('""' in cell for cell in inner)
 
 
 def _rows(texts: Sequence[str], delimiter: str, quotes: bool) -> list[list[str]]:

@@ -42,19 +42,19 @@ def read_corpus(
         CorpusError: the source is missing, damaged or of an unknown kind; names the file and the line reached.
         MissingExtraError: there is Parquet in it, and pyarrow is not installed.
     """
-    said = tables is not None and tables != TableFormat()
+    has_format = tables is not None and tables != TableFormat()
     if str(source) == "-":
-        _require_tables(said, [], source)
+        _require_tables(has_format, [], source)
         return _read_stdin(sys.stdin.buffer if stdin is None else stdin, template or PassageTemplate())
     files = find_files(Path(source))
     if any(file.format == "parquet" for file in files):
         require_pyarrow()
-    _require_tables(said, files, source)
+    _require_tables(has_format, files, source)
     return _read_files(files, tables or TableFormat(), template or PassageTemplate(), say)
 
 
-def _require_tables(said: bool, files: Iterable[SourceFile], source: str | Path) -> None:
-    if said and not any(file.format in ("csv", "tsv") for file in files):
+def _require_tables(has_format: bool, files: Iterable[SourceFile], source: str | Path) -> None:
+    if has_format and not any(file.format in ("csv", "tsv") for file in files):
         raise UsageError(f"{source} holds no CSV or TSV file: columns, header, delimiter and quotes say nothing of it")
 
 

@@ -127,12 +127,12 @@ def what_scores(model: Any, backend: Any) -> Any:
     return str(model) if isinstance(model, PathLike) else model
 
 
-def is_same_device(asked: Any, own: torch.device) -> bool:
+def is_same_device(asked: Any, present: torch.device) -> bool:
     """Whether a call that asks for a device gets the model's own; `cuda` is any of them. Raises `UsageError`."""
     from kalm_cache.model.precision import resolve_device
 
     device = resolve_device(asked)
-    return device.type == own.type and (None in (device.index, own.index) or device.index == own.index)
+    return device.type == present.type and (None in (device.index, present.index) or device.index == present.index)
 
 
 def passage_limit(options: Mapping[str, Any]) -> int | None:

@@ -32,7 +32,7 @@ def report_failure(error: BaseException, resumable: bool = False) -> int | None:
 def _is_lack_of_memory(error: BaseException) -> bool:
     """As libraries of C++ tell it, and the loader of these libraries."""
     words = ("allocate memory", "out of memory", "failed to map segment")
-    return isinstance(error, RuntimeError | ImportError) and any(one in str(error) for one in words)
+    return isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
 
 
 def _say(line: str, exit_code: int) -> int:

@@ -53,9 +53,9 @@ def lines_in(option: str, file: Path | None) -> list[str]:
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(one, str):
-            yield one
+    for text in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(text, str):
+            yield text
 
 
 def _require_unicode(name: str, text: str) -> None:

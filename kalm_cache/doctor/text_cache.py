@@ -24,7 +24,7 @@ def check_text_cache(settings: Settings) -> Report:
     folder = Path(settings.text_cache).expanduser()
     if not settings.text_cache_any_file_system:
         require_local(folder)
-    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     taken, free = _taken(folder), shutil.disk_usage(existing).free
     wanted = int(settings.text_cache_gib * GIB)
     found = f"{folder}: {taken / GIB:.2f} of {settings.text_cache_gib:g} GiB, {free / GIB:.1f} GiB free on its disk"

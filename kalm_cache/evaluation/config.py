@@ -34,7 +34,7 @@ class CollectionConfig(BaseModel):
 
     def model_post_init(self, context: Any) -> None:
         """Exactly one source. Raises `ValueError`."""
-        if sum(one is not None for one in (self.beir, self.ir_dataset, self.mteb)) != 1:
+        if sum(source is not None for source in (self.beir, self.ir_dataset, self.mteb)) != 1:
             raise ValueError("give one of beir, ir_dataset and mteb")
         of_beir = (self.split, self.qrels_columns, self.qrels_header, self.qrels_delimiter)
         if self.beir is None and any(value is not None for value in of_beir):

@@ -92,16 +92,18 @@ class MTEBReranker:
         """
         if self._opened is None:
             raise UsageError("search was called before index: give mteb the model, and let it call both")
-        texts, own = query_texts(queries, task_metadata.name), query_instructions(queries)
+        texts, instructions = query_texts(queries, task_metadata.name), query_instructions(queries)
         scores: Scores = {}
         for query_id, query in texts.items():
-            instruction = self._instruction or own.get(query_id) or instruction_of(task_metadata) or DEFAULT_INSTRUCTION
+            instruction = (
+                self._instruction or instructions.get(query_id) or instruction_of(task_metadata) or DEFAULT_INSTRUCTION
+            )
             options: dict[str, Any] = {"instruction": instruction, "chunk_size": self._chunk_size, "with_text": False}
             if top_ranked is None:
                 answer = self._opened.search(query, k=self._k, top_n=top_k, **options)
             else:
                 answer = self._opened.rerank(query, list(top_ranked.get(query_id, ())), top_n=top_k, **options)
-            scores[query_id] = {one.doc_id: one.margin for one in answer.results}
+            scores[query_id] = {hit.doc_id: hit.margin for hit in answer.results}
         return scores
 
     def close(self) -> None:

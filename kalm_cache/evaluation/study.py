@@ -122,7 +122,9 @@ def finished_study(collection: Collection, plan: Plan, kept: RunFolder) -> Study
     if facts.candidates == GIVEN:  # in the order of `study`
         names.remove(facts.candidates)
         names.insert(len(plan.compared) + len(plan.dense), facts.candidates)
-    systems = [kept.load(name, task.queries) for name in dict.fromkeys([*names, *(one.name for one in plan.points)])]
+    systems = [
+        kept.load(name, task.queries) for name in dict.fromkeys([*names, *(point.name for point in plan.points)])
+    ]
     valid = [system for system in systems if system is not None]
     if len(valid) < len(systems):
         return None
@@ -137,8 +139,8 @@ def _first_stages(
     """The index's modes, the exact searches, and the given candidates, in this order."""
     depth = max(plan.k, RECALL_DEPTH)
     systems, drop = [], bool(collection.drop_own_id)
-    for one in dict.fromkeys([*plan.compared, *([mode] if collection.given is None else [])]):
-        systems.append(keep(one, partial(search, index, task, depth, one, drop_own_id=drop)))
+    for way in dict.fromkeys([*plan.compared, *([mode] if collection.given is None else [])]):
+        systems.append(keep(way, partial(search, index, task, depth, way, drop_own_id=drop)))
     for label, embedder in _labels("dense", plan.dense).items():
         systems.append(keep(label, partial(search_dense, index, task, depth, embedder, label, drop_own_id=drop)))
     if collection.given is not None:
@@ -216,13 +218,13 @@ def _given(given: ScoredRun, task: BeirTask, depth: int, drop_own_id: bool) -> S
 
 def _warn_of_own_ids(collection: Collection, candidates: ScoredRun) -> None:
     """Say so where queries are among their own candidates, and nobody has said whether they may be."""
-    own = sum(any(one.doc_id == query_id for one in ranked) for query_id, ranked in candidates.items())
-    if own and collection.drop_own_id is None:
+    own_found = sum(any(hit.doc_id == query_id for hit in ranked) for query_id, ranked in candidates.items())
+    if own_found and collection.drop_own_id is None:
         logger.warning(
             "%s: %d of %d queries have a passage of their own id among the candidates; if these are the queries "
             "themselves, as in ArguAna and Quora, leave them out with --drop-own-id (drop_own_id); else --keep-own-id",
             collection.task.name,
-            own,
+            own_found,
             len(candidates),
         )
 

@@ -119,7 +119,7 @@ def bi_encode(index: PassageIndex, task: BeirTask, candidates: ScoredRun, embedd
     run: dict[str, list[Scored]] = {}
     for query_id, ranked in candidates.items():
         (query,) = embedder.embed_queries([task.queries[query_id]])
-        cosines = [float(query @ vectors[one.doc_id]) for one in ranked]
+        cosines = [float(query @ vectors[hit.doc_id]) for hit in ranked]
         run[query_id] = [Scored(ranked[i].doc_id, cosines[i]) for i in best_first(cosines, None)]
     return System(name, "bi-encoder", run, Cost())
 
@@ -145,7 +145,7 @@ def rerank(
     stored = CachedPassages(name, point.reader, query_side, point.chunk_size, _log_damage)
     run, timings = {}, []
     for query_id, ranked in candidates.items():
-        prompt, shortlist = prompts[query_id].prompt, Shortlist([one.doc_id for one in ranked])
+        prompt, shortlist = prompts[query_id].prompt, Shortlist([hit.doc_id for hit in ranked])
         answer = run_inline(pipeline.rerank(InlineDriver(), stored, prompt, shortlist, RankingRules()))
         timings.append(answer.timings_ms)
         run[query_id] = [Scored(result.doc_id, result.margin) for result in answer.results]
@@ -176,10 +176,10 @@ def interpolate_run(point: System, candidates: ScoredRun, weight: float) -> Syst
     """
     run: dict[str, list[Scored]] = {}
     for query_id, ranked in candidates.items():
-        scores = z_scores(np.array([one.score for one in ranked], np.float32))
-        of_id = {one.doc_id: score for one, score in zip(ranked, scores.tolist(), strict=True)}
-        margins = {one.doc_id: one.score for one in point.run[query_id]}
-        found = [one.doc_id for one in ranked if one.doc_id in margins]  # in the candidates' order, as a search has it
+        scores = z_scores(np.array([hit.score for hit in ranked], np.float32))
+        of_id = {hit.doc_id: score for hit, score in zip(ranked, scores.tolist(), strict=True)}
+        margins = {hit.doc_id: hit.score for hit in point.run[query_id]}
+        found = [hit.doc_id for hit in ranked if hit.doc_id in margins]  # in the candidates' order, as a search has it
         values = interpolate([margins[i] for i in found], [of_id[i] for i in found], weight)
         run[query_id] = [Scored(found[i], values[i]) for i in best_first(values, None)]
     return System(f"{point.name} w={weight:g}", "interpolated", run, replace(point.cost, first_stage_weight=weight))
@@ -187,12 +187,12 @@ def interpolate_run(point: System, candidates: ScoredRun, weight: float) -> Syst
 
 def without_own(query_id: str, ranked: Sequence[Scored]) -> list[Scored]:
     """A ranking without the passage that is the query itself."""
-    return [one for one in ranked if one.doc_id != query_id]
+    return [hit for hit in ranked if hit.doc_id != query_id]
 
 
 def distinct_ids(rankings: Iterable[Sequence[Scored]]) -> list[str]:
     """The ids of some rankings, each once."""
-    return list(dict.fromkeys(one.doc_id for ranked in rankings for one in ranked))
+    return list(dict.fromkeys(hit.doc_id for ranked in rankings for hit in ranked))
 
 
 def _search_cost(times_ms: Sequence[float]) -> Cost:

@@ -98,13 +98,13 @@ class TextStates:
         """Encode one batch, states (P, D) in the run's dtype, and queue it to be cached."""
         tokens = list(missing.values())
         stored = replace(side, chunk_size=self.chunk_size).encode(tokens)
-        for text, one, states in zip(missing, tokens, stored, strict=True):
-            self._put(self._key(text, one), one, states)
-        lengths = [len(one.ids) for one in tokens]
+        for text, counted, states in zip(missing, tokens, stored, strict=True):
+            self._put(self._key(text, counted), counted, states)
+        lengths = [len(counted.ids) for counted in tokens]
         pooled = mean_pool(torch.cat(stored), lengths, chunk_size, stored_chunk_size=self.chunk_size)
         return {
-            text: PooledPassage(len(one.ids), one.truncated, states)
-            for text, one, states in zip(missing, tokens, pooled, strict=True)
+            text: PooledPassage(len(counted.ids), counted.truncated, states)
+            for text, counted, states in zip(missing, tokens, pooled, strict=True)
         }
 
     def _key(self, text: str, tokens: Tokens) -> bytes:

@@ -74,7 +74,7 @@ class ContentLookup:
 
     def find(self, content_hashes: Sequence[bytes]) -> list[list[int]]:
         """The ordinals of the passages that have each content, rising; mostly none or one."""
-        return [self._find(*_HALVES.unpack(one)) for one in content_hashes]
+        return [self._find(*_HALVES.unpack(content_hash)) for content_hash in content_hashes]
 
     def _find(self, first: int, second: int) -> list[int]:
         firsts, seconds, ordinals = self._columns

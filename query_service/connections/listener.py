@@ -94,7 +94,11 @@ class Listener:
 
     def _make_room(self, why: str) -> None:
         """Give up who has been silent for longest, and look again in a moment."""
-        waiting = [(since, number) for number, one in enumerate(self._open) if (since := one.waits_since) is not None]
+        waiting = [
+            (since, number)
+            for number, connection in enumerate(self._open)
+            if (since := connection.waits_since) is not None
+        ]
         if waiting:
             list(self._open)[min(waiting)[1]].give_up()
         self._log.warning(f"{why}: {'the client silent for longest was given up' if waiting else 'it waits'}")

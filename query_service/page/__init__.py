@@ -55,5 +55,5 @@ def _sender(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Re
 
 def _names(if_none_match: str, tag: str) -> bool:
     """Whether the client has this very content; proxies that compress make a tag weak (RFC 9110, 13.1.2)."""
-    given = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    given = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return tag in given or "*" in given

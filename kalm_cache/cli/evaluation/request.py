@@ -47,11 +47,11 @@ class Request:
         """The collections, loaded one after the other. Raises as their loaders do."""
         for source in self.sources:
             for collection in _load(source, self.data, self.split, self.qrels_format):
-                said = [self.drop_own_id, source.drop_own_id, collection.drop_own_id]
+                wishes = [self.drop_own_id, source.drop_own_id, collection.drop_own_id]
                 yield replace(
                     collection,
                     instruction=source.instruction or collection.instruction,
-                    drop_own_id=next((wish for wish in said if wish is not None), None),
+                    drop_own_id=next((wish for wish in wishes if wish is not None), None),
                 )
 
     def run_of(self, collection: Collection) -> Path | None:
@@ -120,7 +120,7 @@ def _sources(given: CollectionOptions, file: EvalConfig | None) -> list[Collecti
             "nothing to evaluate: give --beir, --ir-dataset, --mteb-task, or --config configs/eval/NAME.toml"
         )
     sources = sources or (list(file.collections) if file else [])
-    if _qrels_format(given) != _qrels_format(CollectionConfig(beir="")) and not any(one.beir for one in sources):
+    if _qrels_format(given) != _qrels_format(CollectionConfig(beir="")) and not any(source.beir for source in sources):
         raise UsageError("--qrels-columns, --qrels-header and --qrels-delimiter are for BEIR folders; there is none")
     return sources
 
@@ -161,9 +161,9 @@ def _load(source: CollectionConfig, data: Path, split: str, qrels_format: QrelsF
     if source.beir is not None:
         from kalm_cache.evaluation.collections.collection import load_beir_collection
 
-        own = _qrels_format(source)
-        told = own if qrels_format is None else qrels_format.over(own)
-        yield load_beir_collection(data / source.beir, source.split or split, told)
+        of_source = _qrels_format(source)
+        format_ = of_source if qrels_format is None else qrels_format.over(of_source)
+        yield load_beir_collection(data / source.beir, source.split or split, format_)
     elif source.ir_dataset is not None:
         from kalm_cache.evaluation.collections.ir_dataset import load_ir_dataset
 

@@ -45,7 +45,7 @@ def find_tasks(name: str, subsets: Sequence[str] | None = None) -> list[Any]:
         try:
             tasks = [mteb.get_task(name, hf_subsets=chosen)]
         except KeyError:
-            tasks = [mteb.get_task(one.metadata.name, hf_subsets=chosen) for one in mteb.get_benchmark(name).tasks]
+            tasks = [mteb.get_task(task.metadata.name, hf_subsets=chosen) for task in mteb.get_benchmark(name).tasks]
     except (KeyError, ValueError) as exc:
         raise UsageError(f"mteb has no task or benchmark {name!r}, or not these subsets: {exc}") from exc
     others = [task.metadata.name for task in tasks if not isinstance(task, mteb.abstasks.AbsTaskRetrieval)]

@@ -54,12 +54,12 @@ class QrelsFormat:
         if self.delimiter is not None and self.delimiter not in DELIMITERS:
             raise UsageError(f"the delimiter of judgments is {self.delimiter!r}; expected {', '.join(DELIMITERS)}")
 
-    def over(self, other: QrelsFormat) -> QrelsFormat:
+    def over(self, default: QrelsFormat) -> QrelsFormat:
         """What this says, and where it says nothing, what the other does."""
         return QrelsFormat(
-            self.columns or other.columns,
-            other.header if self.header is None else self.header,
-            self.delimiter or other.delimiter,
+            self.columns or default.columns,
+            default.header if self.header is None else self.header,
+            self.delimiter or default.delimiter,
         )
 
 
@@ -73,13 +73,13 @@ class _Layout:
     delimiter: str
 
 
-def read_qrels(path: Path, queries: Collection[str], told: QrelsFormat) -> Qrels:
+def read_qrels(path: Path, queries: Collection[str], given: QrelsFormat) -> Qrels:
     """Grades by query id and passage id, in the file's order. Of several grades for one pair the last one counts.
 
     Args:
         path: the file, maybe gzipped.
         queries: ids of the collection's queries.
-        told: what is known of the file.
+        given: what is known of the file.
 
     Raises:
         CorpusError: it cannot be read, its columns cannot be told, or a line is bad (named as `file:line`).
@@ -87,7 +87,7 @@ def read_qrels(path: Path, queries: Collection[str], told: QrelsFormat) -> Qrels
     sample = _sample(path)
     if not sample:
         return {}
-    layout = _find_layout(sample, queries, told, path)
+    layout = _find_layout(sample, queries, given, path)
     logger.info("%s: read as %s", path, _said(layout))
     qrels: Qrels = {}
     again: list[tuple[str, str]] = []
@@ -131,16 +131,16 @@ def _sample(path: Path) -> list[str]:
         return list(itertools.islice((line for line in lines if line.strip()), _SAMPLE_LINES))
 
 
-def _find_layout(sample: Sequence[str], queries: Collection[str], told: QrelsFormat, path: Path) -> _Layout:
-    delimiter = told.delimiter or _likely_delimiter(sample)
+def _find_layout(sample: Sequence[str], queries: Collection[str], given: QrelsFormat, path: Path) -> _Layout:
+    delimiter = given.delimiter or _likely_delimiter(sample)
     rows = [_cells(line, delimiter) for line in sample]
-    columns = told.columns or _named_columns(rows[0]) or _likely_columns(rows[1:] or rows, queries)
+    columns = given.columns or _named_columns(rows[0]) or _likely_columns(rows[1:] or rows, queries)
     if columns is None:
         raise CorpusError(
             f"{path}: {len(rows[0])} columns, and which are query id, passage id and grade cannot be told; "
             "say so with --qrels-columns (qrels_columns), as query,-,passage,grade"
         )
-    header = _is_header(rows[0], columns, queries) if told.header is None else told.header
+    header = _is_header(rows[0], columns, queries) if given.header is None else given.header
     return _Layout(columns, header, delimiter)
 
 

@@ -31,7 +31,7 @@ ScoredRun = Mapping[str, Sequence[Scored]]  # query id -> passages, best first
 
 def ids_of(run: ScoredRun) -> dict[str, list[str]]:
     """The ranked ids of each query, as `metrics` takes them."""
-    return {query_id: [one.doc_id for one in ranked] for query_id, ranked in run.items()}
+    return {query_id: [hit.doc_id for hit in ranked] for query_id, ranked in run.items()}
 
 
 def write_run(path: Path, run: ScoredRun, tag: str) -> None:
@@ -39,9 +39,9 @@ def write_run(path: Path, run: ScoredRun, tag: str) -> None:
     lines = []
     for query_id, ranked in run.items():
         before = np.float32(np.inf)
-        for rank, one in enumerate(ranked, start=1):
-            before = min(np.float32(one.score), np.nextafter(before, np.float32(-np.inf)))
-            lines.append(f"{query_id}\tQ0\t{one.doc_id}\t{rank}\t{before}\t{tag}\n")
+        for rank, hit in enumerate(ranked, start=1):
+            before = min(np.float32(hit.score), np.nextafter(before, np.float32(-np.inf)))
+            lines.append(f"{query_id}\tQ0\t{hit.doc_id}\t{rank}\t{before}\t{tag}\n")
     write_atomically(path, "".join(lines).encode())
 
 
@@ -87,7 +87,7 @@ def read_run(path: Path, queries: Collection[str], is_passage: Callable[[str], b
 
 
 def _by_falling_score(scores: Mapping[str, float]) -> list[Scored]:
-    return [Scored(doc_id, score) for doc_id, score in sorted(scores.items(), key=lambda one: -one[1])]
+    return [Scored(doc_id, score) for doc_id, score in sorted(scores.items(), key=lambda item: -item[1])]
 
 
 def _columns(line: str) -> tuple[str, str, float]:

@@ -98,7 +98,7 @@ def calibrate(qrels: Qrels, run: ScoredRun) -> Calibration | None:
     return Calibration(
         pairs=len(scores),
         relevant=float(labels.mean()),
-        ece=sum(one.pairs * abs(one.mean_score - one.relevant) for one in bins) / len(scores),
+        ece=sum(bin_.pairs * abs(bin_.mean_score - bin_.relevant) for bin_ in bins) / len(scores),
         brier=float(((scores - labels) ** 2).mean()),
         bins=bins,
         threshold=threshold_of(qrels, run),
@@ -137,12 +137,12 @@ def threshold_of(qrels: Qrels, run: ScoredRun) -> Threshold | None:
 
 def margin_shift(qrels: Qrels, reference: str, before: ScoredRun, after: ScoredRun) -> MarginShift | None:
     """How the margins of `after` differ from those of `before`; `None` where they share no pair."""
-    found = {query_id: {one.doc_id: one.score for one in ranked} for query_id, ranked in after.items()}
+    found = {query_id: {hit.doc_id: hit.score for hit in ranked} for query_id, ranked in after.items()}
     pairs = [
-        (one.score, found[query_id][one.doc_id], qrels[query_id].get(one.doc_id, 0) >= 1)
+        (hit.score, found[query_id][hit.doc_id], qrels[query_id].get(hit.doc_id, 0) >= 1)
         for query_id, ranked in before.items()
-        for one in ranked
-        if one.doc_id in found.get(query_id, ())
+        for hit in ranked
+        if hit.doc_id in found.get(query_id, ())
     ]
     if not pairs:
         return None
@@ -162,7 +162,7 @@ def margin_shift(qrels: Qrels, reference: str, before: ScoredRun, after: ScoredR
 
 def pairs_of(qrels: Qrels, run: ScoredRun, query_ids: Collection[str] | Mapping[str, object]) -> tuple[Margins, Labels]:
     """Margins (n,) and whether the passage is relevant (n,), of all ranked pairs of these queries."""
-    pairs = [(one.score, qrels[query_id].get(one.doc_id, 0) >= 1) for query_id in query_ids for one in run[query_id]]
+    pairs = [(hit.score, qrels[query_id].get(hit.doc_id, 0) >= 1) for query_id in query_ids for hit in run[query_id]]
     return np.array([pair[0] for pair in pairs], np.float64), np.array([pair[1] for pair in pairs], np.bool_)
 
 

@@ -77,9 +77,9 @@ def compare(
     """
     if not systems:
         return {}
-    if any(len(one) != len(values) for one in systems.values()) or len(values) < 2:
+    if any(len(others) != len(values) for others in systems.values()) or len(values) < 2:
         raise UsageError("a paired comparison needs the same queries on both sides, 2 or more")
-    differences = np.array([list(one) for one in systems.values()], np.float64).T - np.array(values)[:, None]
+    differences = np.array([list(others) for others in systems.values()], np.float64).T - np.array(values)[:, None]
     randomisation = _randomisation(differences, flips)
     holm = holm_adjusted(randomisation)
     return {

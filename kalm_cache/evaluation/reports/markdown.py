@@ -48,7 +48,9 @@ def chunk_sizes_of(results: Sequence[CollectionResult]) -> list[int]:
 
 def weights_of(results: Sequence[CollectionResult]) -> list[float]:
     """The first stage's weights that points were interpolated at, rising; 0, the reranker alone, is the first."""
-    return sorted({0.0, *(one.cost.first_stage_weight for result in results for one in result.of_kind("interpolated"))})
+    return sorted(
+        {0.0, *(system.cost.first_stage_weight for result in results for system in result.of_kind("interpolated"))}
+    )
 
 
 def point_of(result: CollectionResult, codec: str, chunk_size: int, weight: float = 0.0) -> SystemResult | None:
@@ -61,13 +63,13 @@ def point_of(result: CollectionResult, codec: str, chunk_size: int, weight: floa
 def others_of(results: Sequence[CollectionResult]) -> list[str]:
     """The names of the first stages and bi-encoders, in their order."""
     kinds = ("first stage", "bi-encoder")
-    return list(dict.fromkeys(one.name for result in results for one in result.systems if one.kind in kinds))
+    return list(dict.fromkeys(system.name for result in results for system in result.systems if system.kind in kinds))
 
 
 def mean_over(results: Sequence[CollectionResult], value: Callable[[CollectionResult], float | None]) -> float | None:
     """The mean over collections; `None` where one of them has no such value."""
     values = [value(result) for result in results]
-    known = [one for one in values if one is not None]
+    known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
@@ -137,9 +139,9 @@ def _collection(result: CollectionResult) -> str:
         f"Differences are of nDCG@10 to `{facts.candidates}`, paired over the queries, with their 95 % confidence "
         "interval; p of the t-test, of the randomisation test, and of the latter corrected by Holm over this table.",
     ]
-    reference = next((one.to_reference for one in result.systems if one.to_reference), None)
+    reference = next((system.to_reference for system in result.systems if system.to_reference), None)
     if reference is not None:
-        rows = [[one.name, *_comparison(one.to_reference)] for one in result.systems if one.to_reference]
+        rows = [[system.name, *_comparison(system.to_reference)] for system in result.systems if system.to_reference]
         parts.append(table([f"to `{reference.baseline}`", *_COMPARED], rows))
     parts += _calibration(result)
     return "\n\n".join(parts)
@@ -150,32 +152,38 @@ _COMPARED = ["difference", "95 % interval", "effect d", "better/worse", "p (t)",
 
 def _systems(result: CollectionResult) -> str:
     rows = []
-    for one in result.systems:
-        cells = [one.name, *(_number(one.means[measure]) for measure in MEASURES)]
-        cells += [_number(one.cost.bytes_per_passage, 0), _number(one.cost.search_ms or one.rerank_ms, 1)]
-        rows.append([*cells, *_comparison(one.to_candidates)])
+    for system in result.systems:
+        cells = [system.name, *(_number(system.means[measure]) for measure in MEASURES)]
+        cells += [_number(system.cost.bytes_per_passage, 0), _number(system.cost.search_ms or system.rerank_ms, 1)]
+        rows.append([*cells, *_comparison(system.to_candidates)])
     return table(["system", *MEASURES, "bytes a passage", "ms", *_COMPARED], rows)
 
 
-def _comparison(one: Comparison | None) -> list[str]:
-    if one is None:
+def _comparison(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
         return [""] * len(_COMPARED)
-    interval = f"{one.low:+.4f} … {one.high:+.4f}"
-    p_values = [f"{p:.4f}" for p in (one.p_t, one.p_randomisation, one.p_holm)]
-    return [f"{one.difference:+.4f}", interval, f"{one.effect:+.2f}", f"{one.better}/{one.worse}", *p_values]
+    interval = f"{comparison.low:+.4f} … {comparison.high:+.4f}"
+    p_values = [f"{p:.4f}" for p in (comparison.p_t, comparison.p_randomisation, comparison.p_holm)]
+    return [
+        f"{comparison.difference:+.4f}",
+        interval,
+        f"{comparison.effect:+.2f}",
+        f"{comparison.better}/{comparison.worse}",
+        *p_values,
+    ]
 
 
 def _calibration(result: CollectionResult) -> list[str]:
     rows, shifts = [], []
-    for one in result.of_kind("reranker"):
-        if (found := one.calibration) is not None:
-            cells = [one.name, f"{found.pairs:,}", f"{found.relevant:.4f}", f"{found.ece:.4f}", f"{found.brier:.4f}"]
+    for system in result.of_kind("reranker"):
+        if (found := system.calibration) is not None:
+            cells = [system.name, f"{found.pairs:,}", f"{found.relevant:.4f}", f"{found.ece:.4f}", f"{found.brier:.4f}"]
             chosen = found.threshold
             values = () if chosen is None else (chosen.score, chosen.precision, chosen.recall, chosen.f1)
             rows.append([*cells, *([f"{value:.3f}" for value in values] or [""] * 4)])
-        if (moved := one.shift) is not None:
+        if (moved := system.shift) is not None:
             numbers = [moved.mean, moved.deviation, moved.relevant, moved.others]
-            cells = [one.name, moved.reference, *(_number(number, 3) for number in numbers)]
+            cells = [system.name, moved.reference, *(_number(number, 3) for number in numbers)]
             shifts.append([*cells, _number(moved.correlation, 3), f"{moved.decisions_changed:.4f}"])
     header = ["P(yes)", "pairs", "relevant", "ECE", "Brier", "threshold", "precision", "recall", "F1"]
     parts = [f"{table(header, rows)}\n\nThresholds: best F1 on half of the queries, measured on the other half."]
@@ -195,7 +203,7 @@ def _calibration(result: CollectionResult) -> list[str]:
 
 
 def _named(result: CollectionResult, name: str) -> SystemResult | None:
-    return next((one for one in result.systems if one.name == name), None)
+    return next((system for system in result.systems if system.name == name), None)
 
 
 def _mean(system: SystemResult | None, measure: str) -> float | None:

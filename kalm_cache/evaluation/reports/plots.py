@@ -25,9 +25,9 @@ COLOURS = 10  # of matplotlib's cycle
 COMMAND_CHARS = 150
 Value = Callable[[SystemResult], float | None]
 _X: dict[str, tuple[str, Value]] = {  # file name -> label and value of the horizontal axis
-    "quality-ratio.png": ("pooling ratio r", lambda one: one.cost.chunk_size),
-    "quality-bytes.png": ("bytes a passage (states' file)", lambda one: one.cost.bytes_per_passage),
-    "quality-ms.png": ("ms a query (read and decode, median)", lambda one: one.rerank_ms),
+    "quality-ratio.png": ("pooling ratio r", lambda system: system.cost.chunk_size),
+    "quality-bytes.png": ("bytes a passage (states' file)", lambda system: system.cost.bytes_per_passage),
+    "quality-ms.png": ("ms a query (read and decode, median)", lambda system: system.rerank_ms),
 }
 
 
@@ -83,7 +83,7 @@ def _line(
     xs, ys = [], []
     for chunk_size in chunk_sizes_of(panel):
         x = mean_over(panel, lambda result, r=chunk_size: of_point(result, r, value))  # type: ignore[misc]
-        y = mean_over(panel, lambda result, r=chunk_size: of_point(result, r, lambda one: one.means[MEASURE]))  # type: ignore[misc]
+        y = mean_over(panel, lambda result, r=chunk_size: of_point(result, r, lambda system: system.means[MEASURE]))  # type: ignore[misc]
         if x is not None and y is not None:
             xs.append(x)
             ys.append(y)
@@ -92,7 +92,7 @@ def _line(
 
 def _level(axis: Any, panel: Sequence[CollectionResult], name: str) -> None:
     """A horizontal line: a first stage or a bi-encoder has no ratio."""
-    found = [one.means[MEASURE] for result in panel for one in result.systems if one.name == name]
+    found = [system.means[MEASURE] for result in panel for system in result.systems if system.name == name]
     style, colour = _STYLES.get(name, ("-.", "C7"))
     axis.axhline(sum(found) / len(found), linestyle=style, color=colour, linewidth=1, label=name)
 
@@ -109,7 +109,7 @@ def _plot_reliability(results: Sequence[CollectionResult], path: Path, command: 
             point = point_of(result, codec, chunk_size)
             if point is not None and point.calibration is not None:
                 bins = point.calibration.bins
-                xs, ys = [one.mean_score for one in bins], [one.relevant for one in bins]
+                xs, ys = [bin_.mean_score for bin_ in bins], [bin_.relevant for bin_ in bins]
                 axis.plot(xs, ys, marker="o", markersize=3, label=f"r = {chunk_size}")
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.5)
         axis.set_title(f"{result.name} {result.split}, {codec}", fontsize=9)
