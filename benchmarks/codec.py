@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.candidates import Questions, find_candidates
 from benchmarks.timing import emit, markdown
-from kalm_cache.codec import CODECS, Codec, get_codec
+from kalm_cache.codec import CODECS, Codec, decode, get_codec
 from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.evaluate import sample_queries
 from kalm_cache.model.checkpoint import open_checkpoint
@@ -65,7 +65,7 @@ def margins_of(side: QuerySide, questions: Questions, states: list[Float32]) -> 
 def errors_of(codec: Codec, states: list[Float32], tokens: int) -> tuple[dict[str, Any], list[Float32]]:
     """Bytes and distances from float32, and the decoded states."""
     payloads = [codec.encode(one) for one in states]
-    decoded = [codec.decode(payload, *one.shape) for payload, one in zip(payloads, states, strict=True)]
+    decoded = [decode(codec, payload, *one.shape) for payload, one in zip(payloads, states, strict=True)]
     exact, found = np.concatenate(states).astype(np.float64), np.concatenate(decoded).astype(np.float64)
     size = sum(map(len, payloads))
     lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(found, axis=1)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kalm_cache.codec import codec_by_number, get_codec
+from kalm_cache.codec import codec_by_number, decode, get_codec
 from kalm_cache.errors import DamagedRecordError, KalmCacheError, StoreError
 from kalm_cache.generations.generation import Generation, open_generation
 from kalm_cache.generations.manifest import Manifest, RecordTally
@@ -153,7 +153,7 @@ class _Walks:
         if not 0 < record.tokens <= built.max_length:
             yield f"it has {record.tokens} tokens, the manifest says 1 to {built.max_length}"
         try:
-            if codec and not np.isfinite(codec.decode(record.payload, record.rows, record.width)).all():
+            if codec and not np.isfinite(decode(codec, record.payload, record.rows, record.width)).all():
                 yield "its states are not finite"
         except DamagedRecordError as exc:
             yield str(exc).removeprefix("payload 0: ")

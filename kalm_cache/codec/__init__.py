@@ -4,7 +4,7 @@ Letters in shapes: P pooled states of a passage, n vectors of one passage or sev
 block of the rotation, a power of two.
 """
 
-from kalm_cache.codec.interface import Codec
+from kalm_cache.codec.interface import Codec, decode
 from kalm_cache.codec.registry import CODECS, codec_by_number, get_codec
 
-__all__ = ["CODECS", "Codec", "codec_by_number", "get_codec"]
+__all__ = ["CODECS", "Codec", "codec_by_number", "decode", "get_codec"]

@@ -41,12 +41,6 @@ class Floats:
         check_finite(self.widen(narrow), self.name)  # after narrowing, which turns what is too large into infinities
         return narrow.tobytes()
 
-    def decode(self, payload: Payload, rows: int, width: int) -> Float32:
-        """See `Codec.decode`."""
-        out = np.empty((rows, width), np.float32)
-        self.decode_many([payload], [rows], width, out)
-        return out
-
     def decode_many(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
         """See `Codec.decode_many`."""
         check_sizes(payloads, [self.payload_bytes(count, width) for count in rows])

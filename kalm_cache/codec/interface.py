@@ -34,9 +34,6 @@ class Codec(Protocol):
     def encode(self, pooled: Float32) -> bytes:
         """(P, D) finite float32 -> payload. Raises `StoreError` for values that it cannot hold."""
 
-    def decode(self, payload: Payload, rows: int, width: int) -> Float32:
-        """Payload -> (rows, width) float32. Raises `DamagedRecordError` when it has another size."""
-
     def decode_many(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
         """Payloads of `rows[i]` states each -> `out` (Σ rows, width) float32, one after the other, without padding.
 
@@ -55,6 +52,13 @@ class RawCodec(Codec, Protocol):
 
     def payload_bytes(self, rows: int, width: int) -> int:
         """Bytes of every payload of that shape."""
+
+
+def decode(codec: Codec, payload: Payload, rows: int, width: int) -> Float32:
+    """One payload -> (rows, width) float32; errors as in `Codec.decode_many`."""
+    out = np.empty((rows, width), np.float32)
+    codec.decode_many([payload], [rows], width, out)
+    return out
 
 
 def check_sizes(payloads: Sequence[Payload], sizes: Sequence[int]) -> None:

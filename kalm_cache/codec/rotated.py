@@ -91,12 +91,6 @@ class Rotated:
         rest = pooled - decode_vectors(mean, shape.mean_bits, pooled.shape[1])  # (P, D) - (1, D)
         return mean.tobytes() + encode_vectors(rest, shape.row_bits, self.feedback).tobytes()
 
-    def decode(self, payload: Payload, rows: int, width: int) -> Float32:
-        """See `Codec.decode`."""
-        out = np.empty((rows, width), np.float32)
-        self.decode_many([payload], [rows], width, out)
-        return out
-
     def decode_many(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
         """See `Codec.decode_many`."""
         check_sizes(payloads, [self.payload_bytes(count, width) for count in rows])

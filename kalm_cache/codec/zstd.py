@@ -35,12 +35,6 @@ class Zstd:
         values = np.frombuffer(self.inner.encode(pooled), np.uint8).reshape(-1, self.inner.item_bytes)
         return compress(values.T.tobytes(), self.level)  # (values, bytes of each) -> (bytes of each, values)
 
-    def decode(self, payload: Payload, rows: int, width: int) -> Float32:
-        """See `Codec.decode`."""
-        out = np.empty((rows, width), np.float32)
-        self.decode_many([payload], [rows], width, out)
-        return out
-
     def decode_many(self, payloads: Sequence[Payload], rows: Sequence[int], width: int, out: Float32) -> None:
         """See `Codec.decode_many`."""
         pairs = zip(payloads, rows, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kalm_cache.codec import Codec, get_codec
+from kalm_cache.codec import Codec, decode, get_codec
 from kalm_cache.codec.feedback import error_feedback, round_with_feedback
 from kalm_cache.errors import StoreError
 from tests.codec.states import random_states
@@ -24,7 +24,7 @@ def cost(error: np.ndarray, sensitivity: np.ndarray) -> float:
 
 
 def error_of(codec: Codec, states: np.ndarray) -> np.ndarray:
-    return get_codec(codec.name).decode(codec.encode(states), *states.shape).astype(np.float64) - states
+    return decode(get_codec(codec.name), codec.encode(states), *states.shape).astype(np.float64) - states
 
 
 def test_the_error_of_a_value_is_made_up_for_in_the_next():

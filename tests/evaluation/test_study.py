@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kalm_cache.codec import get_codec
+from kalm_cache.codec import decode, get_codec
 from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection, drops_own_id
@@ -49,7 +49,7 @@ def test_a_point_of_another_codec_holds_what_that_codec_makes_of_the_pooled_stat
         (found,) = point.reader.read(["d1"], 8)
     (exact,) = index.pooled(["d1"], chunk_size=8)
     states = exact.states.numpy()
-    assert (found.states.numpy() == codec.decode(codec.encode(states), *states.shape)).all()
+    assert (found.states.numpy() == decode(codec, codec.encode(states), *states.shape)).all()
 
 
 def test_bytes_of_a_point_are_those_of_its_file(index: PassageIndex) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kalm_cache.codec import CODECS, Codec, get_codec
+from kalm_cache.codec import CODECS, Codec, decode, get_codec
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
 from kalm_cache.scoring.pooling import mean_pool
 from kalm_cache.scoring.state_reader import DamagedPassage, StateReader
@@ -57,7 +57,7 @@ def test_passages_come_in_the_order_asked_for_as_their_codec_decodes_them(tmp_pa
     for doc_id, passage in zip("caea", found, strict=True):
         states = STATES[doc_id]
         assert (passage.tokens, passage.truncated) == (TOKENS[doc_id], doc_id == "c")
-        assert torch.equal(passage.states, torch.from_numpy(codec.decode(codec.encode(states), *states.shape)))
+        assert torch.equal(passage.states, torch.from_numpy(decode(codec, codec.encode(states), *states.shape)))
 
 
 def test_all_states_are_views_of_one_tensor(reader: StateReader):
