@@ -105,7 +105,7 @@ class KaLMReranker:
             UsageError: a value that cannot be served.
             StoreError: the cache's folder is on a network file system.
         """
-        self.batch_size, chunk_size = check_count(batch_size, "batch_size"), check_limit(chunk_size, "chunk_size")
+        self.batch_size, chunk_size = check_count(batch_size, "batch_size"), check_limit(chunk_size, "chunk_size") or 1
         query_max_length = check_count(query_max_length, "query_max_length")
         max_length = check_count(max_length, "max_length")
         self.instruction = check_text(instruction, "instruction")
@@ -114,18 +114,14 @@ class KaLMReranker:
         text_cache = open_named(cache, cache_gib)
         checkpoint = open_checkpoint(model_name_or_path, **_hub_options(model_kwargs))
         codec = codec_of(checkpoint, cache_codec)
-        self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device)
+        self.device = device = resolve_device(device)
+        self.dtype = dtype = resolve_dtype(dtype, device)
         self.query_side: QuerySide = load_query_side(
-            checkpoint, device=self.device, dtype=self.dtype, query_max_length=query_max_length
+            checkpoint, device=device, dtype=dtype, query_max_length=query_max_length
         )
+        tokenizer = self.query_side.tokenizer
         self.passage_side: PassageSide = load_passage_side(
-            checkpoint,
-            device=self.device,
-            dtype=self.dtype,
-            max_length=max_length,
-            chunk_size=chunk_size or 1,
-            tokenizer=self.query_side.tokenizer,
+            checkpoint, device=device, dtype=dtype, max_length=max_length, chunk_size=chunk_size, tokenizer=tokenizer
         )
         self._cached = None if text_cache is None else self._states_in(text_cache, checkpoint, codec)
         self._owns_cache = text_cache is not cache
