@@ -23,7 +23,9 @@ from query_service.middleware.paths import OTHER, path_template
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-    MakeCounter, MakeGauge, MakeHistogram = partial[Counter], partial[Gauge], partial[Histogram]
+    MakeCounter = partial[Counter]
+    MakeGauge = partial[Gauge]
+    MakeHistogram = partial[Histogram]
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
