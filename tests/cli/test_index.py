@@ -117,7 +117,7 @@ def test_a_signal_stops_the_job_and_the_next_run_goes_on(run: Run, number: int, 
         [sys.executable, "-c", "from kalm_cache.cli import main; main()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "KALM_CACHE_DTYPE": "float32"},  # as in this process
         # a shell's background jobs ignore Ctrl-C, and so would this one if the tests run in one
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as job:
