@@ -24,7 +24,9 @@ def rows_of(answers: Mapping[str, Asked], beside: str) -> list[dict[str, Any]]:
             },
             "beside": beside,
             "of_other": significant(asked.requests_per_s / answers[beside].requests_per_s),
-            **({"first_answers_s": [round(each, 1) for each in asked.first_answers_s]} if asked.first_answers_s else {}),
+            **(
+                {"first_answers_s": [round(each, 1) for each in asked.first_answers_s]} if asked.first_answers_s else {}
+            ),
         }
         for name, asked in answers.items()
     ]
@@ -67,6 +69,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     header = ["", "requests", "hit rate", "requests/s", "p50 ms", "p99 ms", f"of {rows[0]['beside']}"]
     names = ("requests_per_s", "p50_ms", "p99_ms", "of_other")
     lines = [
-        [row["system"], row["requests"], f"{row['hit_rate']:.3f}", *(short(row[name]) for name in names)] for row in rows
+        [row["system"], row["requests"], f"{row['hit_rate']:.3f}", *(short(row[name]) for name in names)]
+        for row in rows
     ]
     return markdown(header, lines)

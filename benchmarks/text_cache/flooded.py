@@ -2,9 +2,9 @@
 
     python -m benchmarks.text_cache.flooded FLAG CACHE GIB SHAPE serve --text-cache CACHE …
 
-While the file `FLAG` exists, records are put into the cache at `CACHE` faster than they are written, so that the writing
-thread never waits; they come as states do, and are encoded on that thread. When it goes, how many were written, and in
-which time, stands in a file beside it. `SHAPE` is that of `prepared.py`, as JSON.
+While the file `FLAG` exists, records are put into the cache at `CACHE` faster than they are written, so that the
+writing thread never waits; they come as states do, and are encoded on that thread. When it goes, how many were written,
+and in which time, stands in a file beside it. `SHAPE` is that of `prepared.py`, as JSON.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.text_cache.lru JOB
 
-`JOB` is a file with the fields of `Job` as JSON. The models, batches and kernels are ours; the cache and the handler are
-what is compared. Before it serves, the dictionary gets states for the passages of an earlier part of the stream.
+`JOB` is a file with the fields of `Job` as JSON. The models, batches and kernels are ours; the cache and the handler
+are what is compared. Before it serves, the dictionary gets states for the passages of an earlier part of the stream.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KEPT_AS = torch.bfloat16
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """model, dtype: what computes. stream: its fields. mib: of states. history: requests that came before. seed: theirs."""
+    """model, dtype: what computes. stream: its fields. mib: of states. history, seed: requests that came before."""
 
     model: str
     dtype: str

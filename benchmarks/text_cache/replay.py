@@ -4,19 +4,19 @@
     python -m benchmarks.text_cache.replay --model nano-shaped [--dtype int8] [--codec int8] [--rounds 5]
         [--requests 60] [--no-cache-requests 5] [--lru-requests 15] [--cold-requests 10] [--out replay.json]
 
-Requests have 50 distinct passages each, of 20,000 with 256 tokens, by Zipf's law (s = 1). Every system is a service in a
-process of its own, asked over HTTP by one client; the others idle. Their turns alternate; each asks the same requests
-from the first on, those that encode fewer of them. The systems:
+Requests have 50 distinct passages each, of 20,000 with 256 tokens, by Zipf's law (s = 1). Every system is a service in
+a process of its own, asked over HTTP by one client; the others idle. They take turns, and all are asked the same
+requests from the first on, those that encode fewer of them. The systems:
 
     no cache        `kalm-cache serve`, requests with `"cache": false`
-    in-memory LRU   a plain handler, states in a dictionary of 256 MiB behind a lock (lru.py), which is full at the start
+    in-memory LRU   a plain handler, states in a dictionary of 256 MiB behind a lock (lru.py), full at the start
     cold            `kalm-cache serve --text-cache` on an empty folder
     warm            the same on a full one, which holds every passage
     restarted       the same, a new process in every turn, asked from the moment it answers
     by id           `kalm-cache serve --index`, the same passages as ids
 
-What is warm holds random states of the true shape and codec (prepared.py); cold ones, no cache and the dictionary's misses
-are encoded. The warm cache is as full as its bound allows: all that the passages leave, records of others take.
+What is warm holds random states of the true shape and codec (prepared.py); misses are encoded. The warm cache is as full
+as its bound allows: what the passages leave, records of others take.
 
 The writer at its limit: a thread in the service's process fills the cache as fast as it is written (flooded.py), while
 requests of 10 passages are asked for, and in turns none does. This service computes on one thread, in both turns: the
