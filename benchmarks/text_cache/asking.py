@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.serve.load import Connection
-from benchmarks.serve.process import Running
+from benchmarks.serve.process import START_SECONDS, Running
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ def ask(service: Running, bodies: Sequence[str]) -> Asked:
 
 async def _ask(service: Running, bodies: Sequence[str]) -> Asked:
     connection, asked = Connection(service.host, service.port), Asked()
+    await _until_it_listens(service)
     for body in bodies:
         started = time.perf_counter()
         status, content = await connection.post("/rerank", body.encode())
@@ -54,3 +55,18 @@ async def _ask(service: Running, bodies: Sequence[str]) -> Asked:
         asked.hits += sum(result["cache"] == "hit" for result in results)
     connection.close()
     return asked
+
+
+async def _until_it_listens(service: Running) -> None:
+    """A service names its address a moment before."""
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(service.host, service.port)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.02)
+        else:
+            writer.close()
+            return

@@ -15,8 +15,8 @@ requests from the first on, those that encode fewer of them. The systems:
     restarted       the same, a new process in every turn, asked from the moment it answers
     by id           `kalm-cache serve --index`, the same passages as ids
 
-What is warm holds random states of the true shape and codec (prepared.py); misses are encoded. The warm cache is as full
-as its bound allows: what the passages leave, records of others take.
+What is warm holds random states of the true shape and codec (prepared.py); misses are encoded. The warm cache is as
+full as its bound allows: what the passages leave, records of others take.
 
 The writer at its limit: a thread in the service's process fills the cache as fast as it is written (flooded.py), while
 requests of 10 passages are asked for, and in turns none does. This service computes on one thread, in both turns: the
