@@ -31,7 +31,7 @@ from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of
 from kalm_cache.settings import Settings, load_settings
 from query_service.engine.texts.obtain import ENCODE_TOKENS
-from query_service.server import address_of, bind, serve
+from query_service.server import address_of, bind, make_server, serve
 
 KEPT_AS = torch.bfloat16
 
@@ -167,7 +167,7 @@ def main() -> None:
     reranker = load(Job(**json.loads(Path(sys.argv[1]).read_text("utf-8"))))
     with bind("127.0.0.1", 0) as listener:
         print(address_of(listener), file=sys.stderr, flush=True)
-        serve(create_app(reranker), listener)
+        serve(make_server(create_app(reranker)), listener)
 
 
 if __name__ == "__main__":
