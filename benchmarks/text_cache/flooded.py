@@ -45,6 +45,7 @@ def flood(flag: Path, folder: Path, gib: float, shape: Shape) -> None:
                 key = namespace.key(WHOLE, f"{number}".encode())
                 cache.put(key, some.nbytes, lambda some=some: shape.record(some))  # type: ignore[misc]
             time.sleep(LOOK_SECONDS)
+        cache.flush()
         seconds, after = time.monotonic() - started, cache.counts
         said = {
             "seconds": seconds,

@@ -27,7 +27,6 @@ from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache.text_cache import Namespace, TextCache
 
 DISTINCT = 64
-FLUSHED_TOGETHER = 1000  # records
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +81,11 @@ def fill_up(cache: TextCache, nbytes: int, shape: Shape) -> None:
 def put_all(namespace: Namespace, keys: Iterable[bytes], shape: Shape) -> None:
     """Put a record under each key, and wait until all are written."""
     records = [shape.record(shape.states(seed)) for seed in range(DISTINCT)]
+    flushed_together = namespace.cache.options.queue_bytes // 2 // len(records[0].payload)
     for i, key in enumerate(keys, 1):
         record = records[i % DISTINCT]
         namespace.cache.put(key, len(record.payload), lambda record=record: record)  # type: ignore[misc]
-        if i % FLUSHED_TOGETHER == 0:
+        if i % flushed_together == 0:
             namespace.cache.flush()
     namespace.cache.flush()
     if namespace.cache.counts.dropped:

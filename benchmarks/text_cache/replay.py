@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoints --shape nano --tokenizer kalm_cache/bundled/tiny --out nano-shaped
     python -m benchmarks.text_cache.replay --model nano-shaped [--dtype int8] [--codec int8] [--rounds 5]
-        [--requests 60] [--no-cache-requests 5] [--lru-requests 15] [--cold-requests 10] [--out replay.json]
+        [--requests 50] [--no-cache-requests 5] [--lru-requests 15] [--cold-requests 10] [--out replay.json]
 
 Requests have 50 distinct passages each, of 20,000 with 256 tokens, by Zipf's law (s = 1). Every system is a service in
 a process of its own, asked over HTTP by one client; the others idle. They take turns, and all are asked the same
@@ -31,100 +31,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from benchmarks.serve.process import Running, running
+from benchmarks.serve.process import Running
 from benchmarks.text_cache import flooded, prepared
 from benchmarks.text_cache.asking import Asked, ask
 from benchmarks.text_cache.findings import goals_of, rows_of, tables
-from benchmarks.text_cache.lru import Job
-from benchmarks.text_cache.stream import Stream, query, words_of
+from benchmarks.text_cache.stream import Stream, query
+from benchmarks.text_cache.systems import HISTORY, REQUESTS, Bench, open_bench
 from benchmarks.timing import Times, interleave, machine, progress
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.model.precision import resolve_device, resolve_dtype
-from kalm_cache.model.prompts import CutSide, Prompt, Tokens, load_prompt_tokenizer
+from kalm_cache.model.precision import resolve_device
+from kalm_cache.model.prompts import CutSide, Prompt, Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.query_side import load_query_side
-from kalm_cache.settings import Settings, load_settings
-from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 
-REQUESTS, HISTORY = 0, 1  # seeds
 LOOKED_UP = 100
+UNDER_WAY_SECONDS = 1.0
 FULL = 0.85  # of a cache's bound that is filled before
-NO_LIMIT = {"KALM_CACHE_TIMEOUT_MS": "3600000"}
-KALM_CACHE = [sys.executable, "-c", "from kalm_cache.cli import main; main()"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a run has: the stream, its texts, the settings of every service, and where files lie."""
-
-    args: argparse.Namespace
-    stream: Stream
-    texts: list[str]
-    words: list[str]
-    settings: Settings
-    dtype: torch.dtype
-    folder: Path
-
-    @property
-    def shape(self) -> prepared.Shape:
-        """Of a passage's states."""
-        return prepared.shape_of(self.settings, self.stream.tokens)
-
-    @property
-    def full(self) -> Path:
-        """The full cache."""
-        return self.folder / "full"
-
-    @property
-    def index(self) -> Path:
-        """The index."""
-        return self.folder / "index"
-
-    def open_full(self) -> TextCache:
-        """The full cache, in this process."""
-        return TextCache(TextCacheOptions(self.full, int(self.args.gib * (1 << 30))))
-
-    def cached(self, folder: Path, prefix: Sequence[str] = KALM_CACHE, **environment: str) -> Any:
-        """A service with a text cache."""
-        options = ["--text-cache", str(folder), "--text-cache-gib", str(self.args.gib), "--model", self.args.model]
-        return self._serving(prefix, [*options, "--dtype", self.args.dtype], environment)
-
-    def by_id(self) -> Any:
-        """A service with the index."""
-        return self._serving(KALM_CACHE, ["--index", str(self.index)], {})
-
-    def _serving(self, prefix: Sequence[str], options: Sequence[str], environment: dict[str, str]) -> Any:
-        encoding = {"KALM_CACHE_CODEC": self.args.codec, "KALM_CACHE_MAX_LENGTH": str(self.settings.max_length)}
-        common = ["serve", "--port", "0", "--device", "cpu"]
-        return running([*prefix, *common, *options], NO_LIMIT | encoding | environment)
-
-    def lru(self) -> Any:
-        """The service with a dictionary."""
-        job = Job(self.args.model, self.args.dtype, asdict(self.stream), self.args.lru_mib, self.args.history, HISTORY)
-        path = self.folder / "lru.json"
-        path.write_text(job.to_json(), "utf-8")
-        return running([sys.executable, "-m", "benchmarks.text_cache.lru", str(path)])
-
-    def bodies(self, numbers: NDArray[np.int64], *, ids: bool = False, **fields: Any) -> list[str]:
-        """A request for each row of passage numbers."""
-        return [
-            json.dumps({"query": query(self.words, i), "return_documents": False} | self._passages(row, ids) | fields)
-            for i, row in enumerate(numbers.tolist())
-        ]
-
-    def _passages(self, numbers: list[int], ids: bool) -> dict[str, list[str]]:
-        if ids:
-            return {"ids": [prepared.doc_id_of(number) for number in numbers]}
-        return {"documents": [self.texts[number] for number in numbers]}
 
 
 def prepare(bench: Bench) -> None:
@@ -197,7 +126,8 @@ def replay_flooded(bench: Bench) -> tuple[dict[str, Asked], dict[str, Any]]:
     bodies = bench.bodies(small.requests(args.writer_requests, REQUESTS))
     shape = json.dumps(asdict(bench.shape))
     prefix = [sys.executable, "-m", "benchmarks.text_cache.flooded", str(flag), str(bench.full), str(args.gib), shape]
-    answers, written = {"writer idle": Asked(), "writer at its limit": Asked()}, []
+    answers = {"writer idle": Asked(), "writer at its limit": Asked()}
+    written: list[dict[str, Any]] = []
     with bench.cached(bench.full, prefix, OMP_NUM_THREADS="1") as service:
         ask(service, bench.bodies(small.requests(5, HISTORY)))
         for turn in range(args.rounds):
@@ -206,26 +136,24 @@ def replay_flooded(bench: Bench) -> tuple[dict[str, Asked], dict[str, Any]]:
                 progress(f"round {turn + 1} of {args.rounds}: {name}, {len(some)} requests")
                 if name == "writer idle":
                     answers[name] += ask(service, some)
-                else:
-                    with_flood = _flooding(flag)
-                    next(with_flood)
+                    continue
+                with _flooding(flag, written):
                     answers[name] += ask(service, some)
-                    written.append(next(with_flood))
     totals = {key: sum(one[key] for one in written) for key in ("seconds", "written", "evicted", "dropped")}
     return answers, totals | {"off": [one["off"] for one in written if one["off"]]}
 
 
-def _flooding(flag: Path) -> Iterator[dict[str, Any]]:
-    """Begin at the first step, with the writer under way; end at the second, which gives what was written."""
+@contextmanager
+def _flooding(flag: Path, written: list[dict[str, Any]]) -> Iterator[None]:
+    """The writer is at its limit within the block; what it wrote comes to `written`."""
     flooded.report_of(flag).unlink(missing_ok=True)
     flag.touch()
-    time.sleep(1)
-    yield {}
+    time.sleep(UNDER_WAY_SECONDS)
+    yield
     flag.unlink()
     while not flooded.report_of(flag).exists():
         time.sleep(flooded.LOOK_SECONDS)
-    said: dict[str, Any] = json.loads(flooded.report_of(flag).read_text("utf-8"))
-    yield said
+    written.append(json.loads(flooded.report_of(flag).read_text("utf-8")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,30 +210,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=50, help="of a request")
     parser.add_argument("--exponent", type=float, default=1.0, help="of Zipf's law")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=60, help="warm, restarted and by id")
+    parser.add_argument("--requests", type=int, default=50, help="warm, restarted and by id")
     parser.add_argument("--no-cache-requests", type=int, default=5)
     parser.add_argument("--lru-requests", type=int, default=15)
     parser.add_argument("--cold-requests", type=int, default=10)
     parser.add_argument("--lru-mib", type=int, default=256)
     parser.add_argument("--history", type=int, default=400, help="requests that the LRU has seen before")
-    parser.add_argument("--gib", type=float, default=4.0, help="bound of a text cache")
-    parser.add_argument("--writer-requests", type=int, default=100, help="with the writer idle, and at its limit")
+    parser.add_argument("--gib", type=float, default=5.0, help="bound of a text cache")
+    parser.add_argument("--writer-requests", type=int, default=150, help="with the writer idle, and at its limit")
     parser.add_argument("--writer-documents", type=int, default=10, help="of these requests")
     parser.add_argument("--folder", type=Path, help="where caches and index are written; default: a temporary folder")
     parser.add_argument("--out", type=Path, default=Path("replay.json"), help="gets everything measured as JSON")
     return parser.parse_args(arguments)
-
-
-def open_bench(args: argparse.Namespace, folder: Path) -> Bench:
-    """The stream and the settings of a run."""
-    settings = load_settings(
-        model=args.model, dtype=args.dtype, device="cpu", codec=args.codec, bm25=False, dense_index="flat"
-    )
-    checkpoint = open_checkpoint(args.model)
-    tokenizer = load_prompt_tokenizer(checkpoint.folder, checkpoint.config.encoder.vocab_size)
-    stream = Stream(args.passages, args.tokens, args.documents, args.exponent)
-    dtype = resolve_dtype(args.dtype, resolve_device("cpu"))
-    return Bench(args, stream, stream.texts(tokenizer), words_of(tokenizer), settings, dtype, folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
