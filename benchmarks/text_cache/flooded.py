@@ -14,6 +14,7 @@ import json
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks.text_cache.prepared import DISTINCT, Shape
@@ -43,7 +44,7 @@ def flood(flag: Path, folder: Path, gib: float, shape: Shape) -> None:
             for number in itertools.islice(numbers, DISTINCT):
                 some = states[number % DISTINCT]
                 key = namespace.key(WHOLE, f"{number}".encode())
-                cache.put(key, some.nbytes, lambda some=some: shape.record(some))  # type: ignore[misc]
+                cache.put(key, some.nbytes, partial(shape.record, some))
             time.sleep(LOOK_SECONDS)
         cache.flush()
         seconds, after = time.monotonic() - started, cache.counts

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from torch import Tensor
 
-from benchmarks.text_cache.prepared import Shape, shape_of
+from benchmarks.text_cache.prepared import shape_of
 from benchmarks.text_cache.stream import Stream
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
@@ -155,7 +155,7 @@ def load(job: Job) -> Reranker:
 def _seen(job: Job, settings: Settings, query_side: QuerySide) -> Lru:
     stream, lru = Stream(**job.stream), Lru(job.mib << 20)
     texts, shape = stream.texts(query_side.tokenizer), shape_of(settings, stream.tokens)
-    states: Tensor = Shape.states(shape, 0).to(KEPT_AS)
+    states = shape.states(0).to(KEPT_AS)
     for number in stream.requests(job.history, job.seed).ravel():
         if lru.get(texts[number]) is None:
             lru.put(texts[number], states.clone())

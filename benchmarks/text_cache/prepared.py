@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,12 +85,16 @@ def put_all(namespace: Namespace, keys: Iterable[bytes], shape: Shape) -> None:
     flushed_together = namespace.cache.options.queue_bytes // 2 // len(records[0].payload)
     for i, key in enumerate(keys, 1):
         record = records[i % DISTINCT]
-        namespace.cache.put(key, len(record.payload), lambda record=record: record)  # type: ignore[misc]
+        namespace.cache.put(key, len(record.payload), partial(_given, record))
         if i % flushed_together == 0:
             namespace.cache.flush()
     namespace.cache.flush()
     if namespace.cache.counts.dropped:
         raise RuntimeError(f"the cache dropped {namespace.cache.counts.dropped} records")
+
+
+def _given(record: Record) -> Record:
+    return record
 
 
 class PreparedSide:

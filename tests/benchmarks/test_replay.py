@@ -75,7 +75,7 @@ def test_prepared_states_are_those_that_a_service_finds(tmp_path: Path) -> None:
     step = float(shape.states(2).abs().max()) / 127
     assert found["two"].tokens == 30
     assert get_codec("int8").payload_bytes(8, 256) == len(shape.record(shape.states(2)).payload)
-    assert torch.allclose(found["two"].states, shape.states(2), atol=step)
+    assert torch.allclose(found["two"].states, shape.states(2), atol=2 * step)
 
 
 def test_goals_compare_throughputs_and_the_slowest_answers() -> None:
