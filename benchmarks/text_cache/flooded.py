@@ -55,9 +55,9 @@ def flood(flag: Path, folder: Path, gib: float, shape: Shape) -> None:
             "dropped": after.dropped - before.dropped,
             "off": after.off,
         }
-        partial = flag.with_suffix(".part")
-        partial.write_text(json.dumps(said), "utf-8")
-        partial.rename(report_of(flag))
+        unfinished = flag.with_suffix(".part")
+        unfinished.write_text(json.dumps(said), "utf-8")
+        unfinished.rename(report_of(flag))
 
 
 def main() -> None:
