@@ -65,7 +65,7 @@ class Bench:
     def cached(self, folder: Path, prefix: Sequence[str] = KALM_CACHE, **environment: str) -> Service:
         """A service with a text cache."""
         options = ["--text-cache", str(folder), "--text-cache-gib", str(self.args.gib), "--model", self.args.model]
-        return self._serving(prefix, [*options, "--dtype", self.args.dtype], environment)
+        return self._serving(prefix, options, environment)
 
     def by_id(self) -> Service:
         """A service with the index."""
@@ -73,7 +73,7 @@ class Bench:
 
     def _serving(self, prefix: Sequence[str], options: Sequence[str], environment: Mapping[str, str]) -> Service:
         encoding = {"KALM_CACHE_CODEC": self.args.codec, "KALM_CACHE_MAX_LENGTH": str(self.settings.max_length)}
-        common = ["serve", "--port", "0", "--device", "cpu"]
+        common = ["serve", "--port", "0", "--device", "cpu", "--dtype", self.args.dtype]
         return running([*prefix, *common, *options], {**NO_LIMIT, **encoding, **environment})
 
     def lru(self) -> Service:
