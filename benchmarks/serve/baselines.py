@@ -21,7 +21,7 @@ from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH
-from query_service.server import address_of, bind, serve
+from query_service.server import address_of, bind, make_server, serve
 
 _T = TypeVar("_T")
 
@@ -103,7 +103,7 @@ def main() -> None:
     dtype = sys.argv[2] if len(sys.argv) > 2 else None
     with PassageIndex.open(Path(sys.argv[1]), device="cpu", dtype=dtype) as index, bind("127.0.0.1", 0) as listener:
         print(address_of(listener), file=sys.stderr, flush=True)
-        serve(create_app(index), listener)
+        serve(make_server(create_app(index)), listener)
 
 
 if __name__ == "__main__":
