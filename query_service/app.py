@@ -13,20 +13,17 @@ from fastapi import FastAPI, Request, Response
 
 from kalm_cache import __version__
 from query_service.api.body.parsing import bounded_route
-from query_service.api.dialects import RERANK_PATHS, SCORE_PATHS, noted_dialect
 from query_service.api.errors import add_error_handlers
 from query_service.api.explain import ExplainRequest, ExplainResponse, compute_explanation
 from query_service.api.request_values import check_instruction
 from query_service.api.requests import InfinityRequest, RerankRequest, ScoreRequest, SearchRequest
 from query_service.api.rerank import answer_infinity_rerank, answer_rerank
 from query_service.api.responses import (
-    InfinityError,
     InfinityResponse,
     PairsResponse,
     RerankResponse,
     ScoreResponse,
     SearchResponse,
-    TeiError,
     TextResult,
 )
 from query_service.api.score import answer_score
@@ -50,8 +47,9 @@ from query_service.engine.request_context import RequestContext
 from query_service.engine.service import Service
 from query_service.middleware.disconnect import CancelOnDisconnect
 from query_service.middleware.docs import add_docs
+from query_service.middleware.http.dialects import RERANK_PATHS, SCORE_PATHS, noted_dialect
 from query_service.middleware.metrics import CONTENT_TYPE
-from query_service.middleware.refusal import ErrorResponse
+from query_service.middleware.refusal import ErrorResponse, InfinityError, TeiError
 from query_service.middleware.request_log import note_answer, note_query
 from query_service.middleware.stack import WrappedFastAPI, middleware_stack
 from query_service.page import page_router
@@ -160,7 +158,7 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
 
     async def rerank(request: RerankRequest, http: Request, response: Response) -> RerankResponse | list[TextResult]:
         """Passages by falling relevance: stored ones by id, or raw ones by text."""
-        return await answered(request, response, partial(answer_rerank, dialect=noted_dialect(http)))
+        return await answered(request, response, partial(answer_rerank, dialect=noted_dialect(http.scope)))
 
     async def score(request: ScoreRequest, response: Response) -> PairsResponse | ScoreResponse:
         """The relevance of each pair, in the order given."""

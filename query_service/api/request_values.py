@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kalm_cache.arguments import check_record
+from kalm_cache.errors import UsageError
 from kalm_cache.model.prompts import Prompt, require_short
-from kalm_cache.passage import OnMissing, PassageTemplate
+from kalm_cache.passage import TEXT, TEXT_NAMES, OnMissing, PassageTemplate, first_present
 from kalm_cache.settings import Settings
 from query_service.api.body.limits import SHOWN_NAMES, shown
 from query_service.api.requests import Document, PairOptions, RerankRequest
@@ -21,14 +22,30 @@ def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt
 
 
 def template_of(request: PairOptions, context: RequestContext) -> PassageTemplate:
-    """How the request's documents make passages: by its `rank_fields`, or as the index's records did."""
-    rank_fields = request.rank_fields if isinstance(request, RerankRequest) else None
-    return context.model.passage_template if rank_fields is None else PassageTemplate.joining(rank_fields)
+    """How the request's documents make passages: by its `rank_fields`, or as the index's records did.
+
+    Raises:
+        UsageError: a name that no template can hold.
+    """
+    rank_fields = _rank_fields(request)
+    try:
+        return PassageTemplate.joining(rank_fields) if rank_fields else context.model.passage_template
+    except UsageError as exc:
+        names = shown(", ".join(rank_fields or ()))
+        raise UsageError(f"rank_fields: expected names without any of . [ ] {{ }} ! :, got {names}") from exc
 
 
 def text_of(document: str | Document, template: PassageTemplate, name: str) -> str:
-    """The passage that a document makes; `name`: where it is in the request. Raises `UsageError` for an odd field."""
-    return document if isinstance(document, str) else check_record(document.record, name, template)
+    """The passage that a document makes, a string being one as it is; `name`: where it is in the request.
+
+    Raises:
+        UsageError: the fields make no passage.
+    """
+    if isinstance(document, str):
+        return document
+    if not document.record and document.stored_id:
+        raise UsageError(f"{name} has an id and no text; to rank what the index holds, send ids as `ids`")
+    return check_record(document.record, name, template)
 
 
 def passage_of(document: str | Document, template: PassageTemplate, name: str) -> AnyPassage:
@@ -37,15 +54,32 @@ def passage_of(document: str | Document, template: PassageTemplate, name: str) -
     return RawPassage(text) if doc_id is None else StoredPassage(doc_id, text)
 
 
-def unused_fields(request: PairOptions, documents: Iterable[str | Document], template: PassageTemplate) -> list[str]:
-    """Names of what was sent and is no part of the answer: request fields, then `documents[].NAME`; 20 at most."""
+def unused_fields(request: PairOptions, documents: Sequence[str | Document], template: PassageTemplate) -> list[str]:
+    """Names of what was sent and is no part of the answer, 20 at most.
+
+    Request fields, then `rank_fields[].NAME` where no document has it, then `documents[].NAME`.
+    """
     names = dict.fromkeys(request.model_extra or ())
+    if rank_fields := _rank_fields(request):
+        absent = set(rank_fields).difference(*map(_names_of, documents))
+        names |= dict.fromkeys(f"rank_fields[].{name}" for name in rank_fields if name in absent)
     for document in documents:
         if isinstance(document, Document):
             names |= dict.fromkeys(f"documents[].{name}" for name in template.unused(document.record))
         if len(names) > SHOWN_NAMES:
             break
     return [shown(name) for name in list(names)[:SHOWN_NAMES]]
+
+
+def _rank_fields(request: PairOptions) -> list[str]:
+    return request.rank_fields or [] if isinstance(request, RerankRequest) else []
+
+
+def _names_of(document: str | Document) -> Iterable[str]:
+    """The fields of a document; a string is a text, and `contents` another name of it."""
+    if isinstance(document, str):
+        return (TEXT,)
+    return (*document.record, TEXT) if first_present(TEXT_NAMES, document.record) else document.record
 
 
 def scoring_options(request: PairOptions, *, on_missing: OnMissing) -> ScoringOptions:

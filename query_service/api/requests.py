@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import CutSide
-from kalm_cache.passage import ID_NAMES, TEXT_NAMES, OnMissing, as_doc_id, first_present
+from kalm_cache.passage import OnMissing, as_doc_id, first_present
 from query_service.api.body.limits import (
     DocId,
     Flag,
@@ -69,7 +69,7 @@ class Document(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow")
-    text: Text
+    text: Annotated[Text | None, Field(description="left out only where other fields make the passage")] = None
     title: Annotated[Text | None, Field(description="in front of the text, unless the index's template differs")] = None
     doc_id: ItemId | None = None
     id: Annotated[ItemId | None, Field(description="another name of `doc_id`, as other services have it")] = None
@@ -80,9 +80,8 @@ class Document(BaseModel):
         if not isinstance(fields, dict):
             return fields
         renamed = {name: value for name, value in fields.items() if value is not None}
-        for name, others in (("doc_id", [name for name in ID_NAMES if name != "id"]), ("text", TEXT_NAMES)):
-            if name not in renamed and (other := first_present(others, renamed)) is not None:
-                renamed[name] = renamed.pop(other)
+        if "doc_id" not in renamed and (other := first_present(("_id", "docid"), renamed)) is not None:
+            renamed["doc_id"] = renamed.pop(other)
         return renamed
 
     @property
@@ -94,8 +93,8 @@ class Document(BaseModel):
     @property
     def record(self) -> dict[str, Any]:
         """The fields that may be part of the passage."""
-        title = {} if self.title is None else {"title": self.title}
-        return {**(self.model_extra or {}), **title, "text": self.text}
+        named = {"title": self.title, "text": self.text}
+        return {**(self.model_extra or {}), **{name: value for name, value in named.items() if value is not None}}
 
 
 Documents = list[Text | Document]
@@ -220,6 +219,8 @@ class RerankRequest(PairOptions):
     def _nothing_unused(self) -> Self:
         if self.ids is not None:
             nothing_unused(self)
+            if self.documents is None and self.rank_fields is not None:
+                raise PydanticCustomError("unused", "`rank_fields` are of documents, and `ids` have none; leave it out")
         return self
 
     @model_validator(mode="after")

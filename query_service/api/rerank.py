@@ -11,7 +11,6 @@ from kalm_cache.errors import DamagedRecordError
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.ranking import best_first
 from query_service.api.body.limits import ItemId
-from query_service.api.dialects import Dialect
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
 from query_service.api.request_values import (
     check_count,
@@ -38,6 +37,7 @@ from query_service.engine.errors import EmptyError
 from query_service.engine.gathering import AnyPassage, StoredPassage
 from query_service.engine.request_context import RequestContext
 from query_service.engine.scoring import Score, Scores, score_pairs
+from query_service.middleware.http.dialects import Dialect
 
 DOCUMENTS_OF_A_SEARCH_UNIT = 100
 

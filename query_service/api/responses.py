@@ -25,7 +25,6 @@ from typing import Generic, Literal, TypeVar
 from pydantic import BaseModel
 
 from query_service.api.body.limits import ItemId
-from query_service.middleware.refusal import Error
 
 _Document = TypeVar("_Document")
 _Result = TypeVar("_Result")
@@ -170,31 +169,6 @@ class ScoreResponse(BaseModel):
     data: list[ScoreData]
     usage: Usage
     meta: Meta
-
-
-TeiErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"]
-
-
-class TeiError(BaseModel):
-    """A failure, as Text Embeddings Inference has it."""
-
-    error: str
-    error_type: TeiErrorType
-
-
-class Problem(BaseModel):
-    """What is wrong with one field, as FastAPI has it."""
-
-    loc: list[str | int]
-    msg: str
-    type: str
-
-
-class InfinityError(BaseModel):
-    """A 422 for clients of Infinity, which read a list of problems."""
-
-    error: Error
-    detail: list[Problem]
 
 
 class SearchHit(BaseModel):

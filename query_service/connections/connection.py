@@ -159,7 +159,9 @@ class BoundedConnection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         reason = STATUS_PHRASES[status]
-        response = refusal(status, reason.decode().replace(" ", ""), message)
+        is_begun = self.cycle is not None and not self.cycle.response_complete  # else its path is not known
+        scope: Scope = self.scope if is_begun else {"path": ""}  # type: ignore[assignment]
+        response = refusal(scope, status, reason.decode().replace(" ", ""), message)
         head = h11.Response(status_code=status, headers=[*response.raw_headers, CLOSE_HEADER], reason=reason)
         for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

@@ -42,9 +42,9 @@ class BodyLimit:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if not (declared.isascii() and declared.isdigit()):
-            await refusal(400, "BadContentLength", "Content-Length is not a number")(scope, receive, send)
+            await refusal(scope, 400, "BadContentLength", "Content-Length is not a number")(scope, receive, send)
         elif len(declared.lstrip("0")) > 18 or int(declared) > self._max_bytes:
-            await _refuse(self._too_large(), receive, send)
+            await _refuse(self._too_large(scope), receive, send)
         else:
             await self._count(scope, receive, send)
 
@@ -58,7 +58,7 @@ class BodyLimit:
             size = len(message.get("body", b""))
             received += size
             self._held_bytes += size
-            if not answering and (refused := self._refusal(received)) is not None:
+            if not answering and (refused := self._refusal(scope, received)) is not None:
                 raise _RefusedError
             return message
 
@@ -78,17 +78,17 @@ class BodyLimit:
         if refused is not None:
             await _refuse(refused, receive, send)
 
-    def _refusal(self, received: int) -> Response | None:
+    def _refusal(self, scope: Scope, received: int) -> Response | None:
         if received > self._max_bytes:
-            return self._too_large()
+            return self._too_large(scope)
         if received > SMALL_BYTES and self._held_bytes > BODIES * self._max_bytes:
             message = "too many large bodies are under way; try again in 1 s, or send fewer documents in a request"
-            return refusal(429, "BusyError", message, {"Connection": "close", "Retry-After": "1"})
+            return refusal(scope, 429, "BusyError", message, {"Connection": "close", "Retry-After": "1"})
         return None
 
-    def _too_large(self) -> Response:
+    def _too_large(self, scope: Scope) -> Response:
         message = f"the body is larger than {self._max_bytes} bytes; send fewer documents in a request"
-        return refusal(413, "BodyTooLarge", message, {"Connection": "close"})
+        return refusal(scope, 413, "BodyTooLarge", message, {"Connection": "close"})
 
 
 async def _refuse(response: Response, receive: Receive, send: Send) -> None:

@@ -88,20 +88,21 @@ class BearerKeys:
     def _refuse(self, scope: Scope) -> Response | None:
         path, key = route_path(scope), _bearer(scope)
         if path == ADMIN_FOLDER or path.startswith(f"{ADMIN_FOLDER}/"):
-            return self._refuse_admin(key)
+            return self._refuse_admin(scope, key)
         if path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDERS) or not self._keys:
             return None
         if key is not None and (self._keys.matches(key) | self._admin_keys.matches(key)):
             return None
-        return _unauthorized(key)
+        return _unauthorized(scope, key)
 
-    def _refuse_admin(self, key: bytes | None) -> Response | None:
+    def _refuse_admin(self, scope: Scope, key: bytes | None) -> Response | None:
         if not self._admin_keys:
-            return refusal(404, "NotFound", "Not Found")
+            return refusal(scope, 404, "NotFound", "Not Found")
         if key is None or not (self._admin_keys.matches(key) | self._keys.matches(key)):
-            return _unauthorized(key)
+            return _unauthorized(scope, key)
         if not self._admin_keys.matches(key):
-            return refusal(403, "Forbidden", "this key does not open /admin; send one of the service's admin keys")
+            message = "this key does not open /admin; send one of the service's admin keys"
+            return refusal(scope, 403, "Forbidden", message)
         return None
 
 
@@ -110,17 +111,17 @@ def _bearer(scope: Scope) -> bytes | None:
     return key.strip().encode("latin-1") or None if scheme.lower() == "bearer" else None
 
 
-def _unauthorized(key: bytes | None) -> Response:
+def _unauthorized(scope: Scope, key: bytes | None) -> Response:
     if key is None:
         message, challenge = "a key is needed; send the header Authorization: Bearer KEY", "Bearer"
     else:
         message, challenge = "this key is none of the service's", 'Bearer error="invalid_token"'  # RFC 6750, 3
-    return refusal(401, "Unauthorized", message, {"WWW-Authenticate": challenge})
+    return refusal(scope, 401, "Unauthorized", message, {"WWW-Authenticate": challenge})
 
 
 def _from_file(name: str, file: Path) -> Iterator[str]:
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
+        lines = file.read_text("utf-8-sig").split("\n")
     except OSError as exc:
         raise UsageError(f"{name} {file}: cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

@@ -8,7 +8,9 @@ and validated on the one thread that large bodies have.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Coroutine
+import math
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from query_service.api.body.limits import MAX_DEPTH, VALUES_PER_DOCUMENT, shown
-from query_service.api.dialects import note_dialect
 from query_service.engine.errors import TooManyError
+from query_service.middleware.http.dialects import note_dialect
 
 SMALL_BYTES = 1 << 16  # parsed at once, in a millisecond or two
 SCANNED_BYTES = 1 << 20  # of a body, scanned together
@@ -45,6 +47,9 @@ def bounded_route(max_documents: int) -> type[APIRoute]:
             async def bounded(request: Request) -> Response:
                 reading = _Reading(request, model, max_documents, one_at_a_time)
                 try:
+                    if not await reading.body():
+                        note_dialect(request.scope, ())
+                        raise _empty(model)
                     return await handle(reading)
                 except HTTPException:
                     if reading.problem is not None:  # FastAPI makes a 400 without a reason of it
@@ -69,7 +74,7 @@ class _Reading(Request):
     async def json(self) -> BaseModel:
         """The model. `problem` is what `parse` raised."""
         body = await self.body()
-        note = partial(note_dialect, self)
+        note = partial(note_dialect, self.scope)
         note(())  # by the path alone, until the fields are known
         read = partial(parse, body, self._model, self._max_documents, note)
         try:
@@ -98,8 +103,14 @@ def parse(
         RequestValidationError: not JSON, or not what the model takes.
     """
     check_shape(body, VALUES_PER_DOCUMENT * max_documents)
+    numbers = _Numbers()
     try:
-        fields = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)
+        fields = json.loads(
+            body.decode("utf-8-sig"),
+            object_pairs_hook=_unique,
+            parse_constant=numbers.read,
+            parse_float=numbers.read,
+        )
     except json.JSONDecodeError as exc:
         raise _malformed(exc.msg, exc.pos) from exc
     except UnicodeDecodeError as exc:
@@ -110,15 +121,61 @@ def parse(
         raise _malformed("a number has more than 4300 digits", 0) from exc
     if isinstance(fields, dict):
         on_fields([name for name, value in fields.items() if value is not None])
+    if numbers.endless:
+        raise _faulty(fields, [_endless(fields)])
     for name, value in fields.items() if isinstance(fields, dict) else ():
         if isinstance(value, list) and name in model.model_fields and len(value) > max_documents:
             raise TooManyError(name, len(value), max_documents)
     try:
         return model.model_validate(fields)
     except ValidationError as exc:
-        problems = exc.errors(include_url=False, include_input=False, include_context=False)
-        located = [problem | {"loc": ("body", *problem["loc"])} for problem in problems]
-        raise RequestValidationError(located, body=fields) from exc
+        raise _faulty(fields, _problems(exc)) from exc
+
+
+def _problems(error: ValidationError) -> list[dict[str, Any]]:
+    return [dict(one) for one in error.errors(include_url=False, include_input=False, include_context=False)]
+
+
+def _faulty(fields: object, problems: list[dict[str, Any]]) -> RequestValidationError:
+    return RequestValidationError([one | {"loc": ("body", *one["loc"])} for one in problems], body=fields)
+
+
+def _empty(model: type[BaseModel]) -> RequestValidationError:
+    """What is said of a body without a byte: that it is empty, what it lacks, and what one looks like."""
+    example = json.dumps(model.model_config["json_schema_extra"]["examples"][0])  # type: ignore[index]
+    problem = {"type": "missing", "loc": (), "msg": f"The body is empty; send JSON such as {example}"}
+    try:
+        model.model_validate({})
+    except ValidationError as exc:
+        return _faulty(None, [problem, *_problems(exc)])
+    return _faulty(None, [problem])
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """Reads what is no integer. `endless`: NaN, Infinity or a number as large was among it, wherever it stood."""
+
+    endless: bool = False
+
+    def read(self, literal: str) -> float:
+        value = float(literal)
+        self.endless = self.endless or not math.isfinite(value)
+        return value
+
+
+def _endless(fields: object) -> dict[str, Any]:
+    """The problem that the first number without end is."""
+    path = next(_paths_to_endless(fields))
+    where = ".".join(shown(str(part)) for part in path) or "the body"
+    return {"type": "finite_number", "loc": (), "msg": f"{where}: Input should be a finite number"}
+
+
+def _paths_to_endless(value: object) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield ()
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield from ((name, *path) for path in _paths_to_endless(item))
 
 
 class _TwiceError(Exception):

@@ -37,7 +37,7 @@ class CodedBodies:
             return
         headers = Headers(scope=scope)
         coding = headers.get("content-encoding", "identity").strip().lower()
-        refused = _wrong_type(headers) or _wrong_coding(coding)
+        refused = _wrong_type(scope, headers) or _wrong_coding(scope, coding)
         if refused is not None:
             await refused(scope, receive, send)
         elif coding == "identity":
@@ -61,9 +61,8 @@ class CodedBodies:
             if not inflating.broken:
                 raise
         if inflating.broken:
-            await refusal(400, "MalformedBody", "the body is not what its Content-Encoding says")(
-                scope, inflating.receive, send
-            )
+            message = "the body is not what its Content-Encoding says"
+            await refusal(scope, 400, "MalformedBody", message)(scope, inflating.receive, send)
 
 
 class _BrokenCodingError(Exception):
@@ -129,25 +128,25 @@ def _is_for_a_route(scope: Scope) -> bool:
     return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
 
-def _wrong_type(headers: Headers) -> Response | None:
+def _wrong_type(scope: Scope, headers: Headers) -> Response | None:
     given = headers.getlist("content-type")
     described = EmailMessage()
     described["Content-Type"] = given[0] if len(given) == 1 else "none/none"
     kind, charset = described.get_content_type(), described.get_content_charset("utf-8")
     if not (kind.startswith("application/") and kind.removeprefix("application/").split("+")[-1] == "json"):
         what = f"is {given[0][:100]!r}" if given else "is missing"
-        return _unsupported(f"the header Content-Type {what}; send Content-Type: application/json")
+        return _unsupported(scope, f"the header Content-Type {what}; send Content-Type: application/json")
     if charset not in CHARSETS:
-        return _unsupported(f"the header Content-Type names the charset {charset[:100]!r}; send JSON in UTF-8")
+        return _unsupported(scope, f"the header Content-Type names the charset {charset[:100]!r}; send JSON in UTF-8")
     return None
 
 
-def _wrong_coding(coding: str) -> Response | None:
+def _wrong_coding(scope: Scope, coding: str) -> Response | None:
     if coding == "identity" or coding in CODINGS:
         return None
     message = f"the header Content-Encoding is {coding[:100]!r}; send the body as it is, or in gzip or deflate"
-    return _unsupported(message, {"Accept-Encoding": "gzip, deflate"})
+    return _unsupported(scope, message, {"Accept-Encoding": "gzip, deflate"})
 
 
-def _unsupported(message: str, headers: dict[str, str] | None = None) -> Response:
-    return refusal(415, "UnsupportedMediaType", message, headers)
+def _unsupported(scope: Scope, message: str, headers: dict[str, str] | None = None) -> Response:
+    return refusal(scope, 415, "UnsupportedMediaType", message, headers)

@@ -53,7 +53,7 @@ class HostCheck:
             f"this service does not answer for the host {host[:100]!r}; add its name to the setting allowed_hosts "
             f"(KALM_CACHE_ALLOWED_HOSTS), or serve with keys"
         )
-        await refusal(421, "MisdirectedRequest", message)(scope, receive, send)
+        await refusal(scope, 421, "MisdirectedRequest", message)(scope, receive, send)
 
     def _allows(self, name: str) -> bool:
         if name == "localhost" or name.endswith(".localhost") or _is_address(name) or name in self._allowed:

@@ -8,12 +8,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from query_service.middleware.paths import with_single_slashes
+
 
 class PlainSpelling:
-    """Lets routes see `/path` for `/path/` and `http://host/path`, and GET for HEAD, whose answer loses its body.
+    """Lets routes see `/path` for `/path/`, `//path` and `http://host/path`, and GET for HEAD, without its body.
 
-    A redirect would do for the slash only where the client sees the service under its own name: behind a proxy with a
-    prefix, it leads elsewhere.
+    A redirect would do for slashes only where the client sees the service under its own name: behind a proxy with a
+    prefix, it leads elsewhere, and `//path` is another host.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -25,6 +27,7 @@ class PlainSpelling:
             await self._app(scope, receive, send)
             return
         _take_target(scope)
+        scope["path"] = with_single_slashes(scope["path"])
         if scope["path"].endswith("/") and not _has_route(scope):
             scope["path"] = scope["path"].removesuffix("/")
         send = _with_head_allowed(send)

@@ -39,7 +39,6 @@ def failure(client: httpx.Client, path: str, status: int, **request: object) -> 
         ("/rerank", Q | {"ids": ["s1"], "texts": []}, "exactly one of `ids`, `documents`, `texts`; got ids and texts"),
         ("/rerank", Q | {"ids": "s1"}, "ids: Input should be a valid list"),
         ("/rerank", Q | {"ids": [""]}, "ids.0: String should have at least 1 character"),
-        ("/rerank", Q | {"documents": [{"id": "a"}]}, "documents.0.text: Field required"),
         ("/rerank", Q | {"ids": [None] * 99}, "and 94 more"),
         ("/score", {}, "exactly one of `pairs`, `queries`, `text_1`, `data_1`; got none"),
         ("/score", {"queries": "a"}, "`queries` and `documents` or `items` go together"),
@@ -47,10 +46,10 @@ def failure(client: httpx.Client, path: str, status: int, **request: object) -> 
         ("/score", {"queries": ["a", "b"], "documents": ["c"]}, "2 queries and 1 documents"),
         ("/score", {"pairs": [Q]}, "pairs.0: Give exactly one of `document`, `doc_id`; got none"),
         ("/rerank", [], "expected an object"),
-        ("/rerank", Q | {"documents": [None]}, "documents.0: expected a text or {text, "),
+        ("/rerank", Q | {"documents": [None]}, "documents.0: expected a text or {text?, "),
         ("/rerank", Q | {"documents": "a"}, "documents: Input should be a valid list"),
         ("/rerank", Q | {"documents": [{"text": "a", "id": 1.5}]}, "documents.0.id: expected a text or an integer"),
-        ("/score", {"queries": "a", "documents": [5]}, "documents.0: expected a text or {text, "),
+        ("/score", {"queries": "a", "documents": [5]}, "documents.0: expected a text or {text?, "),
         ("/score", {"queries": 5, "documents": "a"}, "queries: expected a text or a list"),
         ("/score", {"pairs": [5]}, "pairs.0: expected an object"),
     ],
@@ -85,6 +84,24 @@ def test_a_whole_surrogate_pair_is_a_character(service: httpx.Client) -> None:
     body = rb'{"query": "a", "documents": ["\ud83d\udc1d"], "return_documents": true}'
     answer = service.post("/rerank", content=body, headers={"content-type": "application/json"}).json()
     assert answer["results"][0]["document"] == {"text": "🐝"}
+
+
+@pytest.mark.parametrize("body", [{"documents": [{"id": "a"}]}, {"documents": ["x", {"doc_id": 3, "title": None}]}])
+def test_a_document_of_an_id_alone_is_told_where_ids_go(service: httpx.Client, body: dict[str, list[object]]) -> None:
+    error = failure(service, "/rerank", 422, json=Q | body)
+    place = len(body["documents"]) - 1
+    assert (
+        error["message"] == f"documents.{place} has an id and no text; to rank what the index holds, send ids as `ids`"
+    )
+
+
+@pytest.mark.parametrize("path", ["/search", "/rerank", "/v1/rerank", "/score", "/explain"])
+def test_an_empty_body_is_called_so_and_told_what_it_lacks(service: httpx.Client, path: str) -> None:
+    for content in (b"", None):
+        message = str(failure(service, path, 422, content=content)["message"])
+        assert message.startswith("The body is empty; send JSON such as {")
+        assert message.endswith("got none" if path == "/score" else "query: Field required")
+    assert service.post("/infinity/rerank").json()["detail"][1]["loc"] == ["body", "query"]
 
 
 @pytest.mark.parametrize("body", [b"{", b'{"query": "\xff"}', b"[" * 100_000])

@@ -11,7 +11,7 @@ import pytest
 
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.scoring.query_side import score_of
-from query_service.api.dialects import dialect_of
+from query_service.middleware.http.dialects import dialect_of
 from tests.query_service.conftest import CORPUS, MAX_LENGTH, serving
 
 QUERY = "Where do bees dance?"
@@ -224,3 +224,27 @@ def test_cohere_names_its_version_and_search_units(service: httpx.Client, path: 
     assert "api_version" not in post(service, path, ids=["s1"])["meta"]
     refused = post(service, path, 422, documents=TEXTS, top_n=-1)
     assert refused["message"] == refused["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/v1/rerank", {"message"}), ("/v2//rerank/", {"message"}), ("/infinity/rerank", set()), ("/rerank", set())],
+)
+def test_what_is_refused_before_the_body_is_read_is_in_the_words_of_its_path(
+    index_folder: Path, path: str, fields: set[str]
+) -> None:
+    coded = path != "/rerank"  # which may be anybody's
+    with serving(index_folder, api_keys="key", max_body_bytes=100, allowed_hosts="known.example") as client:
+        key = {"authorization": "Bearer key"}
+        for status, sent in {
+            401: {"json": {}},
+            405: {"headers": key, "method": "GET"},
+            413: {"json": {"query": "x" * 200}, "headers": key},
+            415: {"content": b"x", "headers": key | {"content-type": "text/plain"}},
+            421: {"json": {}, "headers": key | {"host": "other.example"}},
+        }.items():
+            response = client.request(**{"method": "POST", "url": path} | sent)  # type: ignore[arg-type]
+            answer = response.json()
+            assert (response.status_code, answer.keys()) == (status, {"error", "detail"} | fields), answer
+            assert answer["error"].get("code") == (status if coded else None)
+            assert {answer[name] for name in {"detail"} | fields} == {answer["error"]["message"]}

@@ -179,3 +179,45 @@ def test_rank_fields_of_which_a_record_has_none_are_refused_by_name(records: htt
     refused = records.post("/v1/rerank", json={"query": QUERY, "documents": documents, "rank_fields": ["body"]})
     assert "1: none of the fields that count: 'body'" in refused.json()["message"]
     assert len(post(records, "/v1/rerank", documents=documents[:1], rank_fields=["body"])["results"]) == 1
+
+
+def rank_fields_answer(client: httpx.Client, fields: list[str], *documents: object) -> tuple[list[str], list[str]]:
+    """The passages as they were ranked, in the request's order, and what is said to be unused."""
+    answer = post(client, "/v1/rerank", documents=documents, rank_fields=fields, return_documents=True)
+    results = sorted(answer["results"], key=lambda one: one["index"])
+    return [one["document"]["text"] for one in results], answer["meta"]["unused_fields"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "documents", "texts", "unused"),
+    [
+        (["title"], [{"title": "a"}, {"title": "b", "id": 7}], ["a", "b"], []),
+        (["title", "snippet"], [{"title": "a", "snippet": "b"}, {"snippet": "c"}], ["a b", "c"], []),
+        (["snippet"], ["a text", {"snippet": "c"}], ["a text", "c"], []),
+        (["contents"], [{"contents": "c", "title": "t"}], ["c"], ["documents[].title"]),
+        (["text"], [{"contents": "c"}, "d"], ["c", "d"], []),
+        (["snippet", "titel"], [{"snippet": "c", "title": "t"}], ["c"], ["rank_fields[].titel", "documents[].title"]),
+        (["title"], ["only", "texts"], ["only", "texts"], ["rank_fields[].title"]),
+    ],
+)
+def test_records_are_ranked_by_the_fields_that_are_named_and_need_no_other(
+    records: httpx.Client, fields: list[str], documents: list[object], texts: list[str], unused: list[str]
+) -> None:
+    assert rank_fields_answer(records, fields, *documents) == (texts, unused)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"documents": [{"title": "only"}]}, "documents.0: no text"),
+        ({"documents": [{"title": "only"}], "rank_fields": ["title", "text"]}, "documents.0: no text"),
+        ({"documents": [{"year": 1}], "rank_fields": ["year"]}, "documents.0: 'year' is an integer"),
+        ({"documents": ["a"], "rank_fields": []}, "rank_fields: List should have at least 1 item"),
+        ({"documents": ["a"], "rank_fields": ["a{b"]}, "rank_fields: expected names without any of"),
+        ({"ids": ["101"], "rank_fields": ["title"]}, "`rank_fields` are of documents, and `ids` have none"),
+    ],
+)
+def test_rank_fields_that_make_no_passage_are_refused(records: httpx.Client, body: dict[str, Any], told: str) -> None:
+    response = records.post("/v1/rerank", json={"query": QUERY} | body)
+    assert response.status_code == 422, response.text
+    assert told in response.json()["detail"]

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from query_service.connections.limits import ConnectionLimits
 from query_service.connections.server import Server
 from query_service.server import bind
-from tests.query_service.middleware.served import small_app
+from tests.query_service.middleware.served import size_of_body, small_app
 
 LARGE_BYTES = 32 << 20  # more than the kernel buffers
 
@@ -52,6 +52,7 @@ def read_ok(connection: socket.socket) -> bytes:
 
 def make_server(limits: ConnectionLimits) -> Server:
     app = small_app()
+    app.routes.append(Route("/v1/rerank", size_of_body, methods=["POST"]))
     app.routes.append(Route("/large", lambda request: PlainTextResponse("x" * LARGE_BYTES)))
     server = Server(app, limits)
     server.config.lifespan = "off"

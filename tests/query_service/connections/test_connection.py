@@ -54,6 +54,18 @@ def test_an_unfinished_request_gets_408_and_its_connection_is_closed(hasty: Serv
     assert error_of(answer) == {"type": "RequestTimeout", "message": told}
 
 
+def test_a_late_body_is_refused_in_the_dialect_of_its_path_and_a_late_head_in_none(hasty: Served) -> None:
+    asked = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+    late = json.loads(hasty.ask(asked).partition(b"\r\n\r\n")[2])
+    assert (late["error"]["code"], late["message"]) == (408, "the body did not come within 0.2 s")
+    with hasty.connect(asked + b"{}") as connection:
+        answer = b""
+        while b'"bytes"' not in answer:
+            answer += connection.recv(1 << 16)
+        connection.sendall(b"POST /v1/rer")
+        assert error_of(read_to_the_end(connection)).keys() == {"type", "message"}
+
+
 def test_a_connection_that_says_nothing_is_closed_without_a_word(hasty: Served) -> None:
     assert hasty.ask(b"") == b""
 

@@ -43,7 +43,14 @@ def test_without_keys_a_ring_is_false_and_matches_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"# only a comment\n", "holds no key"), (b"", "holds no key"), (b"\xff\xfe", "UTF-8"), (b"a b\n", "printable")],
+    [
+        (b"# only a comment\n", "holds no key"),
+        (b"", "holds no key"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"a b\n", "printable"),
+        (b"a\x0bb\n", "printable"),
+        ("a\u2028b".encode(), "printable"),
+    ],
 )
 def test_a_file_that_cannot_be_meant_so_is_refused_by_name(tmp_path: Path, content: bytes, problem: str) -> None:
     file = tmp_path / "keys"

@@ -154,6 +154,21 @@ def test_infinities_are_no_numbers_of_anything(service: httpx.Client, field: str
     assert response.json()["detail"].startswith(field)
 
 
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e999", "-1e999"])
+def test_a_number_without_end_is_named_in_whatever_field_it_stands(service: httpx.Client, value: str) -> None:
+    nested = f'{{"query": "bees", "texts": ["a", {{"text": "b", "Meta": [1.5, {{"Year": {value}}}]}}], "x": {value}}}'
+    for body, field in (
+        (f'{{"query": "bees", "ids": ["s1"], "x": {value}}}', "x"),
+        (nested, "texts.1.Meta.1.Year"),
+        (value, "the body"),
+    ):
+        response = service.post("/v1/rerank", content=body, headers=JSON)
+        assert response.status_code == 422, response.text
+        assert response.json()["detail"] == f"{field}: Input should be a finite number"
+    kept = service.post("/rerank", content=b'{"query": "bees", "texts": ["NaN"], "x": 1e308}', headers=JSON)
+    assert kept.status_code == 200
+
+
 def test_whole_numbers_may_be_written_as_floats(service: httpx.Client) -> None:
     assert service.post("/search", content=b'{"query": "bees", "k": 5.0, "top_n": 2}', headers=JSON).status_code == 200
 

@@ -21,9 +21,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from starlette.requests import Request
+from starlette.types import Scope
 
-from query_service.middleware.paths import route_path
+from query_service.middleware.paths import route_path, with_single_slashes
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 SCORE_PATHS = ("/score", "/v1/score")
@@ -61,12 +61,13 @@ def dialect_of(path: str, fields: Collection[str]) -> Dialect:
     )
 
 
-def note_dialect(request: Request, fields: Collection[str]) -> None:
+def note_dialect(scope: Scope, fields: Collection[str]) -> None:
     """Find a request's dialect and note it, for its answer and for the error that it may end in."""
-    request.state.dialect = dialect_of(route_path(request.scope), fields)
+    scope.setdefault("state", {})["dialect"] = dialect_of(route_path(scope), fields)
 
 
-def noted_dialect(request: Request) -> Dialect:
-    """The dialect that was noted; `kalm` where the request never came so far."""
-    dialect: Dialect = getattr(request.state, "dialect", "kalm")
+def noted_dialect(scope: Scope) -> Dialect:
+    """The dialect that was noted; as the path alone tells it where the request's fields were never read."""
+    path = with_single_slashes(route_path(scope)).rstrip("/")
+    dialect: Dialect = scope.get("state", {}).get("dialect") or dialect_of(path, ())
     return dialect
