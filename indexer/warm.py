@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from indexer.build.batching import batch_by_tokens, batched
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import Reject
-from indexer.corpus import CorpusLine, RejectedLine
+from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import Tokens
@@ -27,7 +27,10 @@ WINDOW = 512  # passages that are looked up together
 
 @dataclass(frozen=True, slots=True)
 class WarmReport:
-    """What a warm job did. `cached`: passages that were there already; `dropped`: not written, as there was no room."""
+    """What a warm job did. `cached`: passages that were there already; `dropped`: not written, as there was no room.
+
+    `unused_fields`: how many lines of the corpus have each field that is no part of a passage.
+    """
 
     text_cache: str
     passages: int
@@ -38,6 +41,7 @@ class WarmReport:
     tokens: int
     dropped: int
     seconds: float
+    unused_fields: dict[str, int]
 
 
 def warm_cache(
@@ -63,8 +67,8 @@ def warm_cache(
         StoreError: the cache cannot be written.
     """
     started, counts, cache = time.perf_counter(), BuildCounts(), states.namespace.cache
-    truncated = 0
-    for passages in batched(_accepted(lines, counts, on_reject), WINDOW):
+    truncated, unused = 0, UnusedFields()
+    for passages in batched(_accepted(unused.watch(lines), counts, on_reject), WINDOW):
         texts = list(dict.fromkeys(line.passage.text for line in passages))
         looked_up = states.look_up(side, texts, chunk_size=states.chunk_size)
         counts.resumed += len(passages) - len(looked_up.missing)
@@ -89,6 +93,7 @@ def warm_cache(
         tokens=counts.tokens,
         dropped=cache.counts.dropped,
         seconds=time.perf_counter() - started,
+        unused_fields=unused.counts(),
     )
 
 

@@ -16,7 +16,7 @@ from indexer.build.build import build_base
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, accepted_windows
 from indexer.build.spec import BuildSpec, new_manifest
-from indexer.corpus import CorpusLine, RejectedLine
+from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders, load_encoders
 from indexer.reuse.reusable_segments import open_sources
 from kalm_cache.errors import KalmCacheError
@@ -40,7 +40,10 @@ SAMPLE, SEED = 64, 0  # passages that a dry run encodes, to learn bytes and seco
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What a finished job did. `encoded + resumed + copied` = `passages`; `tokens` counts the whole generation."""
+    """What a finished job did. `encoded + resumed + copied` = `passages`; `tokens` counts the whole generation.
+
+    `unused_fields`: how many lines of the corpus have each field that is no part of a passage.
+    """
 
     index: str
     generation: str
@@ -55,6 +58,7 @@ class IndexReport:
     payload_bytes: int
     file_bytes: int
     seconds: float
+    unused_fields: dict[str, int]
 
 
 def is_built(index: Path, fingerprint: Fingerprint) -> bool:
@@ -84,7 +88,7 @@ def run_index_job(
         IndexMismatchError: the unfinished build in the folder has another fingerprint.
         StoreError: the disk is full or cannot be written; what is stored stays.
     """
-    started = time.perf_counter()
+    started, unused = time.perf_counter(), UnusedFields()
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
         building = resume_or_begin(index, "index", encoders.fingerprint)
@@ -98,8 +102,10 @@ def run_index_job(
             batch_tokens=settings.batch_tokens,
             sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
         )
-        generation, counts = build_base(spec, lines, building, on_reject=on_reject, on_progress=on_progress)
-    return _report(index, generation, counts, time.perf_counter() - started)
+        generation, counts = build_base(
+            spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress
+        )
+    return _report(index, generation, counts, unused, time.perf_counter() - started)
 
 
 def _live_or_none(index: Path) -> Generation | None:
@@ -128,7 +134,9 @@ def _newest_alike(index: Path, fingerprint: Fingerprint) -> Generation | None:
     return None
 
 
-def _report(index: Path, generation: Generation, counts: BuildCounts, seconds: float) -> IndexReport:
+def _report(
+    index: Path, generation: Generation, counts: BuildCounts, unused: UnusedFields, seconds: float
+) -> IndexReport:
     manifest = generation.manifest
     return IndexReport(
         index=str(index),
@@ -144,12 +152,16 @@ def _report(index: Path, generation: Generation, counts: BuildCounts, seconds: f
         payload_bytes=manifest.counts.payload_bytes,
         file_bytes=sum(receipt.bytes for receipt in manifest.files.values()),
         seconds=round(seconds, 3),
+        unused_fields=unused.counts(),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class BuildEstimate:
-    """Counts are exact; the `projected_` fields extrapolate from `sampled` encoded passages (records only, no text)."""
+    """Counts are exact; the `projected_` fields extrapolate from `sampled` encoded passages (records only, no text).
+
+    `unused_fields` as in `IndexReport`.
+    """
 
     passages: int
     rejected: int
@@ -159,6 +171,7 @@ class BuildEstimate:
     sampled: int
     projected_bytes: int
     projected_seconds: float
+    unused_fields: dict[str, int]
 
 
 def estimate_build(
@@ -168,6 +181,7 @@ def estimate_build(
     side = encoders.passage_side
     passages = tokens = truncated = rows = rejected = id_bytes = 0
     sample: Sample[Tokens] = Sample(SAMPLE, SEED)
+    unused = UnusedFields()
 
     def reject(line: RejectedLine) -> None:
         nonlocal rejected
@@ -175,7 +189,7 @@ def estimate_build(
         on_reject(line)
 
     with tempfile.TemporaryDirectory() as folder, AcceptedPassages(Path(folder) / ACCEPTED_FILE) as accepted:
-        for window in accepted_windows(lines, accepted, reject):
+        for window in accepted_windows(unused.watch(lines), accepted, reject):
             passages += len(window)
             id_bytes += sum(len(key_of(passage.doc_id)) for passage in window)
             for passage_tokens in side.tokenize([passage.text for passage in window]):
@@ -193,6 +207,7 @@ def estimate_build(
         sampled=len(sample.items),
         projected_bytes=round(rows * bytes_per_row) + passages * (ENTRY_BYTES + STATES.field_bytes) + id_bytes,
         projected_seconds=round(tokens * seconds_per_token, 1),
+        unused_fields=unused.counts(),
     )
 
 

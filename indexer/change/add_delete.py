@@ -16,7 +16,7 @@ from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, duplicate
 from indexer.build.spec import BuildSpec
 from indexer.change.publish_on_parent import drop_other_segments, publish_on_parent
-from indexer.corpus import CorpusLine, RejectedLine
+from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.first_stage import BM25Index
@@ -42,7 +42,8 @@ class AddReport:
     """What was added. `added` ids are new, `replaced` ones had another text; `unchanged` ones were left as they are.
 
     `passages`, `segments` and `generation` are those of the live index now; the generation is a new one if anything was
-    added. `new_bytes`: of the segment that was made, before it was folded with others.
+    added. `new_bytes`: of the segment that was made, before it was folded with others. `unused_fields`: how many lines
+    of the corpus have each field that is no part of a passage.
     """
 
     index: str
@@ -57,6 +58,7 @@ class AddReport:
     new_bytes: int
     segments: int
     seconds: float
+    unused_fields: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ def _report_added(
         new_bytes=new_bytes,
         segments=len(live.manifest.segments),
         seconds=round(seconds, 3),
+        unused_fields=changes.unused.counts(),
     )
 
 
@@ -189,6 +192,7 @@ class _Changes:
         self._segments, self._on_reject = segments, on_reject
         self._first: dict[str, str] = {}  # doc id -> where it was met first
         self.unchanged = self.rejected = 0
+        self.unused = UnusedFields()
 
     def reject(self, line: RejectedLine) -> None:
         """Count a line that cannot be used, and hand it on."""
@@ -197,7 +201,7 @@ class _Changes:
 
     def of(self, lines: Iterable[CorpusLine | RejectedLine]) -> Iterator[CorpusLine | RejectedLine]:
         """Lines for `build_segment`."""
-        for window in batched(lines, WINDOW):
+        for window in batched(self.unused.watch(lines), WINDOW):
             doc_ids = [line.passage.doc_id for line in window if isinstance(line, CorpusLine)]
             stored = dict(zip(doc_ids, _valid_metas(self._segments, doc_ids), strict=True))
             for line in window:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
@@ -20,7 +20,7 @@ from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import SCAN
 from indexer.build.plan import PlannedPassage, Reject, accepted_windows, plan_window
 from indexer.build.spec import BuildSpec, new_manifest
-from indexer.corpus import CorpusLine, RejectedLine
+from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources, require_keepable
 from kalm_cache.errors import UsageError
@@ -39,6 +39,7 @@ class ReindexReport:
     the corpus and stay. `why_encoded` says why nothing that is stored could be used, where that is so. `bytes` are
     those of the generation's files. `speedup` compares with a full build at `full_build_passages_per_second`, which
     was measured when all was encoded last, or else follows from what this run encoded; `None` where neither is known.
+    `unused_fields`: how many lines of the corpus have each field that is no part of a passage.
     """
 
     index: str
@@ -58,6 +59,7 @@ class ReindexReport:
     full_build_passages_per_second: float | None
     full_build_seconds: float | None
     speedup: float | None
+    unused_fields: dict[str, int]
 
 
 def run_reindex(
@@ -82,7 +84,7 @@ def run_reindex(
         UsageError: passages should be kept that cannot be made anew without their texts.
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
-    started = time.perf_counter()
+    started, unused = time.perf_counter(), UnusedFields()
     with locked_live_generation(index) as live, ExitStack() as stack:
         sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
         if keep_missing:
@@ -98,8 +100,10 @@ def run_reindex(
             sources=sources,
             keep_missing=keep_missing,
         )
-        generation, counts = build_base(spec, lines, building, on_reject=on_reject, on_progress=on_progress)
-    return _report(index, generation, counts, sources, time.perf_counter() - started)
+        generation, counts = build_base(
+            spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress
+        )
+    return _report(index, generation, counts, sources, unused, time.perf_counter() - started)
 
 
 def plan_reindex(
@@ -111,7 +115,7 @@ def plan_reindex(
     on_reject: Reject,
 ) -> ReindexReport:
     """What `run_reindex` would do, without doing it: nothing in the index folder changes."""
-    started, rejected = time.perf_counter(), 0
+    started, rejected, unused = time.perf_counter(), 0, UnusedFields()
     live = open_current(index)
 
     def reject(line: RejectedLine) -> None:
@@ -126,10 +130,11 @@ def plan_reindex(
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         accepted = stack.enter_context(AcceptedPassages(Path(folder) / ACCEPTED_FILE))
         dry_run = _DryRun(sources)
-        for window in accepted_windows(lines, accepted, reject):
+        for window in accepted_windows(unused.watch(lines), accepted, reject):
             dry_run.count(window)
         dry_run.count_missing(accepted)
-    return dry_run.report(index, live, rejected, keep_missing, time.perf_counter() - started)
+    report = dry_run.report(index, live, rejected, keep_missing, time.perf_counter() - started)
+    return replace(report, unused_fields=unused.counts())
 
 
 class _DryRun:
@@ -184,6 +189,7 @@ class _DryRun:
             full_build_passages_per_second=rate,
             full_build_seconds=None if rate is None else round(passages / rate, 1),
             speedup=None,
+            unused_fields={},
         )
 
 
@@ -203,7 +209,12 @@ def _check_texts(live: Generation, sources: ReusableSegments, wanted: Fingerprin
 
 
 def _report(
-    index: Path, generation: Generation, counts: BuildCounts, sources: ReusableSegments, seconds: float
+    index: Path,
+    generation: Generation,
+    counts: BuildCounts,
+    sources: ReusableSegments,
+    unused: UnusedFields,
+    seconds: float,
 ) -> ReindexReport:
     manifest = generation.manifest
     passages = manifest.counts.passages
@@ -227,6 +238,7 @@ def _report(
         full_build_passages_per_second=None if not rate else round(rate, 2),
         full_build_seconds=None if full is None else round(full, 3),
         speedup=None if full is None else round(full / max(seconds, 1e-9), 1),
+        unused_fields=unused.counts(),
     )
 
 

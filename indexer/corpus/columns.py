@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from indexer.corpus.fields import to_passage
+from indexer.corpus.fields import to_line
+from indexer.corpus.values import CorpusLine
 from kalm_cache.errors import CorpusError
-from kalm_cache.passage import ID_NAMES, TEXT_NAMES, Passage, PassageTemplate, first_present
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, PassageTemplate, first_present
 from kalm_cache.text.lines import BadLineError
+
+UNUSED = "-"  # the name of a column that is not read
 
 
 def has_header(cells: Sequence[str]) -> bool:
@@ -29,7 +32,7 @@ def require_columns(names: Sequence[str], file_name: str) -> None:
             )
 
 
-def row_passage(names: Sequence[str], cells: Sequence[str], template: PassageTemplate) -> Passage:
+def row_line(names: Sequence[str], cells: Sequence[str], template: PassageTemplate, location: str) -> CorpusLine:
     """The passage of one row; empty cells beyond the last column are ignored.
 
     Raises:
@@ -39,4 +42,5 @@ def row_passage(names: Sequence[str], cells: Sequence[str], template: PassageTem
         raise BadLineError(f"{len(cells)} of {len(names)} columns; add the missing ones")
     if any(cells[len(names) :]):
         raise BadLineError(f"{len(cells)} columns, expected {len(names)}; a separator inside a field splits it")
-    return to_passage(dict(zip(names, cells, strict=False)), template)
+    fields = {name: cell for name, cell in zip(names, cells, strict=False) if name != UNUSED}
+    return to_line(fields, template, location)

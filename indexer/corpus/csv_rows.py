@@ -6,7 +6,7 @@ import csv
 import itertools
 from collections.abc import Iterator
 
-from indexer.corpus.columns import row_passage
+from indexer.corpus.columns import row_line
 from indexer.corpus.layout import Layout
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError
@@ -45,7 +45,7 @@ def _read_row(
 ) -> CorpusLine | RejectedLine:
     try:
         cells = _read_cells(first, following, layout.delimiter)
-        return CorpusLine(row_passage(layout.names, cells, template), first.location)
+        return row_line(layout.names, cells, template, first.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, first.location, first.raw)
 

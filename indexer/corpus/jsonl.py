@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from indexer.corpus.fields import to_passage
+from indexer.corpus.fields import to_line
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.text.lines import BadLineError, TextLine
@@ -18,7 +18,7 @@ def read_jsonl(lines: Iterable[TextLine], template: PassageTemplate) -> Iterator
 
 def _read_line(line: TextLine, template: PassageTemplate) -> CorpusLine | RejectedLine:
     try:
-        return CorpusLine(to_passage(_parse_object(line.text()), template), line.location)
+        return to_line(_parse_object(line.text()), template, line.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, line.location, line.raw)
 

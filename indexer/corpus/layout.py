@@ -18,7 +18,6 @@ from kalm_cache.errors import CorpusError, UsageError
 from kalm_cache.text.lines import MAX_LINE_BYTES, BadLineError, TextLine
 
 DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
-UNUSED = "-"  # the name of a column that is not read
 _SAMPLE_LINES, _SAMPLE_BYTES = 50, 1 << 20
 _HEADERLESS = {2: ("id", "text"), 3: ("id", "title", "text")}  # two: MS MARCO's collection.tsv
 _WORDS_OF_A_NAME = 4

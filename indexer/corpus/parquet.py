@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexer.corpus.columns import require_columns
-from indexer.corpus.fields import to_passage
+from indexer.corpus.fields import to_line
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError, MissingExtraError
 from kalm_cache.passage import ID_NAMES, TEXT_NAMES, PassageTemplate, first_present
@@ -43,15 +43,16 @@ def read_parquet(path: Path, template: PassageTemplate) -> Iterator[CorpusLine |
 
     row = 0
     try:
-        for batch in _batches(path, template):
+        for batch, unread in _batches(path, template):
             for fields in _rows(batch):
                 row += 1
-                yield _read_row(fields, f"{path}:{row}", template)
+                yield _read_row(fields, f"{path}:{row}", template, unread)
     except (OSError, pyarrow.ArrowException) as exc:
         raise CorpusError(f"cannot read {path} beyond row {row}: {exc}; write or download it again") from exc
 
 
-def _batches(path: Path, template: PassageTemplate) -> Iterator[pyarrow.RecordBatch]:
+def _batches(path: Path, template: PassageTemplate) -> Iterator[tuple[pyarrow.RecordBatch, list[str]]]:
+    """The rows with the columns that count, and the names of the others."""
     import pyarrow.parquet
 
     with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file:
@@ -59,7 +60,9 @@ def _batches(path: Path, template: PassageTemplate) -> Iterator[pyarrow.RecordBa
         require_columns(names, str(path))
         found = [first_present(accepted, names) for accepted in (ID_NAMES, TEXT_NAMES)]
         wanted = {*found, *template.fields}
-        yield from file.iter_batches(_BATCH_ROWS, columns=[name for name in names if name in wanted])
+        unread = [name for name in template.unused(names) if name not in wanted]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=[name for name in names if name in wanted]):
+            yield batch, unread
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
@@ -77,12 +80,14 @@ def _value(scalar: pyarrow.Scalar) -> object:
         return exc
 
 
-def _read_row(fields: dict[str, Any], location: str, template: PassageTemplate) -> CorpusLine | RejectedLine:
+def _read_row(
+    fields: dict[str, Any], location: str, template: PassageTemplate, unread: list[str]
+) -> CorpusLine | RejectedLine:
     try:
         for name, value in fields.items():
             if isinstance(value, UnicodeDecodeError):
                 raise BadLineError(f"{name!r} is not UTF-8: {value.reason} at offset {value.start}")
-        return CorpusLine(to_passage(fields, template), location)
+        return to_line(fields, template, location, unread)
     except BadLineError as exc:
         return RejectedLine.of(exc, location, _shown(fields))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from indexer.corpus.columns import row_passage
+from indexer.corpus.columns import row_line
 from indexer.corpus.layout import Layout
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.passage import PassageTemplate
@@ -25,6 +25,6 @@ def read_tsv(
 def _read_row(layout: Layout, line: TextLine, template: PassageTemplate) -> CorpusLine | RejectedLine:
     try:
         cells = line.text().removesuffix("\n").removesuffix("\r").split(layout.delimiter)
-        return CorpusLine(row_passage(layout.names, cells, template), line.location)
+        return row_line(layout.names, cells, template, line.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, line.location, line.raw)

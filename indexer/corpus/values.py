@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kalm_cache.passage import Passage
 from kalm_cache.text.lines import MAX_RAW_CHARS, BadLineError
@@ -10,10 +10,14 @@ from kalm_cache.text.lines import MAX_RAW_CHARS, BadLineError
 
 @dataclass(frozen=True, slots=True)
 class CorpusLine:
-    """A passage and where it was read: `file:line`, or `file:row` in Parquet, both from 1."""
+    """A passage and where it was read: `file:line`, or `file:row` in Parquet, both from 1.
+
+    `unused`: the fields with content that are no part of it.
+    """
 
     passage: Passage
     location: str
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

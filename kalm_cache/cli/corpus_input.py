@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,3 +91,13 @@ def warn_of_cut(passages: int, max_length: int) -> None:
     """Log how many passages were longer than `max_length` tokens."""
     if passages:
         logger.warning("%d passages are longer than max_length=%d tokens and were cut", passages, max_length)
+
+
+def with_unused(in_words: str, unused_fields: Mapping[str, int]) -> str:
+    """A summary, with a line that names the fields that are no part of the passages, where there are any."""
+    if not unused_fields:
+        return in_words
+    names = (
+        f"{name if name and name.isprintable() else ascii(name)} ({lines:,})" for name, lines in unused_fields.items()
+    )
+    return f"{in_words}\nno part of the passages (passage_template names what is): {', '.join(names)}"

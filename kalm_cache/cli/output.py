@@ -60,7 +60,7 @@ def print_report(report: Any, in_words: str, as_json: bool) -> None:
     if as_json:
         print_json(asdict(report))
     else:
-        stdout_console().print(in_words, soft_wrap=True)
+        stdout_console().print(in_words, soft_wrap=True, markup=False)
 
 
 def human_bytes(count: float) -> str:

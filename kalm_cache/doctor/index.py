@@ -46,7 +46,7 @@ def check_model(settings: Settings, index: Path | None) -> Report:
         return Report(str(exc), [_way_to_model(name)])
     found = f"{name} in {checkpoint.folder}, {len(checkpoint.files):,} tensors in {', '.join(dtypes)}"
     if manifest is None:
-        return Report(found)
+        return Report(f"{found}; passages made by {settings.passage_template!r}")
     digest, built_with = checkpoint.digest(), manifest.fingerprint.model
     if digest == built_with:
         return Report(f"{found}; digest {digest[:12]}…, as the index's")
@@ -86,8 +86,8 @@ def check_index(index: Path) -> Report:
     manifest, counts, earlier = generation.manifest, generation.manifest.counts, len(published_names(index)) - 1
     found = (
         f"generation {generation.name}: {counts.passages:,} passages, {counts.tokens:,} tokens, r = "
-        f"{manifest.fingerprint.chunk_size}, {manifest.fingerprint.codec}, {len(manifest.segments)} segments; "
-        f"{earlier} other generations"
+        f"{manifest.fingerprint.chunk_size}, {manifest.fingerprint.codec}, {len(manifest.segments)} segments, "
+        f"passages made by {manifest.passage_template!r}; {earlier} other generations"
     )
     is_changing, builds, warn = _is_changing(index), unfinished_builds(index), []
     if len(manifest.segments) > MANY_SEGMENTS:

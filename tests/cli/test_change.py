@@ -63,6 +63,25 @@ def test_delete_takes_ids_and_a_file_of_them(run: Run, index: Path, tmp_path: Pa
     assert ids_found(run, index) == {"gravity", "ferry"}
 
 
+def test_a_file_of_ids_ends_lines_at_line_feeds_alone(run: Run, index: Path, tmp_path: Path) -> None:
+    odd = ["a\u2028b", "c\x0bd", "e\x85f", "g\x1ch", "i,j", " k "]
+    assert run("add", write(tmp_path / "more.jsonl", dict.fromkeys(odd, "odd")), "--index", index).exit_code == 0
+    (tmp_path / "ids.txt").write_bytes("\ufeff".encode() + "\r\n".join([*odd[:3], "", *odd[3:]]).encode() + b"\n\n")
+    report = report_of(run, "delete", "--ids-file", tmp_path / "ids.txt", "--index", index)
+    assert (report["deleted"], report["unknown"], report["passages"]) == (6, [], 4)
+
+
+def test_fields_that_are_no_part_of_a_passage_are_counted(run: Run, index: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text(
+        '{"_id": "owls", "text": "Owls", "url": "x"}\n{"_id": "bats", "text": "Bats", "url": "y", "n": 0}\n'
+    )
+    assert report_of(run, "add", more, "--index", index)["unused_fields"] == {"url": 2, "n": 1}
+    for job in (["add"], ["reindex"], ["reindex", "--dry-run"]):
+        told = run(*job, more, "--index", index).stdout
+        assert told.endswith("\nno part of the passages (passage_template names what is): url (2), n (1)\n"), told
+
+
 def test_delete_without_a_known_id_changes_nothing(run: Run, index: Path) -> None:
     result = run("delete", "nope", "--index", index)
     assert result.exit_code == 1

@@ -50,6 +50,7 @@ def test_a_sound_index_and_machine_give_no_failure(run: Run, index: Path) -> Non
     )
     assert (checks["index"]["status"], checks["records"]["status"], checks["model"]["status"]) == ("ok", "ok", "ok")
     assert checks["index"]["found"].startswith("generation 000001: 4 passages")
+    assert "passages made by '{title} {text}'" in checks["index"]["found"]
     assert checks["records"]["found"] == "4 of 4 read, 0 damaged"
     assert {check["status"] for check in checks.values() if not check["advice"]} == {"ok"}
 
@@ -68,7 +69,9 @@ def test_an_index_of_many_segments_is_to_be_folded(index: Path, monkeypatch: pyt
 
 
 def test_without_an_index_the_machine_alone_is_checked(run: Run) -> None:
-    assert set(CHECKS) - set(diagnosis(run)) == {"disk", "index", "records", "page cache"}
+    checks = diagnosis(run)
+    assert set(CHECKS) - set(checks) == {"disk", "index", "records", "page cache"}
+    assert checks["model"]["found"].endswith("passages made by '{title} {text}'")
 
 
 def test_people_get_a_table(run: Run, index: Path) -> None:

@@ -48,6 +48,22 @@ def test_the_corpus_may_come_from_stdin_compressed(run: Run, corpus: Path, tmp_p
     assert json.loads(result.stdout)["passages"] == len(PASSAGES)
 
 
+def test_fields_that_are_no_part_of_a_passage_are_counted(run: Run, tmp_path: Path) -> None:
+    corpus, index = tmp_path / "c.jsonl", tmp_path / "[i]"
+    odd = {"[red]x": 1, "a\nb": "c", "metadata": {}, "note": None, "lang": ""}
+    lines = [
+        {"_id": "a", "text": "one", "title": "t"} | odd,
+        {"_id": "b", "text": "two", "contents": "lost", "[red]x": 2},
+    ]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"_id": "c", "url": "x"}\n')
+    expected = {"[red]x": 2, "a\nb": 1, "contents": 1}
+    for more in (["--dry-run"], []):
+        assert json.loads(run("index", corpus, "--index", index, "--json", *more).stdout)["unused_fields"] == expected
+        told = run("index", corpus, "--index", index, *more).stdout
+        assert told.endswith(": [red]x (2), 'a\\nb' (1), contents (1)\n")
+    assert f"of {index}: 2 passages" in told
+
+
 def test_a_dry_run_counts_and_stores_nothing(run: Run, corpus: Path, tmp_path: Path) -> None:
     result = run("index", corpus, "--index", tmp_path / "index", "--dry-run", "--json")
     projection = json.loads(result.stdout)

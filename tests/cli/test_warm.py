@@ -32,6 +32,16 @@ def test_bad_lines_are_rejected_and_the_rest_goes_on(run: Run, tmp_path: Path) -
     assert "c.jsonl:2" in errors.read_text()
 
 
+def test_fields_that_are_no_part_of_a_passage_are_counted(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("id,text,url\na,one,x\nb,two,\n")
+    cache = tmp_path / "cache"
+    assert json.loads(run("warm", tmp_path / "c.csv", "--text-cache", cache, "--json").stdout)["unused_fields"] == {
+        "url": 1
+    }
+    named = run("warm", tmp_path / "c.csv", "--text-cache", cache, "--columns", "id,text,-", "--header").stdout
+    assert "no part of the passages" not in named
+
+
 def test_without_a_cache_or_with_one_that_cannot_be_written_nothing_is_encoded(
     run: Run, corpus: Path, tmp_path: Path
 ) -> None:

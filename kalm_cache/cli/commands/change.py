@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kalm_cache.cli import options as opt
-from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects
+from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects, with_unused
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 from kalm_cache.cli.texts import lines_in
@@ -41,7 +41,7 @@ def reindex(
     with exit_codes(resumable=True):
         overrides = opt.settings_from(config, model, encoding, store_text=store_text)
         report = _reindex(source, index, overrides, keep_missing=not delete_missing, dry_run=dry_run)
-    print_report(report, _reindexed(report), json)
+    print_report(report, with_unused(_reindexed(report), report.unused_fields), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
 
@@ -86,7 +86,7 @@ def add(
     """
     with exit_codes(resumable=True):
         report = _add(source, index, opt.settings_from(None, device=device, batch_tokens=batch_tokens))
-    print_report(report, _added(report), json)
+    print_report(report, with_unused(_added(report), report.unused_fields), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kalm_cache.cli import options as opt
-from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects
+from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 
@@ -53,7 +53,7 @@ def _index(source: CorpusOptions, index: Path, settings: Settings, json: bool) -
         f"{report.rejected:,} rejected, {report.truncated:,} cut), "
         f"{human_bytes(report.file_bytes)} on disk, {report.seconds:.1f} s"
     )
-    print_report(report, in_words, json)
+    print_report(report, with_unused(in_words, report.unused_fields), json)
     return report.rejected
 
 
@@ -72,5 +72,5 @@ def _project(source: CorpusOptions, settings: Settings, json: bool) -> int:
         f"{projection.rejected:,} rejected; about {human_bytes(projection.projected_bytes)} of records and "
         f"{projection.projected_seconds:,.0f} s of encoding (from {projection.sampled} passages encoded)"
     )
-    print_report(projection, in_words, json)
+    print_report(projection, with_unused(in_words, projection.unused_fields), json)
     return projection.rejected

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from kalm_cache.cli import options as opt
-from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects
+from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, print_report
 from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import UsageError
@@ -45,7 +45,7 @@ def warm(
         f"{report.text_cache}: {report.passages:,} passages ({report.encoded:,} encoded, {report.cached:,} cached "
         f"already, {report.rejected:,} rejected, {report.truncated:,} cut), {report.seconds:.1f} s"
     )
-    print_report(report, in_words, json)
+    print_report(report, with_unused(in_words, report.unused_fields), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
 

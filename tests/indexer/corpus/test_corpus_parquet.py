@@ -30,10 +30,12 @@ def write_parquet(path: Path, columns: dict[str, object], **options: object) -> 
 def test_parquet_is_read_with_row_numbers_as_locations(tmp_path: Path) -> None:
     columns = {"_id": ["d1", "2"], "title": ["Sun", None], "text": ["It shines.", "café"], "vector": [[1.0], [2.0]]}
     path = write_parquet(tmp_path / "c.parquet", columns)
-    assert list(read_corpus(path)) == [
+    lines = list(read_corpus(path))
+    assert lines == [
         CorpusLine(Passage("d1", "Sun It shines."), f"{path}:1"),
         CorpusLine(Passage("2", "café"), f"{path}:2"),
     ]
+    assert [line.unused for line in lines if isinstance(line, CorpusLine)] == [("vector",), ("vector",)]
 
 
 def test_parquet_integers_are_ids_across_batches_and_row_groups(tmp_path: Path) -> None:
