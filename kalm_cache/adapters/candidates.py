@@ -6,7 +6,7 @@ A candidate with an id is scored by that id alone: no text is sent, no encoder r
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,6 +111,15 @@ def id_of(metadata: Mapping[str, Any], library_id: str | None, field: str | None
         if value is not None and not (isinstance(value, str) and value == ""):
             return check_doc_id(value, f"metadata[{name!r}]")
     return (library_id or None) if field is None else None
+
+
+def with_fields(text: str, metadata: Mapping[str, Any], names: Iterable[str]) -> DocumentLike:
+    """A library's document as it is encoded: its text, with those of the named fields that its metadata have.
+
+    The backend's passage template puts them together.
+    """
+    fields = {name: metadata[name] for name in names if name in metadata}
+    return {**fields, "text": text} if fields else text
 
 
 def _text(i: int, candidate: Candidate) -> DocumentLike:

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
+from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of, with_fields
 from kalm_cache.adapters.scorer import Backend, Scorer
+from kalm_cache.arguments import check_texts
 from kalm_cache.client import Client
 from kalm_cache.errors import MissingExtraError, UsageError
 from kalm_cache.passage import OnMissing
@@ -46,6 +47,7 @@ class KaLMRanker:
         on_missing: OnMissing = "error",
         instruction: str | None = None,
         chunk_size: int | None = None,
+        meta_fields_to_embed: Sequence[str] | None = None,
     ) -> None:
         """Name a backend, which is opened by `warm_up` or the first run, or hand one over.
 
@@ -64,6 +66,8 @@ class KaLMRanker:
             on_missing: what becomes of documents that are not stored: `error`, `skip`, or `encode` their text.
             instruction: what queries ask for; `None` = the backend's own.
             chunk_size: pooling ratio; `None` = the backend's own.
+            meta_fields_to_embed: meta fields that are part of the passage beside `content`, such as `title`, where it
+                is encoded; the passage template of the backend puts them together.
         """
         named = [name for name, value in (("base_url", base_url), ("index", index), ("model", model)) if value]
         if (backend is None) == (not named) or ("base_url" in named and len(named) > 1):
@@ -76,6 +80,9 @@ class KaLMRanker:
         _check(top_k)
         self.top_k, self.min_score, self.id_field = top_k, min_score, id_field
         self.on_missing, self.instruction, self.chunk_size = on_missing, instruction, chunk_size
+        self.meta_fields_to_embed = check_texts(
+            () if meta_fields_to_embed is None else meta_fields_to_embed, "meta_fields_to_embed"
+        )
         self._opened: tuple[Any, Any] | None = None if backend is None else (backend, None)
         self._stack = ExitStack()
 
@@ -140,6 +147,7 @@ class KaLMRanker:
             on_missing=self.on_missing,
             instruction=self.instruction,
             chunk_size=self.chunk_size,
+            meta_fields_to_embed=self.meta_fields_to_embed,
         )
 
     @classmethod
@@ -158,7 +166,10 @@ class KaLMRanker:
 
     def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
         return [
-            Candidate(id_of(document.meta, document.id, self.id_field), document.content or "")
+            Candidate(
+                id_of(document.meta, document.id, self.id_field),
+                with_fields(document.content or "", document.meta, self.meta_fields_to_embed),
+            )
             for document in documents
         ]
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from pydantic import ConfigDict, PrivateAttr
 
-from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of
+from kalm_cache.adapters.candidates import Candidate, ScoredCandidate, id_of, with_fields
 from kalm_cache.adapters.named_model import NamedModel, named_model
 from kalm_cache.adapters.scorer import Scorer
 from kalm_cache.arguments import check_limit
-from kalm_cache.client.calls import DocumentLike
 from kalm_cache.errors import MissingExtraError
 from kalm_cache.passage import OnMissing
 
@@ -90,13 +89,12 @@ class KaLMCompressor(BaseDocumentCompressor):
 
     def _candidates(self, documents: Sequence[Document]) -> list[Candidate]:
         return [
-            Candidate(id_of(document.metadata, document.id, self.id_field), self._text_of(document))
+            Candidate(
+                id_of(document.metadata, document.id, self.id_field),
+                with_fields(document.page_content, document.metadata, self.text_fields),
+            )
             for document in documents
         ]
-
-    def _text_of(self, document: Document) -> DocumentLike:
-        fields = {name: document.metadata[name] for name in self.text_fields if name in document.metadata}
-        return {**fields, "text": document.page_content} if fields else document.page_content
 
     def _kept(self, documents: Sequence[Document], ranking: Sequence[ScoredCandidate]) -> list[Document]:
         kept = [scored for scored in ranking if self.min_score is None or scored.score >= self.min_score]

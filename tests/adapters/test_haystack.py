@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from kalm_cache import AsyncClient, Client, PassageIndex
+from kalm_cache import AsyncClient, Client, KaLMReranker, PassageIndex
 from kalm_cache.errors import UsageError
 from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 from tests.adapters.conftest import CORPUS, IDS, QUERY, Sent
@@ -65,6 +65,18 @@ def test_a_service_is_named_by_its_address_and_its_key_by_a_variable(client: Cli
 def test_texts_are_encoded_by_a_model_that_is_named(mini_folder: Path) -> None:
     kept = adapters.KaLMRanker(model=str(mini_folder)).run(query=QUERY, documents=RETRIEVED)["documents"]
     assert len(kept) == len(IDS)
+
+
+def test_fields_of_the_meta_are_part_of_the_passage_where_they_are_named(unpooled: KaLMReranker) -> None:
+    document = haystack.Document(content="dance in the hive.", meta={"title": "Honey bees", "year": 2020})
+    for fields, passage in ((["title"], "Honey bees dance in the hive."), (None, "dance in the hive.")):
+        ranker = adapters.KaLMRanker(unpooled, on_missing="encode", meta_fields_to_embed=fields)
+        [kept] = ranker.run(query=QUERY, documents=[document])["documents"]
+        assert kept.score == pytest.approx(unpooled.rank(QUERY, [passage])[0].score)
+    with pytest.raises(UsageError, match="expected a list of strings"):
+        adapters.KaLMRanker(unpooled, meta_fields_to_embed="title")
+    saved = adapters.KaLMRanker(model="tiny", meta_fields_to_embed=["title"]).to_dict()
+    assert adapters.KaLMRanker.from_dict(saved).meta_fields_to_embed == ["title"]
 
 
 def test_a_saved_pipeline_finds_what_the_first_one_encoded(tmp_path: Path) -> None:
