@@ -72,7 +72,7 @@ def test_fields_of_the_meta_are_part_of_the_passage_where_they_are_named(unpoole
     for fields, passage in ((["title"], "Honey bees dance in the hive."), (None, "dance in the hive.")):
         ranker = adapters.KaLMRanker(unpooled, on_missing="encode", meta_fields_to_embed=fields)
         [kept] = ranker.run(query=QUERY, documents=[document])["documents"]
-        assert kept.score == pytest.approx(unpooled.rank(QUERY, [passage])[0].score)
+        assert kept.score == pytest.approx(unpooled.rank(QUERY, [passage])[0]["score"])
     with pytest.raises(UsageError, match="expected a list of strings"):
         adapters.KaLMRanker(unpooled, meta_fields_to_embed="title")
     saved = adapters.KaLMRanker(model="tiny", meta_fields_to_embed=["title"]).to_dict()
