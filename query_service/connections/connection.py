@@ -80,7 +80,9 @@ class BoundedConnection(H11Protocol):
         """Answer what is no HTTP in the service's one shape; `msg` is what uvicorn says of it."""
         error = sys.exception()
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        if status == 431:
+        if status == 431 and self._answers:
+            self._refuse(400, f"the line of a chunk's size, or the trailers, are longer than {MAX_HEADER_BYTES} bytes")
+        elif status == 431:
             self._refuse(431, f"the request line and headers are longer than {MAX_HEADER_BYTES} bytes")
         else:
             reason = str(error or msg).partition(": b")[0]  # h11 goes on with the bytes
@@ -89,6 +91,11 @@ class BoundedConnection(H11Protocol):
     def _should_upgrade(self) -> bool:
         """Whether to speak WebSocket: never. A request for an upgrade is answered as it is (RFC 9110, 7.8)."""
         return False
+
+    @property
+    def _answers(self) -> bool:
+        """Whether a request is under way; without one, the path that it is for is not known."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def waits_since(self) -> tuple[int, float] | None:
@@ -159,8 +166,7 @@ class BoundedConnection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         reason = STATUS_PHRASES[status]
-        is_begun = self.cycle is not None and not self.cycle.response_complete  # else its path is not known
-        scope: Scope = self.scope if is_begun else {"path": ""}  # type: ignore[assignment]
+        scope: Scope = self.scope if self._answers else {"path": ""}  # type: ignore[assignment]
         response = refusal(scope, status, reason.decode().replace(" ", ""), message)
         head = h11.Response(status_code=status, headers=[*response.raw_headers, CLOSE_HEADER], reason=reason)
         for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):

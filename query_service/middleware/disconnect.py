@@ -57,10 +57,12 @@ class _ReadAhead:
     async def receive(self) -> Message:
         """As ASGI's `receive`."""
         getting = asyncio.ensure_future(self._messages.get())
-        await asyncio.wait({getting, self.reading}, return_when=asyncio.FIRST_COMPLETED)
-        if getting.done():
-            return getting.result()
-        getting.cancel()
+        try:
+            await asyncio.wait({getting, self.reading}, return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                return getting.result()
+        finally:
+            getting.cancel()  # also where the application is cancelled while it waits
         if not self._messages.empty():
             return self._messages.get_nowait()
         self.reading.result()  # raises what `receive` raised

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -15,11 +13,6 @@ def route_path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     return path[len(root) :] or "/" if root and f"{path}/".startswith(f"{root}/") else path
-
-
-def with_single_slashes(path: str) -> str:
-    """The path with one slash for several in a row, as clients make of a base URL that ends in one."""
-    return re.sub("/{2,}", "/", path)
 
 
 def path_template(scope: Scope) -> str:

@@ -38,8 +38,8 @@ def middleware_stack(settings: Settings, metrics: Metrics, tracing: Tracing | No
         app = BodyLimit(app, settings.max_body_bytes)  # as they are sent
         app = BearerKeys(app, keys, admin_keys)
         app = allow_origins(app, settings.cors_origins)  # before keys: a browser's preflight brings none
-        app = PlainSpelling(app)
         app = HostCheck(app, hosts)
+        app = PlainSpelling(app)  # before hosts: an absolute target names one in place of the header
         app = SecurityHeaders(app)
         app = RequestMetrics(app, metrics)
         if tracing is not None:

@@ -23,7 +23,7 @@ from typing import Literal
 
 from starlette.types import Scope
 
-from query_service.middleware.paths import route_path, with_single_slashes
+from query_service.middleware.paths import route_path
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 SCORE_PATHS = ("/score", "/v1/score")
@@ -68,6 +68,5 @@ def note_dialect(scope: Scope, fields: Collection[str]) -> None:
 
 def noted_dialect(scope: Scope) -> Dialect:
     """The dialect that was noted; as the path alone tells it where the request's fields were never read."""
-    path = with_single_slashes(route_path(scope)).rstrip("/")
-    dialect: Dialect = scope.get("state", {}).get("dialect") or dialect_of(path, ())
+    dialect: Dialect = scope.get("state", {}).get("dialect") or dialect_of(route_path(scope), ())
     return dialect

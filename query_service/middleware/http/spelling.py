@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from query_service.middleware.paths import with_single_slashes
 
 
 class PlainSpelling:
@@ -27,7 +26,7 @@ class PlainSpelling:
             await self._app(scope, receive, send)
             return
         _take_target(scope)
-        scope["path"] = with_single_slashes(scope["path"])
+        scope["path"] = re.sub("/{2,}", "/", scope["path"])  # as clients make of a base URL that ends in a slash
         if scope["path"].endswith("/") and not _has_route(scope):
             scope["path"] = scope["path"].removesuffix("/")
         send = _with_head_allowed(send)

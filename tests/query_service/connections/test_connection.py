@@ -54,6 +54,12 @@ def test_an_unfinished_request_gets_408_and_its_connection_is_closed(hasty: Serv
     assert error_of(answer) == {"type": "RequestTimeout", "message": told}
 
 
+def test_a_chunk_whose_line_does_not_end_is_no_matter_of_headers(patient: Served) -> None:
+    answer = patient.ask(POST + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"a" * (80 << 10))
+    assert status_of(answer) == 400
+    assert error_of(answer)["message"].startswith("the line of a chunk's size, or the trailers, are longer than 65536")
+
+
 def test_a_late_body_is_refused_in_the_dialect_of_its_path_and_a_late_head_in_none(hasty: Served) -> None:
     asked = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
     late = json.loads(hasty.ask(asked).partition(b"\r\n\r\n")[2])

@@ -68,3 +68,12 @@ def test_the_whole_stack_checks_before_anything_else_but_the_log() -> None:
         answer = client.get("/nowhere", headers={"Host": "evil.example"})
         assert answer.status_code == 421
         assert {"x-request-id", "content-security-policy"} <= set(answer.headers)
+
+
+def test_the_host_of_an_absolute_target_counts_and_not_the_header() -> None:
+    with serving(WrappedFastAPI(middleware_stack(Settings(), Metrics()))) as client:
+        for target, host, status in (("evil.example", "localhost", 421), ("localhost", "evil.example", 404)):
+            with socket.create_connection((client.base_url.host, client.base_url.port or 80), 30) as connection:
+                head = f"GET http://{target}/nowhere HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+                connection.sendall(head.encode())
+                assert connection.recv(100).startswith(f"HTTP/1.1 {status} ".encode()), target
