@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -173,7 +173,9 @@ def _endless(fields: object) -> dict[str, Any]:
 def _paths_to_endless(value: object) -> Iterator[tuple[str | int, ...]]:
     if isinstance(value, float) and not math.isfinite(value):
         yield ()
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items: Iterable[tuple[str | int, object]] = ()
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, item in items:
         yield from ((name, *path) for path in _paths_to_endless(item))
 
