@@ -74,11 +74,18 @@ def test_documents_are_ranked_and_scored_by_their_texts(run: Run) -> None:
 def test_a_request_body_may_be_a_file_or_standard_input(run: Run, tmp_path: Path) -> None:
     body = {"query": QUERY, "texts": ["Bees dance.", "A ferry."]}
     file = tmp_path / "request.json"
-    file.write_text(json.dumps(body), "utf-8")
+    file.write_text(json.dumps(body), "utf-8-sig")  # as Windows' editors do
     from_file = run("--endpoint", "rerank", "--json-file", file, "--top-k", 1, "--json")
     assert len(json.loads(from_file.stdout)) == 1
     from_stdin = run("--endpoint", "rerank", "--json-file", "-", "--return-margin", stdin=json.dumps(body))
     assert from_stdin.stdout.count("margin=") == 2
+
+
+def test_a_file_of_brackets_is_refused_in_one_line(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text("[" * 200_000, "utf-8")
+    result = run("--json-file", file)
+    assert (result.exit_code, "cannot be read as JSON" in result.stderr) == (2, True)
 
 
 def test_health_tells_what_is_served(run: Run) -> None:

@@ -110,9 +110,9 @@ def _body_of(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
-        body = json_format.loads(text)
-    except (OSError, ValueError) as exc:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        body = json_format.loads(content.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(f"--json-file {file}: cannot be read as JSON: {exc}") from exc
     if not isinstance(body, dict):
         raise UsageError(f"--json-file {file}: holds a {type(body).__name__}; expected an object, the request's body")
