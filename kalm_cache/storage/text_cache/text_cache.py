@@ -28,7 +28,6 @@ from kalm_cache.storage.text_cache.cache_file import BATCH, LEAST_BYTES, CacheFi
 from kalm_cache.storage.text_cache.cached_blocks import Put
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
 from kalm_cache.storage.text_cache.place import (
-    FIRST,
     folder_of,
     live_number,
     new_file,
@@ -289,7 +288,7 @@ class TextCache:
             try:
                 with build_lock(folder):
                     if live_number(folder) is None:
-                        with new_file(folder, FIRST) as building:
+                        with new_file(folder) as building:
                             CacheFile(building, self.options.max_bytes).close()
             except IndexLockedError:
                 time.sleep(WAIT_SECONDS)
