@@ -88,7 +88,7 @@ def trim(folder: Path, bytes_wanted: int) -> Trimmed:
         with new_file(folder) as building:
             file.copy_to(building)
         remove_file(live)
-    return Trimmed(before, _bytes(_live(folder)), removed)
+        return Trimmed(before, _bytes(_live(folder)), removed)
 
 
 def clear(folder: Path) -> Trimmed:
@@ -104,7 +104,7 @@ def clear(folder: Path) -> Trimmed:
             CacheFile(building, LEAST_BYTES).close()
         removed = _entries(live)  # the new file is in its place, so that damage cannot keep it there
         remove_file(live)
-    return Trimmed(before, _bytes(_live(folder)), removed)
+        return Trimmed(before, _bytes(_live(folder)), removed)
 
 
 def _entries(live: Path) -> int | None:
