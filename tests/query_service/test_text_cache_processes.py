@@ -21,9 +21,9 @@ TEXTS = ["bees make honey", "a stone", "bees sting"]
 
 
 @contextmanager
-def served(model: Path, cache: Path, workers: int) -> Iterator[str]:
+def served(model: Path, cache: Path, workers: int, *more: str) -> Iterator[str]:
     """The URL of `kalm-cache serve` without an index, which SIGTERM ends with 0."""
-    flags = ["--model", str(model), "--text-cache", str(cache), "--workers", str(workers), "--port", "0"]
+    flags = ["--model", str(model), "--text-cache", str(cache), "--workers", str(workers), "--port", "0", *more]
     program = "from kalm_cache.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", *flags, "--device", "cpu", "--dtype", "float32"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
