@@ -18,9 +18,7 @@ from tests.query_service.test_text_cache_processes import served
 from tests.texts import long_text
 from tests.waiting import wait_for
 
-TEXTS = [
-    f"{i}: {long_text(40 + i % 50, seed=i)}" for i in range(4000)
-]  # 31 MiB of states, twice what the file may have
+TEXTS = [f"{i}: {long_text(160 + i % 50, seed=i)}" for i in range(2500)]  # their states: more than the file may have
 QUERIES = ["bees", "Where does the ferry leave?"]
 THREADS, REQUESTS, DOCUMENTS = 4, 60, 25
 GIB = 1 / 64

@@ -132,7 +132,8 @@ def _opened(folder: Path) -> Iterator[CacheFile]:
 
 @contextmanager
 def _file(live: Path) -> Iterator[CacheFile]:
-    file = OPEN_FILES.use(live, max(_bytes(live), LEAST_BYTES), writable=True)
+    room = _bytes(live) * 9 // 8 + LEAST_BYTES  # a deletion copies pages, and a file that never was full has none free
+    file = OPEN_FILES.use(live, room, writable=True)
     try:
         yield file
     finally:
