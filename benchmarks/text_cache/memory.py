@@ -3,7 +3,7 @@
     python -m benchmarks.text_cache.memory [--texts 1000000] [--mib 256] [--model tiny] [--folder DIR]
 
 Drives `KaLMReranker.encode`: tokenising, looking up, queueing, writing and evicting are the library's own. The encoder
-alone poses, so that a million texts take minutes: its states depend on the tokens and cost nothing. Prints a row for
+alone poses, so that a million texts take minutes instead of days: its states depend on the tokens and cost nothing. Prints a row for
 each tenth of the run. `own` is memory of the process alone, `file` the cache file's pages that the system keeps mapped,
 which it takes back when it needs them.
 """
@@ -26,7 +26,7 @@ from kalm_cache.reranker import KaLMReranker
 from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 
 BATCH = 500
-WORDS = 24  # of a text, beside its number
+WORDS = 8  # of a text, beside its number
 
 
 class PosingEncoder:
