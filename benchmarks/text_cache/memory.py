@@ -3,9 +3,9 @@
     python -m benchmarks.text_cache.memory [--texts 1000000] [--mib 256] [--model tiny] [--folder DIR]
 
 Drives `KaLMReranker.encode`: tokenising, looking up, queueing, writing and evicting are the library's own. The encoder
-alone poses, so that a million texts take minutes instead of days: its states depend on the tokens and cost nothing. Prints a row for
-each tenth of the run. `own` is memory of the process alone, `file` the cache file's pages that the system keeps mapped,
-which it takes back when it needs them.
+alone poses, as it would take days for a million texts: its states depend on the tokens and cost nothing. Prints a row
+for each tenth of the run. `own` is memory of the process alone, `file` the cache file's pages that the system keeps
+mapped, which it takes back when it needs them.
 """
 
 from __future__ import annotations
