@@ -144,7 +144,8 @@ def test_a_forked_child_reads_and_writes(load: Load) -> None:
 def test_what_waits_is_written_when_the_interpreter_ends(mini_folder: Path, load: Load, tmp_path: Path) -> None:
     program = (
         "from kalm_cache import KaLMReranker\n"
-        f"KaLMReranker({str(mini_folder)!r}, device='cpu', cache={str(tmp_path / 'cache')!r}, cache_gib=0.05)"
+        f"KaLMReranker({str(mini_folder)!r}, device='cpu', dtype='float32', cache={str(tmp_path / 'cache')!r}, "
+        f"cache_gib=0.05)"
         f".predict({PAIRS[:2]!r})"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
