@@ -113,7 +113,9 @@ class CacheFile:
     def _open_databases(self, writable: bool) -> None:
         try:
             self._require_all_pages(writable)
-            self._db = {name: self._environment.open_db(name.encode(), create=writable) for name in DATABASES}
+            self._db: dict[str, Any] = {
+                name: self._environment.open_db(name.encode(), create=writable) for name in DATABASES
+            }
             if writable:
                 self._environment.reader_check()  # slots of processes that were killed
         except (lmdb.Error, OSError):
@@ -250,18 +252,18 @@ class CacheFile:
         """
         start = 0
         while True:
-            read = partial(self._in_transaction, partial(self._blocks_from, start), write=False)
-            some = self._retried(read)
+            some = self._retried(partial(self._blocks_from, start))
             if not some:
                 return
             yield from some
             start = some[-1][0] + 1
 
-    def _blocks_from(self, start: int, txn: lmdb.Transaction[memoryview]) -> list[tuple[int, bytes]]:
-        cursor = txn.cursor(db=self._db["blocks"])
-        if not cursor.set_range(_SEQUENCE.pack(start)):
-            return []
-        return [(_SEQUENCE.unpack(key)[0], bytes(block)) for key, block in islice(cursor, EXPIRED_AT_ONCE)]
+    def _blocks_from(self, start: int) -> list[tuple[int, bytes]]:
+        with self._environment.begin(db=self._db["blocks"]) as txn:
+            cursor = txn.cursor()
+            if not cursor.set_range(_SEQUENCE.pack(start)):
+                return []
+            return [(_SEQUENCE.unpack(key)[0], bytes(block)) for key, block in islice(cursor, EXPIRED_AT_ONCE)]
 
     def stats(self) -> FileStats:
         """What the file holds."""
