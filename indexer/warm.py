@@ -70,12 +70,12 @@ def warm_cache(
     truncated, unused = 0, UnusedFields()
     for passages in batched(_accepted(unused.watch(lines), counts, on_reject), WINDOW):
         texts = list(dict.fromkeys(line.passage.text for line in passages))
-        looked_up = states.look_up(side, texts, chunk_size=states.chunk_size)
+        looked_up = states.look_up(side, texts)
         counts.resumed += len(passages) - len(looked_up.missing)
         truncated += sum(passage.truncated for passage in looked_up.found.values())
         missing = list(looked_up.missing.items())
         for batch in batch_by_tokens(missing, length=_length, budget_tokens=batch_tokens, window=WINDOW):
-            states.encode(side, dict(batch), chunk_size=states.chunk_size)
+            states.encode(side, dict(batch))
             cache.flush()
             cache.require_writable()
             counts.encoded += len(batch)

@@ -219,6 +219,14 @@ def _hint_at_links(names: tuple[str, ...]) -> None:
         )
 
 
+def idle_settings(settings: Settings) -> list[str]:
+    """Settings of the text cache that were set to something, where there is no text cache."""
+    if settings.text_cache:
+        return []
+    fields = {name: field for name, field in Settings.model_fields.items() if name.startswith("text_cache_")}
+    return [name for name, field in fields.items() if getattr(settings, name) != field.default]
+
+
 def source_of(settings: Settings, name: str, config: Path | None) -> str:
     """The source of a setting of `load_settings(config)`: `KALM_CACHE_NAME`, the file, or `default`."""
     return _source(name, {}, config) if name in settings.model_fields_set else "default"

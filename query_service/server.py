@@ -21,7 +21,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.index.from_settings import open_index, open_text_cache
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import require_short
-from kalm_cache.settings import Settings
+from kalm_cache.settings import Settings, idle_settings
 from kalm_cache.stopping import is_stopping, signals_call
 from kalm_cache.storage.text_cache.text_cache import TextCache
 from kalm_cache.system import raise_open_files_limit
@@ -54,6 +54,8 @@ def run_server(folder: Path | None, settings: Settings) -> None:
     """
     check_text_settings(folder, settings)
     configure_logging(settings.log_format)
+    for name in idle_settings(settings):
+        logger.warning("%s has no effect: there is no text cache; name its folder (--text-cache)", name)
     raise_open_files_limit()  # an index has files, and a swap has those of two
     # oneDNN keeps a compiled product for every shape: by default 1,024 of them, a gigabyte in bfloat16; of a demo's two
     # hundred queries there are some 250

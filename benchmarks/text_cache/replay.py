@@ -184,7 +184,7 @@ def look_up_and_decode(bench: Bench) -> dict[str, Times]:
         states = prepared.states_in(cache, settings, bench.dtype)
 
         def look_up(i: int) -> list[torch.Tensor]:
-            found = states.look_up(held, asked[i % len(asked)], chunk_size=settings.chunk_size).found
+            found = states.look_up(held, asked[i % len(asked)]).found
             return [passage.states for passage in found.values()]
 
         fixed = look_up(0)

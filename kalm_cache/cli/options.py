@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from kalm_cache.errors import UsageError
+
 if TYPE_CHECKING:
     from kalm_cache.settings import Settings
 
@@ -73,10 +75,17 @@ def settings_from(config: Path | None, *groups: Any, **flags: Any) -> Settings:
     """Settings from `--config`, groups whose fields are named like settings, further flags, and the environment.
 
     Raises:
-        UsageError: the file cannot be read, or a value does not fit.
+        UsageError: the file cannot be read, a value does not fit, or `--text-cache` is empty.
     """
     from kalm_cache.settings import load_settings
 
     for group in groups:
         flags |= asdict(group)
+    require_named(flags.get("text_cache"))
     return load_settings(config, **flags)
+
+
+def require_named(text_cache: str | None) -> None:
+    """Raise `UsageError` for an empty `--text-cache`: probably a variable of the shell that is not set."""
+    if text_cache == "":
+        raise UsageError("--text-cache is empty: name a folder, or leave the flag out")

@@ -23,11 +23,12 @@ from kalm_cache.model.precision import dtype_name, stream_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE, CutSide, Tokens
 from kalm_cache.progress_bar import Advance
 from kalm_cache.scoring.passage_side import PassageSide
-from kalm_cache.scoring.pooling import PooledPassage, check_chunk_size, mean_pool
+from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache.text_cache import Namespace, TextCache
 
 FORMAT = 1
+ROUNDED = {"fp16": torch.float16, "bf16": torch.bfloat16}  # codecs that round each value to the nearest of a dtype
 WHOLE, CUT = b"t", b"k"  # what a key is the hash of: a text, or the tokens of one that was cut
 
 
@@ -55,10 +56,7 @@ class Tokenizing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TextStates:
-    """The states of any text: `look_up` reads and tokenises, `encode` computes and gives the cache what it computed.
-
-    chunk_size: the ratio that is stored; any multiple of it can be asked for.
-    """
+    """The states of any text, pooled at `chunk_size`: `look_up` reads and tokenises, `encode` computes and stores."""
 
     namespace: Namespace
     codec: Codec
@@ -68,21 +66,14 @@ class TextStates:
         """Whether each text is there by itself. A look-up may yet find one damaged, too old, or gone."""
         return self.namespace.cache.holds([self.namespace.key(WHOLE, text.encode()) for text in texts])
 
-    def look_up(
-        self, side: Tokenizing, texts: Sequence[str], *, chunk_size: int, cut_side: CutSide = "right"
-    ) -> LookedUp:
+    def look_up(self, side: Tokenizing, texts: Sequence[str], *, cut_side: CutSide = "right") -> LookedUp:
         """Find what the cache holds; a damaged or unknown record counts as missing.
 
         Args:
             side: tokenises; its `max_length` tokens of a passage count.
             texts: as the encoder gets them, with their titles.
-            chunk_size: a multiple of the stored one.
             cut_side: where a passage that is too long loses tokens.
-
-        Raises:
-            UsageError: `chunk_size` is no multiple of the stored one.
         """
-        check_chunk_size(self.chunk_size, chunk_size)
         keys = {text: self.namespace.key(WHOLE, text.encode()) for text in texts}
         records = self._records(keys)
         records = {text: record for text, record in records.items() if record.tokens <= side.max_length}
@@ -91,21 +82,29 @@ class TextStates:
         records |= self._records(
             {text: self._key(text, tokens) for text, tokens in missing.items() if tokens.truncated}
         )
-        found = self._decode(records, chunk_size)
+        found = self._decode(records)
         return LookedUp(found, {text: tokens for text, tokens in missing.items() if text not in found})
 
-    def encode(self, side: PassageSide, missing: Mapping[str, Tokens], *, chunk_size: int) -> dict[str, PooledPassage]:
-        """Encode one batch, states (P, D) in the run's dtype, and queue it to be cached."""
-        tokens = list(missing.values())
-        stored = replace(side, chunk_size=self.chunk_size).encode(tokens)
-        for text, counted, states in zip(missing, tokens, stored, strict=True):
-            self._put(self._key(text, counted), counted, states)
-        lengths = [len(counted.ids) for counted in tokens]
-        pooled = mean_pool(torch.cat(stored), lengths, chunk_size, stored_chunk_size=self.chunk_size)
-        return {
-            text: PooledPassage(len(counted.ids), counted.truncated, states)
-            for text, counted, states in zip(missing, tokens, pooled, strict=True)
-        }
+    def encode(self, side: PassageSide, missing: Mapping[str, Tokens]) -> dict[str, PooledPassage]:
+        """Encode one batch, states (P, D) in the run's dtype, and queue it to be cached.
+
+        States are as fp16 and bf16 round them, so that this answer is that of every later hit. The codecs of fewer bits
+        take longer, and round behind the answer: theirs differs by the error that they document.
+        """
+        encoded = replace(side, chunk_size=self.chunk_size).encode(list(missing.values()))
+        passages = {}
+        for (text, tokens), states in zip(missing.items(), encoded, strict=True):
+            rounded = self._rounded(states)
+            self._put(self._key(text, tokens), tokens, rounded)
+            passages[text] = PooledPassage(len(tokens.ids), tokens.truncated, rounded)
+        return passages
+
+    def _rounded(self, states: Tensor) -> Tensor:
+        dtype = ROUNDED.get(self.codec.name.partition("+")[0])
+        if dtype is None:
+            return states
+        rounded = states.to(dtype).to(states.dtype)
+        return torch.where(rounded.isfinite(), rounded, states)  # one that the codec cannot hold is not cached
 
     def _key(self, text: str, tokens: Tokens) -> bytes:
         if not tokens.truncated:
@@ -124,31 +123,29 @@ class TextStates:
 
         self.namespace.cache.put(key, states.numel() * states.element_size(), make)
 
-    def _decode(self, records: Mapping[str, Record], chunk_size: int) -> dict[str, PooledPassage]:
+    def _decode(self, records: Mapping[str, Record]) -> dict[str, PooledPassage]:
         """Records → passages; one that does not decode is left out."""
         try:
-            return self._decode_all(records, chunk_size)
+            return self._decode_all(records)
         except DamagedRecordError:
             sound: dict[str, PooledPassage] = {}
             for text, record in records.items():
                 try:
-                    sound |= self._decode_all({text: record}, chunk_size)
+                    sound |= self._decode_all({text: record})
                 except DamagedRecordError:
                     continue
             return sound
 
-    def _decode_all(self, records: Mapping[str, Record], chunk_size: int) -> dict[str, PooledPassage]:
+    def _decode_all(self, records: Mapping[str, Record]) -> dict[str, PooledPassage]:
         if not records:
             return {}
         chosen = list(records.values())
         rows, width = [record.rows for record in chosen], chosen[0].width
         states = torch.empty(sum(rows), width)
         self.codec.decode_many([record.payload for record in chosen], rows, width, states.numpy())
-        lengths = [record.tokens for record in chosen]
-        pooled = mean_pool(states, lengths, chunk_size, stored_chunk_size=self.chunk_size)
         return {
             text: PooledPassage(record.tokens, record.truncated, each)
-            for (text, record), each in zip(records.items(), pooled, strict=True)
+            for (text, record), each in zip(records.items(), states.split(rows), strict=True)
         }
 
 
@@ -204,10 +201,10 @@ class TextEncoder:
     def _look_up(self, texts: list[str]) -> LookedUp:
         if self.cached is None:
             return LookedUp({}, dict(zip(texts, self.side.tokenize(texts), strict=True)))
-        return self.cached.look_up(self.side, texts, chunk_size=self.side.chunk_size)
+        return self.cached.look_up(self.side, texts)
 
     def _encode(self, batch: dict[str, Tokens]) -> dict[str, Tensor]:
         if self.cached is None:
             return dict(zip(batch, self.side.encode(list(batch.values())), strict=True))
-        encoded = self.cached.encode(self.side, batch, chunk_size=self.side.chunk_size)
+        encoded = self.cached.encode(self.side, batch)
         return {text: passage.states for text, passage in encoded.items()}

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
+import torch
+
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.prompts import CutSide, Tokens
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side, tokenize_passages
-from kalm_cache.scoring.pooling import PooledPassage
+from kalm_cache.scoring.pooling import PooledPassage, mean_pool
 from kalm_cache.scoring.state_codec import codec_of
 from kalm_cache.scoring.text_states import LookedUp, TextStates, text_states
 from kalm_cache.storage.text_cache.text_cache import TextCache
@@ -90,7 +92,7 @@ class DocumentEncoder:
         if cached is None:
             tokens = counts.tokenize(texts, options.cut_side)
             return LookedUp({}, dict(zip(texts, tokens, strict=True)))
-        return cached.look_up(counts, texts, chunk_size=self._chunk_size(options), cut_side=options.cut_side)
+        return cached.look_up(counts, texts, cut_side=options.cut_side)
 
     def tokenize(self, texts: Sequence[str], max_length: int, cut_side: CutSide = "right") -> list[Tokens]:
         """The tokens of each text that count."""
@@ -98,13 +100,36 @@ class DocumentEncoder:
 
     def encode(self, batch: Mapping[str, Tokens], options: EncodingOptions) -> dict[str, PooledPassage]:
         """The pooled states of one batch of texts, which the text cache gets, too. Raises as `load`."""
-        side, cached, chunk_size = self._load(), self._cached_for(options), self._chunk_size(options)
+        side, cached = self._load(), self._cached_for(options)
         if cached is not None:
-            return cached.encode(side, batch, chunk_size=chunk_size)
-        states = replace(side, chunk_size=chunk_size).encode(list(batch.values()))
+            return cached.encode(side, batch)
+        states = replace(side, chunk_size=self._chunk_size(options)).encode(list(batch.values()))
         return {
             text: PooledPassage(len(tokens.ids), tokens.truncated, pooled)
             for (text, tokens), pooled in zip(batch.items(), states, strict=True)
+        }
+
+    def shared(self, options: EncodingOptions) -> EncodingOptions:
+        """The options with which a text is looked up and encoded, for requests of any options that come to the same.
+
+        What the text cache holds is pooled at its own ratio; `pool` gives the one that was asked for.
+        """
+        if not self.caches(options):
+            return options
+        return replace(options, chunk_size=self._model.stored_chunk_size, max_tokens=self._max_length(options))
+
+    def pools(self, options: EncodingOptions) -> bool:
+        """Whether the ratio of the options is another one than that of `shared(options)`."""
+        return self.caches(options) and self._chunk_size(options) != self._model.stored_chunk_size
+
+    def pool(self, passages: Mapping[str, PooledPassage], options: EncodingOptions) -> dict[str, PooledPassage]:
+        """States (P, D) of `shared(options)` → (P', D) float32 at the ratio of the options."""
+        chosen, stored = list(passages.values()), self._model.stored_chunk_size
+        states = torch.cat([passage.states.to("cpu", torch.float32) for passage in chosen])
+        lengths = [passage.tokens for passage in chosen]
+        pooled = mean_pool(states, lengths, self._chunk_size(options), stored_chunk_size=stored)
+        return {
+            text: replace(passage, states=each) for (text, passage), each in zip(passages.items(), pooled, strict=True)
         }
 
     def _cached_for(self, options: EncodingOptions) -> TextStates | None:

@@ -70,7 +70,7 @@ def test_prepared_states_are_those_that_a_service_finds(tmp_path: Path) -> None:
         fill_up(cache, 1 << 20, shape)
         states = states_in(cache, settings, torch.float32)
         fill(states, texts, shape)
-        found = states.look_up(AllHeld(1024), texts, chunk_size=4).found
+        found = states.look_up(AllHeld(1024), texts).found
         assert cache.counts.evicted == 0
     step = float(shape.states(2).abs().max()) / 127
     assert found["two"].tokens == 30

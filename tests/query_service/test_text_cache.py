@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from kalm_cache.generations.generation import open_current
+from kalm_cache.reranker import KaLMReranker
 from query_service.engine.documents import DocumentEncoder
 from query_service.engine.texts import obtain
 from tests.query_service.conftest import MAX_LENGTH, serving, serving_texts
@@ -71,7 +72,7 @@ def cached(mini_folder: Path, tmp_path: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.mark.parametrize(("codec", "tolerance"), [("fp32", 1e-6), ("fp16", 1e-2), ("int8", 0.2)])
+@pytest.mark.parametrize(("codec", "tolerance"), [("fp32", 1e-6), ("fp16", 1e-6), ("bf16", 1e-6), ("int8", 0.2)])
 def test_after_a_restart_every_text_is_a_hit_with_the_same_score(
     mini_folder: Path, tmp_path: Path, encodings: Encodings, codec: str, tolerance: float
 ) -> None:
@@ -184,6 +185,23 @@ def test_requests_that_come_together_have_a_text_encoded_once(
     assert sorted(encodings.texts) == sorted([*shared, *map(str, range(8))])
     assert sum(cache.count("encoded") for _, cache, _ in answers) == len(encodings.texts)
     assert all(margins[:3] == pytest.approx(answers[0][0][:3], abs=1e-5) for margins, _, _ in answers)
+
+
+def test_a_text_that_is_asked_for_at_two_ratios_is_encoded_once(
+    cached: httpx.Client, encodings: Encodings, mini_folder: Path
+) -> None:
+    encodings.go_on.clear()
+    with ThreadPoolExecutor(3) as threads:
+        four = threads.submit(rerank, cached)
+        assert encodings.entered.wait(60)
+        others = [threads.submit(rerank, cached, **fields) for fields in ({"chunk_size": 8}, {"chunk_size": 4})]
+        encodings.go_on.set()
+        answers = [each.result()[0] for each in (four, *others)]
+    assert sorted(encodings.texts) == sorted(TEXTS)
+    for ratio, margins in zip((4, 8, 4), answers, strict=True):
+        library = KaLMReranker(str(mini_folder), device="cpu", dtype="float32", max_length=MAX_LENGTH, chunk_size=ratio)
+        expected = library.predict([(QUERY, text) for text in TEXTS], return_margin=True)
+        assert margins == pytest.approx([each["margin"] for each in expected], abs=1e-4)
 
 
 def test_a_request_takes_over_a_text_from_one_whose_time_is_up(

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from kalm_cache.storage.text_cache import upkeep
 from tests.waiting import wait_for
@@ -19,9 +21,9 @@ TEXTS = ["bees make honey", "a stone", "bees sting"]
 
 
 @contextmanager
-def served(model: Path, cache: Path, workers: int) -> Iterator[str]:
+def served(model: Path, cache: Path, workers: int, *more: str) -> Iterator[str]:
     """The URL of `kalm-cache serve` without an index, which SIGTERM ends with 0."""
-    flags = ["--model", str(model), "--text-cache", str(cache), "--workers", str(workers), "--port", "0"]
+    flags = ["--model", str(model), "--text-cache", str(cache), "--workers", str(workers), "--port", "0", *more]
     program = "from kalm_cache.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", *flags, "--device", "cpu", "--dtype", "float32"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -42,6 +44,21 @@ def caches(url: str) -> list[str]:
     answer = httpx.post(f"{url}/v2/rerank", json={"query": "bees", "documents": TEXTS}, timeout=60)
     assert answer.status_code == 200, answer.text
     return [one["cache"] for one in answer.json()["results"]]
+
+
+def test_what_two_workers_encode_at_one_moment_is_stored_once_and_answered_alike(
+    mini_folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    with served(mini_folder, cache, workers=2) as url:
+        wait_for(lambda: httpx.get(f"{url}/ready", timeout=60).status_code == 200)
+        body = {"query": "bees", "documents": TEXTS, "return_margin": True}
+        with ThreadPoolExecutor(8) as threads:
+            asked = [threads.submit(httpx.post, f"{url}/v2/rerank", json=body, timeout=60) for _ in range(16)]
+            answers = [each.result().json()["results"] for each in asked]
+    margins = [{one["index"]: one["margin"] for one in answer} for answer in answers]
+    assert all(each == pytest.approx(margins[0], abs=1e-4) for each in margins)
+    assert upkeep.verify(cache) == upkeep.Verified(len(TEXTS), [])
 
 
 def test_workers_share_a_text_cache_and_write_what_they_have_when_they_stop(mini_folder: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def main() -> None:
             print(wrong or cache.counts.off, flush=True)
             sys.exit(3)
         put(cache, namespace, [name for name in names if name not in there])
-        if draw.random() < 0.02:
+        if draw.random() < 0.02 and live_number(folder):
             with suppress(IndexLockedError):  # the other one is at it
                 upkeep.trim(folder, draw.choice((0, TRIMMED_TO)))
 

@@ -4,6 +4,8 @@
     index       key, 32 B -> the sequence number of the block that holds its record
     namespaces  digest, 32 B -> what it is the digest of, as JSON
 
+Beside them stands `limit`, the bytes that the file might take when it was written last, u64, big-endian.
+
 New blocks get rising numbers, the lowest ones leave first. A hit among the oldest quarter is written again by who owns
 the file (`Found.is_old`), so that what is used stays: second chances instead of a write for each hit.
 
@@ -15,11 +17,13 @@ deletion copies. Any number of processes read while one writes; a killed one lea
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,9 +33,11 @@ from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage.block_file import PAGE_BYTES
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache.cached_blocks import CACHED, Put, keys_of, pack_blocks, record_of, times_of
+from kalm_cache.storage.text_cache.place import DATA
 
 KEY_BYTES = 32
 DATABASES = ("blocks", "index", "namespaces")
+LIMIT = b"limit"
 LOCK_BYTES = 1 << 17  # of LMDB's own file for readers
 LEAST_BYTES = 16 << 20
 FREE = 0.1  # of the pages: those that the last two batches freed cannot be used yet, nor those that a reader sees
@@ -39,6 +45,8 @@ BATCH = 1 / 32  # of the file, at most in one batch: two of them fit what is fre
 OLD = 0.25  # of the blocks: a hit in these is worth writing again
 EXPIRED_AT_ONCE = 64  # blocks looked at for each batch
 MAX_READERS = 1024
+NOT_WRITTEN_BYTES = 4 << 20  # at a file's end, at most: LMDB leaves out pages that a batch took and gave back
+BAD = (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.MapResizedError)
 _SEQUENCE = struct.Struct(">Q")
 _T = TypeVar("_T")
 
@@ -57,13 +65,16 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FileStats:
-    """Pages are of 4 KiB. `oldest`: when the block that leaves next was written, seconds since 1970."""
+    """Pages are of 4 KiB. `oldest`: when the block that leaves next was written, seconds since 1970.
+
+    max_bytes: what the file might take, for who wrote to it last; `None`: nobody has since it was made.
+    """
 
     entries: int
     blocks: int
     used_bytes: int
     file_bytes: int
-    max_bytes: int
+    max_bytes: int | None
     oldest: int | None
     namespaces: list[dict[str, Any]]
 
@@ -80,7 +91,7 @@ class CacheFile:
             writable: open for writing; otherwise nothing is written, not even who reads.
 
         Raises:
-            StoreError: it cannot be opened.
+            StoreError: it cannot be opened; where it is damaged, it says what mends it.
         """
         self.folder, self.max_bytes = folder, max_bytes
         self._pages = (max_bytes - LOCK_BYTES) // PAGE_BYTES
@@ -95,13 +106,42 @@ class CacheFile:
                 readahead=False,
                 metasync=False,  # a power cut may take the last batch, never the file
             )
+            self._open_databases(writable)
+        except (lmdb.Error, OSError) as exc:
+            raise self._explained("opened", exc) from exc
+
+    def _open_databases(self, writable: bool) -> None:
+        try:
+            self._require_all_pages(writable)
             self._db: dict[str, Any] = {
                 name: self._environment.open_db(name.encode(), create=writable) for name in DATABASES
             }
             if writable:
                 self._environment.reader_check()  # slots of processes that were killed
-        except (lmdb.Error, OSError) as exc:
-            raise StoreError(f"{folder}: the text cache cannot be opened: {exc}") from exc
+        except (lmdb.Error, OSError):
+            self._environment.close()
+            raise
+
+    def _require_all_pages(self, writable: bool) -> None:
+        """Raise `lmdb.InvalidError` for a file that was cut short: to read beyond its end would end the process."""
+        path, environment = self.folder / DATA, self._environment
+        if path.stat().st_size >= (environment.info()["last_pgno"] + 1) * PAGE_BYTES:
+            return
+        if not writable:
+            raise lmdb.InvalidError("the file was cut short")
+        with environment.begin(write=True):  # nobody else makes it longer meanwhile
+            size, pages_end = path.stat().st_size, (environment.info()["last_pgno"] + 1) * PAGE_BYTES
+            if size < pages_end - NOT_WRITTEN_BYTES:
+                raise lmdb.InvalidError("the file was cut short")
+            os.truncate(path, max(size, pages_end))  # what is missing reads as zeros, which are no page
+
+    def _explained(self, done: str, exc: Exception) -> StoreError:
+        """What a user is told where the file cannot be opened or used."""
+        if isinstance(exc, BAD):
+            cache, why = self.folder.parent, str(exc).removeprefix(f"{self.folder}: ")
+            mend = f"empty it: kalm-cache cache clear --text-cache {cache}, then restart what uses it"
+            return StoreError(f"{cache}: the text cache is damaged ({why}); {mend}")
+        return StoreError(f"{self.folder}: the text cache cannot be {done}: {exc}")
 
     def close(self) -> None:
         """Unmap the file."""
@@ -173,6 +213,7 @@ class CacheFile:
             pages = sum(-(-(len(block) + 16) // PAGE_BYTES) for _, block in packed)
             left = self._make_room(txn, int(self._pages * (1 - FREE)) - pages)
             left += self._expire(txn, expired_before)
+            txn.put(LIMIT, _SEQUENCE.pack(self.max_bytes))
             for digest, description in namespaces.items():
                 txn.put(digest, description, db=self._db["namespaces"], overwrite=False)
             for number, (keys, block) in enumerate(packed, start=self._ends(txn)[1] + 1):
@@ -197,39 +238,46 @@ class CacheFile:
         return self._retried(lambda: self._in_transaction(lambda txn: self._make_room(txn, pages), write=True))
 
     def copy_to(self, folder: Path) -> None:
-        """Write a copy without free pages into an existing, empty folder."""
-        self._environment.copy(str(folder), compact=True)
+        """Write a copy without free pages into an existing, empty folder. Raises `StoreError` where it cannot be."""
+        try:
+            self._environment.copy(str(folder), compact=True)
+        except (lmdb.Error, OSError) as exc:
+            raise StoreError(f"{folder}: the text cache cannot be copied there: {exc}") from exc
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
-        """Number and bytes of every block, oldest first, a few at a time, so that no transaction lasts."""
+        """Number and bytes of every block, oldest first, a few at a time, so that no transaction lasts.
+
+        Raises:
+            StoreError: the file's pages are damaged.
+        """
         start = 0
         while True:
-            with self._environment.begin(db=self._db["blocks"]) as txn:
-                cursor = txn.cursor()
-                some = []
-                if cursor.set_range(_SEQUENCE.pack(start)):
-                    for sequence, block in cursor:
-                        some.append((_SEQUENCE.unpack(sequence)[0], bytes(block)))
-                        if len(some) == EXPIRED_AT_ONCE:
-                            break
+            some = self._retried(partial(self._blocks_from, start))
             if not some:
                 return
             yield from some
             start = some[-1][0] + 1
 
+    def _blocks_from(self, start: int) -> list[tuple[int, bytes]]:
+        with self._environment.begin(db=self._db["blocks"]) as txn:
+            cursor = txn.cursor()
+            if not cursor.set_range(_SEQUENCE.pack(start)):
+                return []
+            return [(_SEQUENCE.unpack(key)[0], bytes(block)) for key, block in islice(cursor, EXPIRED_AT_ONCE)]
+
     def stats(self) -> FileStats:
         """What the file holds."""
 
         def read(txn: lmdb.Transaction[memoryview]) -> FileStats:
-            cursor = txn.cursor(db=self._db["blocks"])
+            cursor, limit = txn.cursor(db=self._db["blocks"]), txn.get(LIMIT)
             oldest = min(times_of(bytes(cursor.value()))) if cursor.first() else None
             named = [json.loads(bytes(value)) for _, value in txn.cursor(db=self._db["namespaces"])]
             return FileStats(
                 entries=txn.stat(self._db["index"])["entries"],
                 blocks=txn.stat(self._db["blocks"])["entries"],
                 used_bytes=self._used_pages(txn) * PAGE_BYTES,
-                file_bytes=(self.folder / "data.mdb").stat().st_size,
-                max_bytes=self.max_bytes,
+                file_bytes=(self.folder / DATA).stat().st_size,
+                max_bytes=None if limit is None else _SEQUENCE.unpack(limit)[0],
                 oldest=oldest,
                 namespaces=named,
             )
@@ -294,7 +342,7 @@ class CacheFile:
             except lmdb.MapFullError:
                 when_full()
             except (lmdb.Error, OSError) as exc:
-                raise StoreError(f"{self.folder}: the text cache cannot be used: {exc}") from exc
+                raise self._explained("used", exc) from exc
         raise NoRoomError(
             f"{self.folder}: no room in the text cache: readers hold its pages, or the batch is too large"
         )

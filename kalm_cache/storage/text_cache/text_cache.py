@@ -28,7 +28,7 @@ from kalm_cache.storage.text_cache.cache_file import BATCH, LEAST_BYTES, CacheFi
 from kalm_cache.storage.text_cache.cached_blocks import Put
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
 from kalm_cache.storage.text_cache.place import (
-    FIRST,
+    DATA,
     folder_of,
     live_number,
     new_file,
@@ -269,8 +269,19 @@ class TextCache:
             self._open = None
         if self._open is None and (writable or number is not None):
             self._open = self._open_live(number or self._make())
+            self._warn_if_larger(self._open.folder / DATA)
             remove_left_behind(self.options.folder)
         return self._open
+
+    def _warn_if_larger(self, data: Path) -> None:
+        folder, gib = self.options.folder, self.options.max_bytes / (1 << 30)
+        file_bytes = data.stat().st_size if data.exists() else 0
+        if file_bytes > self.options.max_bytes:
+            logger.warning(
+                "%s: the file has %.3g GiB, more than the %.3g GiB that it may; what is too much leaves, but only this "
+                "makes the file smaller: kalm-cache cache trim --gib %.3g --text-cache %s",
+                *(folder, file_bytes / (1 << 30), gib, gib, folder),
+            )
 
     def _open_live(self, number: int) -> CacheFile:
         """The file of a number, or the one that took its place meanwhile."""
@@ -289,7 +300,7 @@ class TextCache:
             try:
                 with build_lock(folder):
                     if live_number(folder) is None:
-                        with new_file(folder, FIRST) as building:
+                        with new_file(folder) as building:
                             CacheFile(building, self.options.max_bytes).close()
             except IndexLockedError:
                 time.sleep(WAIT_SECONDS)

@@ -1,8 +1,7 @@
-"""What `kalm-cache cache` does to a text cache: statistics, verifying, trimming. Services may go on meanwhile."""
+"""What `kalm-cache cache` does to a text cache: statistics, verifying, trimming, clearing. Services may go on."""
 
 from __future__ import annotations
 
-import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from kalm_cache.storage.locks import build_lock
 from kalm_cache.storage.text_cache.cache_file import LEAST_BYTES, CacheFile, FileStats
 from kalm_cache.storage.text_cache.cached_blocks import CACHED
 from kalm_cache.storage.text_cache.open_files import OPEN_FILES
-from kalm_cache.storage.text_cache.place import folder_of, live_number, new_file
+from kalm_cache.storage.text_cache.place import DATA, folder_of, live_number, new_file, remove_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +28,16 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """Bytes of the file before and after, and how many records left."""
+    """Bytes of the file before and after, and how many records left; `None`: all of a file that cannot be opened."""
 
     bytes_before: int
     bytes_after: int
-    removed: int
+    removed: int | None
 
 
 def stats(folder: Path) -> FileStats:
-    """What a cache holds. Raises `StoreError` where there is none."""
-    with _opened(folder) as (_, file):
+    """What a cache holds. Raises `StoreError` where there is none, or it is damaged."""
+    with _opened(folder) as file:
         return file.stats()
 
 
@@ -49,7 +48,7 @@ def verify(folder: Path) -> Verified:
         StoreError: there is no cache, or its pages cannot be read.
     """
     records, problems = 0, []
-    with _opened(folder) as (_, file):
+    with _opened(folder) as file:
         for number, value in file.blocks():
             try:
                 block = Block(CACHED, value)
@@ -80,30 +79,73 @@ def trim(folder: Path, bytes_wanted: int) -> Trimmed:
 
     Raises:
         IndexLockedError: it is being trimmed or cleared already.
+        StoreError: there is no cache, it is damaged, or the disk is full.
+    """
+    if not bytes_wanted:
+        return clear(folder)
+    with _changing(folder) as live, _opened(folder) as file:
+        before, removed = _bytes(live), file.shrink(bytes_wanted)
+        with new_file(folder) as building:
+            file.copy_to(building)
+        remove_file(live)
+        return Trimmed(before, _bytes(_live(folder)), removed)
+
+
+def clear(folder: Path) -> Trimmed:
+    """Put an empty file in the place of the live one, whatever is in that: it need not open.
+
+    Raises:
+        IndexLockedError: it is being trimmed or cleared already.
         StoreError: there is no cache, or the disk is full.
     """
-    with build_lock(folder), disk_errors(folder), _opened(folder) as (number, file):
-        before = file.stats()
-        removed = before.entries if not bytes_wanted else file.shrink(bytes_wanted)
-        with new_file(folder, number + 1) as building:
-            if bytes_wanted:
-                file.copy_to(building)
-            else:
-                CacheFile(building, LEAST_BYTES).close()
-        shutil.rmtree(folder_of(folder, number))
-    return Trimmed(before.file_bytes, stats(folder).file_bytes, removed)
+    with _changing(folder) as live:
+        before = _bytes(live)
+        with new_file(folder) as building:
+            CacheFile(building, LEAST_BYTES).close()
+        removed = _entries(live)  # the new file is in its place, so that damage cannot keep it there
+        remove_file(live)
+        return Trimmed(before, _bytes(_live(folder)), removed)
+
+
+def _entries(live: Path) -> int | None:
+    try:
+        with _file(live) as file:
+            return file.stats().entries
+    except StoreError:
+        return None
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[tuple[int, CacheFile]]:
-    """Number and file of the live one, open."""
+def _changing(folder: Path) -> Iterator[Path]:
+    """The live file's sub-folder, while nobody else puts another one in its place."""
+    _live(folder)  # the lock would make a folder that is not there
+    with build_lock(folder), disk_errors(folder):
+        yield _live(folder)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[CacheFile]:
+    """The live file, open."""
+    with _file(_live(folder)) as file:
+        yield file
+
+
+@contextmanager
+def _file(live: Path) -> Iterator[CacheFile]:
+    room = _bytes(live) * 9 // 8 + LEAST_BYTES  # a deletion copies pages, and a file that never was full has none free
+    file = OPEN_FILES.use(live, room, writable=True)
+    try:
+        yield file
+    finally:
+        OPEN_FILES.leave(file)
+
+
+def _live(folder: Path) -> Path:
     number = live_number(folder)
     if number is None:
         raise StoreError(f"{folder}: no text cache; serve --text-cache and warm make one")
-    data = folder_of(folder, number) / "data.mdb"
-    size = data.stat().st_size if data.exists() else 0
-    file = OPEN_FILES.use(folder_of(folder, number), max(size, LEAST_BYTES), writable=True)
-    try:
-        yield number, file
-    finally:
-        OPEN_FILES.leave(file)
+    return folder_of(folder, number)
+
+
+def _bytes(live: Path) -> int:
+    return (live / DATA).stat().st_size

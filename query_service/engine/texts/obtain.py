@@ -32,18 +32,29 @@ async def obtain(
 
     What the text cache neither has nor gets, as private texts, is shared with no request.
     """
-    flights = context.flights if encoder.caches(options) else Flights()
+    flights, shared = context.flights if encoder.caches(options) else Flights(), encoder.shared(options)
     obtained: dict[Wanted, Obtained] = {}
-    left: list[Wanted] = [(text, options) for text in dict.fromkeys(texts)]
+    left: list[Wanted] = [(text, shared) for text in dict.fromkeys(texts)]
     while left:
         with flights.claim(left) as claim:
             if claim.mine:
-                await _land(context, encoder, [text for text, _ in claim.mine], options, claim)
+                await _land(context, encoder, [text for text, _ in claim.mine], shared, claim)
                 obtained |= claim.landed
         theirs, left = await claim.wait()
         obtained |= {wanted: _of_another_request(each) for wanted, each in theirs.items()}
     context.counts.add_texts([each.source for each in obtained.values()])
-    return {text: each for (text, _), each in obtained.items()}
+    return await _pooled(context, encoder, {text: each for (text, _), each in obtained.items()}, options)
+
+
+async def _pooled(
+    context: RequestContext, encoder: DocumentEncoder, obtained: dict[str, Obtained], options: EncodingOptions
+) -> dict[str, Obtained]:
+    """At the ratio that was asked for: texts are encoded once for all ratios."""
+    if not obtained or not encoder.pools(options):
+        return obtained
+    passages = {text: each.passage for text, each in obtained.items()}
+    pooled = await context.read("read", partial(encoder.pool, passages, options))
+    return {text: replace(each, passage=pooled[text]) for text, each in obtained.items()}
 
 
 def _of_another_request(obtained: Obtained) -> Obtained:
