@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 SHOWN_AFTER_SECONDS = 3.0
 Advance = Callable[[int], None]
@@ -27,11 +27,11 @@ def progress_bar(what: str, total: int, show: bool | None) -> Iterator[Advance]:
     from rich.progress import Progress
 
     bar = Progress(console=Console(stderr=True), transient=not show)
-    task, start_at = bar.add_task(what, total=total), time.monotonic() + (0.0 if show else SHOWN_AFTER_SECONDS)
+    task, start_at = bar.add_task(what, total=total), monotonic() + (0.0 if show else SHOWN_AFTER_SECONDS)
 
     def advance(count: int) -> None:
         bar.advance(task, count)
-        if time.monotonic() >= start_at:
+        if monotonic() >= start_at:
             bar.start()  # a second time, nothing
 
     advance(0)

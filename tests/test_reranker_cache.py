@@ -221,7 +221,7 @@ def test_on_a_terminal_the_bar_comes_once_work_takes_long(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     now = [0.0]
-    monkeypatch.setattr("kalm_cache.progress_bar.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("kalm_cache.progress_bar.monotonic", lambda: now[0])
     with progress_bar("encoding", 10, None) as advance:
         advance(5)
         assert capsys.readouterr().err == ""
