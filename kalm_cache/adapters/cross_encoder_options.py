@@ -129,9 +129,9 @@ def what_scores(model: Any, backend: Any) -> Any:
 
 def is_same_device(asked: Any, present: torch.device) -> bool:
     """Whether a call that asks for a device gets the model's own; `cuda` is any of them. Raises `UsageError`."""
-    from kalm_cache.model.precision import resolve_device
+    from kalm_cache.model.precision import named_device, resolve_device
 
-    device = resolve_device(asked)
+    device = resolve_device(asked) if asked in (None, "auto") else named_device(asked)
     return device.type == present.type and (None in (device.index, present.index) or device.index == present.index)
 
 

@@ -25,10 +25,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None or str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as exc:
-        raise UsageError(f"device {device!r} is not one that torch knows: use auto, cpu, cuda or cuda:N") from exc
+    resolved = named_device(device)
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA here; use auto or cpu")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
@@ -37,6 +34,14 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if resolved.type not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r} is neither a CPU nor CUDA, and nothing else is supported; use auto or cpu")
     return resolved
+
+
+def named_device(device: str | torch.device) -> torch.device:
+    """The device of that name, whether or not it is here. Raises `UsageError` for one that torch does not know."""
+    try:
+        return torch.device(device)
+    except RuntimeError as exc:
+        raise UsageError(f"device {device!r} is not one that torch knows: use auto, cpu, cuda or cuda:N") from exc
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
