@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kalm_cache.evaluation.reports import plots
 from tests.cli.conftest import PASSAGES, Run
 
 QUERIES = {"q1": "capital of China", "q2": "what attracts bodies", "q3": "pollen in the morning", "q4": "last ferry"}
@@ -49,6 +50,26 @@ def test_one_folder_gives_one_report_and_several_chunk_sizes_one_each(ask: Any, 
     assert alone["stored_chunk_size"] == 2
     assert alone["reranked"] == rows[1]["reranked"]
     assert [path.name for path in (tmp_path / "indexes").iterdir()] == ["toy"]
+
+
+def test_the_axes_of_plots_say_what_they_count(
+    ask: Any, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: dict[str, str] = {}
+    save = plots._save
+
+    def note_and_save(figure: Any, axes: Any, path: Path, command: str) -> None:
+        labels[path.name] = axes[0].get_xlabel()
+        save(figure, axes, path, command)
+
+    monkeypatch.setattr(plots, "_save", note_and_save)
+    ask("--beir", beir, "--out", tmp_path / "out", "--chunk-sizes", "2,4", "--codecs", "fp16,int4", "--k", 3)
+    assert labels == {
+        "quality-ratio.png": "pooling ratio r",
+        "quality-bytes.png": "bytes a passage (states' file)",
+        "quality-ms.png": "ms a query (read and decode, median)",
+        "reliability.png": "P(yes), mean of bin",
+    }
 
 
 def test_out_holds_reports_plots_runs_and_queries_and_is_gone_on_from(ask: Any, beir: Path, tmp_path: Path) -> None:

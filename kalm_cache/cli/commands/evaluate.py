@@ -168,5 +168,5 @@ def _line(report: EvaluationReport) -> str:
     return (
         f"{report.dataset} {report.split}, {report.queries:,} queries, r = {report.chunk_size}, {report.codec}"
         f"{interpolated}: nDCG@10 {before.ndcg_at_10:.4f} → {after.ndcg_at_10:.4f}, MRR@10 {after.mrr_at_10:.4f}, "
-        f"recall@100 {before.recall_at_100:.4f}, {report.bytes_per_passage:,.0f} bytes a passage"
+        f"recall@100 {before.recall_at_100:.4f}, {report.states_bytes_per_passage:,.0f} bytes of states a passage"
     )

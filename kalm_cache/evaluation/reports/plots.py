@@ -58,9 +58,9 @@ def _plot_quality(results: Sequence[CollectionResult], path: Path, label: str, v
     for axis, panel in zip(axes, panels, strict=True):
         for n, (codec, weight) in enumerate(itertools.product(codecs_of(panel), weights_of(panel))):
             xs, ys = _line(panel, codec, weight, value)
-            label = f"{codec}, weight {weight:g}" if weight else codec
+            line = f"{codec}, weight {weight:g}" if weight else codec
             style = _LINES[n // COLOURS % len(_LINES)]  # colours come again after so many lines
-            axis.plot(xs, ys, style, marker="o", markersize=3, label=label)
+            axis.plot(xs, ys, style, marker="o", markersize=3, label=line)
         for name in others_of(panel):
             _level(axis, panel, name)
         axis.set_xscale("log", base=2 if path.name == "quality-ratio.png" else 10)
