@@ -1,7 +1,8 @@
 """Write-behind: one thread writes what requests computed, in batches, while they answer.
 
 Its queue is bounded in bytes: what does not fit is dropped and counted, as no answer waits for it. What is queued can
-be read already (`pending`).
+be read already (`pending`). The thread gives way to answers, which want the processor and the interpreter, unless
+somebody waits for it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kalm_cache.storage.text_cache.cached_blocks import Put
 
 BATCH_BYTES = 4 << 20  # at most, whatever the file's size
 WAIT_SECONDS = 0.2  # for more, so that a batch fills its blocks
+GIVE_WAY = 2.0  # times as long as it made a record, the thread pauses
 logger = logging.getLogger(__name__)
 
 
@@ -77,6 +79,8 @@ class WriteBehind:
     _queued_bytes: int = 0
     _writing: dict[bytes, Pending] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _hurry: threading.Event = field(default_factory=threading.Event)
+    _waiting: int = 0  # who wait until all is written
     _closing: bool = False
     _thread: threading.Thread | None = None
 
@@ -101,12 +105,24 @@ class WriteBehind:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was queued is written, `timeout` seconds at most; false where it is not by then."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.off is not None or not (self._queue or self._writing), timeout)
+            self._waiting += 1
+            self._hurry.set()
+            try:
+                return self._changed.wait_for(lambda: self.off is not None or not self._has_work, timeout)
+            finally:
+                self._waiting -= 1
+                if not (self._waiting or self._closing):
+                    self._hurry.clear()
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._writing)
 
     def close(self) -> None:
         """Write what is queued, and end the thread."""
         with self._changed:
             self._closing = True
+            self._hurry.set()
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
@@ -146,7 +162,7 @@ class WriteBehind:
 
     def _write(self) -> None:
         try:
-            puts = [put for pending in self._writing.values() if (put := pending.put()) is not None]
+            puts = [put for pending in self._writing.values() if (put := self._made(pending)) is not None]
             self.counts.dropped += len(self._writing) - len(puts)
             self.counts.evicted += self.write(puts) if puts else 0
             self.counts.written += len(puts)
@@ -154,6 +170,12 @@ class WriteBehind:
             self.counts.dropped += len(self._writing)
         except (KalmCacheError, OSError) as exc:
             self._turn_off(str(exc))
+
+    def _made(self, pending: Pending) -> Put | None:
+        started = time.perf_counter()
+        put = pending.put()
+        self._hurry.wait(GIVE_WAY * (time.perf_counter() - started))
+        return put
 
     def _turn_off(self, why: str) -> None:
         with self._changed:
