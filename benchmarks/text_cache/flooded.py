@@ -41,11 +41,12 @@ def flood(flag: Path, folder: Path, gib: float, shape: Shape) -> None:
             time.sleep(LOOK_SECONDS)
         before, started = cache.counts, time.monotonic()
         while flag.exists():
-            for number in itertools.islice(numbers, DISTINCT):
-                some = states[number % DISTINCT]
-                key = namespace.key(WHOLE, f"{number}".encode())
-                cache.put(key, some.nbytes, partial(shape.record, some))
-            time.sleep(LOOK_SECONDS)
+            number, dropped = next(numbers), cache.counts.dropped
+            some = states[number % DISTINCT]
+            key = namespace.key(WHOLE, f"{number}".encode())
+            cache.put(key, some.nbytes, partial(shape.record, some))
+            if cache.counts.dropped > dropped:  # the queue is full: more would only cost this process time
+                time.sleep(LOOK_SECONDS)
         cache.flush()
         seconds, after = time.monotonic() - started, cache.counts
         said = {
