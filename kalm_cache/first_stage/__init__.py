@@ -4,9 +4,11 @@ Importing this package loads none of faiss, PyStemmer, model2vec and sentence-tr
 """
 
 from kalm_cache.first_stage.bm25.bm25_index import BM25Index, ReusedDocuments
+from kalm_cache.first_stage.bm25.collection import Collection, CollectionStatistics
 from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense.dense_index import DenseIndex, DenseInfo
 from kalm_cache.first_stage.dense.faiss_types import DenseChoice
+from kalm_cache.first_stage.dense.shards import convert_shards
 from kalm_cache.first_stage.embedders.embedder import Embedder, load_embedder
 from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
 from kalm_cache.first_stage.fusion import z_score_fusion, z_scores
@@ -15,6 +17,8 @@ from kalm_cache.first_stage.multi_index import merge
 __all__ = [
     "BM25Index",
     "Candidates",
+    "Collection",
+    "CollectionStatistics",
     "DenseChoice",
     "DenseIndex",
     "DenseInfo",
@@ -23,6 +27,7 @@ __all__ = [
     "FirstStageSet",
     "Mode",
     "ReusedDocuments",
+    "convert_shards",
     "load_embedder",
     "merge",
     "z_score_fusion",

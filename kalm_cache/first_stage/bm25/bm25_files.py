@@ -21,6 +21,8 @@ from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json_ob
 ORDINALS_NAME = "numbers.npy"  # its name on disk from the first version
 INFO_NAME = "bm25.json"
 BLOCK_POSTINGS = 1 << 20
+K1 = 1.2
+B = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,13 @@ class BM25Files:
             end = min(start + BLOCK_POSTINGS, len(self.indices))
             positions = places[self.indices[start:end]]  # -1: of a document that is not asked for
             wanted = np.flatnonzero(positions >= 0)
-            ids = self._ids(self._terms(start, end)[wanted], term_ids)
+            ids = self._ids(self.terms_of(start, end)[wanted], term_ids)
             block: list[NDArray[Any]] = [ids, positions[wanted], self.counted.times[start:end][wanted]]
             if keep_scores:
                 block.append(self.data[start:end][wanted].view(np.int32))
             yield np.stack(block).astype(np.int32)
 
-    def _terms(self, start: int, end: int) -> NDArray[np.int64]:
+    def terms_of(self, start: int, end: int) -> NDArray[np.int64]:
         """The term of each of the postings from `start` to `end`."""
         first, last = np.searchsorted(self.indptr, start, "right") - 1, np.searchsorted(self.indptr, end)
         bounds = np.clip(self.indptr[first : last + 1], start, end)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED, query_terms, terms_of
-from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, ORDINALS_NAME, BM25Files, load
+from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, K1, ORDINALS_NAME, B, BM25Files, load
+from kalm_cache.first_stage.bm25.collection import Collection, CollectionStatistics
 from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
 from kalm_cache.first_stage.candidates import Candidates, no_candidates, top_candidates
@@ -27,8 +28,6 @@ from kalm_cache.storage.durable import publish_folder
 from kalm_cache.system import explained, refused
 
 FOLDER_NAME = "bm25"
-K1 = 1.2
-B = 0.75
 RUN_ROWS = 256
 MAX_QUERY_TERMS = 1024  # as many clauses as a query of Lucene may have
 
@@ -53,7 +52,7 @@ class BM25Index:
     def build(
         documents: Iterable[tuple[int, str]],
         folder: Path,
-        statistics_of: BM25Index | None = None,
+        statistics_of: CollectionStatistics | None = None,
         reused: Sequence[ReusedDocuments] = (),
         *,
         keep_scores: bool = False,
@@ -66,8 +65,8 @@ class BM25Index:
         Args:
             documents: read once.
             folder: is made if it is not there.
-            statistics_of: the index whose document frequencies and mean length the scores are computed with, so that
-                the scores of both can be compared: a text has the same score in both. Terms that it does not
+            statistics_of: the collection whose document frequencies and mean length the scores are computed with, so
+                that the scores of both can be compared: a text has the same score in both. Terms that it does not
                 have count as often as they occur here.
             reused: documents that come before the others, from indexes with `has_counts`. The index is, to the last
                 bit, what their texts would have made in this order. Where one of them is not `normalised`, neither
@@ -144,15 +143,14 @@ class BM25Index:
         """
         return [self._search_terms(terms[:MAX_QUERY_TERMS], k) for terms in query_terms(queries, self._files.analysis)]
 
-    def statistics_for(self, terms: Sequence[str], local: Statistics) -> Statistics:
+    def statistics_for(self, terms: Sequence[str], local: Statistics, /) -> Statistics:
         """This index's statistics, with the document frequency of each of `terms` (v,): here, or else in `local`."""
-        if not self.ntotal:
-            return local
-        ids = [self._files.vocabulary.id_of(term) for term in terms]
-        indptr = self._files.indptr
-        here = np.array([0 if i is None else int(indptr[i + 1] - indptr[i]) for i in ids], np.int64)
-        frequencies = np.where(here > 0, here, np.minimum(local.frequencies, self.ntotal))
-        return Statistics(self.ntotal, self._files.mean_length, frequencies)
+        return Collection([self._files]).statistics_for(terms, local)
+
+    @staticmethod
+    def collection(folders: Sequence[Path]) -> Collection:
+        """The indexes in several folders as one collection; errors as in `open`."""
+        return Collection([BM25Index.open(folder)._files for folder in folders])
 
     def _search_terms(self, terms: list[str], k: int) -> Candidates:
         files = self._files
@@ -190,7 +188,7 @@ def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 def _write(
     documents: Iterable[tuple[int, str]],
     folder: Path,
-    statistics_of: BM25Index | None,
+    statistics_of: CollectionStatistics | None,
     reused: Sequence[ReusedDocuments],
     keep_scores: bool,
 ) -> None:

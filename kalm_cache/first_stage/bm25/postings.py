@@ -105,13 +105,13 @@ class PostingsWriter:
         indices = self._array(INDICES_NAME, np.int32, indptr)
         data = self._array(DATA_NAME, np.float32, indptr)
         counts = self._array(TIMES_NAME, np.min_scalar_type(self._most_times), indptr)
-        shortness = k1 * (1 - b + b * lengths / (scored_by.mean_length or 1))  # (n,)
+        shortness = document_shortness(lengths, k1, b, scored_by)
         heads = indptr[:-1].copy()  # where each term's next document goes
         for terms, rows, times, *kept in self._blocks():
             ranks = rank[terms]
             places, counted, distinct = _places(heads, ranks)
             indices[places] = rows
-            data[places] = kept[0].view(np.float32) if kept else idf[terms] * times / (times + shortness[rows])
+            data[places] = kept[0].view(np.float32) if kept else bm25_scores(idf[terms], times, shortness[rows])
             counts[places] = times
             heads[distinct] += counted
         for written in (indices, data, counts):
@@ -154,6 +154,19 @@ def lucene_idf(of: Statistics) -> NDArray[np.float64]:
     """ln(1 + (N - df + 0.5) / (df + 0.5)) (v,): Kamphuis et al., ECIR 2020, table 1, "Lucene (accurate)"."""
     idf: NDArray[np.float64] = np.log(1 + (of.documents - of.frequencies + 0.5) / (of.frequencies + 0.5))
     return idf
+
+
+def document_shortness(lengths: NDArray[np.int32], k1: float, b: float, of: Statistics) -> NDArray[np.float64]:
+    """What a document's length (n,) adds below the fraction, by the mean length of a collection."""
+    return np.asarray(k1 * (1 - b + b * lengths / (of.mean_length or 1)), np.float64)
+
+
+def bm25_scores(
+    idf: NDArray[np.float64], times: NDArray[np.int32], shortness: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The score (m,) of each posting, from those of its term, its term frequency, and its document's shortness."""
+    scores: NDArray[np.float64] = idf * times / (times + shortness)
+    return scores
 
 
 def _places(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +20,14 @@ from kalm_cache.first_stage.dense.faiss_types import (
     FAISS_CLASSES,
     DenseChoice,
     DenseType,
+    Vectors,
     choose_type,
     faiss_extension,
     faiss_threads,
-    make_index,
+    fill_index,
     parameter_ladder,
     search_parameters,
+    trained_index,
 )
 from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, synthetic_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
@@ -38,6 +40,7 @@ from kalm_cache.system import explained, one_line, refused
 
 FILE_NAME = "dense.faiss"
 INFO_NAME = "dense.json"
+TIES = (8, 128, 2048)  # passages that may score as the last one; more of them are as likely to be left out as another
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,10 @@ class DenseInfo:
     queries: Count = 0
     texts: str = ""
     __pydantic_config__ = STRICT
+
+    def of(self, passages: int) -> DenseInfo:
+        """The same of a shard with so many passages: what was measured holds for all shards together."""
+        return replace(self, passages=passages)
 
 
 class DenseIndex:
@@ -102,8 +109,13 @@ class DenseIndex:
                     spool.append(ordinals, vectors)
                 _check_distinct(spool.ordinals)
                 kind = choose_type(dense_index, len(spool))
-                index = make_index(kind, spool)
-                _publish(index, _measure(index, kind, spool), folder)
+                index = fill_index(trained_index(kind, spool), spool.ordinals, spool.batches())
+
+                def search(parameter: int, queries: NDArray[np.float32], depth: int) -> NDArray[np.int64]:
+                    found = index.index.search(queries, depth, params=search_parameters(kind, parameter))
+                    return np.asarray(found[1], np.int64)
+
+                publish(index, measure(search, kind, spool), folder)
         except OSError as exc:
             raise StoreError(f"{folder / FILE_NAME}: cannot be written: {explained(exc, folder)}") from exc
         return DenseIndex.open(folder)
@@ -143,6 +155,13 @@ class DenseIndex:
         return int(self._index.d)
 
     @property
+    def ordinals(self) -> NDArray[np.int64]:
+        """The ordinal (n,) of each row."""
+        import faiss
+
+        return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
+
+    @property
     def exact(self) -> bool:
         """Whether `vectors` returns exactly the vectors that were put in."""
         return self.info.type == "flat"
@@ -170,19 +189,33 @@ class DenseIndex:
                 f"query vectors have shape {vectors.shape}, the index expects (n, {self.dimension}): "
                 "open it with the embedder that built it, or index the corpus again"
             )
+        wider = -(-k // DEPTH)  # the parameter was measured for lists of 100
         k = min(k, self.ntotal)
         if k == 0 or len(vectors) == 0:
             return [no_candidates() for _ in vectors]
-        wider = -(-k // DEPTH)  # the parameter was measured for lists of 100
-        parameters = search_parameters(self.info.type, self.info.parameter * wider, self._selector)
-        with faiss_threads(self._threads), _damage():
-            scores, ordinals = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=parameters)
+        scores, ordinals = self._search_with_ties(np.ascontiguousarray(vectors, np.float32), k, wider)
         return [
             top_candidates(found[found >= 0], row[found >= 0], k)
             if vector.any()
             else no_candidates()  # -1: no more found
             for vector, found, row in zip(vectors, ordinals, scores, strict=True)
         ]
+
+    def _search_with_ties(
+        self, vectors: NDArray[np.float32], k: int, wider: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and ordinals (q, k or more), best first, with what scores as the k-th: FAISS keeps any of these."""
+        for more in TIES:
+            depth = min(k + more, self.ntotal)
+            parameters = search_parameters(self.info.type, self.info.parameter * wider, self._selector)
+            with faiss_threads(self._threads), _damage():
+                scores, ordinals = self._index.search(vectors, depth, params=parameters)
+            is_complete = (
+                depth == self.ntotal or not ((scores[:, -1] == scores[:, k - 1]) & (ordinals[:, -1] >= 0)).any()
+            )
+            if is_complete:
+                break
+        return scores, ordinals
 
     def vectors(self, ordinals: NDArray[np.int64] | Sequence[int]) -> NDArray[np.float32]:
         """Stored vectors (n, E) by ordinal: those put in if `exact`, else as rounded to 8 bits a dimension.
@@ -192,10 +225,8 @@ class DenseIndex:
         Raises:
             StoreError: an ordinal is not in the index.
         """
-        import faiss
-
         if self._rows is None:
-            self._rows = OrdinalRows(faiss.vector_to_array(self._index.id_map))
+            self._rows = OrdinalRows(self.ordinals)
             if self.info.type == "ivf":
                 _inner(self._index).make_direct_map()
         rows = self._rows.require(np.asarray(ordinals, np.int64))
@@ -206,9 +237,7 @@ class DenseIndex:
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """All ordinals and vectors in the order they were put in, as `build` takes them, excluded ones too."""
-        import faiss
-
-        ordinals = faiss.vector_to_array(self._index.id_map)
+        ordinals = self.ordinals
         for start in range(0, len(ordinals), BATCH_ROWS):
             some = ordinals[start : start + BATCH_ROWS]
             yield some, self.vectors(some)
@@ -236,22 +265,24 @@ def _selector_without(ordinals: NDArray[np.int64]) -> Any:
     return faiss.IDSelectorNot(faiss.IDSelectorBatch(ordinals))
 
 
-def _measure(index: Any, kind: DenseType, spool: VectorSpool) -> DenseInfo:
-    """The search parameter, and its recall of the exact neighbours of sampled queries."""
+def measure(
+    search: Callable[[int, NDArray[np.float32], int], NDArray[np.int64]], kind: DenseType, vectors: Vectors
+) -> DenseInfo:
+    """The search parameter, and its recall of the exact neighbours of sampled queries.
+
+    `search`: (parameter, queries (q, E), depth) -> the positions (q, depth) that an index over `vectors` finds.
+    """
     if kind == "flat":
-        return DenseInfo(kind, len(spool), texts=NORMALISATION)
-    queries = synthetic_queries(spool)
-    exact = exact_neighbours(queries, spool.batches(), min(DEPTH, len(spool)))
-
-    def search(parameter: int) -> NDArray[np.int64]:
-        found = index.index.search(queries, exact.shape[1], params=search_parameters(kind, parameter))
-        return np.asarray(found[1], np.int64)
-
-    parameter, recall = cheapest(search, exact, parameter_ladder(kind, len(spool)))
-    return DenseInfo(kind, len(spool), parameter, round(recall, 4), len(queries), NORMALISATION)
+        return DenseInfo(kind, len(vectors), texts=NORMALISATION)
+    queries = synthetic_queries(vectors)
+    exact = exact_neighbours(queries, vectors.batches(), min(DEPTH, len(vectors)))
+    ladder = parameter_ladder(kind, len(vectors))
+    parameter, recall = cheapest(lambda parameter: search(parameter, queries, exact.shape[1]), exact, ladder)
+    return DenseInfo(kind, len(vectors), parameter, round(recall, 4), len(queries), NORMALISATION)
 
 
-def _publish(index: Any, info: DenseInfo, folder: Path) -> None:
+def publish(index: Any, info: DenseInfo, folder: Path) -> None:
+    """Write an index and what it is, in the place of those in `folder`. Raises `StoreError`."""
     import faiss
 
     written, described = folder / f"{FILE_NAME}.building", folder / f"{INFO_NAME}.building"
@@ -275,7 +306,7 @@ def _read_info(folder: Path, index: Any) -> DenseInfo:
     info = checked_fields(DenseInfo, read_json(path))
     if (FAISS_CLASSES.get(info.type), info.passages) != (found, index.ntotal):
         raise ValueError(f"it is an {found} of {index.ntotal} vectors, {INFO_NAME} says {info.type}, {info.passages}")
-    if info.type != "flat" and not 1 <= info.parameter <= index.ntotal + 2048:
+    if info.type != "flat" and not 1 <= info.parameter <= max(index.ntotal, getattr(inner, "nlist", 0)) + 2048:
         raise ValueError(f"{INFO_NAME} says parameter {info.parameter!r}")
     if info.type == "ivf":
         _check_lists(inner)

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import UsageError
-from kalm_cache.first_stage.dense.spool import VectorSpool
 
 DenseType = Literal["flat", "hnsw", "ivf"]
 DenseChoice = Literal["auto", "flat", "hnsw", "ivf"]
@@ -37,6 +36,21 @@ ROWS_PER_CLUSTER = 48  # to train on; FAISS warns below 39. At 4,096 clusters an
 MAX_CLUSTERS = 4096
 HNSW_LINKS = 16
 HNSW_EF_CONSTRUCTION = 80
+
+
+class Vectors(Protocol):
+    """Rows of float32, sampled and counted: a `VectorSpool`, or those of several shards."""
+
+    dimension: int
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def rows(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """Some rows (m,) by position, ascending -> (m, E)."""
+
+    def batches(self) -> Iterator[NDArray[np.float32]]:
+        """All rows in order, some at a time."""
 
 
 def choose_type(choice: str, passages: int) -> DenseType:
@@ -57,17 +71,23 @@ def clusters_for(passages: int) -> int:
     return max(1, min(MAX_CLUSTERS, 1 << round(math.log2(2 * passages**0.5)), passages // ROWS_PER_CLUSTER))
 
 
-def make_index(kind: DenseType, spool: VectorSpool) -> Any:
-    """A FAISS `IndexIDMap` over the spooled vectors, added in batches.
+def trained_index(kind: DenseType, vectors: Vectors) -> Any:
+    """A FAISS index without a vector, trained on a sample of these, which takes a while unless it is flat."""
+    import faiss
 
-    What it holds in memory: 4 E bytes a passage if flat, else E, and a training sample.
+    return _TRAINED[kind](vectors) if kind != "flat" else faiss.IndexFlatIP(vectors.dimension)
+
+
+def fill_index(trained: Any, ordinals: NDArray[np.int64], batches: Iterable[NDArray[np.float32]]) -> Any:
+    """A FAISS `IndexIDMap` over vectors, which are added batch by batch to a trained index without one.
+
+    What it holds in memory: 4 E bytes a passage if flat, else E.
     """
     import faiss
 
-    inner = _TRAINED[kind](spool) if kind != "flat" else faiss.IndexFlatIP(spool.dimension)
-    index = faiss.IndexIDMap(inner)  # not IDMap2, whose second map takes 50 bytes a passage and is built at opening
-    ordinals, start = spool.ordinals, 0
-    for vectors in spool.batches():
+    index = faiss.IndexIDMap(trained)  # not IDMap2, whose second map takes 50 bytes a passage and is built at opening
+    start = 0
+    for vectors in batches:
         index.add_with_ids(vectors, ordinals[start : start + len(vectors)])
         start += len(vectors)
     return index
@@ -118,7 +138,7 @@ def faiss_threads(threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(others)
 
 
-def _trained_ivf(spool: VectorSpool) -> Any:
+def _trained_ivf(spool: Vectors) -> Any:
     import faiss
 
     clusters = clusters_for(len(spool))
@@ -131,7 +151,7 @@ def _trained_ivf(spool: VectorSpool) -> Any:
     return index
 
 
-def _trained_hnsw(spool: VectorSpool) -> Any:
+def _trained_hnsw(spool: Vectors) -> Any:
     import faiss
 
     bits: Any = faiss.ScalarQuantizer.QT_8bit

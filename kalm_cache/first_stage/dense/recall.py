@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.first_stage.dense.faiss_types import SEED, sample_rows
-from kalm_cache.first_stage.dense.spool import VectorSpool
+from kalm_cache.first_stage.dense.faiss_types import SEED, Vectors, sample_rows
 
 DEPTH = 100
 QUERIES = 256
 TARGET = 0.97
 
 
-def synthetic_queries(spool: VectorSpool) -> NDArray[np.float32]:
+def synthetic_queries(spool: Vectors) -> NDArray[np.float32]:
     """Stand-ins for queries (q, E): sampled passages plus noise as long as they are, scaled to length 1.
 
     Passages themselves are found too easily: with 360,535 real ones in 1,024 clusters, recall@100 at nprobe 16, 64

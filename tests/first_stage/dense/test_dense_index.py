@@ -126,3 +126,12 @@ def test_a_file_that_ends_before_what_it_promises_never_reaches_faiss(tmp_path: 
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"says that it holds more|where FAISS has|of a kind"):
             check_length(path)
+
+
+def test_of_passages_that_score_the_same_those_with_the_lowest_ordinals_are_found(tmp_path: Path) -> None:
+    vectors = np.repeat(VECTORS[:30], 10, axis=0)  # ten of each
+    index = DenseIndex.build([(NUMBERS, vectors)], 16, tmp_path)
+    order = np.argsort(-np.repeat(QUERIES @ VECTORS[:30].T, 10, axis=1), axis=1, kind="stable")
+    for k in (1, 7, 104):  # in the middle of ten; above 100, FAISS takes another way
+        for query, best in zip(index.search(QUERIES, k), order, strict=True):
+            assert query.ordinals.tolist() == NUMBERS[best[:k]].tolist()
