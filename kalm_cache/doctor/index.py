@@ -90,7 +90,7 @@ def check_index(index: Path) -> Report:
         f"passages made by {manifest.passage_template!r}; {earlier} other generations"
     )
     is_changing, builds, warn = _is_changing(index), unfinished_builds(index), []
-    if len(manifest.segments) > MANY_SEGMENTS:
+    if 1 + len(manifest.tail) > MANY_SEGMENTS:  # shards are no reason to fold
         warn.append(f"every search looks into each of its segments: fold them: kalm-cache fold --index {index}")
     if is_changing:
         found += "; a job is changing it"

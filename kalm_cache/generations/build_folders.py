@@ -23,6 +23,7 @@ from kalm_cache.generations.fingerprint import Fingerprint, require_equal
 from kalm_cache.generations.generation import BUILDING, REMOVING, Generation, high_water_marks, open_current
 from kalm_cache.generations.journal import JOURNAL
 from kalm_cache.generations.publish import finish_publishing
+from kalm_cache.generations.sharding import Sharding
 from kalm_cache.storage.durable import disk_errors, rename_durably, write_atomically
 from kalm_cache.storage.locks import build_lock
 
@@ -79,31 +80,36 @@ def next_building_folder(index: Path) -> Path:
     return index / "generations" / f"{high_water_marks(index).generation + 1:06d}{BUILDING}"
 
 
-def begin(index: Path, operation: str, fingerprint: Fingerprint | None = None) -> Path:
-    """Make a fresh folder for a build. `fingerprint`: of one that holds encoded work, and may be resumed."""
+def begin(
+    index: Path, operation: str, fingerprint: Fingerprint | None = None, sharding: Sharding | None = None
+) -> Path:
+    """Make a fresh folder for a build. `fingerprint`, `sharding`: of one that holds encoded work and may go on."""
     building = next_building_folder(index)
     started: dict[str, Any] = {"operation": operation}
     if fingerprint is not None:
         started["fingerprint"] = asdict(fingerprint)
+    if sharding is not None:
+        started["sharding"] = asdict(sharding)
     building.mkdir(parents=True)
     write_atomically(building / BUILD_FILE, (json.dumps(started, indent=2) + "\n").encode("utf-8"))
     return building
 
 
-def resume_or_begin(index: Path, operation: str, fingerprint: Fingerprint) -> Path:
+def resume_or_begin(index: Path, operation: str, fingerprint: Fingerprint, sharding: Sharding | None = None) -> Path:
     """The folder of the unfinished build of this operation, or a fresh one.
 
     Raises:
         IndexMismatchError: the unfinished one was started with another fingerprint.
-        StoreError: it is another operation's.
+        StoreError: it is another operation's, or one of other shards.
     """
     for building in unfinished_builds(index):
         for leftover in building.glob("*.tmp"):
             leftover.unlink()
         _require_same(building, operation, fingerprint)
+        _require_same_shards(building, sharding)
         logger.info("resuming the unfinished build %s", building)
         return building
-    return begin(index, operation, fingerprint)
+    return begin(index, operation, fingerprint, sharding)
 
 
 def _has_begun(building: Path) -> bool:
@@ -129,6 +135,13 @@ def _require_same(building: Path, operation: str, fingerprint: Fingerprint) -> N
         )
     way_out = f"Run with the same settings to finish it, or remove {building} to start over."
     require_equal(started_fingerprint, fingerprint, f"the unfinished build {building}", way_out)
+
+
+def _require_same_shards(building: Path, sharding: Sharding | None) -> None:
+    started = _read(building).get("sharding")
+    if started != (None if sharding is None else asdict(sharding)):
+        flag = f"with --shards {started.get('count')}" if isinstance(started, dict) else "without --shards"
+        raise StoreError(f"{building}: an unfinished build; run again {flag} to finish it, or remove it to start over")
 
 
 def _read(building: Path) -> dict[str, Any]:

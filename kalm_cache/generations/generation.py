@@ -7,6 +7,7 @@ INDEX/generations/000001/manifest.json what the generation is (see manifest.py);
 INDEX/generations/000001/build.json    what its build was started with
 INDEX/generations/000001/hidden.bin    tombstones: stored passages that it does not show, if any (see tombstones.py)
 INDEX/generations/000001/shards/00000/ a segment: states.lmdb, passages.lmdb, store.json, first_stage/
+                                       (the shards of a base are 00000, 00001, …)
 INDEX/generations/000002.building/     an unfinished build (see build_folders.py)
 INDEX/generations/000001.removing/     a generation that gc has not finished removing
 
@@ -24,7 +25,8 @@ from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.foreign_files import foreign_link, is_generation_name
 from kalm_cache.generations.current import current_name
 from kalm_cache.generations.journal import Journal, read_journal
-from kalm_cache.generations.manifest import MANIFEST, Manifest, read_manifest
+from kalm_cache.generations.manifest import MANIFEST, Manifest, SegmentReceipt, read_manifest
+from kalm_cache.generations.sharding import Shard
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones, read_tombstones
 from kalm_cache.storage.locks import SharedLock, share
 
@@ -50,6 +52,13 @@ class Generation:
         """The folder of the segment in view."""
         return segment_folder(self.folder, self.segment_name)
 
+    @property
+    def shard(self) -> Shard | None:
+        """Which shard the segment in view is, if it is one."""
+        sharding = self.manifest.sharding
+        number = next(one.shard for one in self.manifest.segments if one.name == self.segment_name)
+        return None if sharding is None or number is None else Shard(sharding, number)
+
     def parts(self) -> Iterator[Generation]:
         """The generation as if it had one segment, for each of them: the counts are that segment's."""
         for segment in self.manifest.segments:
@@ -66,6 +75,12 @@ class Generation:
         if not len(tombstones) and TOMBSTONES_FILE in self.manifest.files:
             raise StoreError(f"{self.folder / TOMBSTONES_FILE} is missing or empty; run kalm-cache verify")
         return tombstones
+
+    def tombstones_of(self, segment: SegmentReceipt, tombstones: Tombstones) -> Tombstones:
+        """Those of `tombstones`, all of the generation's, that name passages of one of its segments."""
+        in_range = tombstones.between(segment.first_ordinal, segment.next_ordinal)
+        shard = Generation(self.folder, self.manifest, segment.name).shard
+        return in_range if shard is None or not len(in_range) else in_range.of_keys(shard.holds)
 
 
 def segment_folder(generation_folder: Path, name: str = BASE_SEGMENT) -> Path:

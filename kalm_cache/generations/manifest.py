@@ -5,6 +5,7 @@ Knows how a manifest is written and read back; which generation is live and how 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ from kalm_cache.foreign_files import (
     read_json_object,
 )
 from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.sharding import Sharding
 from kalm_cache.passage import DEFAULT_TEMPLATE
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
@@ -103,13 +105,16 @@ class RecordTally:
 class SegmentReceipt:
     """One segment: what is stored in it, tombstoned passages included, and the range [first, next) of its ordinals.
 
-    Ranges of a generation's segments do not overlap, so that an ordinal says where its passage is.
+    Ranges of a generation's segments do not overlap, so that an ordinal says where its passage is. The shards of a base
+    have one range in common: which of them has an ordinal is not known, and ordinals do not depend on the shards.
+    `shard`: its number in a sharded base, `None` for every other segment.
     """
 
     name: GenerationName
     counts: Counts
     first_ordinal: Count
     next_ordinal: Count
+    shard: Count | None = None
     __pydantic_config__ = STRICT
 
 
@@ -121,6 +126,7 @@ class Manifest:
     `deleted` counts the passages of the parent that it does not show, in no version. No passage has had the ordinal
     `next_ordinal` or a higher one. `passages_per_second` was measured when all of it was encoded last, if it ever was.
     `passage_template` made the passages of records; it is no part of the fingerprint, as another one makes other texts.
+    `sharding`: of its base, `None` where that is one segment.
     """
 
     generation: GenerationName
@@ -141,14 +147,32 @@ class Manifest:
     dense_index: Literal["auto", "flat", "hnsw", "ivf"] = "auto"  # a `DenseChoice`
     passages_per_second: Annotated[float, Field(ge=0)] | None = None
     passage_template: str = DEFAULT_TEMPLATE
+    sharding: Sharding | None = None
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = STRICT
 
+    @property
+    def base(self) -> list[SegmentReceipt]:
+        """The segments of the last whole build: the shards by number, or the first segment."""
+        return self.segments[: 1 if self.sharding is None else self.sharding.count]
+
+    @property
+    def tail(self) -> list[SegmentReceipt]:
+        """The segments that were added since, by rising ordinals."""
+        return self.segments[len(self.base) :]
+
     def to_json(self) -> bytes:
-        """The manifest file's content: every field but a template that is the default, and a checksum over them."""
+        """The manifest file's content, and a checksum over it. What earlier versions do not know is left out at its
+        default.
+        """
         fields = asdict(self)
         if self.passage_template == DEFAULT_TEMPLATE:
-            del fields["passage_template"]  # manifests of earlier versions have none
+            del fields["passage_template"]
+        if self.sharding is None:
+            del fields["sharding"]
+        for segment in fields["segments"]:
+            if segment["shard"] is None:
+                del segment["shard"]
         return pack_checked(fields)
 
 
@@ -196,13 +220,31 @@ def _check_segments(manifest: Manifest) -> None:
     names = [segment.name for segment in manifest.segments]
     if len(set(names)) < len(names):
         raise ValueError("segments: two have the same name")
+    _check_shards(manifest)
     end = 0
-    for segment in sorted(manifest.segments, key=lambda one: (one.first_ordinal, one.next_ordinal)):
-        room = segment.next_ordinal - segment.first_ordinal
-        if segment.first_ordinal < end or room < segment.counts.passages:
-            raise ValueError(f"segments: the ordinals of segment {segment.name} do not fit the others or its passages")
-        end = segment.next_ordinal
+    for first, following, passages, name in sorted(_ranges(manifest)):
+        if first < end or following - first < passages:
+            raise ValueError(f"segments: the ordinals of segment {name} do not fit the others or its passages")
+        end = following
     if manifest.next_ordinal < end:
         raise ValueError(f"next_ordinal: it is {manifest.next_ordinal}, and a segment's is {end}")
     if manifest.counts.passages > sum(segment.counts.passages for segment in manifest.segments):
         raise ValueError("counts.passages: it is more than the segments hold")
+
+
+def _check_shards(manifest: Manifest) -> None:
+    """Raise `ValueError` where the shards are not the first segments, by number, with one range of ordinals."""
+    expected = range(0 if manifest.sharding is None else manifest.sharding.count)
+    if [segment.shard for segment in manifest.segments if segment.shard is not None] != list(expected):
+        raise ValueError("segments: their shards are not those of sharding, each once")
+    shards = manifest.segments[: len(expected)]
+    if len({(one.shard is None, one.first_ordinal, one.next_ordinal) for one in shards}) > 1:
+        raise ValueError("segments: the shards do not come first, or have not one range of ordinals")
+
+
+def _ranges(manifest: Manifest) -> Iterator[tuple[int, int, int, str]]:
+    """[first, next), passages in it, and the name of a segment, for each range of ordinals."""
+    base = manifest.base
+    yield base[0].first_ordinal, base[0].next_ordinal, sum(one.counts.passages for one in base), base[0].name
+    for segment in manifest.tail:
+        yield segment.first_ordinal, segment.next_ordinal, segment.counts.passages, segment.name

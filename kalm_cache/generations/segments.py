@@ -1,7 +1,8 @@
 """Several sealed segments as one store: what has a tombstone is in no answer. Knows bytes, not tensors.
 
 A passage is shown by at most one segment, so that the order in which segments are asked decides nothing but speed: ids
-are looked up in the base first, which holds most of them, and ordinals by the ranges in the manifest.
+are looked up in the base first, which holds most of them, there in their shard alone, and ordinals by the ranges in the
+manifest. The shards of a base have one range, and are asked one after the other.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ class LiveSegment:
     tombstones: frozenset[bytes]
     tombstone_ordinals: NDArray[np.int64]
 
+    @property
+    def shard(self) -> int | None:
+        """Its number, where it is a shard of the base."""
+        shard = self.part.shard
+        return None if shard is None else shard.number
+
     def keys(self) -> Iterator[bytes]:
         """The key of every passage that is shown, in order. Raises `DamagedRecordError`."""
         return (key for key in self.store.keys() if key not in self.tombstones)  # noqa: SIM118 (not a dict)
@@ -54,13 +61,15 @@ class SegmentSet:
         tombstones = generation.tombstones()
         self.generation = generation
         self.segments: list[LiveSegment] = []
-        self._first_ordinals = [segment.first_ordinal for segment in generation.manifest.segments]
-        self._in_order = sorted(range(len(self._first_ordinals)), key=self._first_ordinals.__getitem__)
-        self._first_ordinals.sort()
+        by_range: dict[int, list[int]] = {}
+        for place, segment in enumerate(generation.manifest.segments):
+            by_range.setdefault(segment.first_ordinal, []).append(place)
+        self._first_ordinals = sorted(by_range)
+        self._by_range = [by_range[first] for first in self._first_ordinals]  # places of segments
         with ExitStack() as stack:
             for part in generation.parts():
                 (segment,) = part.manifest.segments
-                gone = tombstones.between(segment.first_ordinal, segment.next_ordinal)
+                gone = generation.tombstones_of(segment, tombstones)
                 store = stack.enter_context(PassageStore(part.segment))
                 self.segments.append(LiveSegment(part, store, frozenset(gone.keys), gone.ordinals))
             self._open = stack.pop_all()
@@ -123,13 +132,24 @@ class SegmentSet:
     def find_doc_ids(self, ordinals: Iterable[int]) -> list[str | DamagedRecordError]:
         """As `doc_ids`, with the error in the place of a damaged or missing one."""
         wanted = list(ordinals)
-        homes = [self._in_order[max(bisect_right(self._first_ordinals, ordinal) - 1, 0)] for ordinal in wanted]
+        homes = [max(bisect_right(self._first_ordinals, ordinal) - 1, 0) for ordinal in wanted]
         doc_ids: list[str | DamagedRecordError] = [""] * len(wanted)
         for home in set(homes):
-            rows = [i for i, segment in enumerate(homes) if segment == home]
-            for i, doc_id in zip(rows, self.segments[home].store.find_doc_ids([wanted[i] for i in rows]), strict=True):
+            rows = [i for i, its_home in enumerate(homes) if its_home == home]
+            for i, doc_id in zip(rows, self._find_in(self._by_range[home], [wanted[i] for i in rows]), strict=True):
                 doc_ids[i] = doc_id
         return doc_ids
+
+    def _find_in(self, places: Sequence[int], ordinals: list[int]) -> list[str | DamagedRecordError]:
+        """The ids behind ordinals of one range, which one of these segments has each."""
+        first, *others = places
+        found = self.segments[first].store.find_doc_ids(ordinals)
+        for place in others:
+            rows = [i for i, doc_id in enumerate(found) if not isinstance(doc_id, str)]
+            there = self.segments[place].store.find_doc_ids([ordinals[i] for i in rows]) if rows else []
+            for i, doc_id in zip(rows, there, strict=True):
+                found[i] = _nearer(found[i], doc_id)
+        return found
 
     def keys(self) -> Iterator[bytes]:
         """The key of every passage that is shown, in order. Raises `DamagedRecordError`."""
@@ -145,14 +165,23 @@ class SegmentSet:
         """What `find` has of each id in the one segment that shows it. Damage counts where no other has the id."""
         answers: list[_T | DamagedRecordError | None] = [None] * len(doc_ids)
         rest = list(range(len(doc_ids)))
+        sharding = self.generation.manifest.sharding
+        homes = [] if sharding is None else [sharding.shard_of(key_of(doc_id)) for doc_id in doc_ids]
         for place, segment in enumerate(self.segments):
-            here = [i for i in rest if key_of(doc_ids[i]) not in segment.tombstones] if segment.tombstones else rest
+            here = rest if segment.shard is None else [i for i in rest if homes[i] == segment.shard]
+            if segment.tombstones:
+                here = [i for i in here if key_of(doc_ids[i]) not in segment.tombstones]
             if not here:
                 continue
             for i, answer in zip(here, find(place, [doc_ids[i] for i in here]), strict=True):
                 answers[i] = answers[i] if answer is None else answer
             rest = [i for i in rest if answers[i] is None or isinstance(answers[i], DamagedRecordError)]
         return answers
+
+
+def _nearer(one: str | DamagedRecordError, other: str | DamagedRecordError) -> str | DamagedRecordError:
+    """The id, or what says more: that it is damaged in one segment, rather than that another does not have it."""
+    return other if isinstance(other, str) or "is not there" in str(one) else one
 
 
 class _Snapshot:

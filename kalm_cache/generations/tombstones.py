@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,12 @@ class Tombstones:
         """Those whose ordinals are in [first, end)."""
         start, stop = np.searchsorted(self.ordinals, [first, end])
         return Tombstones(self.ordinals[start:stop], self.keys[start:stop], self.deleted[start:stop])
+
+    def of_keys(self, wanted: Callable[[bytes], bool]) -> Tombstones:
+        """Those whose keys are wanted."""
+        kept = np.fromiter(map(wanted, self.keys), np.bool_, len(self))
+        keys = [key for key, stays in zip(self.keys, kept.tolist(), strict=True) if stays]
+        return Tombstones(self.ordinals[kept], keys, self.deleted[kept])
 
     def outside(self, first: int, end: int) -> Tombstones:
         """Those whose ordinals are not in [first, end)."""
