@@ -64,6 +64,7 @@ def build(
     *,
     encoders: Encoders | None = None,
     rejected: list[RejectedLine] | None = None,
+    shards: int | None = None,
 ) -> IndexReport:
     """Run the whole index job; rejected lines go into `rejected`."""
     return run_index_job(
@@ -73,6 +74,7 @@ def build(
         encoders or load_encoders(settings),
         on_reject=(rejected if rejected is not None else []).append,
         on_progress=lambda progress: None,
+        shards=shards,
     )
 
 

@@ -4,7 +4,7 @@ A later pass begins anew: nothing of an interrupted one is read again (what is, 
 staging.lmdb. Databases:
 
     seen      doc id -> where in the corpus it was met first
-    origins   doc id -> u8, the origin of its states: where they are when the segment is sealed (see `Origins`)
+    origins   doc id -> u16, the origin of its states: where they are when the segment is sealed (see `Origins`)
     numbers   ordinal, big-endian -> doc id
     texts     doc id -> crc32 of key and rest, zstd frame of the text; only of those that no store holds
     vectors   doc id -> crc32 of key and rest, float32; only of those that no store and no index holds
@@ -117,7 +117,7 @@ class AcceptedPassages:
                 for key, content in zip(keys, contents, strict=True) if contents else ():
                     txn.put(key, with_checksum(key, content), db=self._file[database])
             for ordinal, doc_id, key in zip(ordinals, doc_ids, keys, strict=True):
-                txn.put(key, bytes([origin]), db=self._file["origins"])
+                txn.put(key, origin.to_bytes(2, "big"), db=self._file["origins"])
                 if not txn.put(ordinal_key(ordinal), key, overwrite=False, db=self._file["numbers"]):
                     raise StoreError(f"ordinal {ordinal} of {doc_id!r} is another passage's; run kalm-cache verify")
 
@@ -125,13 +125,13 @@ class AcceptedPassages:
 
     def origins(self) -> Iterator[tuple[bytes, int]]:
         """Key and origin of every accepted passage, in order of keys."""
-        return ((key, value[0]) for key, value in self._file.scan("origins"))
+        return ((key, int.from_bytes(value, "big")) for key, value in self._file.scan("origins"))
 
     def origins_of(self, keys: Sequence[bytes]) -> list[int | None]:
         """The origin of each key; `None` where no such passage was accepted."""
         with self._file.reading("origins") as txn:
             values = [txn.get(key) for key in keys]
-        return [None if value is None else value[0] for value in values]
+        return [None if value is None else int.from_bytes(value, "big") for value in values]
 
     def ordinals(self) -> Iterator[tuple[int, bytes]]:
         """Ordinal and key of every accepted passage, by rising ordinal."""

@@ -1,4 +1,4 @@
-"""`build_segment`: plan, compute and commit in a loop, then seal. `publish_base`: the segment as a new generation.
+"""`build_segment`: plan, compute and commit in a loop, then seal. `publish_base`: segments as a new generation.
 
 While a segment is built, what is encoded goes into the resume log. When the corpus has been read, the segment is
 sealed: everything that was accepted is merged, in order of keys, into the files that are published.
@@ -6,10 +6,11 @@ sealed: everything that was accepted is merged, in order of keys, into the files
 
 from __future__ import annotations
 
+import heapq
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,15 +22,15 @@ from indexer.build.compute import compute
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import SCAN, FirstStageBuild
 from indexer.build.plan import BatchPlanner, Reject
-from indexer.build.resume_log import RESUME_LOG_FILE, ResumeLog
+from indexer.build.resume_log import ORDINALS_FILE, RESUME_LOG_FILE, Reservations, ResumeLog
 from indexer.build.seal import seal
-from indexer.build.spec import BuildSpec
+from indexer.build.spec import BuildSpec, NewBase
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.reusable_segments import require_keepable
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.generations.generation import BASE_SEGMENT, Generation, high_water_marks, segment_folder
-from kalm_cache.generations.manifest import Counts, SegmentReceipt
+from kalm_cache.generations.generation import Generation, high_water_marks
+from kalm_cache.generations.manifest import NO_COUNTS, Counts, FileReceipt, SegmentReceipt
 from kalm_cache.generations.publish import name_for, now, publish, receipts
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.storage.durable import rename_durably
@@ -81,16 +82,18 @@ def build_segment(
     with ExitStack() as stack:
         origins = _open_origins(spec, folder, earlier, stack)
         accepted = stack.enter_context(AcceptedPassages(folder / ACCEPTED_FILE))
-        commit = Commit(spec, accepted, origins, counts, next_ordinal=_first_ordinal(spec, origins))
-        for batch in BatchPlanner(spec, accepted, origins, counts).batches(lines, on_reject):
+        own = stack.enter_context(Reservations(folder / ORDINALS_FILE, _first_ordinal(spec, origins)))
+        ordinals = spec.ordinals or own
+        commit = Commit(spec, accepted, origins, counts, ordinals)
+        for batch in BatchPlanner(spec, accepted, origins, counts, ordinals).batches(lines, on_reject):
             commit.write(compute(batch, spec.models))
             on_progress(counts)
         counts.deleted = _count_left_behind(accepted, origins)
         on_progress(counts)
-        stored = seal(folder, accepted, origins, store_text=spec.fingerprint.store_text, end=commit.next_ordinal)
+        stored = seal(folder, accepted, origins, store_text=spec.fingerprint.store_text, end=ordinals.next)
         FirstStageBuild(folder, accepted, origins).build(spec, commit.postings)
     _drop_leftovers(folder)
-    return BuiltSegment(folder, stored, commit.next_ordinal, counts, started)
+    return BuiltSegment(folder, stored, ordinals.next, counts, started)
 
 
 def _open_origins(spec: BuildSpec, folder: Path, earlier: Path | None, stack: ExitStack) -> Origins:
@@ -128,65 +131,66 @@ def _set_aside(folder: Path) -> Path | None:
 
 
 def _drop_leftovers(folder: Path) -> None:
-    for name in (RESUME_LOG_FILE, f"{RESUME_LOG_FILE}-lock", ACCEPTED_FILE):
+    for name in (RESUME_LOG_FILE, f"{RESUME_LOG_FILE}-lock", ORDINALS_FILE, ACCEPTED_FILE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder.with_name(folder.name + EARLIER), ignore_errors=True)
 
 
-def build_base(
-    spec: BuildSpec,
-    lines: Iterable[CorpusLine | RejectedLine],
-    building: Path,
-    *,
-    on_reject: Reject,
-    on_progress: Callable[[BuildCounts], None],
-) -> tuple[Generation, BuildCounts]:
-    """Build the one segment of a new base in `building`, and publish it; errors as in `build_segment`."""
-    folder = segment_folder(building, BASE_SEGMENT)
-    segment = build_segment(spec, lines, folder, on_reject=on_reject, on_progress=on_progress)
-    return publish_base(spec, building, segment), segment.counts
+def publish_base(
+    base: NewBase, building: Path, segments: Sequence[BuiltSegment], files: dict[str, FileReceipt] | None = None
+) -> Generation:
+    """Publish a build of one segment, or of every shard by number.
 
-
-def publish_base(spec: BuildSpec, building: Path, segment: BuiltSegment) -> Generation:
-    """Publish a build of one segment. Raises `OSError` when the disk is full or cannot be written."""
+    `files`: receipts, where they are known. Raises `OSError` when the disk is full or cannot be written.
+    """
+    next_ordinal = max(segment.next_ordinal for segment in segments)
     manifest = replace(
-        spec.template,
-        generation=name_for(spec.index, building),
+        base.template,
+        generation=name_for(base.index, building),
         created_at=now(),
-        counts=segment.stored,
-        files=receipts(building),
-        parent=None if spec.parent is None else spec.parent.name,
-        segments=[SegmentReceipt(BASE_SEGMENT, segment.stored, 0, segment.next_ordinal)],
-        next_ordinal=segment.next_ordinal,
-        operation=spec.operation,
-        deleted=_count_deleted(spec, segment.folder),
-        passages_per_second=_rate(spec, segment),
+        counts=sum((segment.stored for segment in segments), NO_COUNTS),
+        files=files or receipts(building),
+        parent=None if base.parent is None else base.parent.name,
+        segments=[
+            SegmentReceipt(segment.folder.name, segment.stored, 0, next_ordinal, _shard_of(base, number))
+            for number, segment in enumerate(segments)
+        ],
+        next_ordinal=next_ordinal,
+        operation=base.operation,
+        deleted=_count_deleted(base, [segment.folder for segment in segments]),
+        passages_per_second=_rate(base, segments),
     )
-    return publish(spec.index, building, manifest)
+    return publish(base.index, building, manifest)
 
 
-def _rate(spec: BuildSpec, segment: BuiltSegment) -> float | None:
+def _shard_of(base: NewBase, number: int) -> int | None:
+    return None if base.template.sharding is None else number
+
+
+def _rate(base: NewBase, segments: Sequence[BuiltSegment]) -> float | None:
     """Passages a second of a build that encoded everything; else the parent's, if it was of the same model."""
-    if segment.counts.encoded >= MEASURED and segment.counts.encoded == segment.counts.done:
-        return round(segment.counts.encoded / (time.perf_counter() - segment.started), 2)
-    parent = spec.parent
-    if parent is None or parent.manifest.fingerprint.model != spec.fingerprint.model:
+    counts = BuildCounts.total(segment.counts for segment in segments)
+    if counts.encoded >= MEASURED and counts.encoded == counts.done:
+        return round(counts.encoded / (time.perf_counter() - min(segment.started for segment in segments)), 2)
+    parent = base.parent
+    if parent is None or parent.manifest.fingerprint.model != base.fingerprint.model:
         return None
     return parent.manifest.passages_per_second
 
 
-def _count_deleted(spec: BuildSpec, folder: Path) -> int:
-    """Passages that the parent shows and the segment does not have, in no version.
+def _count_deleted(base: NewBase, folders: Sequence[Path]) -> int:
+    """Passages that the parent shows and no segment has, in no version.
 
     None of an operation that keeps all: what is only damaged in the parent was not deleted. Where the parent cannot be
     read, as many as it says that it has: gc then keeps no generation behind it.
     """
-    parent = spec.parent
-    if parent is None or spec.operation in KEEPING:
+    parent = base.parent
+    if parent is None or base.operation in KEEPING:
         return 0
     try:
-        with SegmentSet(parent) as before, PassageStore(folder) as after:
-            return _count_missing(before.keys(), after.keys())
+        with SegmentSet(parent) as before, ExitStack() as stack:
+            after = [stack.enter_context(PassageStore(folder)) for folder in folders]
+            return _count_missing(before.keys(), heapq.merge(*(store.keys() for store in after)))
     except KalmCacheError as exc:
         logger.warning("generation %s cannot be read: %s", parent.name, exc)
         return parent.manifest.counts.passages

@@ -1,4 +1,4 @@
-"""Commit: computed batches, in order -> the resume log and the accepted passages. Gives ordinals, and counts.
+"""Commit: computed batches, in order -> the resume log and the accepted passages. Counts them.
 
 What was computed is in the resume log before its passages are accepted: a build that is killed in between finds it.
 """
@@ -9,9 +9,9 @@ from indexer.build.accepted_passages import RESUME_LOG, AcceptedPassages, Origin
 from indexer.build.compute import ComputedBatch
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import ReusedPostings
-from indexer.build.plan import Batch, EncodeBatch, PlannedPassage, RecodeBatch, ReuseBatch
+from indexer.build.plan import Batch, EncodeBatch, RecodeBatch, ReuseBatch
 from indexer.build.resume_log import EncodedPassage
-from indexer.build.spec import BuildSpec
+from indexer.build.spec import BuildSpec, Ordinals
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.storage.passage_store import PassageMeta
 
@@ -20,32 +20,20 @@ class Commit:
     """Takes the batches of one build. `postings`: which passages' postings an index elsewhere holds."""
 
     def __init__(
-        self,
-        spec: BuildSpec,
-        accepted: AcceptedPassages,
-        origins: Origins,
-        counts: BuildCounts,
-        *,
-        next_ordinal: int,
+        self, spec: BuildSpec, accepted: AcceptedPassages, origins: Origins, counts: BuildCounts, ordinals: Ordinals
     ) -> None:
-        """`next_ordinal`: the first one to give."""
+        """`ordinals`: where the planner had those of the batches from."""
         self._spec, self._accepted, self._origins, self._counts = spec, accepted, origins, counts
-        self.next_ordinal, self.postings = next_ordinal, ReusedPostings()
+        self._ordinals, self.postings = ordinals, ReusedPostings()
 
     def write(self, computed: ComputedBatch) -> None:
         """Write one batch: each of the two files gets all of it, or nothing. Raises `StoreError`."""
-        ordinals = [self._ordinal(wanted) for wanted in computed.batch.wanted]
+        ordinals = [wanted.ordinal for wanted in computed.batch.wanted if wanted.ordinal is not None]
         if computed.records:
-            self._origins.resume_log.write(_encoded(computed, ordinals), self.next_ordinal)
+            self._origins.resume_log.write(_encoded(computed, ordinals), self._ordinals.next)
         self._accept(computed, ordinals)
         self.postings.reuse(self._postings_of(computed.batch), ordinals)
         self._count(computed)
-
-    def _ordinal(self, wanted: PlannedPassage) -> int:
-        if wanted.ordinal is not None:
-            return wanted.ordinal
-        self.next_ordinal += 1
-        return self.next_ordinal - 1
 
     def _accept(self, computed: ComputedBatch, ordinals: list[int]) -> None:
         batch = computed.batch

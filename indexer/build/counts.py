@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True)
@@ -23,6 +24,12 @@ class BuildCounts:
     rejected: int = 0
     tokens: int = 0
     encoding_seconds: float = 0.0
+
+    @staticmethod
+    def total(parts: Iterable[BuildCounts]) -> BuildCounts:
+        """The counts of several builds together."""
+        values = [[getattr(part, field.name) for field in fields(BuildCounts)] for part in parts]
+        return BuildCounts(*map(sum, zip(*values, strict=True)))
 
     @property
     def done(self) -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.build.batching import Sample, batch_by_tokens
-from indexer.build.build import build_base
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, accepted_windows
+from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders, load_encoders
@@ -24,6 +24,7 @@ from kalm_cache.generations.build_folders import recover, resume_or_begin
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current, open_generation, published_names
+from kalm_cache.generations.sharding import Sharding
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.pooling import pooled_length
 from kalm_cache.settings import Settings
@@ -77,11 +78,13 @@ def run_index_job(
     *,
     on_reject: Reject,
     on_progress: Callable[[BuildCounts], None],
+    shards: int | None = None,
 ) -> IndexReport:
     """Build and publish the next generation of `index` from a corpus, read once from its beginning.
 
     An unfinished build with the same fingerprint is continued. Records of the live generation, or of the newest with
-    the same fingerprint, are copied as bytes where the text is the same.
+    the same fingerprint, are copied as bytes where the text is the same. `shards`: how many segments the base has, by
+    the ids of passages; `None` = one, without a number.
 
     Raises:
         IndexLockedError: another job is building here.
@@ -89,15 +92,16 @@ def run_index_job(
         StoreError: the disk is full or cannot be written; what is stored stays.
     """
     started, unused = time.perf_counter(), UnusedFields()
+    sharding = None if shards is None else Sharding(shards)
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
-        building = resume_or_begin(index, "index", encoders.fingerprint)
-        source = _newest_alike(index, encoders.fingerprint)
+        building = resume_or_begin(index, "index", encoders.fingerprint, sharding)
+        source = newest_alike(index, encoders.fingerprint)
         spec = BuildSpec(
             index=index,
             operation="index",
-            template=new_manifest(settings, encoders),
-            parent=_live_or_none(index),
+            template=new_manifest(settings, encoders, sharding),
+            parent=live_or_none(index),
             models=encoders.build_models,
             batch_tokens=settings.batch_tokens,
             sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
@@ -105,10 +109,10 @@ def run_index_job(
         generation, counts = build_base(
             spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress
         )
-    return _report(index, generation, counts, unused, time.perf_counter() - started)
+    return report_of(index, generation, counts, time.perf_counter() - started, unused.counts())
 
 
-def _live_or_none(index: Path) -> Generation | None:
+def live_or_none(index: Path) -> Generation | None:
     """The live generation, if there is one that one could go back to."""
     try:
         return open_current(index)
@@ -118,9 +122,9 @@ def _live_or_none(index: Path) -> Generation | None:
         return None
 
 
-def _newest_alike(index: Path, fingerprint: Fingerprint) -> Generation | None:
+def newest_alike(index: Path, fingerprint: Fingerprint) -> Generation | None:
     """The live generation if it has this fingerprint, else the newest that has."""
-    live = _live_or_none(index)
+    live = live_or_none(index)
     if live is not None and live.manifest.fingerprint == fingerprint:
         return live
     for name in reversed(published_names(index)):
@@ -134,9 +138,10 @@ def _newest_alike(index: Path, fingerprint: Fingerprint) -> Generation | None:
     return None
 
 
-def _report(
-    index: Path, generation: Generation, counts: BuildCounts, unused: UnusedFields, seconds: float
+def report_of(
+    index: Path, generation: Generation, counts: BuildCounts, seconds: float, unused_fields: dict[str, int]
 ) -> IndexReport:
+    """What a job that published this generation did; `unused_fields` as in `IndexReport`."""
     manifest = generation.manifest
     return IndexReport(
         index=str(index),
@@ -152,7 +157,7 @@ def _report(
         payload_bytes=manifest.counts.payload_bytes,
         file_bytes=sum(receipt.bytes for receipt in manifest.files.values()),
         seconds=round(seconds, 3),
-        unused_fields=unused.counts(),
+        unused_fields=unused_fields,
     )
 
 
@@ -189,7 +194,8 @@ def estimate_build(
         on_reject(line)
 
     with tempfile.TemporaryDirectory() as folder, AcceptedPassages(Path(folder) / ACCEPTED_FILE) as accepted:
-        for window in accepted_windows(unused.watch(lines), accepted, reject):
+        for accepted_lines in accepted_windows(unused.watch(lines), accepted, reject):
+            window = [line.passage for line in accepted_lines]
             passages += len(window)
             id_bytes += sum(len(key_of(passage.doc_id)) for passage in window)
             for passage_tokens in side.tokenize([passage.text for passage in window]):

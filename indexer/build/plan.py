@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.accepted_passages import RESUME_LOG, AcceptedPassages, Origins
+from indexer.build.accepted_passages import AcceptedPassages, Origins
 from indexer.build.batching import batch_by_tokens, batched
 from indexer.build.counts import BuildCounts
-from indexer.build.spec import BuildSpec
+from indexer.build.spec import BuildSpec, Ordinals
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.recode import RecodedSegment, Recoding
@@ -38,6 +38,11 @@ class PlannedPassage(NamedTuple):
     passage: Passage
     content_hash: bytes
     ordinal: int | None = None
+
+    @staticmethod
+    def of(line: CorpusLine) -> PlannedPassage:
+        """What a line of a corpus asks for."""
+        return PlannedPassage(line.passage, line.passage.content_hash(), line.ordinal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +98,12 @@ class WindowPlan:
 class BatchPlanner:
     """The batches of one build."""
 
-    def __init__(self, spec: BuildSpec, accepted: AcceptedPassages, origins: Origins, counts: BuildCounts) -> None:
+    def __init__(
+        self, spec: BuildSpec, accepted: AcceptedPassages, origins: Origins, counts: BuildCounts, ordinals: Ordinals
+    ) -> None:
         """`counts`: what is rejected, and what is kept without being in the corpus, is counted there."""
         self._spec, self._accepted, self._origins, self._counts = spec, accepted, origins, counts
+        self._ordinals = ordinals
 
     def batches(self, lines: Iterable[CorpusLine | RejectedLine], on_reject: Reject) -> Iterator[Batch]:
         """Every batch, planned as it is asked for; first of the corpus, read once, then of what is kept beside it."""
@@ -104,15 +112,15 @@ class BatchPlanner:
             self._counts.rejected += 1
             on_reject(line)
 
-        for passages in accepted_windows(lines, self._accepted, reject):
-            yield from self._batches([PlannedPassage(passage, passage.content_hash()) for passage in passages])
+        for window in accepted_windows(lines, self._accepted, reject):
+            yield from self._batches([PlannedPassage.of(line) for line in window])
         if self._spec.keep_missing:
             for segment in self._spec.sources.every:
                 yield from self._batches_kept(segment)
 
     def _batches_kept(self, segment: SealedSegment) -> Iterator[Batch]:
         """What a segment has and the corpus has not."""
-        for keys in batched(segment.keys(), WINDOW):
+        for keys in batched(filter(self._is_of_shard, segment.keys()), WINDOW):
             doc_ids = [doc_id_of(key) for key in self._accepted.unseen(keys)]
             texts, wanted = segment.store.find_texts(doc_ids), []
             for doc_id, text, meta in zip(doc_ids, texts, segment.store.metas(doc_ids), strict=True):
@@ -122,6 +130,9 @@ class BatchPlanner:
                     wanted.append(PlannedPassage(Passage(doc_id, text or ""), meta.content_hash))
             self._counts.kept += len(wanted)
             yield from self._batches(wanted, has_texts=any(text is not None for text in texts))
+
+    def _is_of_shard(self, key: bytes) -> bool:
+        return self._spec.shard is None or self._spec.shard.holds(key)
 
     def _batches(self, wanted: list[PlannedPassage], *, has_texts: bool = True) -> Iterator[Batch]:
         sources: list[MetaSource] = [self._origins.resume_log, *self._origins.sealed]
@@ -142,12 +153,18 @@ class BatchPlanner:
             return
         tokens = side.tokenize([passage.text for passage, *_ in wanted]) if wanted else []
         for batch in batch_by_tokens(
-            zip(wanted, tokens, strict=True),
+            zip(self._with_ordinals(wanted), tokens, strict=True),
             length=lambda pair: len(pair[1].ids),
             budget_tokens=self._spec.batch_tokens,
             window=WINDOW,
         ):
             yield EncodeBatch([passage for passage, _ in batch], [tokens for _, tokens in batch])
+
+    def _with_ordinals(self, wanted: list[PlannedPassage]) -> list[PlannedPassage]:
+        """Each with its ordinal: new ones rise as the corpus goes on, however it is batched."""
+        new = [item.passage.doc_id for item in wanted if item.ordinal is None]
+        given = iter(self._ordinals.reserve(new))
+        return [item._replace(ordinal=next(given)) if item.ordinal is None else item for item in wanted]
 
 
 def plan_window(
@@ -156,7 +173,7 @@ def plan_window(
     """Look each passage up in one place after the other until it is stored there with the same text."""
     plan = WindowPlan([], [], [])
     for origin, source in origins:
-        stored, wanted = _split(wanted, source, keeps_ordinals=origin == RESUME_LOG)
+        stored, wanted = _split(wanted, source)
         if stored:
             plan.reused.append((origin, stored))
     for place, segment in enumerate(recoded):
@@ -167,21 +184,18 @@ def plan_window(
     return plan
 
 
-def _split(
-    wanted: list[PlannedPassage], source: MetaSource, *, keeps_ordinals: bool = False
-) -> tuple[list[PlannedPassage], list[PlannedPassage]]:
+def _split(wanted: list[PlannedPassage], source: MetaSource) -> tuple[list[PlannedPassage], list[PlannedPassage]]:
     """What a source has with the same text, under its ordinals there, and the rest.
 
-    `keeps_ordinals`: what it has with another text is written anew under its ordinal, where it is written at all.
+    What must have another ordinal than it has there is not taken from it: stored bytes hold theirs.
     """
     stored, rest = [], []
     for item, meta in zip(wanted, source.metas([passage.doc_id for passage, *_ in wanted]), strict=True):
-        if meta is None:
-            rest.append(item)
-        elif meta.content_hash == item.content_hash:
+        fits = meta is not None and item.ordinal in (None, meta.ordinal)
+        if meta is not None and fits and meta.content_hash == item.content_hash:
             stored.append(item._replace(ordinal=meta.ordinal))
         else:
-            rest.append(item._replace(ordinal=meta.ordinal) if keeps_ordinals else item)
+            rest.append(item)
     return stored, rest
 
 
@@ -194,7 +208,7 @@ def _read_to_recode(wanted: list[PlannedPassage], place: int, segment: RecodedSe
 
 def accepted_windows(
     lines: Iterable[CorpusLine | RejectedLine], accepted: AcceptedPassages, on_reject: Reject
-) -> Iterator[list[Passage]]:
+) -> Iterator[list[CorpusLine]]:
     """One pass over a corpus: its passages, `WINDOW` lines at a time; rejected lines and duplicate ids to `on_reject`.
 
     Duplicates are found on disk, so that memory does not grow with the corpus.
@@ -202,15 +216,15 @@ def accepted_windows(
     for window in batched(lines, WINDOW):
         good = [line for line in window if isinstance(line, CorpusLine)]
         firsts = dict(zip([line.location for line in good], accepted.claim(good), strict=True))
-        passages = []
+        lines_kept = []
         for line in window:
             if isinstance(line, RejectedLine):
                 on_reject(line)
             elif (first := firsts[line.location]) is not None:
                 on_reject(duplicate(line, first))
             else:
-                passages.append(line.passage)
-        yield passages
+                lines_kept.append(line)
+        yield lines_kept
 
 
 def duplicate(line: CorpusLine, first: str) -> RejectedLine:

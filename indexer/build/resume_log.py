@@ -7,6 +7,8 @@ called working.lmdb. Databases:
     records   doc id -> crc32 u32 of key and rest · ordinal i64 · content hash 16 B · common 12 B · fields 4 B · payload
     vectors   doc id -> crc32 u32 of key and rest · the first stage's vector, float32
     meta      "next_number" -> int64, big-endian: the next ordinal; none is given twice
+
+Beside it, ordinals.lmdb has the ordinals that ids were given, also before they are encoded.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import mmap
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +32,9 @@ from kalm_cache.storage.passage_store import PassageMeta, key_of, ordinal_key, o
 from kalm_cache.storage.record import STATES, Record, unpack_record
 
 RESUME_LOG_FILE = "working.lmdb"  # its name on disk from the first version
+ORDINALS_FILE = "ordinals.lmdb"
 DATABASES = ("records", "vectors", "meta")
+RESERVED = ("ordinals", "meta")
 NEXT_ORDINAL = b"next_number"
 _CRC = struct.Struct("<I")
 _META = struct.Struct("<q16s")
@@ -47,12 +52,60 @@ class EncodedPassage:
     vector: NDArray[np.float32]
 
 
+class Reservations:
+    """Ordinals in the order of the corpus, each kept for its id: a resumed build gives every passage the same again.
+
+    Of two passages that score the same, that with the lower ordinal comes first; so answers do not depend on how
+    passages were batched, or on the shard that they are in. A file of its own, made when it is needed; a context
+    manager. Databases:
+
+        ordinals  doc id -> int64, big-endian
+        meta      "next_number" -> int64, big-endian: the next one
+    """
+
+    def __init__(self, path: Path, first: int) -> None:
+        """`first`: no ordinal below it is given to an id that has none."""
+        self._path, self._open, self.next = path, ExitStack(), first
+        self._file: LmdbFile | None = None
+        if path.exists():
+            self.next = max(first, _next_in(self._opened()))
+
+    def __enter__(self) -> Reservations:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _opened(self) -> LmdbFile:
+        if self._file is None:
+            _drop_cut(self._path)
+            self._file = self._open.enter_context(closing(LmdbFile(self._path, RESERVED, writable=True, lock=False)))
+        return self._file
+
+    def reserve(self, doc_ids: Sequence[str]) -> list[int]:
+        """The ordinal of each id, durably. Raises `StoreError`."""
+        if not doc_ids:
+            return []
+        file = self._opened()
+
+        def reserve_all(txn: lmdb.Transaction[bytes]) -> tuple[list[int], int]:
+            ordinals, following = [], self.next
+            for key in map(key_of, doc_ids):
+                if txn.put(key, ordinal_key(following), overwrite=False, db=file["ordinals"]):
+                    following += 1
+                ordinals.append(ordinal_of(txn.get(key, b"", db=file["ordinals"])))
+            txn.put(NEXT_ORDINAL, ordinal_key(following), db=file["meta"])
+            return ordinals, following
+
+        ordinals, self.next = file.write(reserve_all)
+        return ordinals
+
+
 class ResumeLog:
     """An LMDB file of the building folder. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and path.stat().st_size < 2 * mmap.PAGESIZE:
-            path.unlink()  # a full disk or a death cut it short when it was made: nothing was ever stored in it
+        _drop_cut(path)
         self._file = LmdbFile(path, DATABASES, writable=True)
 
     def __enter__(self) -> ResumeLog:
@@ -67,9 +120,7 @@ class ResumeLog:
 
     def next_ordinal(self) -> int:
         """The ordinal that the next new passage gets, by this file alone."""
-        with self._file.reading("meta") as txn:
-            value = txn.get(NEXT_ORDINAL)
-        return 0 if value is None else ordinal_of(value)
+        return _next_in(self._file)
 
     def write(self, batch: Sequence[EncodedPassage], next_ordinal: int) -> None:
         """Store a batch and the ordinals given with it, in one transaction: all of it or nothing."""
@@ -111,6 +162,18 @@ class ResumeLog:
 
     def _vector(self, txn: lmdb.Transaction[bytes], key: bytes) -> NDArray[np.float32]:
         return np.frombuffer(verify_checksum(key, txn.get(key, b"", db=self._file["vectors"])), "<f4")
+
+
+def _drop_cut(path: Path) -> None:
+    """Remove a file that a full disk or a death cut short when it was made: nothing was ever stored in it."""
+    if path.exists() and path.stat().st_size < 2 * mmap.PAGESIZE:
+        path.unlink()
+
+
+def _next_in(file: LmdbFile) -> int:
+    with file.reading("meta") as txn:
+        value = txn.get(NEXT_ORDINAL)
+    return 0 if value is None else ordinal_of(value)
 
 
 def with_checksum(key: bytes, content: bytes) -> bytes:

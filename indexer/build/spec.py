@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from indexer.models import BuildModels, Encoders, absolute_model_name
 from indexer.reuse.reusable_segments import ReusableSegments
 from kalm_cache.errors import StoreError
-from kalm_cache.first_stage import BM25Index
+from kalm_cache.first_stage import CollectionStatistics
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation
 from kalm_cache.generations.manifest import NO_COUNTS, Manifest
+from kalm_cache.generations.sharding import Shard, Sharding
 from kalm_cache.settings import Settings
 
 
@@ -21,34 +23,31 @@ def refuse_to_lose(doc_id: str) -> None:
     raise StoreError(f"passage {doc_id!r} is damaged, and the corpus does not have it: run kalm-cache verify --repair")
 
 
+class Ordinals(Protocol):
+    """Where passages that have no ordinal yet get one from."""
+
+    @property
+    def next(self) -> int:
+        """Above every ordinal that was given so far, here or anywhere in the index."""
+
+    def reserve(self, doc_ids: Sequence[str]) -> list[int]:
+        """The ordinal of each id; the same when it is asked again."""
+
+
 @dataclass(frozen=True, slots=True)
-class BuildSpec:
-    """What a segment is built with.
+class NewBase:
+    """What is to be published of a build.
 
     index: the index folder; no new passage gets an ordinal that was ever given in it.
     operation: the command, as the manifest names it.
     template: the manifest to publish, but for what follows from the build. Its fingerprint says what is stored.
     parent: the generation that was live before, if any.
-    models: what encodes, embeds and compresses.
-    batch_tokens: padded tokens of a batch, at most.
-    sources: sealed segments to copy, to recode, and to keep passages of.
-    keep_missing: whether what the sources have and the corpus has not stays.
-    on_lost: called for every id that should stay, is damaged, and of which no text is at hand.
-    statistics_of: what BM25 scores with, see `BM25Index.build`.
-    keep_scores: whether passages of the sources keep the BM25 scores that they have there.
     """
 
     index: Path
     operation: str
     template: Manifest
     parent: Generation | None
-    models: BuildModels
-    batch_tokens: int
-    sources: ReusableSegments = field(default_factory=ReusableSegments)
-    keep_missing: bool = False
-    on_lost: Callable[[str], None] = refuse_to_lose
-    statistics_of: BM25Index | None = None
-    keep_scores: bool = False
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -56,7 +55,33 @@ class BuildSpec:
         return self.template.fingerprint
 
 
-def new_manifest(settings: Settings, encoders: Encoders) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class BuildSpec(NewBase):
+    """What a segment is built with.
+
+    models: what encodes, embeds and compresses.
+    batch_tokens: padded tokens of a batch, at most.
+    sources: sealed segments to copy, to recode, and to keep passages of.
+    keep_missing: whether what the sources have and the corpus has not stays.
+    on_lost: called for every id that should stay, is damaged, and of which no text is at hand.
+    statistics_of: what BM25 scores with, see `BM25Index.build`.
+    keep_scores: whether passages of the sources keep the BM25 scores that they have there.
+    shard: of which the segment is; what `keep_missing` keeps is of it alone. `None` = of all.
+    ordinals: `None` = the segment's own, above all that the index has given.
+    """
+
+    models: BuildModels
+    batch_tokens: int
+    sources: ReusableSegments = field(default_factory=ReusableSegments)
+    keep_missing: bool = False
+    on_lost: Callable[[str], None] = refuse_to_lose
+    statistics_of: CollectionStatistics | None = None
+    keep_scores: bool = False
+    shard: Shard | None = None
+    ordinals: Ordinals | None = None
+
+
+def new_manifest(settings: Settings, encoders: Encoders, sharding: Sharding | None = None) -> Manifest:
     """The manifest of a base that these settings and models build, as far as it is known before."""
     return Manifest(
         generation="",
@@ -74,4 +99,5 @@ def new_manifest(settings: Settings, encoders: Encoders) -> Manifest:
         next_ordinal=0,
         dense_index=settings.dense_index,
         passage_template=settings.passage_template,
+        sharding=sharding,
     )

@@ -18,8 +18,8 @@ from indexer.build.spec import BuildSpec
 from indexer.change.publish_on_parent import drop_other_segments, publish_on_parent
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders
+from indexer.reuse.source_first_stage import base_statistics
 from kalm_cache.errors import UnknownIdError
-from kalm_cache.first_stage import BM25Index
 from kalm_cache.generations.build_folders import begin, drop, locked_live_generation, resume_or_begin
 from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.fingerprint import require_equal
@@ -97,7 +97,7 @@ def add_passages(
     with locked_live_generation(index) as live:
         _require_addable(index, live, encoders)
         building = resume_or_begin(index, "add", encoders.fingerprint)
-        name = f"{int(building.name.removesuffix(BUILDING)):05d}"  # no segment that is linked beside it is called so
+        name = _segment_name(building, live)
         drop_other_segments(building, name)
         spec, folder = _spec(index, live, settings, encoders), segment_folder(building, name)
         with SegmentSet(live) as segments:
@@ -134,9 +134,16 @@ def _report_added(
     )
 
 
+def _segment_name(building: Path, live: Generation) -> str:
+    """That of the build, which no segment beside it has: shards have 5 digits, and what is added to them 6."""
+    digits = 5 if live.manifest.sharding is None else 6
+    return f"{int(building.name.removesuffix(BUILDING)):0{digits}d}"
+
+
 def _require_addable(index: Path, live: Generation, encoders: Encoders) -> None:
     require_valid(live)
-    require_valid_first_stage(live, f"shards/{live.segment_name}/first_stage/bm25/")  # its statistics are used
+    for segment in live.manifest.base:
+        require_valid_first_stage(live, f"shards/{segment.name}/first_stage/bm25/")  # its statistics are used
     way_out = "Run: kalm-cache reindex CORPUS, to change them."
     require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
 
@@ -149,7 +156,7 @@ def _spec(index: Path, live: Generation, settings: Settings, encoders: Encoders)
         parent=live,
         models=encoders.build_models,
         batch_tokens=settings.batch_tokens,
-        statistics_of=BM25Index.open(live.segment / "first_stage") if encoders.fingerprint.bm25 else None,
+        statistics_of=base_statistics(live),
     )
 
 

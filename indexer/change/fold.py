@@ -22,10 +22,10 @@ from indexer.build.counts import BuildCounts
 from indexer.build.spec import BuildSpec
 from indexer.models import BuildModels
 from indexer.reuse.reusable_segments import ReusableSegments, open_to_copy
+from indexer.reuse.source_first_stage import base_statistics
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError, StoreError
-from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.dense.faiss_types import FLAT_LIMIT
 from kalm_cache.generations.generation import BUILDING, Generation, segment_folder
 from kalm_cache.generations.manifest import FileReceipt, Manifest, SegmentReceipt
@@ -110,7 +110,7 @@ def foldable(generation: Generation) -> list[Foldable]:
             segment.counts.passages - len(tombstones.between(segment.first_ordinal, segment.next_ordinal)),
             sum(receipt.bytes for receipt in _files_of(generation.manifest, segment).values()),
         )
-        for segment in generation.manifest.segments[1:]
+        for segment in generation.manifest.tail
     ]
 
 
@@ -123,7 +123,7 @@ def build_folded(
         StoreError: one of them is damaged, or the disk is full or cannot be written.
     """
     generation, name = Generation(building, manifest, manifest.segments[0].name), _free_name(building, manifest)
-    neighbours = manifest.segments[1:][slice(*span)]
+    neighbours = manifest.tail[slice(*span)]
     fingerprint = manifest.fingerprint
     codec = get_codec(fingerprint.codec)
     with ExitStack() as stack:
@@ -138,7 +138,7 @@ def build_folded(
             batch_tokens=1,
             sources=sources,
             keep_missing=True,
-            statistics_of=BM25Index.open(generation.segment / "first_stage") if fingerprint.bm25 else None,
+            statistics_of=base_statistics(generation),
             keep_scores=True,
         )
         folder = segment_folder(building, name)
@@ -154,14 +154,14 @@ def _require_one_analysis(sources: ReusableSegments) -> None:
 
 def put_in_place(building: Path, manifest: Manifest, span: tuple[int, int], folded: SegmentReceipt) -> Manifest:
     """Have a folded segment in the place of its neighbours, without their tombstones. Raises `OSError`."""
-    base, *tail = manifest.segments
+    tail = manifest.tail
     gone = [*tail[slice(*span)], *([] if folded.counts.passages else [folded])]
     tail[slice(*span)] = [folded] if folded.counts.passages else []
     write_tombstones(building, read_tombstones(building).outside(folded.first_ordinal, folded.next_ordinal))
     for segment in gone:
         shutil.rmtree(segment_folder(building, segment.name))
     known = {file: receipt for file, receipt in manifest.files.items() if file != TOMBSTONES_FILE}
-    return replace(manifest, files=receipts(building, known), segments=[base, *tail])
+    return replace(manifest, files=receipts(building, known), segments=[*manifest.base, *tail])
 
 
 def _free_name(building: Path, manifest: Manifest) -> str:

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.build.build import build_base
 from indexer.build.counts import BuildCounts
+from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec
 from indexer.models import BuildModels
 from indexer.reuse.reusable_segments import open_to_copy

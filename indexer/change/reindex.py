@@ -15,10 +15,10 @@ from pathlib import Path
 
 from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.build.batching import batched
-from indexer.build.build import build_base
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import SCAN
 from indexer.build.plan import PlannedPassage, Reject, accepted_windows, plan_window
+from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders
@@ -27,7 +27,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.generations.build_folders import locked_live_generation, resume_or_begin
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current
-from kalm_cache.passage import Passage
+from kalm_cache.generations.sharding import Sharding
 from kalm_cache.settings import Settings
 
 
@@ -71,11 +71,12 @@ def run_reindex(
     keep_missing: bool = False,
     on_reject: Reject,
     on_progress: Callable[[BuildCounts], None],
+    shards: int | None = None,
 ) -> ReindexReport:
     """Bring an index to a corpus, read once from its beginning, and to these settings; publish the next generation.
 
     Interrupted, it goes on where it stopped when called again. `keep_missing`: passages that the corpus does not have
-    stay; else they are gone, as if deleted.
+    stay; else they are gone, as if deleted. `shards`: how many the base gets; `None` = as many as it has.
 
     Raises:
         IndexNotFoundError: nothing has been published here.
@@ -89,11 +90,12 @@ def run_reindex(
         sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
-        building = resume_or_begin(index, "reindex", encoders.fingerprint)
+        sharding = live.manifest.sharding if shards is None else Sharding(shards)
+        building = resume_or_begin(index, "reindex", encoders.fingerprint, sharding)
         spec = BuildSpec(
             index=index,
             operation="reindex",
-            template=new_manifest(settings, encoders),
+            template=new_manifest(settings, encoders, sharding),
             parent=live,
             models=encoders.build_models,
             batch_tokens=settings.batch_tokens,
@@ -131,7 +133,7 @@ def plan_reindex(
         accepted = stack.enter_context(AcceptedPassages(Path(folder) / ACCEPTED_FILE))
         dry_run = _DryRun(sources)
         for window in accepted_windows(unused.watch(lines), accepted, reject):
-            dry_run.count(window)
+            dry_run.count([PlannedPassage.of(line) for line in window])
         dry_run.count_missing(accepted)
     report = dry_run.report(index, live, rejected, keep_missing, time.perf_counter() - started)
     return replace(report, unused_fields=unused.counts())
@@ -144,9 +146,8 @@ class _DryRun:
         self._sources = sources
         self.reused = self.recoded = self.encoded = self.missing = 0
 
-    def count(self, passages: list[Passage]) -> None:
+    def count(self, wanted: list[PlannedPassage]) -> None:
         """Count a window of the corpus."""
-        wanted = [PlannedPassage(passage, passage.content_hash()) for passage in passages]
         window = plan_window(wanted, enumerate(self._sources.copied, start=1), self._sources.recoded)
         self.reused += sum(len(stored) for _, stored in window.reused)
         for place, stored in window.recoded:

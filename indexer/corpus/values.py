@@ -13,11 +13,13 @@ class CorpusLine:
     """A passage and where it was read: `file:line`, or `file:row` in Parquet, both from 1.
 
     `unused`: the fields with content that are no part of it.
+    `ordinal`: the one that a plan has reserved for it, `None` where it gets one when it is built.
     """
 
     passage: Passage
     location: str
     unused: tuple[str, ...] = field(default=(), compare=False)
+    ordinal: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.build.build import build_segment, publish_base
+from indexer.build.build import publish_base
+from indexer.build.counts import BuildCounts
+from indexer.build.shards.base import build_segments
 from indexer.build.spec import BuildSpec
 from indexer.corpus import CorpusLine
 from indexer.integrity.salvage import salvage
@@ -26,7 +28,7 @@ from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.build_folders import SALVAGE, begin, locked_live_generation
-from kalm_cache.generations.generation import BUILDING, Generation, segment_folder
+from kalm_cache.generations.generation import BUILDING, Generation
 from kalm_cache.generations.tombstones import Tombstones
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
@@ -99,19 +101,17 @@ def repair_index(index: Path, overrides: Settings) -> RepairReport:
 
 def _rebuild(spec: BuildSpec, building: Path, saved: _Saved, report: RepairReport) -> None:
     lines = (CorpusLine(Passage(*item), f"{report.damaged_generation}:{item[0]}") for item in saved.texts.items())
-    folder = segment_folder(building)
-    segment = build_segment(spec, lines, folder, on_reject=lambda line: None, on_progress=lambda counts: None)
+    segments = build_segments(spec, lines, building, on_reject=lambda line: None, on_progress=lambda counts: None)
     _write_quarantine(building, report)
-    repaired = publish_base(spec, building, segment)
+    repaired, counts = publish_base(spec, building, segments), BuildCounts.total(one.counts for one in segments)
     report.generation, report.passages = repaired.name, repaired.manifest.counts.passages
-    report.copied, report.encoded = segment.counts.copied, segment.counts.encoded
+    report.copied, report.encoded = counts.copied, counts.encoded
 
 
 def _save(live: Generation, tombstones: Tombstones, workspace: Path, stack: ExitStack) -> _Saved:
     saved = _Saved()
     for part in live.parts():
-        (receipt,) = part.manifest.segments
-        gone = frozenset(tombstones.between(receipt.first_ordinal, receipt.next_ordinal).keys)
+        gone = frozenset(live.tombstones_of(part.manifest.segments[0], tombstones).keys)
         vectors = source_vectors(part, inexact=not live.manifest.fingerprint.store_text)
         postings = source_postings(part)
         if _is_valid(part):

@@ -1,4 +1,6 @@
-"""Tombstones against the segments: each passage is shown once at most, and as many as its manifest says."""
+"""Tombstones and shards against the segments: each passage is shown once at most, in its shard, and as many as the
+manifest says.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,7 @@ def check_tombstones(generation: Generation, checked: Counter[str], *, is_valid:
         if sum(len(segment.tombstone_ordinals) for segment in segments.segments) != len(tombstones):
             yield IndexDamage(TOMBSTONES_FILE, None, "it names ordinals that no segment has")
         yield from _shown_twice(segments)
+        yield from _misplaced(segments)
     shown, stated = stored - gone.counts(), generation.manifest.counts
     if shown != stated:
         yield IndexDamage(MANIFEST, None, f"what is shown adds up to {shown}, it says {stated}")
@@ -50,7 +53,7 @@ def check_tombstones(generation: Generation, checked: Counter[str], *, is_valid:
 def _check_segment(segment: LiveSegment, gone: RecordTally) -> Iterator[str]:
     """What is wrong with tombstones of a segment; the records that they name are counted in `gone`."""
     (receipt,) = segment.part.manifest.segments
-    tombstones = segment.part.tombstones().between(receipt.first_ordinal, receipt.next_ordinal)
+    tombstones = segment.part.tombstones_of(receipt, segment.part.tombstones())
     for pairs in batched(zip(tombstones.ordinals.tolist(), tombstones.keys, strict=True), SCAN):
         doc_ids = [doc_id_of(key) for _, key in pairs]
         with segment.store.snapshot() as snapshot:
@@ -70,3 +73,15 @@ def _shown_twice(segments: SegmentSet) -> Iterator[IndexDamage]:
         if key == last:
             yield IndexDamage(TOMBSTONES_FILE, doc_id_of(key), "two segments show it")
         last = key
+
+
+def _misplaced(segments: SegmentSet) -> Iterator[IndexDamage]:
+    """Passages that lie in another shard than their ids say: nobody would find them by id."""
+    sharding = segments.generation.manifest.sharding
+    for segment in segments.segments if sharding is not None else ():
+        if sharding is None or segment.shard is None:
+            continue
+        for key in segment.store.keys():  # noqa: SIM118 (not a dict)
+            if sharding.shard_of(key) != segment.shard:
+                problem = f"lies in shard {segment.shard}, its id says {sharding.shard_of(key)}"
+                yield IndexDamage(f"shards/{segment.part.segment_name}", doc_id_of(key), problem)

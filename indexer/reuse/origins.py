@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.first_stage import BM25Index
+from kalm_cache.generations.sharding import Shard
 from kalm_cache.storage.block_file import BlockReader
 from kalm_cache.storage.checksummed_block import Block, Entry
 from kalm_cache.storage.passage_store import PassageMeta, PassageStore, key_of
@@ -29,13 +30,18 @@ class SealedSegment:
     """A sealed segment that passages are taken from, and what its first stage has of them.
 
     `vectors`: as they were made, `None` where none are at hand. `tombstones`: keys that do not count. `postings`: a
-    BM25 index that documents can be taken from.
+    BM25 index that documents can be taken from. `shard`: that it is of; `None` = any passage may be in it.
     """
 
     store: PassageStore
     vectors: Vectors | None
     tombstones: frozenset[bytes] = frozenset()
     postings: BM25Index | None = None
+    shard: Shard | None = None
+
+    def may_have(self, shard: Shard | None) -> bool:
+        """Whether a passage of a shard can be in it; `None` = of any."""
+        return shard is None or self.shard is None or self.shard.overlaps(shard)
 
     def keys(self) -> Iterator[bytes]:
         """The key of every passage without a tombstone, in order."""

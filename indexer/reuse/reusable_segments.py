@@ -17,7 +17,7 @@ from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError, StoreError, UsageError
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, require_valid
-from kalm_cache.generations.tombstones import Tombstones
+from kalm_cache.generations.sharding import Shard
 from kalm_cache.storage.passage_store import PassageStore
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,15 @@ class ReusableSegments:
     every: list[SealedSegment] = field(default_factory=list)
     problem: str | None = None
 
+    def of(self, shard: Shard) -> ReusableSegments:
+        """Those in which a passage of a shard can be."""
+        return ReusableSegments(
+            [segment for segment in self.copied if segment.may_have(shard)],
+            [segment for segment in self.recoded if segment.source.may_have(shard)],
+            [segment for segment in self.every if segment.may_have(shard)],
+            self.problem,
+        )
+
 
 def open_sources(
     generation: Generation | None,
@@ -44,12 +53,13 @@ def open_sources(
     *,
     inexact_vectors: bool = False,
     only: Collection[str] | None = None,
+    shard: Shard | None = None,
 ) -> ReusableSegments:
     """The segments of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
 
     A segment that cannot be read is left out with a warning: what would have been taken from it is encoded.
     `inexact_vectors`: rather take vectors of 8 bits a dimension than embed the texts again. `only`: names of the
-    segments that are wanted; `None` = all.
+    segments that are wanted; `None` = all. `shard`: of which passages are wanted; `None` = of all.
     """
     sources = ReusableSegments()
     if generation is None:
@@ -65,10 +75,12 @@ def open_sources(
     sources.problem = recoding_problem(built, wanted)
     inexact = inexact_vectors or not built.store_text
     for part in generation.parts():
-        if only is not None and part.segment_name not in only:
+        own = part.shard
+        if (only is not None and part.segment_name not in only) or (own and shard and not own.overlaps(shard)):
             continue
         try:
-            segment = _open_segment(part, tombstones, wanted, stack, inexact=inexact)
+            gone = frozenset(generation.tombstones_of(part.manifest.segments[0], tombstones).keys)
+            segment = _open_segment(part, gone, wanted, stack, inexact=inexact)
         except KalmCacheError as exc:
             logger.warning("nothing is taken from %s: %s", part.segment, exc)
             continue
@@ -95,16 +107,16 @@ def open_to_copy(
 
 
 def _open_segment(
-    part: Generation, tombstones: Tombstones, wanted: Fingerprint, stack: ExitStack, *, inexact: bool
+    part: Generation, tombstones: frozenset[bytes], wanted: Fingerprint, stack: ExitStack, *, inexact: bool
 ) -> SealedSegment:
-    (receipt,) = part.manifest.segments
     store = stack.enter_context(PassageStore(part.segment))
     same_embedder = part.manifest.fingerprint.embedder == wanted.embedder
     return SealedSegment(
         store,
         source_vectors(part, inexact=inexact) if same_embedder else None,
-        frozenset(tombstones.between(receipt.first_ordinal, receipt.next_ordinal).keys),
+        tombstones,
         source_postings(part) if wanted.bm25 else None,
+        part.shard,
     )
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from indexer.reuse.origins import Vectors
 from kalm_cache.errors import IndexMismatchError, StoreError
-from kalm_cache.first_stage import BM25Index, DenseIndex
+from kalm_cache.first_stage import BM25Index, CollectionStatistics, DenseIndex
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME
 from kalm_cache.first_stage.dense.dense_index import FILE_NAME
-from kalm_cache.generations.generation import Generation
+from kalm_cache.generations.generation import Generation, segment_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,17 @@ def source_vectors(generation: Generation, *, inexact: bool = False) -> Vectors 
         return None
     outdated = not index.normalised and generation.manifest.fingerprint.store_text
     return index.vectors if (index.exact or inexact) and not outdated else None
+
+
+def base_statistics(generation: Generation) -> CollectionStatistics | None:
+    """What BM25 knows of the collection: the statistics of the base, all its shards together.
+
+    `None` where there is no BM25. Raises `StoreError` when a file cannot be read.
+    """
+    if not generation.manifest.fingerprint.bm25:
+        return None
+    names = [segment.name for segment in generation.manifest.base]
+    return BM25Index.collection([segment_folder(generation.folder, name) / "first_stage" for name in names])
 
 
 def source_postings(generation: Generation) -> BM25Index | None:

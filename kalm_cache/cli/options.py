@@ -34,6 +34,10 @@ Ids = Annotated[
 OneId = Annotated[list[str] | None, typer.Option("--id", help="A stored id as it is; repeat it for more.")]
 IdsFile = Annotated[Path | None, typer.Option("--ids-file", help="One id a line, beside those given.")]
 Candidates = Annotated[int | None, typer.Option("--k", help="Candidates that are reranked.")]
+NoText = Annotated[bool, typer.Option("--no-text", help="Do not keep the passages' text.")]
+Shards = Annotated[
+    int | None, typer.Option("--shards", min=1, help="Segments that the index is made of, by the passages' ids.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; logs stay on stderr.")]
 
 

@@ -30,6 +30,7 @@ def reindex(
     delete_missing: Annotated[
         bool, typer.Option("--delete-missing/--keep-missing", help="What becomes of passages that CORPUS has not.")
     ] = True,
+    shards: opt.Shards = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     json: opt.AsJson = False,
 ) -> None:
@@ -40,14 +41,21 @@ def reindex(
     """
     with exit_codes(resumable=True):
         overrides = opt.settings_from(config, model, encoding, store_text=store_text)
-        report = _reindex(source, index, overrides, keep_missing=not delete_missing, dry_run=dry_run)
+        keep_missing = not delete_missing
+        report = _reindex(source, index, overrides, keep_missing=keep_missing, shards=shards, dry_run=dry_run)
     print_report(report, with_unused(_reindexed(report), report.unused_fields), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
 
 
 def _reindex(
-    source: CorpusOptions, index: Path, overrides: Settings, *, keep_missing: bool, dry_run: bool
+    source: CorpusOptions,
+    index: Path,
+    overrides: Settings,
+    *,
+    keep_missing: bool,
+    shards: int | None,
+    dry_run: bool,
 ) -> ReindexReport:
     from indexer.change.reindex import plan_reindex, run_reindex
     from indexer.corpus.rejects import ErrorsFile
@@ -67,6 +75,7 @@ def _reindex(
                     keep_missing=keep_missing,
                     on_reject=rejects.add,
                     on_progress=on_progress,
+                    shards=shards,
                 )
     warn_of_rejects(rejects)
     return report

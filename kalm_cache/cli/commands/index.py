@@ -13,6 +13,7 @@ from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_r
 from kalm_cache.cli.progress import show_progress
 
 if TYPE_CHECKING:
+    from indexer.build.index_job import IndexReport
     from kalm_cache.settings import Settings
 
 
@@ -22,7 +23,8 @@ def index(
     model: opt.ModelOptions,
     encoding: opt.EncodingOptions,
     config: opt.ConfigFile = None,
-    no_text: Annotated[bool, typer.Option("--no-text", help="Do not keep the passages' text.")] = False,
+    no_text: opt.NoText = False,
+    shards: opt.Shards = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and project; store nothing.")] = False,
     json: opt.AsJson = False,
 ) -> None:
@@ -32,29 +34,36 @@ def index(
     """
     with exit_codes(resumable=True):
         settings = opt.settings_from(config, model, encoding, store_text=False if no_text else None)
-        rejected = _project(source, settings, json) if dry_run else _index(source, index, settings, json)
+        rejected = _project(source, settings, json) if dry_run else _index(source, index, settings, shards, json)
     if rejected:
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def _index(source: CorpusOptions, index: Path, settings: Settings, json: bool) -> int:
+def _index(source: CorpusOptions, index: Path, settings: Settings, shards: int | None, json: bool) -> int:
     from indexer.build.index_job import load_encoders, run_index_job
     from indexer.corpus.rejects import ErrorsFile
 
     lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
-        report = run_index_job(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
+        report = run_index_job(
+            *(lines, index, settings, encoders), on_reject=rejects.add, on_progress=on_progress, shards=shards
+        )
     warn_of_rejects(rejects)
     warn_of_cut(report.truncated, settings.max_length)
+    print_report(report, indexed(report), json)
+    return report.rejected
+
+
+def indexed(report: IndexReport) -> str:
+    """What was published, in words."""
     in_words = (
-        f"generation {report.generation} of {index}: {report.passages:,} passages, {report.tokens:,} tokens "
+        f"generation {report.generation} of {report.index}: {report.passages:,} passages, {report.tokens:,} tokens "
         f"({report.encoded:,} encoded, {report.resumed + report.copied:,} already stored, "
         f"{report.rejected:,} rejected, {report.truncated:,} cut), "
         f"{human_bytes(report.file_bytes)} on disk, {report.seconds:.1f} s"
     )
-    print_report(report, with_unused(in_words, report.unused_fields), json)
-    return report.rejected
+    return with_unused(in_words, report.unused_fields)
 
 
 def _project(source: CorpusOptions, settings: Settings, json: bool) -> int:

@@ -8,7 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from indexer.build.resume_log import EncodedPassage, ResumeLog, checked, verify_checksum
+from indexer.build.resume_log import EncodedPassage, Reservations, ResumeLog, verify_checksum, with_checksum
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage import lmdb_file
 from kalm_cache.storage.passage_store import PassageMeta
@@ -84,7 +84,7 @@ def test_the_file_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_flipped_bit_truncation_and_other_key_of_a_value_is_detected():
-    value = checked(b"key", b"content")
+    value = with_checksum(b"key", b"content")
     assert verify_checksum(b"key", value) == b"content"
     spoiled = [
         value[:at] + bytes([value[at] ^ 1 << bit]) + value[at + 1 :] for at in range(len(value)) for bit in range(8)
@@ -94,3 +94,15 @@ def test_every_flipped_bit_truncation_and_other_key_of_a_value_is_detected():
             verify_checksum(b"key", one)
     with pytest.raises(DamagedRecordError):
         verify_checksum(b"kez", value)
+
+
+def test_ids_keep_the_ordinals_that_they_were_given_and_others_get_the_next(tmp_path: Path):
+    path = tmp_path / "ordinals.lmdb"
+    with Reservations(path, first=5) as reserved:
+        assert (reserved.reserve([]), path.exists()) == ([], False)
+        assert reserved.reserve(["x", "y"]) == [5, 6]
+        assert reserved.reserve(["z", "x", "w"]) == [7, 5, 8]
+    with Reservations(path, first=2) as again:
+        assert (again.next, again.reserve(["w", "v"])) == (9, [8, 9])
+    with Reservations(path, first=40) as later:
+        assert (later.reserve(["y", "u"]), later.next) == ([6, 40], 41)
