@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from kalm_cache.cli.commands import cache
+from kalm_cache.cli.commands import cache, partition
 from kalm_cache.cli.commands.change import add, delete, reindex
 from kalm_cache.cli.commands.client import client
 from kalm_cache.cli.commands.config import config_app, show
@@ -46,7 +46,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-RESUMABLE = (index, reindex, add, verify, demo, evaluate, warm)
+RESUMABLE = (index, reindex, add, verify, demo, evaluate, warm, *partition.COMMANDS)
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
@@ -77,5 +77,8 @@ app.command("eval")(_command(evaluate))
 config_app.command("show")(_command(show))
 for _part in cache.COMMANDS:
     cache.cache_app.command()(_command(_part))
+for _part in partition.COMMANDS:
+    partition.partition_app.command()(_command(_part))
+app.add_typer(partition.partition_app, name="partition")
 app.add_typer(cache.cache_app, name="cache")
 app.add_typer(config_app, name="config")

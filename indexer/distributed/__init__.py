@@ -1,0 +1,16 @@
+"""An index in partitions: planned once, built by whatever runs commands, committed once. Knows no scheduler.
+
+    plan      the corpus -> texts by shard, with ordinals              one process, under the build lock
+    build     (partition, plan) -> an attempt and its receipt          any number of processes, without a lock
+    commit    one receipt a partition -> the next generation           one process, under the build lock
+
+All of it lies in the folder of the unfinished build, GENERATION.building:
+
+    plan/plan.json, plan/00003.texts.zst                what is to be built, and the texts of partition 3
+    attempts/00003/0/, 0.json, 0.lock                   an attempt at partition 3: a segment, its receipt, who builds it
+    shards/00003/                                       linked from the attempt that is published
+
+plan       what a plan says, written and read
+receipt    what an attempt has made, written and read
+plan_job, build_job, commit_job    the three commands
+"""
