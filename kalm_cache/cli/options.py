@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kalm_cache.settings import Settings
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
-IndexFolder = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
+IndexPlace = Annotated[str, typer.Option("--index", help="Folder of the index, or s3://, gs://, az://, file:// URL.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
 Codec = Annotated[
     str | None, typer.Option("--codec", help="How states are stored: fp32, bf16, fp16, int8, int4, int3, int2; +zstdN.")
