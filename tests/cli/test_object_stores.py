@@ -58,6 +58,8 @@ def test_an_index_lives_its_whole_life_in_an_object_store(ask: Any, url: str, co
     more = jsonl(tmp_path / "more.jsonl", {"owls": "Owls hunt at night."})
     assert ask("add", more, "--index", url)["generation"] == "000002"
     assert ask("search", "owls", "--index", url)["results"][0]["doc_id"] == "owls"
+    (ranked,) = ask("rerank", "--query", "owls", "--id", "owls", "--index", url)["results"]
+    assert ranked["doc_id"] == "owls"
     assert ask("delete", "owls", "--index", url)["passages"] == 4
     assert ask("verify", "--index", url)["ok"]
     stats = ask("stats", "--index", url)

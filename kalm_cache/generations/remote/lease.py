@@ -15,7 +15,7 @@ from pydantic import Field
 from kalm_cache.errors import StoreError
 from kalm_cache.foreign_files import STRICT, GenerationName, checked_fields, parse_json
 from kalm_cache.generations.remote.root import Digest, new_token
-from kalm_cache.generations.remote.store import AccessRefusedError, ObjectStore
+from kalm_cache.generations.remote.store import ObjectStore
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 
 LEASES = "leases"
@@ -42,15 +42,15 @@ class Lease:
         self._written = 0.0
 
     def renew(self) -> None:
-        """Write it again when a third of its time is over. Raises `StoreError`."""
+        """Write it again when a third of its time is over. Where that fails, go on without one."""
         now = time.monotonic()
         if self._name is None or (self._written and now - self._written < self._fields.seconds / 3):
             return
         try:
             self._store.put(self._name, pack_checked(asdict(self._fields)))
             self._written = now
-        except AccessRefusedError as exc:
-            logger.warning("no lease, a gc meanwhile would interrupt this pull: %s", exc)
+        except StoreError as exc:
+            logger.warning("no lease, so that a gc meanwhile would interrupt this pull: %s", exc)
             self._name = None
 
     def release(self) -> None:

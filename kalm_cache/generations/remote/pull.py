@@ -75,8 +75,8 @@ def pull(
         root, _found = require_root(store)
         try:
             moved = _pull_root(store, root, folder, at_hand, every, make_room)
-        except FileNotFoundError as exc:  # gc removed it: another generation is live
-            logger.info("%s changed during the pull (%s is gone): once more", store, exc)
+        except FileNotFoundError:  # gc removed it: another generation is live
+            logger.info("%s changed during the pull: once more", store)
             continue
         if moved is not None:
             break
@@ -222,7 +222,8 @@ def _fetch(
         else:
             missing.append((pulling / path, receipt))
     make_room(sum(receipt.bytes for _, receipt in missing))
-    _say(store, name, manifest, missing)
+    if name == root.live and missing:
+        _say(store, manifest, missing)
     download(store, missing, on_part)
     sync_tree(pulling)
     _put_in_place(pulling, target)
@@ -262,7 +263,8 @@ def _remove_others(folder: Path, wanted: Collection[str]) -> None:
         shutil.rmtree(pulling, ignore_errors=True)
 
 
-def _say(store: ObjectStore, name: str, manifest: Manifest, missing: Sequence[tuple[Path, FileReceipt]]) -> None:
-    if missing:
-        moved, total = sum(receipt.bytes for _, receipt in missing), sum(r.bytes for r in manifest.files.values())
-        logger.info("pulling generation %s of %s: %.1f of %.1f MiB", name, store, moved / 2**20, total / 2**20)
+def _say(store: ObjectStore, manifest: Manifest, missing: Sequence[tuple[Path, FileReceipt]]) -> None:
+    moved, total = sum(receipt.bytes for _, receipt in missing), sum(one.bytes for one in manifest.files.values())
+    logger.info(
+        "pulling generation %s of %s: %.1f of %.1f MiB", manifest.generation, store, moved / 2**20, total / 2**20
+    )

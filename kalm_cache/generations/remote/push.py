@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kalm_cache.errors import IndexConflictError, StoreError
-from kalm_cache.generations.current import CURRENT, current_name
-from kalm_cache.generations.generation import high_water_marks, open_current, published_names
+from kalm_cache.generations.current import CURRENT
+from kalm_cache.generations.generation import open_current, published_names
+from kalm_cache.generations.journal import read_journal
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt, read_manifest
 from kalm_cache.generations.remote.pull import record_root, recorded_root
 from kalm_cache.generations.remote.root import FILES, Root, new_token, object_name, read_root
@@ -96,13 +97,15 @@ def _require_base(store: ObjectStore, folder: Path, root: Root | None) -> None:
 
 
 def _root_of(folder: Path, root: Root | None) -> Root:
-    marks = high_water_marks(folder)
+    names, live, journal = _manifests(folder), open_current(folder).manifest, read_journal(folder)
+    highest = max(journal.generation, *map(int, names))
+    next_ordinal = max(journal.next_ordinal, live.next_ordinal)
     return Root(
         index_id=new_token() if root is None else root.index_id,
-        live=current_name(folder),
-        generations=_manifests(folder),
-        highest_generation=max(marks.generation, 0 if root is None else root.highest_generation),
-        next_ordinal=max(marks.next_ordinal, 0 if root is None else root.next_ordinal),
+        live=live.generation,
+        generations=names,
+        highest_generation=highest if root is None else max(highest, root.highest_generation),
+        next_ordinal=next_ordinal if root is None else max(next_ordinal, root.next_ordinal),
     )
 
 
@@ -123,6 +126,8 @@ def _upload_missing(store: ObjectStore, folder: Path, root: Root | None, new: Ro
             listed = there.get(object_name(receipt.sha256))
             if listed is None or listed.bytes != receipt.bytes:
                 missing[object_name(receipt.sha256)] = (path, receipt)
+    moved = sum(receipt.bytes for _, receipt in missing.values())
+    logger.info("pushing generation %s to %s: %.1f MiB", new.live, store, moved / 2**20)
     upload(store, list(missing.values()))
     _require_arrived(store, {name: receipt for name, (_, receipt) in missing.items()})
     return {name: receipt for name, (_, receipt) in missing.items()}

@@ -98,3 +98,14 @@ def test_an_interrupted_pull_goes_on_where_it_stopped(place: Place, copy: Copy, 
     again = pull(place.store(), there)
     assert again.moved_files == len(files_of(index)) - 1 - 3  # beside the manifest
     assert (current_name(there), valid(there)) == ("000001", True)
+
+
+def test_who_may_only_read_pulls_without_a_lease(
+    place: Place, copy: Copy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    push(place.store(), copy(1))
+    place.faults.plan("PUT", "leases/", *["500"] * 4)
+    pull(place.store(), tmp_path / "there")
+    assert place.faults.met == 4
+    assert "no lease, so that a gc meanwhile would interrupt this pull" in caplog.text
+    assert valid(tmp_path / "there")
