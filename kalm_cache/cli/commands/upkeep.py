@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def stats(index: opt.IndexPlace, json: opt.AsJson = False) -> None:
     """What an index holds, and what it takes on disk."""
-    from kalm_cache.generations.remote.look import remote_stats
+    from kalm_cache.generations.remote.unpulled import remote_stats
     from kalm_cache.generations.stats import index_stats
 
     with exit_codes():
@@ -138,7 +138,7 @@ def gc(
 
 def _roll_back_remote(remote: RemoteCopy, to: str | None) -> RollbackReport:
     from indexer.change.rollback import RollbackReport
-    from kalm_cache.generations.remote.roll_back import roll_back_remote
+    from kalm_cache.generations.remote.unpulled import roll_back_remote
 
     before, manifest = roll_back_remote(remote.open_store(), to)
     return RollbackReport(str(remote.location), before, manifest.generation, manifest.counts.passages)
@@ -160,7 +160,7 @@ def _with_remote_damage(index: str, report: VerifyReport) -> VerifyReport:
     if remote is None:
         return report
     from indexer.integrity.damage import IndexDamage
-    from kalm_cache.generations.remote.look import damaged_files
+    from kalm_cache.generations.remote.unpulled import damaged_files
 
     problem = f"is missing in {remote.location}, or has another size there: push the index again"
     damaged = [IndexDamage(path, None, problem) for path in damaged_files(remote.open_store())]

@@ -46,9 +46,17 @@ def collect(store: ObjectStore) -> Collected:
     try:
         return _collect(store, root, started)
     finally:
-        _, found = require_root(store)
-        if found.content == collecting.to_bytes():
-            store.swap(CURRENT, root.to_bytes(), found)
+        _end(store, collecting)
+
+
+def _end(store: ObjectStore, collecting: Root) -> None:
+    """Let writers go on; a rollback may have been made meanwhile."""
+    while True:
+        now, found = require_root(store)
+        if now.collecting != collecting.collecting or store.swap(
+            CURRENT, replace(now, collecting=None).to_bytes(), found
+        ):
+            return
 
 
 def _collect(store: ObjectStore, root: Root, started: float) -> Collected:

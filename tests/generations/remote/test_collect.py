@@ -17,11 +17,10 @@ from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.remote import push as pushing
 from kalm_cache.generations.remote.collect import collect
 from kalm_cache.generations.remote.lease import leased, read_leases
-from kalm_cache.generations.remote.look import damaged_files
 from kalm_cache.generations.remote.pull import pull, pull_into
 from kalm_cache.generations.remote.push import push
-from kalm_cache.generations.remote.roll_back import roll_back_remote
 from kalm_cache.generations.remote.root import FILES, new_token, require_root
+from kalm_cache.generations.remote.unpulled import damaged_files, roll_back_remote
 from tests.generations.remote.places import Place
 from tests.generations.remote.test_push_pull import files_of
 from tests.indexer.changes import valid
@@ -163,6 +162,22 @@ def test_a_rollback_is_one_swap_and_needs_the_files(place: Place, copy: Copy, tm
     with pytest.raises(UsageError, match="there is no generation 000007"):
         roll_back_remote(place.store(), "7")
     assert roll_back_remote(place.store(), "2")[1].generation == "000002"
+
+
+def test_a_rollback_during_a_gc_stays(place: Place, copy: Copy) -> None:
+    push(place.store(), copy(2))
+    store = place.store()
+    list_objects = store.list
+
+    def roll_back_first(folder: str) -> object:
+        store.list = list_objects  # type: ignore[method-assign]
+        roll_back_remote(place.store())
+        return list_objects(folder)
+
+    store.list = roll_back_first  # type: ignore[assignment, method-assign]
+    assert collect(store).objects == 0
+    root, _ = require_root(place.store())
+    assert (root.live, root.collecting) == ("000001", None)
 
 
 def test_who_changes_what_was_rolled_back_meanwhile_is_told(place: Place, copy: Copy, tmp_path: Path) -> None:
