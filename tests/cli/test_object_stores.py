@@ -57,7 +57,7 @@ def test_an_index_lives_its_whole_life_in_an_object_store(ask: Any, url: str, co
     assert (built["index"], built["generation"], built["passages"]) == (url, "000001", 4)
     more = jsonl(tmp_path / "more.jsonl", {"owls": "Owls hunt at night."})
     assert ask("add", more, "--index", url)["generation"] == "000002"
-    assert ask("search", "owls", "--index", url)["results"][0]["doc_id"] == "owls"
+    assert "owls" in [one["doc_id"] for one in ask("search", "owls", "--index", url)["results"]]
     (ranked,) = ask("rerank", "--query", "owls", "--id", "owls", "--index", url)["results"]
     assert ranked["doc_id"] == "owls"
     assert ask("delete", "owls", "--index", url)["passages"] == 4

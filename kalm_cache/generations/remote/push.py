@@ -126,8 +126,9 @@ def _upload_missing(store: ObjectStore, folder: Path, root: Root | None, new: Ro
             listed = there.get(object_name(receipt.sha256))
             if listed is None or listed.bytes != receipt.bytes:
                 missing[object_name(receipt.sha256)] = (path, receipt)
-    moved = sum(receipt.bytes for _, receipt in missing.values())
-    logger.info("pushing generation %s to %s: %.1f MiB", new.live, store, moved / 2**20)
+    if missing:
+        moved = sum(receipt.bytes for _, receipt in missing.values())
+        logger.info("pushing generation %s to %s: %.1f MiB", new.live, store, moved / 2**20)
     upload(store, list(missing.values()))
     _require_arrived(store, {name: receipt for name, (_, receipt) in missing.items()})
     return {name: receipt for name, (_, receipt) in missing.items()}

@@ -14,6 +14,7 @@ pytest.importorskip("obstore")
 from indexer.change.gc import collect_garbage
 from kalm_cache.errors import IndexConflictError, UsageError
 from kalm_cache.generations.current import CURRENT
+from kalm_cache.generations.generation import open_current
 from kalm_cache.generations.remote import push as pushing
 from kalm_cache.generations.remote.collect import collect
 from kalm_cache.generations.remote.lease import leased, read_leases
@@ -43,21 +44,16 @@ def test_what_no_generation_names_is_removed(place: Place, copy: Copy, tmp_path:
     before = place.store().list(FILES)
     collected = collect(place.store())
     after = place.store().list(FILES)
+    pull(place.store(), tmp_path / "there")
+    manifest = open_current(tmp_path / "there").manifest
     assert {name.removeprefix(f"{FILES}/") for name in after} == {
-        *(receipt.sha256 for receipt in pull_manifest(place, tmp_path).values()),
+        *(receipt.sha256 for receipt in manifest.files.values()),
         require_root(place.store())[0].live_manifest,
     }
     assert collected.objects == len(before) - len(after) > 0
     assert collected.bytes == sum(one.bytes for one in before.values()) - sum(one.bytes for one in after.values())
     assert require_root(place.store())[0].collecting is None
     assert valid(tmp_path / "there")
-
-
-def pull_manifest(place: Place, tmp_path: Path) -> dict[str, object]:
-    from kalm_cache.generations.generation import open_current
-
-    pull(place.store(), tmp_path / "there")
-    return dict(open_current(tmp_path / "there").manifest.files)
 
 
 def test_what_a_lease_names_stays_until_it_ends(place: Place, copy: Copy, tmp_path: Path) -> None:
