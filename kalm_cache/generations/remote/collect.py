@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kalm_cache.errors import IndexConflictError
 from kalm_cache.generations.current import CURRENT
@@ -40,7 +40,7 @@ def collect(store: ObjectStore) -> Collected:
     """
     started = time.monotonic()
     root, found = require_root(store)
-    collecting = replace(root, collecting=new_token())
+    collecting = root.changed(collecting=new_token())
     if root.collecting is not None or not store.swap(CURRENT, collecting.to_bytes(), found):
         raise IndexConflictError(f"{store}: is being changed; nothing was removed: run kalm-cache gc again")
     try:
@@ -54,7 +54,7 @@ def _end(store: ObjectStore, collecting: Root) -> None:
     while True:
         now, found = require_root(store)
         if now.collecting != collecting.collecting or store.swap(
-            CURRENT, replace(now, collecting=None).to_bytes(), found
+            CURRENT, now.changed(collecting=None).to_bytes(), found
         ):
             return
 

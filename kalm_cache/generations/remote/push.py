@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kalm_cache.errors import IndexConflictError, StoreError
@@ -59,7 +59,8 @@ def push(store: ObjectStore, folder: Path) -> PushReport:
             continue
         _require_base(store, folder, root)
         new = _root_of(folder, root)
-        if root is not None and new == root:
+        if root is not None and replace(new, revision=root.revision) == root:
+            new = root
             break
         uploaded |= _upload_missing(store, folder, root, new)
         if store.swap(CURRENT, new.to_bytes(), found):
@@ -106,6 +107,7 @@ def _root_of(folder: Path, root: Root | None) -> Root:
         generations=names,
         highest_generation=highest if root is None else max(highest, root.highest_generation),
         next_ordinal=next_ordinal if root is None else max(next_ordinal, root.next_ordinal),
+        revision=new_token(),
     )
 
 

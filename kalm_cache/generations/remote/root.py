@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -33,7 +33,8 @@ class Root:
     """What `CURRENT` holds.
 
     `index_id` tells an index from another one that was made later at the same URL. `generations`: the SHA-256 of the
-    manifest of each. `highest_generation` and `next_ordinal` as in the journal. `collecting`: a gc is deleting.
+    manifest of each. `highest_generation` and `next_ordinal` as in the journal. `collecting`: a gc is deleting. Every
+    write has a `revision` of its own: what is as it was before a gc is not taken for what it was.
     """
 
     index_id: Token
@@ -41,12 +42,17 @@ class Root:
     generations: dict[GenerationName, Digest]
     highest_generation: HighestName
     next_ordinal: Count
+    revision: Token
     collecting: Token | None = None
     __pydantic_config__ = STRICT
 
     def to_bytes(self) -> bytes:
         """The object's content: every field, and a checksum over them."""
         return pack_checked(asdict(self))
+
+    def changed(self, **changes: Any) -> Root:
+        """The root that is written in the place of this one."""
+        return replace(self, revision=new_token(), **changes)
 
     @property
     def live_manifest(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kalm_cache.errors import IndexConflictError, StoreError, UsageError
 from kalm_cache.foreign_files import is_generation_name
 from kalm_cache.generations.current import CURRENT
@@ -46,7 +44,7 @@ def roll_back_remote(store: ObjectStore, to: str | None = None) -> tuple[str, Ma
     missing = _missing_files(store, manifest)
     if missing:
         raise StoreError(f"{store}: of generation {name}, {len(missing)} files are missing, {missing[0]} among them")
-    if name != root.live and not store.swap(CURRENT, replace(root, live=name).to_bytes(), found):
+    if name != root.live and not store.swap(CURRENT, root.changed(live=name).to_bytes(), found):
         raise IndexConflictError(f"{store}: another writer was faster; nothing was changed: run the same command again")
     return root.live, manifest
 
