@@ -33,12 +33,12 @@ COLUMNS = ("what was run", "moved", "of", "share")
 
 def lines(passages: int, changed: int = 0) -> Iterator[CorpusLine]:
     """A corpus; with `changed`, one that differs from it in so many passages."""
-    first_new, gone = passages - changed // 4, changed // 4
+    first_new = passages - changed // 4
     for batch, start in enumerate(range(0, passages, BATCH)):
         for ordinal, text in enumerate(texts(batch, min(BATCH, passages - start)), start):
             is_new = changed and ordinal >= first_new  # in the place of those that are gone
             name = doc_id_of(ordinal + passages if is_new else ordinal)
-            is_other = changed and not is_new and (ordinal + gone) % (passages // max(1, changed // 2)) == 0
+            is_other = changed and not is_new and ordinal % (passages // max(1, changed // 2)) == 0
             yield CorpusLine(Passage(name, text + " changed" * bool(is_other)), f"made:{ordinal}")
 
 

@@ -11,7 +11,7 @@ from tests.benchmarks.conftest import Run
 
 
 def test_a_pull_after_an_incremental_reindex_moves_what_changed(run_benchmark: Run, tmp_path: Path) -> None:
-    rows, table = run_benchmark(pull.main, "--passages", "2000", "--changed", "0.01", "--folder", tmp_path)
+    rows, table = run_benchmark(pull.main, "--passages", "1000", "--changed", "0.01", "--folder", tmp_path)
     first, incremental, whole = rows
     assert first["moved_bytes"] == first["bytes"]
     assert incremental["moved_bytes"] < incremental["bytes"] / 10  # few passages: what a segment takes at least counts

@@ -23,13 +23,11 @@ def s3() -> Iterator[tuple[str, int]]:
         yield address
 
 
-@pytest.fixture(params=["file", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture
+def url(s3: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where there is no index yet; what commands pull goes into a cache of the test's own."""
     monkeypatch.setenv("KALM_CACHE_CACHE_FOLDER", str(tmp_path / "cache"))
-    if request.param == "file":
-        return f"file://{tmp_path / 'store'}"
-    host, port = request.getfixturevalue("s3")
+    host, port = s3
     for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true"}).items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"

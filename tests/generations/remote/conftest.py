@@ -23,7 +23,7 @@ Folders = Callable[[str], Path]
 def generations(mini_folder: Path, embedder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The same index after `index`, after `add`, and after `delete`."""
     home = tmp_path_factory.mktemp("remote")
-    settings = settings_for(mini_folder, embedder_folder)
+    settings = settings_for(mini_folder, embedder_folder, bm25=False)  # few files: each is a request
     encoders = load_encoders(settings)
     build(home / "1", settings, TEXTS, encoders=encoders)
     shutil.copytree(home / "1", home / "2")
@@ -59,5 +59,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield file_place(tmp_path / "store")
     else:
         faults = Faults()
-        with proxied(request.getfixturevalue("s3"), faults) as endpoint:
-            yield S3Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", faults, endpoint)
+        host, port = request.getfixturevalue("s3")
+        with proxied((host, port), faults) as proxy:
+            yield S3Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", faults, f"http://{host}:{port}", proxy)

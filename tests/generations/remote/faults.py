@@ -33,6 +33,9 @@ class Faults:
     def plan(self, method: str, path: str, *kinds: str) -> None:
         self._planned += [Fault(method, path, kind) for kind in kinds]
 
+    def __bool__(self) -> bool:
+        return bool(self._planned)
+
     def next(self, method: str, path: str) -> str | None:
         with self._lock:
             for fault in self._planned:

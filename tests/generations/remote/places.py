@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
-from kalm_cache.generations.remote.backend import Backend, FolderBackend, open_backend
+from kalm_cache.generations.remote.backend import Backend, open_backend
 from kalm_cache.generations.remote.location import Location, parse_location
 from kalm_cache.generations.remote.store import ObjectStore
 from tests.generations.remote.faults import Faults, FaultyBackend, FaultyProxy
@@ -42,19 +42,22 @@ class Place:
 @dataclass(slots=True)
 class S3Place(Place):
     endpoint: str = ""
+    proxy: str = ""  # where faults are met
 
     def backend(self) -> Backend:
         from obstore.store import S3Store
 
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        # a busy machine may take longer than a fault that is waited for
+        timeout = "300ms" if self.faults else "30s"
         store = S3Store(
             bucket,
             prefix=prefix,
-            endpoint=self.endpoint,
+            endpoint=self.proxy if self.faults else self.endpoint,
             access_key_id="testing",
             secret_access_key="testing",
             region="us-east-1",
-            client_options={"allow_http": True, "timeout": "500ms"},
+            client_options={"allow_http": True, "timeout": timeout},
             retry_config={"max_retries": 0},
         )
         return Backend(store)
@@ -98,16 +101,3 @@ def file_place(folder: Path) -> Place:
 
 def memory_place() -> Place:
     return Place(f"memory://{uuid.uuid4().hex}")
-
-
-__all__ = [
-    "BUCKET",
-    "CREDENTIALS",
-    "FolderBackend",
-    "Place",
-    "S3Place",
-    "file_place",
-    "memory_place",
-    "proxied",
-    "s3_server",
-]

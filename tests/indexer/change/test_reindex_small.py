@@ -51,7 +51,7 @@ def test_what_the_corpus_does_not_have_stays_when_asked_for(
 
 
 def test_other_settings_are_refused(index: Path, settings: Settings, encoders: Encoders) -> None:
-    other = settings.model_copy(update={"passage_template": "{title} {text}"})
+    other = settings.model_copy(update={"passage_template": "{text}, said they"})
     with pytest.raises(IndexMismatchError, match="leave --incremental out"):
         reindex(index, other, encoders, CHANGED)
     assert open_current(index).name == "000001"
