@@ -88,4 +88,5 @@ def _report(index: Path, added: AddReport, deleted: int, kept: int, seconds: flo
         full_build_passages_per_second=None if not rate else round(rate, 2),
         full_build_seconds=None if full is None else round(full, 3),
         speedup=None if full is None else round(full / max(seconds, 1e-9), 1),
+        unused_fields=added.unused_fields,
     )
