@@ -14,6 +14,7 @@ from kalm_cache.generations.current import current_name
 from kalm_cache.generations.generation import open_current, open_generation, published_names
 from kalm_cache.generations.manifest import MANIFEST
 from kalm_cache.generations.publish import make_live
+from kalm_cache.generations.remote import transfer
 from kalm_cache.generations.remote.pull import pull, pull_into
 from kalm_cache.generations.remote.push import push
 from kalm_cache.generations.remote.root import FILES, require_root
@@ -120,6 +121,16 @@ def test_a_damaged_object_is_refused_on_arrival_and_changes_nothing(place: Place
     with pytest.raises(StoreError, match="arrived damaged 3 times"):
         pull(place.store(), there)
     assert (current_name(there), published_names(there), valid(there)) == ("000001", ["000001"], True)
+
+
+def test_large_files_move_in_parts(place: Place, copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PART_BYTES", 1000)
+    index = copy(1)
+    push(place.store(), index)
+    place.faults.plan("GET", "files/", "500", "truncated", "lost")
+    pulled = pull(place.store(), tmp_path / "there")
+    assert files_of(tmp_path / "there") == files_of(index)
+    assert (pulled.moved_bytes, place.faults.met) == (pulled.bytes, 3)
 
 
 def test_a_damaged_file_is_not_pushed(place: Place, copy: Copy) -> None:
