@@ -211,6 +211,8 @@ def _fetch(
     target = folder / "generations" / name
     pulling = target.with_name(name + PULLING)
     content, manifest = read_remote_manifest(store, root.generations[name])
+    if manifest.generation != name:
+        raise StoreError(f"{store}: the manifest of generation {name} is that of generation {manifest.generation}")
     wanted = _wanted(manifest, whole=name == root.live)
     _begin(pulling, content)
     missing: list[tuple[Path, FileReceipt]] = []

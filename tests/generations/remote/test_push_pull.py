@@ -133,6 +133,25 @@ def test_large_files_move_in_parts(place: Place, copy: Copy, tmp_path: Path, mon
     assert (pulled.moved_bytes, place.faults.met) == (pulled.bytes, 3)
 
 
+def test_a_root_that_names_another_generations_manifest_is_refused(place: Place, copy: Copy, tmp_path: Path) -> None:
+    push(place.store(), copy(1))
+    root, found = require_root(place.store())
+    other = root.changed(live="000005", generations={"000005": root.live_manifest})
+    assert place.store().swap("CURRENT", other.to_bytes(), found)
+    with pytest.raises(StoreError, match="the manifest of generation 000005 is that of generation 000001"):
+        pull(place.store(), tmp_path / "there")
+    assert not (tmp_path / "there" / "CURRENT").exists()
+
+
+def test_a_damaged_root_is_refused(place: Place, copy: Copy, tmp_path: Path) -> None:
+    push(place.store(), copy(1))
+    found = place.store().get("CURRENT")
+    assert found is not None
+    place.store().put("CURRENT", found.content.replace(b"000001", b"000002", 1))
+    with pytest.raises(StoreError, match=r"/CURRENT: is no CURRENT of an index: checksum mismatch"):
+        pull(place.store(), tmp_path / "there")
+
+
 def test_a_damaged_file_is_not_pushed(place: Place, copy: Copy) -> None:
     index = copy(1)
     states = open_current(index).segment / "states.lmdb"
