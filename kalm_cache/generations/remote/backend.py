@@ -49,7 +49,7 @@ class Backend:
 
         result = obstore.get(self._store, path)
         meta = result.meta
-        tag = {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}  # type: ignore[literal-required]
+        tag = {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
         if meta["size"] > max_bytes:
             raise StoreError(f"{path}: has {meta['size']} bytes, expected {max_bytes} at most")
         return Found(bytes(result.bytes()), tag)
@@ -151,7 +151,7 @@ def open_backend(location: Location, *, create: bool = False) -> Backend:
             raise IndexNotFoundError(f"{location}: no published index here; there is no such folder")
         return FolderBackend(LocalStore(folder, mkdir=create), folder)
     try:
-        return Backend(cast("AnyStore", from_url(location.url, retry_config=cast(Any, RETRIES))))
+        return Backend(from_url(location.url, retry_config=cast(Any, RETRIES)))
     except (BaseError, ValueError) as exc:
         from kalm_cache.generations.remote.store import one_line_of
 

@@ -20,11 +20,17 @@ from kalm_cache.generations.remote import copies
 from kalm_cache.generations.remote.copies import CopyCache, RemoteCopy
 from kalm_cache.generations.remote.push import push
 from kalm_cache.generations.remote.root import require_root
-from tests.generations.remote.places import Place
+from tests.generations.remote.places import Place, memory_place
 from tests.indexer.changes import texts_of, valid
 
 Copy = Callable[..., Path]
 ROOMY = 1 << 40
+
+
+@pytest.fixture
+def place() -> Place:
+    """Copies do not depend on the kind of store."""
+    return memory_place()
 
 
 def copy_of(place: Place, folder: Path, max_bytes: int = ROOMY) -> RemoteCopy:
