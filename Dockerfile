@@ -12,7 +12,7 @@ COPY indexer indexer
 COPY query_service query_service
 # For a machine without a GPU, give PyTorch's CPU index: --build-arg TORCH_INDEX=URL; else pip fetches CUDA libraries.
 ARG TORCH_INDEX=
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt ".[otel,parquet]"
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt ".[cloud,otel,parquet]"
 COPY configs configs
 
 USER kalm

@@ -8,7 +8,8 @@ KalmCacheError                    exit code 1
 ├── CorpusError                   1: the corpus as a whole cannot be read (single bad lines are RejectedLine values)
 ├── StoreError                    1: the store cannot be opened or written
 │   ├── DamagedRecordError        1: a stored record fails its checksum
-│   └── IndexLockedError          1: another process is building in the same folder
+│   ├── IndexLockedError          1: another process is building in the same folder
+│   └── IndexConflictError        1: another writer published into the same object store first
 ├── IndexNotFoundError            1: no published generation in the folder
 ├── UnknownIdError                1: ids that the index does not hold
 ├── ServiceError                  1: a service failed on a request, or what answered is no kalm-cache service
@@ -62,6 +63,10 @@ class DamagedRecordError(StoreError):
 
 class IndexLockedError(StoreError):
     """Another process is building in the same folder."""
+
+
+class IndexConflictError(StoreError):
+    """Another writer published into the same object store first; nothing of this one was published."""
 
 
 class IndexNotFoundError(KalmCacheError):

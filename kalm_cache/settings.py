@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     batch_tokens: int = Field(4096, ge=1, description="tokens encoded together, padding included")
     store_text: bool = Field(True, description="keep the passages' text for results")
 
+    # object stores
+    cache_folder: str = Field("", description="local copies of remote indexes; empty: ~/.cache/kalm-cache")
+    cache_gib: float = Field(100.0, gt=0.0, description="what these may take on disk, together")
+
     # first stage
     embedder: str = Field(
         "static", description="static (bundled), a model2vec folder, or a sentence-transformers model"

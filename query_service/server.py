@@ -40,13 +40,14 @@ _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 
-def run_server(folder: Path | None, settings: Settings) -> None:
+def run_server(folder: Path | None, settings: Settings, refresh: Callable[[], object] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was begun, and return.
 
     Args:
         folder: of the index whose live generation is served; `None`: the settings' model scores texts alone.
         settings: address (`host`, `port`; 0 = any free one, the log says which), limits, keys, and what holds where a
             request does not say.
+        refresh: brings the folder to what is published elsewhere; called before each look for a new generation.
 
     Raises:
         UsageError: the address cannot be bound, a key file cannot be read, or settings contradict each other.
@@ -64,7 +65,12 @@ def run_server(folder: Path | None, settings: Settings) -> None:
         if folder is None:
             _run(settings, listener, lambda: load_served(settings), partial(open_text_service, settings))
         else:
-            _run(settings, listener, lambda: _load_index(folder, settings), partial(open_service, folder, settings))
+            _run(
+                settings,
+                listener,
+                lambda: _load_index(folder, settings),
+                partial(open_service, folder, settings, refresh=refresh),
+            )
     logger.info("stopped: every request that had begun was answered")
 
 
@@ -76,8 +82,16 @@ def check_text_settings(folder: Path | None, settings: Settings) -> None:
         raise UsageError("a text cache needs the encoder: leave --without-encoder (with_encoder = false) out")
 
 
-def open_service(folder: Path, settings: Settings, reuse_from: PassageIndex | None = None) -> Service:
-    """A service over the live generation of `folder`; `reuse_from` as in `PassageIndex.open`. Errors as there."""
+def open_service(
+    folder: Path,
+    settings: Settings,
+    reuse_from: PassageIndex | None = None,
+    refresh: Callable[[], object] = lambda: None,
+) -> Service:
+    """A service over the live generation of `folder`; `reuse_from` as in `PassageIndex.open`. Errors as there.
+
+    `refresh` as in `LiveIndex`.
+    """
     text_cache = open_text_cache(settings)
     live = LiveIndex(
         folder,
@@ -85,6 +99,7 @@ def open_service(folder: Path, settings: Settings, reuse_from: PassageIndex | No
         with_encoder=settings.with_encoder or text_cache is not None,
         model=settings.model if "model" in settings.model_fields_set else None,
         text_cache=text_cache,
+        refresh=refresh,
     )
     return _service(live, settings, text_cache)
 

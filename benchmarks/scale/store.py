@@ -31,7 +31,7 @@ from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.passage import Passage
 from kalm_cache.scoring.state_reader import StateReader
-from kalm_cache.settings import load_settings
+from kalm_cache.settings import Settings, load_settings
 
 CODEC = "fp16"
 TOKENS, RATIO, WIDTH = 128, 32, 160
@@ -83,6 +83,15 @@ class PreparedEmbedder:
     embed_queries = embed_passages
 
 
+def prepared(*, bm25: bool) -> tuple[Settings, Encoders]:
+    """Settings, and what stands for the models."""
+    settings = load_settings(codec=CODEC, chunk_size=RATIO, batch_tokens=BATCH_TOKENS, bm25=bm25, dense_index="flat")
+    fingerprint = Fingerprint("prepared", "", 1024, RATIO, "float32", CODEC, "prepared", bm25, settings.store_text)
+    checkpoint = SimpleNamespace(config=SimpleNamespace(encoder=SimpleNamespace(hidden_size=WIDTH)))
+    side, embedder = cast(Any, PreparedSide()), PreparedEmbedder()
+    return settings, Encoders(cast(Any, checkpoint), side, embedder, get_codec(CODEC), fingerprint)
+
+
 def build(step: Step) -> dict[str, Any]:
     """`seconds` and `cpu_seconds` hold making the texts too; `build_seconds` and `build_cpu_seconds` do not."""
     made = [0.0, 0.0]  # by the clock, and of the processor
@@ -96,12 +105,7 @@ def build(step: Step) -> dict[str, Any]:
             for ordinal, text in enumerate(some, start):
                 yield CorpusLine(Passage(doc_id_of(ordinal), text), f"made:{ordinal}")
 
-    settings = load_settings(codec=CODEC, chunk_size=RATIO, batch_tokens=BATCH_TOKENS, bm25=False, dense_index="flat")
-    fingerprint = Fingerprint("prepared", "", 1024, RATIO, "float32", CODEC, "prepared", False, settings.store_text)
-    checkpoint = SimpleNamespace(config=SimpleNamespace(encoder=SimpleNamespace(hidden_size=WIDTH)))
-    encoders = Encoders(
-        cast(Any, checkpoint), cast(Any, PreparedSide()), PreparedEmbedder(), get_codec(CODEC), fingerprint
-    )
+    settings, encoders = prepared(bm25=False)
     started = time.perf_counter(), time.process_time()
     report = run_index_job(
         lines(), step.folder, settings, encoders, on_reject=lambda line: None, on_progress=lambda progress: None

@@ -6,7 +6,6 @@ live one has tombstones, a new base is written first, without the passages that 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,16 +22,15 @@ from kalm_cache.codec import get_codec
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.build_folders import begin, recover
 from kalm_cache.generations.generation import (
-    REMOVING,
     Generation,
     open_current,
     open_generation,
     published_names,
+    remove_unless_read,
     require_valid,
 )
-from kalm_cache.generations.manifest import MANIFEST
-from kalm_cache.storage.durable import disk_errors, rename_durably
-from kalm_cache.storage.locks import build_lock, exclude
+from kalm_cache.storage.durable import disk_errors
+from kalm_cache.storage.locks import build_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +147,6 @@ def _remove(index: Path, needed: set[str], report: GcReport, *, will_be_compacte
         old = OldGeneration(name, _why(index, name, live))
         is_free = remove_unless_read(folder, dry_run=dry_run)
         (report.removed if is_free else report.in_use).append(old)
-
-
-def remove_unless_read(folder: Path, *, dry_run: bool = False) -> bool:
-    """Remove a generation's folder; false where somebody reads it. Needs the build lock.
-
-    Raises:
-        StoreError: the file system refuses locks, so that nobody can tell.
-    """
-    with exclude(folder / MANIFEST) as is_free:
-        if is_free and not dry_run:
-            removing = folder.with_name(folder.name + REMOVING)
-            rename_durably(folder, removing)  # so that what is half removed is not taken for a generation
-            shutil.rmtree(removing)
-    return is_free
 
 
 def _why(index: Path, name: str, live: Generation) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from indexer.change.gc import remove_unless_read
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.generations.generation import Generation, open_generation, published_names
+from kalm_cache.generations.generation import Generation, open_generation, published_names, remove_unless_read
 
 logger = logging.getLogger(__name__)
 STEPS_KEPT = 8  # generations before the live one, at least

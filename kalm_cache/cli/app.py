@@ -17,6 +17,7 @@ from kalm_cache.cli.commands.index import index
 from kalm_cache.cli.commands.rerank import rerank
 from kalm_cache.cli.commands.search import search
 from kalm_cache.cli.commands.serve import serve
+from kalm_cache.cli.commands.transfer import pull, push
 from kalm_cache.cli.commands.upkeep import fold, gc, rollback, stats, verify
 from kalm_cache.cli.commands.warm import warm
 from kalm_cache.cli.option_groups import with_flags
@@ -46,7 +47,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-RESUMABLE = (index, reindex, add, verify, demo, evaluate, warm, *partition.COMMANDS)
+RESUMABLE = (index, reindex, add, verify, demo, evaluate, warm, push, pull, *partition.COMMANDS)
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
@@ -68,6 +69,8 @@ for _function in (
     rollback,
     fold,
     gc,
+    push,
+    pull,
     warm,
     doctor,
     demo,

@@ -17,6 +17,7 @@ A published file never changes. A generation that adds or deletes a little has i
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,8 @@ from kalm_cache.generations.journal import Journal, read_journal
 from kalm_cache.generations.manifest import MANIFEST, Manifest, SegmentReceipt, read_manifest
 from kalm_cache.generations.sharding import Shard
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones, read_tombstones
-from kalm_cache.storage.locks import SharedLock, share
+from kalm_cache.storage.durable import rename_durably
+from kalm_cache.storage.locks import SharedLock, exclude, share
 
 BUILDING, REMOVING = ".building", ".removing"  # suffixes of folders
 BASE_SEGMENT = "00000"
@@ -141,6 +143,20 @@ def require_valid(generation: Generation) -> None:
 def published_names(index: Path) -> list[str]:
     """The generations in a folder, rising, live or not."""
     return sorted(path.name for path in (index / "generations").glob("[0-9]*") if is_generation_name(path.name))
+
+
+def remove_unless_read(folder: Path, *, dry_run: bool = False) -> bool:
+    """Remove a generation's folder; false where somebody reads it. Needs the build lock.
+
+    Raises:
+        StoreError: the file system refuses locks, so that nobody can tell.
+    """
+    with exclude(folder / MANIFEST) as is_free:
+        if is_free and not dry_run:
+            removing = folder.with_name(folder.name + REMOVING)
+            rename_durably(folder, removing)  # so that what is half removed is not taken for a generation
+            shutil.rmtree(removing)
+    return is_free
 
 
 def high_water_marks(index: Path) -> Journal:

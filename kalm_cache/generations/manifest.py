@@ -20,6 +20,7 @@ from kalm_cache.foreign_files import (
     Positive,
     RelativePath,
     checked_fields,
+    parse_json,
     read_json_object,
 )
 from kalm_cache.generations.fingerprint import Fingerprint
@@ -185,7 +186,19 @@ def read_manifest(folder: Path) -> Manifest:
         IndexMismatchError: it was written by a version with another schema.
     """
     path = folder / MANIFEST
-    raw = _read_object(path)
+    return _manifest_of(_read_object(path), str(path))
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """As `read_manifest`, of the file's content; errors begin with `name`."""
+    try:
+        raw = parse_json(content)
+    except ValueError as exc:
+        raise StoreError(f"{name}: is not JSON: {exc}") from exc
+    return _manifest_of(raw if isinstance(raw, dict) else {}, name)
+
+
+def _manifest_of(raw: dict[str, Any], path: str) -> Manifest:
     version = raw.get("schema_version")
     if not isinstance(version, int):
         raise StoreError(f"{path}: has no schema version, the file was changed after it was published")
@@ -206,7 +219,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: cannot be read, or is not JSON: {explained(exc, path)}") from exc
 
 
-def _parse(fields: dict[str, Any], path: Path) -> Manifest:
+def _parse(fields: dict[str, Any], path: str) -> Manifest:
     try:
         manifest = checked_fields(Manifest, fields)
         _check_segments(manifest)

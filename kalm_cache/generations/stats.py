@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.manifest import Manifest
 from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
 
 
@@ -57,7 +58,12 @@ def index_stats(folder: str | Path) -> IndexStats:
         StoreError: the manifest is damaged.
     """
     generation = open_current(Path(folder))
-    manifest, counts, files = generation.manifest, generation.manifest.counts, _sizes_below(generation.folder)
+    return stats_of(generation.manifest, _sizes_below(generation.folder), _on_disk(Path(folder)))
+
+
+def stats_of(manifest: Manifest, files: dict[str, int], index_bytes: int) -> IndexStats:
+    """The stats of a generation from its manifest and the sizes of its files; `index_bytes`: of all generations."""
+    counts = manifest.counts
     file_bytes, states_bytes = sum(files.values()), _size_of(files, f"/{STATES_FILE}")
     stored_bytes = sum(segment.counts.payload_bytes for segment in manifest.segments)
     return IndexStats(
@@ -87,7 +93,7 @@ def index_stats(folder: str | Path) -> IndexStats:
         segments=len(manifest.segments),
         tombstones=sum(segment.counts.passages for segment in manifest.segments) - counts.passages,
         tombstone_payload_bytes=stored_bytes - counts.payload_bytes,
-        index_bytes=_on_disk(Path(folder)),
+        index_bytes=index_bytes,
         files=files,
     )
 

@@ -52,6 +52,17 @@ def build_lock(index: Path) -> Iterator[None]:
         os.close(descriptor)  # closing releases the lock
 
 
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file, made if it is not there; wait while another process holds it. Raises `OSError`."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _take_back(index: Path, path: Path, has_file: bool, is_new: bool) -> None:
     """Leave the folder as it was found."""
     with suppress(OSError):

@@ -103,6 +103,7 @@ class LiveIndex:
         with_encoder: bool = False,
         model: str | None = None,
         text_cache: TextCache | None = None,
+        refresh: Callable[[], object] = lambda: None,
     ) -> None:
         """Open the live generation of `folder`.
 
@@ -112,7 +113,9 @@ class LiveIndex:
             with_encoder: raw documents are encoded too.
             model: where the model lies, if not where the manifest says.
             text_cache: keeps what is encoded; the caller closes it.
+            refresh: brings the folder to what is published elsewhere, before each look at it.
         """
+        self._refresh = refresh
         self._folder, self._open, self._with_encoder, self._model = folder, open_index, with_encoder, model
         self._text_cache = text_cache
         self._state = Lock()  # guards _served and leases
@@ -150,6 +153,7 @@ class LiveIndex:
         with self._swapping:
             newest: str | None = None
             try:
+                self._refresh()
                 newest = current_name(self._folder)
                 if newest == self._served.version:
                     self.behind = None

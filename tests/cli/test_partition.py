@@ -55,3 +55,17 @@ def test_shards_are_made_by_indexing_and_kept_by_reindexing(run: Run, corpus: Pa
     run("reindex", corpus, "--index", index, "--shards", 2)
     assert json.loads(run("stats", "--index", index, "--json").stdout)["segments"] == 2
     assert run("index", corpus, "--index", index, "--shards", 0).exit_code == 2
+
+
+def test_partitions_are_built_in_a_folder_and_a_url_is_refused(run: Run) -> None:
+    refused = run("partition", "commit", "--index", "s3://bucket/index")
+    assert refused.exit_code == 2
+    assert "partitions are built in a folder" in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_an_incremental_reindex_cannot_change_the_number_of_shards(run: Run, corpus: Path, tmp_path: Path) -> None:
+    refused = run("reindex", corpus, "--index", tmp_path / "index", "--incremental", "--shards", 2)
+    assert (refused.exit_code, refused.stderr.strip()) == (
+        2,
+        "error: --shards writes the base anew: leave --incremental out",
+    )

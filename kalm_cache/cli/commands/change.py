@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects, with_unused
+from kalm_cache.cli.index_places import index_to_change
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 from kalm_cache.cli.texts import lines_in
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 def reindex(
     source: CorpusOptions,
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     model: opt.ModelOptions,
     encoding: opt.EncodingOptions,
     config: opt.ConfigFile = None,
@@ -31,33 +34,42 @@ def reindex(
         bool, typer.Option("--delete-missing/--keep-missing", help="What becomes of passages that CORPUS has not.")
     ] = True,
     shards: opt.Shards = None,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Add and delete what differs; write nothing else anew.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     json: opt.AsJson = False,
 ) -> None:
     """Bring an index to a corpus and to new settings: encode what changed, copy or recode the rest.
 
-    Settings that are not given are those of the index. Interrupted, it goes on where it stopped when run again. Exit
-    code 3 when lines were rejected.
+    Settings that are not given are those of the index; with --incremental, none can be changed. Interrupted, it goes
+    on where it stopped when run again. Exit code 3 when lines were rejected.
     """
     with exit_codes(resumable=True):
         overrides = opt.settings_from(config, model, encoding, store_text=store_text)
-        keep_missing = not delete_missing
-        report = _reindex(source, index, overrides, keep_missing=keep_missing, shards=shards, dry_run=dry_run)
+        if incremental and shards is not None:
+            raise UsageError("--shards writes the base anew: leave --incremental out")
+        with index_to_change(index, overrides) as folder:
+            reindexing = _Reindexing(incremental, not delete_missing, shards, dry_run)
+            report = _reindex(source, folder, overrides, reindexing)
+        report = replace(report, index=index)
     print_report(report, with_unused(_reindexed(report), report.unused_fields), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def _reindex(
-    source: CorpusOptions,
-    index: Path,
-    overrides: Settings,
-    *,
-    keep_missing: bool,
-    shards: int | None,
-    dry_run: bool,
-) -> ReindexReport:
+class _Reindexing(NamedTuple):
+    """What a reindex was asked to do."""
+
+    incremental: bool
+    keep_missing: bool
+    shards: int | None
+    dry_run: bool
+
+
+def _reindex(source: CorpusOptions, index: Path, overrides: Settings, asked: _Reindexing) -> ReindexReport:
     from indexer.change.reindex import plan_reindex, run_reindex
+    from indexer.change.reindex_small import run_small_reindex
     from indexer.corpus.rejects import ErrorsFile
     from indexer.models import built_settings_overridden, load_encoders
     from kalm_cache.generations.generation import open_current
@@ -65,17 +77,17 @@ def _reindex(
     settings = built_settings_overridden(open_current(index).manifest, overrides)
     lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
+    run = run_small_reindex if asked.incremental else partial(run_reindex, shards=asked.shards)
     with ErrorsFile(source.errors) as rejects:
-        if dry_run:
-            report = plan_reindex(lines, index, encoders, keep_missing=keep_missing, on_reject=rejects.add)
+        if asked.dry_run:
+            report = plan_reindex(lines, index, encoders, keep_missing=asked.keep_missing, on_reject=rejects.add)
         else:
             with show_progress(source.count()) as on_progress:
-                report = run_reindex(
+                report = run(
                     *(lines, index, settings, encoders),
-                    keep_missing=keep_missing,
+                    keep_missing=asked.keep_missing,
                     on_reject=rejects.add,
                     on_progress=on_progress,
-                    shards=shards,
                 )
     warn_of_rejects(rejects)
     return report
@@ -83,7 +95,7 @@ def _reindex(
 
 def add(
     source: CorpusOptions,
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     device: opt.Device = None,
     batch_tokens: opt.BatchTokens = None,
     json: opt.AsJson = False,
@@ -94,7 +106,10 @@ def add(
     stopped when run again. Exit code 3 when lines were rejected.
     """
     with exit_codes(resumable=True):
-        report = _add(source, index, opt.settings_from(None, device=device, batch_tokens=batch_tokens))
+        overrides = opt.settings_from(None, device=device, batch_tokens=batch_tokens)
+        with index_to_change(index, overrides) as folder:
+            report = _add(source, folder, overrides)
+        report = replace(report, index=index)
     print_report(report, with_unused(_added(report), report.unused_fields), json)
     if report.rejected:
         raise typer.Exit(EXIT_PARTIAL)
@@ -116,7 +131,7 @@ def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
 
 
 def delete(
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of the passages.")] = None,
     ids_file: opt.IdsFile = None,
     json: opt.AsJson = False,
@@ -131,7 +146,8 @@ def delete(
         doc_ids = [*(ids or []), *lines_in("--ids-file", ids_file)]
         if not doc_ids:
             raise UsageError("give ids, or --ids-file")
-        report = delete_passages(doc_ids, index)
+        with index_to_change(index) as folder:
+            report = replace(delete_passages(doc_ids, folder), index=index)
     print_report(report, _deleted(report), json)
     if report.unknown:
         raise typer.Exit(EXIT_PARTIAL)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
+from kalm_cache.cli.index_places import index_to_change
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def index(
     source: CorpusOptions,
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     model: opt.ModelOptions,
     encoding: opt.EncodingOptions,
     config: opt.ConfigFile = None,
@@ -39,16 +40,21 @@ def index(
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def _index(source: CorpusOptions, index: Path, settings: Settings, shards: int | None, json: bool) -> int:
+def _index(source: CorpusOptions, index: str, settings: Settings, shards: int | None, json: bool) -> int:
     from indexer.build.index_job import load_encoders, run_index_job
     from indexer.corpus.rejects import ErrorsFile
 
     lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
-    with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
+    with (
+        index_to_change(index, settings, create=True) as folder,
+        ErrorsFile(source.errors) as rejects,
+        show_progress(source.count()) as on_progress,
+    ):
         report = run_index_job(
-            *(lines, index, settings, encoders), on_reject=rejects.add, on_progress=on_progress, shards=shards
+            *(lines, folder, settings, encoders), on_reject=rejects.add, on_progress=on_progress, shards=shards
         )
+    report = replace(report, index=index)
     warn_of_rejects(rejects)
     warn_of_cut(report.truncated, settings.max_length)
     print_report(report, indexed(report), json)

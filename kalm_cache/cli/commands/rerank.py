@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from kalm_cache.cli import options as opt
+from kalm_cache.cli.index_places import index_to_read
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 from kalm_cache.cli.texts import ids_of, lines_in
 from kalm_cache.errors import UsageError
@@ -27,7 +28,7 @@ class DocumentOptions:
     ids: opt.Ids = None
     one_id: opt.OneId = None
     ids_file: opt.IdsFile = None
-    index: Annotated[Path | None, typer.Option("--index", help="Folder of the index, with --ids.")] = None
+    index: Annotated[str | None, typer.Option("--index", help="Folder of the index, or its URL, with --ids.")] = None
 
     def texts(self) -> list[str]:
         """The documents that were given as text. Raises `UsageError` for a file that is no UTF-8 text."""
@@ -95,11 +96,11 @@ def rerank(
 
 
 def _rerank_stored(
-    query: str, doc_ids: list[str], index: Path, settings: Settings, top_k: int | None
+    query: str, doc_ids: list[str], index: str, settings: Settings, top_k: int | None
 ) -> list[dict[str, Any]]:
     from kalm_cache.index.from_settings import open_index
 
-    with open_index(index, settings) as passages:
+    with index_to_read(index, settings) as folder, open_index(folder, settings) as passages:
         answer = passages.rerank(
             query,
             doc_ids,

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from kalm_cache.cli import options as opt
+from kalm_cache.cli.index_places import index_to_read
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 from kalm_cache.cli.tables import ranking_table, timings_line
 
@@ -30,7 +31,7 @@ class RankingOptions:
 
 def search(
     query: Annotated[str, typer.Argument(help="The question.")],
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     ranking: RankingOptions,
     model: opt.ModelOptions,
     config: opt.ConfigFile = None,
@@ -42,7 +43,7 @@ def search(
 
     with exit_codes():
         settings = opt.settings_from(config, ranking, model, codec=codec)
-        with open_index(index, settings) as passages:
+        with index_to_read(index, settings) as folder, open_index(folder, settings) as passages:
             answer = passages.search(
                 query,
                 k=settings.k,

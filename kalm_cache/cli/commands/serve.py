@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from kalm_cache.cli import options as opt
+from kalm_cache.cli.index_places import remote_copy
 from kalm_cache.cli.output import exit_codes
 
 
@@ -42,7 +43,7 @@ def serve(
     service: ServiceOptions,
     model: opt.ModelOptions,
     index: Annotated[
-        Path | None, typer.Option("--index", help="Folder of the index; without one, --text-cache.")
+        str | None, typer.Option("--index", help="Folder of the index, or its URL; without one, --text-cache.")
     ] = None,
     config: opt.ConfigFile = None,
 ) -> None:
@@ -51,7 +52,17 @@ def serve(
     Without --index, and with --text-cache, all but /search: a rerank server for texts, each encoded once.
     Every other limit is a setting: see kalm-cache config show.
     """
+    from kalm_cache.generations.remote.copies import refresh_elsewhere
     from query_service.server import run_server
 
     with exit_codes():
-        run_server(index, opt.settings_from(config, service, model))
+        settings = opt.settings_from(config, service, model)
+        remote = None if index is None else remote_copy(index, settings)
+        if remote is None:
+            run_server(None if index is None else Path(index), settings)
+            return
+        if settings.workers > 1:  # which are forked: nothing of the store may run before that in this process
+            refresh_elsewhere(remote)
+        else:
+            remote.refresh()
+        run_server(remote.reading, settings, remote.refresh)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kalm_cache.cli import options as opt
+from kalm_cache.cli.index_places import index_to_change, index_to_read, remote_copy
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_json, print_report, stdout_console
 from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import UsageError
@@ -16,17 +17,22 @@ from kalm_cache.errors import UsageError
 if TYPE_CHECKING:
     from indexer.change.fold_job import FoldReport
     from indexer.change.gc import GcReport
+    from indexer.change.rollback import RollbackReport
     from indexer.integrity.repair import RepairReport
     from indexer.integrity.verify import VerifyReport
     from indexer.integrity.verify_sample import SampleReport
+    from kalm_cache.generations.remote.copies import RemoteCopy
 
 
-def stats(index: opt.IndexFolder, json: opt.AsJson = False) -> None:
+def stats(index: opt.IndexPlace, json: opt.AsJson = False) -> None:
     """What an index holds, and what it takes on disk."""
+    from kalm_cache.generations.remote.unpulled import remote_stats
     from kalm_cache.generations.stats import index_stats
 
     with exit_codes():
-        values = dataclasses.asdict(index_stats(index))
+        remote = remote_copy(index)
+        found = index_stats(index) if remote is None else remote_stats(remote.open_store())
+        values = dataclasses.asdict(found)
     if json:
         print_json(values)
     else:
@@ -36,7 +42,7 @@ def stats(index: opt.IndexFolder, json: opt.AsJson = False) -> None:
 
 
 def verify(
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Encode so many passages again, and compare.")] = 0,
     repair: Annotated[bool, typer.Option("--repair", help="Publish a generation without what is damaged.")] = False,
     device: opt.Device = None,
@@ -52,9 +58,11 @@ def verify(
 
         if repair and sample:
             raise UsageError("give --sample or --repair: a sample says nothing of what is repaired")
-        report = verify_index(index)
-        sampled = _sample(index, sample, device) if sample and report.ok else None
-        repaired = _repair(index, report, device) if repair and not report.ok else None
+        with index_to_change(index) if repair else index_to_read(index) as folder:
+            report = verify_index(folder)
+            sampled = _sample(folder, sample, device) if sample and report.ok else None
+            repaired = _repair(folder, report, device) if repair and not report.ok else None
+        report = _with_remote_damage(index, report)
     if json:
         extra: dict[str, Any] = {"sample": sampled, "repair": repaired}
         done = {name: dataclasses.asdict(part) for name, part in extra.items() if part is not None}
@@ -68,7 +76,7 @@ def verify(
 
 
 def rollback(
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     to: Annotated[str | None, typer.Option("--to", help="Name of a generation; its parent by default.")] = None,
     json: opt.AsJson = False,
 ) -> None:
@@ -76,14 +84,15 @@ def rollback(
     with exit_codes():
         from indexer.change.rollback import roll_back
 
-        report = roll_back(index, to)
+        remote = remote_copy(index)
+        report = roll_back(Path(index), to) if remote is None else _roll_back_remote(remote, to)
     was = f" (was {report.before})" if report.before else ""
     in_words = f"generation {report.generation} of {report.index} is live: {report.passages:,} passages{was}"
     print_report(report, in_words, json)
 
 
 def fold(
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     everything: Annotated[
         bool, typer.Option("--all", help="Into one base, BM25's statistics computed anew; else answers stay the same.")
     ] = False,
@@ -96,13 +105,14 @@ def fold(
     with exit_codes():
         from indexer.change.fold_job import run_fold
 
-        with show_progress(None) as on_progress:
-            report = run_fold(index, everything=everything, on_progress=on_progress)
+        with index_to_change(index) as folder, show_progress(None) as on_progress:
+            report = run_fold(folder, everything=everything, on_progress=on_progress)
+        report = dataclasses.replace(report, index=index)
     print_report(report, _folded(report), json)
 
 
 def gc(
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     keep: Annotated[int, typer.Option("--keep", min=0, help="Generations to keep for a rollback.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     json: opt.AsJson = False,
@@ -114,11 +124,47 @@ def gc(
     with exit_codes():
         from indexer.change.gc import collect_garbage
 
-        report = collect_garbage(index, keep, dry_run=dry_run)
+        with index_to_change(index) as folder:
+            report = collect_garbage(folder, keep, dry_run=dry_run)
+        report.index = index
+        remote = remote_copy(index)
+        if remote is not None and not dry_run:
+            _collect_remote(remote, report)
     if json:
         print_json(dataclasses.asdict(report) | {"dry_run": dry_run})
     else:
         _show_gc(report, dry_run)
+
+
+def _roll_back_remote(remote: RemoteCopy, to: str | None) -> RollbackReport:
+    from indexer.change.rollback import RollbackReport
+    from kalm_cache.generations.remote.unpulled import roll_back_remote
+
+    before, manifest = roll_back_remote(remote.open_store(), to)
+    return RollbackReport(str(remote.location), before, manifest.generation, manifest.counts.passages)
+
+
+def _collect_remote(remote: RemoteCopy, report: GcReport) -> None:
+    """Remove from the store what no generation has any more; the report says what that freed."""
+    from indexer.change.gc import OldGeneration
+    from kalm_cache.generations.remote.collect import collect
+
+    collected = collect(remote.open_store())
+    report.freed_bytes = collected.bytes
+    report.in_use += [OldGeneration(name, "somebody pulls it") for name in collected.leased]
+
+
+def _with_remote_damage(index: str, report: VerifyReport) -> VerifyReport:
+    """The report of the local copy, and what the store lacks."""
+    remote = remote_copy(index)
+    if remote is None:
+        return report
+    from indexer.integrity.damage import IndexDamage
+    from kalm_cache.generations.remote.unpulled import damaged_files
+
+    problem = f"is missing in {remote.location}, or has another size there: push the index again"
+    damaged = [IndexDamage(path, None, problem) for path in damaged_files(remote.open_store())]
+    return dataclasses.replace(report, ok=report.ok and not damaged, damaged=[*report.damaged, *damaged])
 
 
 def _folded(report: FoldReport) -> str:

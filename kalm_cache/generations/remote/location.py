@@ -1,0 +1,69 @@
+"""Where a remote index lies: a URL without secrets. Knows no object store."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from kalm_cache.errors import UsageError
+
+SCHEMES = ("s3", "gs", "az", "file", "memory")
+_SECRETS = re.compile(r"(?<=://)[^/\s@]*@|\?[^\s\"'<>]*")  # userinfo, and queries, which may be signatures
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The URL of an index in an object store, as it may be shown."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def scheme(self) -> str:
+        """One of `SCHEMES`."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def path(self) -> str:
+        """What follows bucket or container; of a file, the folder."""
+        return urlsplit(self.url).path
+
+    @property
+    def key(self) -> str:
+        """The name of its folder among local copies."""
+        return hashlib.sha256(self.url.encode()).hexdigest()[:32]
+
+
+def is_remote(index: str) -> bool:
+    """Whether `--index` names an object store, and not a folder."""
+    return "://" in index
+
+
+def parse_location(url: str) -> Location:
+    """The place that a URL names.
+
+    Raises:
+        UsageError: its scheme is not known, or it holds what belongs into the environment.
+    """
+    parts, shown = urlsplit(url), redacted(url)
+    if parts.scheme not in SCHEMES:
+        raise UsageError(f"--index {shown}: the scheme is none of {', '.join(SCHEMES)}; a folder is given without one")
+    if shown != url or parts.fragment:
+        raise UsageError(
+            f"--index {shown}: credentials and options stand in the environment (AWS_…, GOOGLE_…, AZURE_…), never in "
+            "the URL"
+        )
+    if parts.scheme == "file" and (parts.netloc or parts.path in ("", "/")):
+        raise UsageError(f"--index {shown}: give the whole path of a folder: file:///path/of/index")
+    if parts.scheme in ("s3", "gs", "az") and not parts.netloc:
+        raise UsageError(f"--index {shown}: names no bucket; {parts.scheme}://BUCKET/PATH")
+    return Location(url.rstrip("/"))
+
+
+def redacted(text: str) -> str:
+    """A text without what URLs in it may hide: user names, passwords, signatures."""
+    return _SECRETS.sub("…", text)
