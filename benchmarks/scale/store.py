@@ -50,7 +50,7 @@ def doc_id_of(ordinal: int) -> str:
 class PreparedSide:
     """Stands for the passage side: every passage has `TOKENS` tokens, and one of `DISTINCT` states (P, D)."""
 
-    chunk_size = RATIO
+    chunk_size, dtype, device = RATIO, torch.float32, torch.device("cpu")
 
     def __init__(self) -> None:
         chance = np.random.default_rng(0)

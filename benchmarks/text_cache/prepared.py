@@ -100,6 +100,8 @@ def _given(record: Record) -> Record:
 class PreparedSide:
     """Stands for the passage side: every passage has the same number of tokens, and one of a few states (P, D)."""
 
+    dtype, device = torch.float32, torch.device("cpu")
+
     def __init__(self, shape: Shape) -> None:
         self.chunk_size = shape.chunk_size
         self._states = [shape.states(seed) for seed in range(DISTINCT)]

@@ -133,5 +133,5 @@ def test_of_passages_that_score_the_same_those_with_the_lowest_ordinals_are_foun
     index = DenseIndex.build([(NUMBERS, vectors)], 16, tmp_path)
     order = np.argsort(-np.repeat(QUERIES @ VECTORS[:30].T, 10, axis=1), axis=1, kind="stable")
     for k in (1, 7, 104):  # in the middle of ten; above 100, FAISS takes another way
-        for query, best in zip(index.search(QUERIES, k), order, strict=True):
-            assert query.ordinals.tolist() == NUMBERS[best[:k]].tolist()
+        found = [query.ordinals.tolist() for query in index.search(QUERIES, k)]
+        assert found == [NUMBERS[best[:k]].tolist() for best in order]
