@@ -34,7 +34,7 @@ def report_of(flag: Path) -> Path:
 def flood(flag: Path, folder: Path, gib: float, shape: Shape) -> None:
     """Write while the flag is there; never ends."""
     states = [shape.states(seed) for seed in range(DISTINCT)]
-    cache = TextCache(TextCacheOptions(folder, int(gib * (1 << 30)), queue_bytes=QUEUE_BYTES))
+    cache = TextCache(TextCacheOptions(folder, int(gib * (1 << 30)), queue_bytes=QUEUE_BYTES, gives_way=True))
     namespace, numbers = cache.namespace({"benchmark": f"flood {time.time_ns()}"}), itertools.count()
     while True:
         while not flag.exists():

@@ -41,5 +41,6 @@ def open_text_cache(settings: Settings) -> TextCache | None:
         ttl_seconds=settings.text_cache_ttl_seconds,
         secret=settings.text_cache_secret.get_secret_value().encode(),
         any_file_system=settings.text_cache_any_file_system,
+        gives_way=True,
     )
     return TextCache(options)

@@ -50,7 +50,8 @@ class TextCacheOptions:
 
     folder: made when something is written. max_bytes: of its file. ttl_seconds: a record serves so long; `None`: for
     ever. secret: with one, keys are keyed hashes, and who has another secret finds nothing. queue_bytes: of what waits
-    to be written. any_file_system: a network file system is not refused.
+    to be written. any_file_system: a network file system is not refused. gives_way: writing pauses for answers, and
+    more is dropped; for services.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class TextCacheOptions:
     secret: bytes = b""
     queue_bytes: int = QUEUE_BYTES
     any_file_system: bool = False
+    gives_way: bool = False
 
 
 @dataclass(slots=True)
@@ -108,7 +110,9 @@ class TextCache:
         self._unusable: set[bytes] = set()  # keys whose record the next write replaces
         self._off = ""
         batch_bytes = min(BATCH_BYTES, int(self.options.max_bytes * BATCH))
-        self._writer = WriteBehind(self._write, self.options.queue_bytes, batch_bytes, self._turn_off)
+        self._writer = WriteBehind(
+            self._write, self.options.queue_bytes, batch_bytes, self._turn_off, self.options.gives_way
+        )
 
     def __enter__(self) -> TextCache:
         return self

@@ -1,8 +1,8 @@
 """Write-behind: one thread writes what requests computed, in batches, while they answer.
 
 Its queue is bounded in bytes: what does not fit is dropped and counted, as no answer waits for it. What is queued can
-be read already (`pending`). The thread gives way to answers, which want the processor and the interpreter, unless
-somebody waits for it.
+be read already (`pending`). In a service the thread gives way to answers, which want the processor and the interpreter,
+unless somebody waits for it.
 """
 
 from __future__ import annotations
@@ -66,13 +66,15 @@ class WriteCounts:
 class WriteBehind:
     """Gives batches to `write`, which returns how many records left. `off` says why nothing is written any more.
 
-    queue_bytes: more than this is not queued. batch_bytes: written at once. on_off: gets the reason, once.
+    queue_bytes: more than this is not queued. batch_bytes: written at once. on_off: gets the reason, once. gives_way:
+    the thread pauses after each record.
     """
 
     write: Callable[[Sequence[Put]], int]
     queue_bytes: int
     batch_bytes: int
     on_off: Callable[[str], None]
+    gives_way: bool = False
     counts: WriteCounts = field(default_factory=WriteCounts)
     off: str | None = None
     _queue: dict[bytes, Pending] = field(default_factory=dict)
@@ -174,7 +176,8 @@ class WriteBehind:
     def _made(self, pending: Pending) -> Put | None:
         started = time.perf_counter()
         put = pending.put()
-        self._hurry.wait(GIVE_WAY * (time.perf_counter() - started))
+        if self.gives_way:
+            self._hurry.wait(GIVE_WAY * (time.perf_counter() - started))
         return put
 
     def _turn_off(self, why: str) -> None:

@@ -32,7 +32,7 @@ def test_the_writer_pauses_between_records_until_somebody_waits_for_it(monkeypat
         written.extend(put.key for put in puts)
         return 0
 
-    writer = WriteBehind(write, queue_bytes=100, batch_bytes=20, on_off=pytest.fail)
+    writer = WriteBehind(write, queue_bytes=100, batch_bytes=20, on_off=pytest.fail, gives_way=True)
     for key in (b"a", b"b"):
         writer.add(Pending(key, 10, maker(key), written=0))
 
