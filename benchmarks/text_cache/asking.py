@@ -17,17 +17,21 @@ class Asked:
     """What came of requests: how long each took, and of their documents, how many had states already.
 
     first_answers_s: seconds from the start of a process to its first answer.
+    settled_s: the same to the first that is counted here.
     """
 
     took_ms: list[float] = field(default_factory=list)
     documents: int = 0
     hits: int = 0
     first_answers_s: list[float] = field(default_factory=list)
+    settled_s: list[float] = field(default_factory=list)
 
     def __iadd__(self, other: Asked) -> Asked:
         self.took_ms += other.took_ms
         self.documents += other.documents
         self.hits += other.hits
+        self.first_answers_s += other.first_answers_s
+        self.settled_s += other.settled_s
         return self
 
     @property

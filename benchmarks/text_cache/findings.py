@@ -25,7 +25,12 @@ def rows_of(answers: Mapping[str, Asked], beside: str) -> list[dict[str, Any]]:
             "beside": beside,
             "of_other": significant(asked.requests_per_s / answers[beside].requests_per_s),
             **(
-                {"first_answers_s": [round(each, 1) for each in asked.first_answers_s]} if asked.first_answers_s else {}
+                {
+                    "first_answers_s": [round(each, 1) for each in asked.first_answers_s],
+                    "settled_s": [round(each, 1) for each in asked.settled_s],
+                }
+                if asked.settled_s
+                else {}
             ),
         }
         for name, asked in answers.items()

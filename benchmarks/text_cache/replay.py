@@ -12,7 +12,7 @@ requests from the first on, those that encode fewer of them. The systems:
     in-memory LRU   a plain handler, states in a dictionary of 256 MiB behind a lock (lru.py), full at the start
     cold            `kalm-cache serve --text-cache` on an empty folder
     warm            the same on a full one, which holds every passage
-    restarted       the same, a new process in every turn, asked from the moment it answers
+    restarted       the same, a new process in every turn; its first requests are asked and not counted
     by id           `kalm-cache serve --index`, the same passages as ids
 
 What is warm holds random states of the true shape and codec (prepared.py); misses are encoded. The warm cache is as
@@ -104,14 +104,22 @@ def _in_turns(bench: Bench, services: dict[str, Running], asks: dict[str, list[s
             if name != "restarted":
                 answers[name] += ask(services[name], bodies)
                 continue
-            started = time.perf_counter()
-            with bench.cached(bench.full) as service:
-                asked = ask(service, bodies)
-                answers[name] += asked
-                ready = time.perf_counter() - started - sum(asked.took_ms[1:]) / 1000
-                progress(f"first answer of a new process after {ready:.1f} s")
-                answers[name].first_answers_s.append(ready)
+            answers[name] += _restarted(bench, bodies)
     return answers
+
+
+def _restarted(bench: Bench, bodies: list[str]) -> Asked:
+    """Answers of a new process, once it has answered some; and how long it took until then."""
+    started = time.perf_counter()
+    with bench.cached(bench.full) as service:
+        ask(service, bench.bodies(bench.stream.requests(1, HISTORY)))
+        first = time.perf_counter() - started
+        ask(service, bench.bodies(bench.stream.requests(bench.args.settling, HISTORY + 1)))
+        settled = time.perf_counter() - started
+        progress(f"a new process: first answer after {first:.1f} s, counted from {settled:.1f} s on")
+        asked = ask(service, bodies)
+    asked.first_answers_s, asked.settled_s = [first], [settled]
+    return asked
 
 
 def _share(bodies: list[str], turn: int, rounds: int) -> list[str]:
@@ -216,6 +224,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cold-requests", type=int, default=10)
     parser.add_argument("--lru-mib", type=int, default=256)
     parser.add_argument("--history", type=int, default=400, help="requests that the LRU has seen before")
+    parser.add_argument("--settling", type=int, default=20, help="first requests of a new process, not counted")
     parser.add_argument("--gib", type=float, default=5.0, help="bound of a text cache")
     parser.add_argument("--writer-requests", type=int, default=150, help="with the writer idle, and at its limit")
     parser.add_argument("--writer-documents", type=int, default=10, help="of these requests")
