@@ -5,7 +5,8 @@
 Passages have lengths like those of web passages (log-normal around 110 tokens, at most 1,024), states of Nano's width
 in int4. With `--distinct N`, requests come by Zipf's law (s = 1) over N passages and only misses are inserted: the last
 lines then say the hit rate beside that of an exact least-recently-used cache of as many bytes. Prints a row for each
-tenth of the run; the largest file size is taken after every batch.
+tenth of the run, for which the last 10,000 that were asked for are read back; the largest file size is taken after
+every batch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from kalm_cache.storage.text_cache.write_behind import BATCH_BYTES
 WIDTH, CHUNK_SIZE, CODEC = 640, 4, "int4"
 MEDIAN_TOKENS, SPREAD, MOST_TOKENS = 110, 0.6, 1024
 BATCH_PASSAGES = 200
+READ_BACK = 10_000
 POOL = np.random.default_rng(0).bytes(8 << 20)  # payloads are slices of it
 
 
@@ -128,13 +130,22 @@ class Churn:
         self.inserted += len(puts)
         self.largest = max(self.largest, sum(path.stat().st_size for path in self.folder.iterdir()))
 
-    def row(self) -> str:
-        """A row of the table."""
-        stats = self.file.stats()
+    def read_back(self, numbers: NDArray[np.int64]) -> int:
+        """How many of these passages the file holds; each must be its own record."""
+        held = 0
+        for number, one in zip(numbers, self.file.find([key_of(int(each)) for each in numbers]), strict=True):
+            if isinstance(one, Found):
+                held += 1
+                self.wrong += one.record != record_of(int(number), int(self._tokens[number]))
+        return held
+
+    def row(self, last: NDArray[np.int64]) -> str:
+        """A row of the table, once the `last` passages have been read back."""
+        stats, held = self.file.stats(), self.read_back(last)
         return (
             f"| {self.asked:,} | {self.inserted:,} | {self.evicted:,} | {self.largest / 2**20:.1f} | "
             f"{stats.used_bytes / self.max_bytes:.3f} | {stats.entries:,} | {self.hits / self.asked:.3f} | "
-            f"{self.wrong} |"
+            f"{held:,} of {len(last):,} | {self.wrong} |"
         )
 
 
@@ -166,15 +177,17 @@ def main() -> None:
     exact = ExactLru(max_bytes) if options.distinct else None
     batches = by_zipf(total, options.distinct, options.seed) if options.distinct else new_ones(total)
     print(f"limit {options.mib} MiB; lengths: median {MEDIAN_TOKENS} tokens, {CODEC}, D = {WIDTH}, r = {CHUNK_SIZE}\n")
-    print("| asked | written | evicted | largest size, MiB | used / limit | records | hit rate | wrong |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("| asked | written | evicted | largest size, MiB | used / limit | records | hit rate | read back | wrong |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         churn, shown = Churn(Path(folder), max_bytes, tokens, exact), 0
+        last = np.empty(0, np.int64)
         for numbers in batches:
             churn.run(numbers)
+            last = np.concatenate([last, numbers])[-READ_BACK:]
             if churn.asked * 10 // total > shown:
                 shown = churn.asked * 10 // total
-                print(churn.row(), flush=True)
+                print(churn.row(last), flush=True)
         print(f"\n{churn.inserted / churn.seconds:,.0f} written a second")
         if exact is not None:
             print(f"hit rate {churn.hits / churn.asked:.3f}; exact LRU of as many bytes {exact.hits / churn.asked:.3f}")
