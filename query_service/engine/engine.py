@@ -187,6 +187,11 @@ class Engine:
             pairs_ms = self.cost.ms(sum(job.costs[place] for job in decodes for place in job.left))
             return pairs_ms + sum(map(self._step_ms, steps))
 
+    def tokens_within(self, ms: float) -> int:
+        """How many tokens a step may have to end in so many milliseconds; 0 while nothing was measured."""
+        of_one = self._step_ms(Step(lambda: None, tokens=1))
+        return int(ms / of_one) if of_one else 0
+
     def _step_ms(self, step: Step) -> float:
         """As predicted; before the first step was measured, a token costs what one of a prompt does."""
         return self._step_cost.ms(step.tokens) or self.cost.ms(step.tokens)

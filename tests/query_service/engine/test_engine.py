@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -311,3 +312,9 @@ def test_closing_finishes_what_was_asked_for_and_takes_no_more(side: QuerySide) 
     assert len(future.result(timeout=0).margins) == 3
     with pytest.raises(RuntimeError, match="closed"):
         engine.call(event.wait)
+
+
+def test_a_steps_tokens_follow_what_a_token_took(engine: Engine) -> None:
+    assert engine.tokens_within(100.0) == 100  # before the first one: as a prompt's token, 1 ms
+    engine.run([Step(lambda: time.sleep(0.02), tokens=10)]).result()
+    assert 0 < engine.tokens_within(100.0) <= 50
