@@ -71,6 +71,7 @@ def load_encoders(settings: Settings) -> Encoders:
         settings.embedder,
         query_prompt=settings.embedder_query_prompt,
         passage_prompt=settings.embedder_passage_prompt,
+        device=str(device),
     )
     fingerprint = Fingerprint(
         model=checkpoint.digest(),

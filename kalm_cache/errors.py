@@ -5,6 +5,8 @@ KalmCacheError                    exit code 1
 ├── CheckpointError               1: a model that is missing, incomplete or of another kind
 ├── MissingExtraError             1: an optional dependency is not installed; names the extra
 ├── NonFiniteLogitsError          1: the model overflowed; use bfloat16 or float32
+├── DeviceMemoryError             1: a device has no memory for a model, or for one passage
+├── DeviceLostError               1: a device fails until its process ends
 ├── CorpusError                   1: the corpus as a whole cannot be read (single bad lines are RejectedLine values)
 ├── StoreError                    1: the store cannot be opened or written
 │   ├── DamagedRecordError        1: a stored record fails its checksum
@@ -47,6 +49,21 @@ class MissingExtraError(KalmCacheError):
 
 class NonFiniteLogitsError(KalmCacheError):
     """The model's logits overflowed."""
+
+
+class DeviceMemoryError(KalmCacheError):
+    """A device has no memory for what must be in it at once."""
+
+    def __init__(self, device: object, what: str) -> None:
+        super().__init__(f"{device} has no memory for {what}; end what else runs there, or choose another --device")
+
+
+class DeviceLostError(KalmCacheError):
+    """A device failed, and will fail until the process ends that uses it."""
+
+    def __init__(self, device: object, why: object) -> None:
+        first = str(why).partition("\n")[0]
+        super().__init__(f"{device} failed and is lost to this process: {first}; start it again")
 
 
 class CorpusError(KalmCacheError):

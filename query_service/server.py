@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from kalm_cache.errors import UsageError
 from kalm_cache.index.from_settings import open_index, open_text_cache
 from kalm_cache.index.passage_index import PassageIndex
+from kalm_cache.model.gpus import worker_gpus
 from kalm_cache.model.prompts import require_short
 from kalm_cache.settings import Settings, idle_settings
 from kalm_cache.stopping import is_stopping, signals_call
@@ -63,13 +64,13 @@ def run_server(folder: Path | None, settings: Settings, refresh: Callable[[], ob
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     with bind(settings.host, settings.port) as listener:
         if folder is None:
-            _run(settings, listener, lambda: load_served(settings), partial(open_text_service, settings))
+            _run(settings, listener, lambda: load_served(settings), open_text_service)
         else:
             _run(
                 settings,
                 listener,
                 lambda: _load_index(folder, settings),
-                partial(open_service, folder, settings, refresh=refresh),
+                partial(open_service, folder, refresh=refresh),
             )
     logger.info("stopped: every request that had begun was answered")
 
@@ -151,17 +152,19 @@ def make_server(app: FastAPI, limits: ConnectionLimits | None = None) -> Server:
 
 
 def _run(
-    settings: Settings, listener: socket.socket, load: Callable[[], _T], open_: Callable[[_T | None], Service]
+    settings: Settings, listener: socket.socket, load: Callable[[], _T], open_: Callable[[Settings, _T | None], Service]
 ) -> None:
-    """Serve in this process, or in several that share what `load` returns."""
+    """Serve in this process, or in several that share what `load` returns; on CUDA each has a GPU and its own."""
+    if settings.workers == 1:
+        _serve_service(open_(settings, None), settings, listener)
+        return
+    gpus = worker_gpus(settings.device, settings.workers)
 
-    def serve_here(shared: _T | None) -> None:
-        _serve_service(open_(shared), settings, listener)
+    def serve_here(number: int, shared: _T | None) -> None:
+        own = settings.model_copy(update={"device": gpus[number]}) if gpus else settings
+        _serve_service(open_(own, shared), own, listener)
 
-    if settings.workers > 1:
-        run_workers(settings.workers, load, serve_here, lambda: _stop_listening(listener))
-    else:
-        serve_here(None)
+    run_workers(settings.workers, (lambda: None) if gpus else load, serve_here, lambda: _stop_listening(listener))
 
 
 def _load_index(folder: Path, settings: Settings) -> PassageIndex:
@@ -173,7 +176,11 @@ def _serve_service(service: Service, settings: Settings, listener: socket.socket
     app, served = create_app(service), service.live.served
     what = f"texts with {service.model}" if served.index is None else f"{served.passages} passages"
     logger.info("serving %s on %s (API: /docs)", what, address_of(listener))
-    serve(Server(app, ConnectionLimits.from_settings(settings), shares_socket=settings.workers > 1), listener)
+    server = Server(app, ConnectionLimits.from_settings(settings), shares_socket=settings.workers > 1)
+    service.on_lost = server.stop
+    serve(server, listener)
+    if service.lost is not None:
+        raise service.lost
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_workers(
-    count: int, prepare: Callable[[], _T], serve: Callable[[_T], None], stop_listening: Callable[[], None]
+    count: int, prepare: Callable[[], _T], serve: Callable[[int, _T], None], stop_listening: Callable[[], None]
 ) -> None:
     """Run `count` processes until SIGTERM or SIGINT, and wait until they have drained.
 
@@ -45,7 +45,8 @@ def run_workers(
     Args:
         count: of workers.
         prepare: runs in the parent, before it forks: loads what the workers share.
-        serve: runs in each worker, until it gets SIGTERM; is given what `prepare` returned.
+        serve: runs in each worker, until it gets SIGTERM; is given its number, from 0, which one that replaces it has,
+            too, and what `prepare` returned.
         stop_listening: closes the parent's side of the socket, before the workers are told to stop.
 
     Raises:
@@ -59,14 +60,14 @@ def run_workers(
     gc.freeze()  # a collection in a worker would write to every object's page, and so copy it
     with tempfile.TemporaryDirectory(prefix="kalm-cache-metrics-") as metrics:
         share_between_workers(Path(metrics))
-        _Supervisor(count, lambda: _work(count, lambda: serve(shared)), stop_listening).run()
+        _Supervisor(count, lambda number: _work(count, lambda: serve(number, shared)), stop_listening).run()
 
 
 class _Supervisor:
-    def __init__(self, count: int, work: Callable[[], int], stop_listening: Callable[[], None]) -> None:
+    def __init__(self, count: int, work: Callable[[int], int], stop_listening: Callable[[], None]) -> None:
         self._count, self._work, self._stop_listening = count, work, stop_listening
-        self._started: dict[int, float] = {}  # pid -> when
-        self._due: list[float] = []  # when the next ones start
+        self._started: dict[int, tuple[int, float]] = {}  # pid -> worker's number, and when
+        self._due: dict[int, float] = {}  # number of a worker that is to start -> when
         self._hasty = 0  # in a row
         self._served_at = time.monotonic()
         self._stopping = self._gave_up = False
@@ -74,8 +75,8 @@ class _Supervisor:
     def run(self) -> None:
         with signals_call(self._stop):
             try:
-                for _ in range(self._count):
-                    self._start()
+                for number in range(self._count):
+                    self._start(number)
                 while self._started or self._due:
                     self._start_due()
                     self._wait()
@@ -84,7 +85,7 @@ class _Supervisor:
         if self._gave_up:
             raise KalmCacheError(f"no worker could be kept alive for {PATIENCE_SECONDS:.0f} s; the log says why")
 
-    def _start(self) -> None:
+    def _start(self, number: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         with _signals_wait():  # one that comes meanwhile finds the worker counted, or in the worker its own handlers
@@ -92,21 +93,21 @@ class _Supervisor:
                 return
             pid = os.fork()
             if pid:
-                self._started[pid] = time.monotonic()
+                self._started[pid] = number, time.monotonic()
                 return
             _default_signals()
         status = 1
         try:
-            status = self._work()
+            status = self._work(number)
         finally:
             os._exit(status)  # what the parent has begun is the parent's to end
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for due in [due for due in self._due if due <= now]:
-            self._due.remove(due)
+        for number in [number for number, due in self._due.items() if due <= now]:
+            del self._due[number]
             count_restart()
-            self._start()
+            self._start(number)
 
     def _wait(self) -> None:
         """Until a worker ends, or a moment, where one is to be started."""
@@ -120,9 +121,9 @@ class _Supervisor:
             time.sleep(LOOK_SECONDS)
 
     def _note_end(self, pid: int, status: int) -> None:
-        started = self._started.pop(pid, None)
-        if started is None:  # as the container's first process we inherit orphans
+        if pid not in self._started:  # as the container's first process we inherit orphans
             return
+        number, started = self._started.pop(pid)
         forget_worker(pid)
         if self._stopping:
             return
@@ -136,7 +137,7 @@ class _Supervisor:
             self._due.clear()
             return
         pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._hasty - 1, 20), LONGEST_PAUSE_SECONDS)
-        self._due.append(now + pause)
+        self._due[number] = now + pause
         logger.error(
             "worker %d ended with status %d; %d others live, and another one starts in %.1f s",
             pid, status, len(self._started), pause,

@@ -30,10 +30,10 @@ from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of
 from kalm_cache.settings import Settings, load_settings
-from query_service.engine.texts.obtain import ENCODE_TOKENS
 from query_service.server import address_of, bind, make_server, serve
 
 KEPT_AS = torch.bfloat16
+ENCODE_TOKENS = 4096  # of a batch, padding included
 
 
 @dataclass(frozen=True, slots=True)

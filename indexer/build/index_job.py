@@ -25,6 +25,7 @@ from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current, open_generation, published_names
 from kalm_cache.generations.sharding import Sharding
+from kalm_cache.model.precision import synchronise
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.pooling import pooled_length
 from kalm_cache.settings import Settings
@@ -223,12 +224,14 @@ def _measure(sample: list[Tokens], encoders: Encoders, batch_tokens: int) -> tup
         return 0.0, 0.0
     side, codec = encoders.passage_side, encoders.codec
     side.encode(sample[:1])  # the first call pays for allocations that a long job pays once
+    synchronise(side.device)
     started = time.perf_counter()
     pooled = []
     for batch in batch_by_tokens(
         sample, length=lambda tokens: len(tokens.ids), budget_tokens=batch_tokens, window=WINDOW
     ):
         pooled += side.encode(batch)
+    synchronise(side.device)
     seconds = time.perf_counter() - started
     stored = sum(len(codec.encode(states.float().cpu().numpy())) for states in pooled)
     return seconds / sum(len(tokens.ids) for tokens in sample), stored / sum(len(states) for states in pooled)

@@ -18,7 +18,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels import CHOICE, choose_kernels
 from kalm_cache.model.kernels.library_folder import NoKernelsError, cache_folder, own_folder
 from kalm_cache.model.layers.int8 import multiply_int8
-from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
+from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype, synchronise
 
 CGROUP = Path("/sys/fs/cgroup")
 OPENMP = re.compile(r"/lib(gomp|omp|iomp5)[-.][^/]*$")
@@ -208,8 +208,7 @@ def _is_writable(folder: Path) -> bool:
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return time.perf_counter() - start
 
 

@@ -89,7 +89,7 @@ def search_dense(
     Raises:
         UsageError: the index keeps no texts.
     """
-    embedder = load_embedder(embedder_name)
+    embedder = load_embedder(embedder_name, device=str(index.query_side.device))
     doc_ids, vectors = [], []
     for some in _windows([doc_id for _, doc_id in index.store.ordinals()]):
         vectors.append(embedder.embed_passages(_texts(index, some)))
@@ -112,7 +112,7 @@ def bi_encode(index: PassageIndex, task: BeirTask, candidates: ScoredRun, embedd
     Raises:
         UsageError: the index keeps no texts.
     """
-    embedder = load_embedder(embedder_name)
+    embedder = load_embedder(embedder_name, device=str(index.query_side.device))
     vectors: dict[str, NDArray[np.float32]] = {}
     for some in _windows(distinct_ids(candidates.values())):
         vectors.update(zip(some, embedder.embed_passages(_texts(index, some)), strict=True))

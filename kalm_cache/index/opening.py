@@ -16,7 +16,7 @@ from kalm_cache.generations.generation import Generation, open_and_share, requir
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
-from kalm_cache.scoring.prefix_cache import PrefixCache
+from kalm_cache.scoring.prefix_cache import PrefixCache, gib_with_room
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from kalm_cache.storage.locks import SharedLock
 
@@ -60,12 +60,12 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
     with ExitStack() as stack:
         stack.callback(lock.release)
         check_options(generation, options.codec, options.chunk_size, options.passage_template)
-        prefix_cache = _prefix_cache(options, reuse_from)
         require_valid(generation)
         if options.check_first_stage:
             require_valid_first_stage(generation)
         query_side = _query_side(generation, folder, options, reuse_from)
-        embedder = _embedder(generation, folder, reuse_from)
+        prefix_cache = _prefix_cache(options, query_side.device, reuse_from)
+        embedder = _embedder(generation, folder, query_side.device, reuse_from)
         store = stack.enter_context(SegmentSet(generation))
         first_stage = open_first_stage(store, embedder)
         stack.pop_all()
@@ -73,10 +73,12 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
     return IndexParts(generation, store, first_stage, query_side, embedder, chunk_size, prefix_cache, lock)
 
 
-def _prefix_cache(options: OpenOptions, reuse_from: IndexParts | None) -> PrefixCache | None:
+def _prefix_cache(options: OpenOptions, device: torch.device, reuse_from: IndexParts | None) -> PrefixCache | None:
     if reuse_from is not None and reuse_from.prefix_cache is not None:
         return reuse_from.prefix_cache
-    return PrefixCache(options.prefix_cache_gib, options.prefix_cache_dtype) if options.prefix_cache_gib else None
+    if not options.prefix_cache_gib:
+        return None
+    return PrefixCache(gib_with_room(options.prefix_cache_gib, device), options.prefix_cache_dtype)
 
 
 def _query_side(generation: Generation, folder: Path, options: OpenOptions, reuse_from: IndexParts | None) -> QuerySide:
@@ -91,10 +93,10 @@ def _query_side(generation: Generation, folder: Path, options: OpenOptions, reus
     )
 
 
-def _embedder(generation: Generation, folder: Path, reuse_from: IndexParts | None) -> Embedder:
+def _embedder(generation: Generation, folder: Path, device: torch.device, reuse_from: IndexParts | None) -> Embedder:
     if reuse_from and _embedder_fields(reuse_from.generation) == _embedder_fields(generation):
         return reuse_from.embedder
-    return embedder_of(generation, folder)
+    return embedder_of(generation, folder, device)
 
 
 def checkpoint_of(generation: Generation, folder: str | Path, model: str | None) -> Checkpoint:
@@ -110,13 +112,14 @@ def checkpoint_of(generation: Generation, folder: str | Path, model: str | None)
     return checkpoint
 
 
-def embedder_of(generation: Generation, folder: str | Path) -> Embedder:
-    """The embedder that the first stage was built with. Raises `IndexMismatchError`."""
+def embedder_of(generation: Generation, folder: str | Path, device: torch.device | None = None) -> Embedder:
+    """The embedder that the first stage was built with, on a device. Raises `IndexMismatchError`."""
     manifest = generation.manifest
     embedder = load_embedder(
         manifest.embedder,
         query_prompt=manifest.embedder_query_prompt,
         passage_prompt=manifest.embedder_passage_prompt,
+        device=None if device is None else str(device),
     )
     if embedder.digest != manifest.fingerprint.embedder:
         raise IndexMismatchError(

@@ -56,7 +56,10 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if resolved is None or resolved not in DTYPES.values():
         raise UsageError(f"dtype {dtype!r} is not known: use auto, {', '.join(DTYPES)}")
     if resolved == torch.int8 and device.type != "cpu":
-        raise UsageError(f"dtype int8 is for CPUs, the device is {device}; use bfloat16 there")
+        raise UsageError(
+            f"dtype int8 is for CPUs, the device is {device}: give --device cpu, as an index that was built in int8 "
+            "takes nothing else, or for a new one another dtype"
+        )
     return resolved
 
 
@@ -64,6 +67,12 @@ def has_native_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16); elsewhere float32 is the faster one."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
     return bool(capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False))
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has computed all that it was asked for: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from kalm_cache.errors import CheckpointError
+from kalm_cache.errors import CheckpointError, DeviceMemoryError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.config import StackConfig
 from kalm_cache.model.decoder import QueryDecoder
@@ -72,6 +74,7 @@ def _load_stack(
     dtype: torch.dtype,
 ) -> Stack:
     weights = _Weights(checkpoint, prefix, config, device, dtype)
+    require_room(device, dtype.itemsize * sum(map(math.prod, _shapes(config).values())), f"{prefix}layers")
     layers = tuple(weights.layer(index, kind) for index, kind in enumerate(config.layer_types))
     stream = stream_dtype(dtype)
     return Stack(
@@ -84,6 +87,12 @@ def _load_stack(
         dtype=stream,
         quantized=dtype == torch.int8,
     )
+
+
+def require_room(device: torch.device, nbytes: int, what: str) -> None:
+    """Raise `DeviceMemoryError` where a GPU has not so many bytes free; what is on a CPU, the system can page out."""
+    if device.type == "cuda" and nbytes > (free := torch.cuda.mem_get_info(device)[0]):
+        raise DeviceMemoryError(device, f"{what}: {nbytes / 2**30:.1f} GiB, and {free / 2**30:.1f} are free")
 
 
 class _Weights:

@@ -6,7 +6,7 @@ Letters in shapes: `kalm_cache.model`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from kalm_cache.model.encoder import PassageEncoder
 from kalm_cache.model.prompts import CutSide, PromptTokenizer, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_encoder
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool
+from kalm_cache.scoring.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +29,28 @@ class PassageSide:
     dtype: torch.dtype
     max_length: int
     chunk_size: int
+    room: Room = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "room", Room(self.device))
 
     def tokenize(self, documents: Sequence[str], cut_side: CutSide = "right") -> list[Tokens]:
         """Tokens of each document behind the reference's passage prefix, cut to `max_length`."""
         return tokenize_passages(self.tokenizer, documents, self.max_length, cut_side)
 
-    @torch.inference_mode()
     def encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
-        """Pooled states of one batch, computed together: (P, D) a passage, on the run's device.
+        """Pooled states of one batch, computed together where they fit: (P, D) a passage, on the run's device.
 
         They are in the run's dtype (float32 in an int8 run).
+
+        Raises:
+            DeviceMemoryError: the device has no memory for one of them alone.
+            DeviceLostError: the device fails until the process ends.
         """
+        return self.room.compute(batch, lambda tokens: len(tokens.ids), self._encode)
+
+    @torch.inference_mode()
+    def _encode(self, batch: Sequence[Tokens]) -> list[Tensor]:
         lengths = [len(tokens.ids) for tokens in batch]
         ids = torch.tensor([token for tokens in batch for token in tokens.ids])  # (R,)
         # (R,) -> (R, D) -> (P, D) for each passage

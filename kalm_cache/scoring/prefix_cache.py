@@ -6,6 +6,7 @@ tokens of a short query's prompt, so that a passage met before costs the decoder
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from kalm_cache.model.kernels.prefix_kv import PrefixKV
 
 PREFIX_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 GIB = 1 << 30
+SHARE = 0.7  # of the memory that is free beside the model; the rest is for batches
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +105,18 @@ class PrefixCache:
             return PrefixCacheStats(
                 self._hits, self._misses, self._evicted, len(self._entries), self._bytes, self._capacity
             )
+
+
+def gib_with_room(gib: float, device: torch.device) -> float:
+    """So much of `gib` as a prefix cache may take on the device, whose models are loaded. A warning says if it is less.
+
+    Its entries lie where the decoder computes: on CUDA they take the memory of batches.
+    """
+    if device.type != "cuda":
+        return gib
+    free = torch.cuda.mem_get_info(device)[0] / GIB
+    if gib > SHARE * free:
+        logger.warning(
+            "prefix_cache_gib is %.1f, and %s has %.1f GiB free: %.1f are used", gib, device, free, SHARE * free
+        )
+    return min(gib, SHARE * free)

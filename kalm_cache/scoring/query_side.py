@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import Prompt, PromptTokenizer, PromptTokens, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_decoder
 from kalm_cache.scoring.batching import DECODE_BATCH, Pair, compute_in_batches, distinct_prompts
+from kalm_cache.scoring.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,10 @@ class QuerySide:
     device: torch.device
     dtype: torch.dtype
     query_max_length: int
+    room: Room = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "room", Room(self.device))
 
     def tokenize(self, prompt: Prompt) -> PromptTokens:
         """The whole prompt's tokens; `truncated` says whether the query was cut."""
@@ -54,11 +59,16 @@ class QuerySide:
 
         Raises:
             NonFiniteLogitsError: the model overflowed in this dtype.
+            DeviceMemoryError: the device has no memory for one pair alone.
+            DeviceLostError: the device fails until the process ends.
         """
         return compute_in_batches(prompts, passages, batch_size, self.decode)
 
     def decode(self, batch: Sequence[Pair]) -> list[float]:
-        """The margins of one batch: pairs of one kind, decoded together. Raises as `margins`."""
+        """The margins of one batch: pairs of one kind, decoded together where they fit. Raises as `margins`."""
+        return self.room.compute(batch, _tokens_of, self._decode)
+
+    def _decode(self, batch: Sequence[Pair]) -> list[float]:
         # a query's prompt stands in many pairs: the decoder computes it once, as far as it depends on no passage
         ids, of_pair = distinct_prompts(batch)
         cached = [pair.passage for pair in batch if isinstance(pair.passage, PrefixKV)]
@@ -87,12 +97,13 @@ class QuerySide:
             dtype: of what is returned: float32, bfloat16, or int8 with a scale for each vector.
         """
 
-        def run(batch: list[Pair]) -> list[PrefixKV]:
+        def run(batch: Sequence[Pair]) -> list[PrefixKV]:
             states = _states(batch)
             return self.decoder.prefill(prefix, self._pack(states), _counts(states), dtype)
 
         # one object, repeated: one prompt for all passages
-        return compute_in_batches([Tokens(list(prefix), False)] * len(pooled), pooled, batch_size, run)
+        prompts = [Tokens(list(prefix), False)] * len(pooled)
+        return compute_in_batches(prompts, pooled, batch_size, lambda batch: self.room.compute(batch, _tokens_of, run))
 
     def warm_up(self) -> None:
         """Decode pairs of nothing once, of common sizes: what is made or read at the first use is, before a query."""
@@ -116,6 +127,10 @@ class QuerySide:
 @functools.lru_cache(maxsize=64)
 def _prefix(tokenizer: PromptTokenizer, prompt: Prompt) -> tuple[int, ...]:
     return tokenizer.prefix(prompt)
+
+
+def _tokens_of(pair: Pair) -> int:
+    return pair.tokens
 
 
 def _states(batch: Sequence[Pair]) -> list[Tensor]:

@@ -9,7 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from kalm_cache.errors import IndexMismatchError, KalmCacheError, UnknownIdError, UsageError
+from kalm_cache.errors import (
+    DeviceLostError,
+    DeviceMemoryError,
+    IndexMismatchError,
+    KalmCacheError,
+    UnknownIdError,
+    UsageError,
+)
 from query_service.api.problems import SHOWN_PROBLEMS, describe_problems, plain_path
 from query_service.api.requests import TOKENS_PER_DOC
 from query_service.engine.errors import (
@@ -35,6 +42,8 @@ STATUS: dict[type[KalmCacheError], int] = {
     TooManyError: 413,
     BusyError: 429,
     NotReadyError: 503,
+    DeviceLostError: 503,
+    DeviceMemoryError: 503,
     DeadlineError: 504,
     UsageError: 422,
     UnknownIdError: 404,

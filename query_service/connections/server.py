@@ -39,6 +39,10 @@ class Server(uvicorn.Server):
         self._limits, self._shares_socket = limits, shares_socket
         self._listeners: list[Listener] = []
 
+    def stop(self) -> None:
+        """Answer what has come in, and end. May be called by any thread."""
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; connections are taken by our own listeners."""
         await super().startup(sockets=[])

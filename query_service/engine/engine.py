@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from kalm_cache.errors import DeviceLostError
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH, DistinctPairs, Pair, by_size, fill_batch
@@ -92,7 +93,10 @@ class _Entry:
 
 
 class Engine:
-    """The thread and its queue. `start` it, `close` it."""
+    """The thread and its queue. `start` it, `close` it.
+
+    on_lost: called when the device is lost: nothing will be computed any more in this process.
+    """
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class Engine:
         self._jobs: list[_Steps | _Decode] = []  # the most urgent one first
         self._request_units = 0.0  # of one request, on average
         self._step_cost = CostModel()  # of a token in steps
+        self.on_lost: Callable[[DeviceLostError], None] = lambda error: None
         self._changed = Condition()
         self._closing = False
         self._thread = Thread(target=self._run, name="kalm-cache-engine", daemon=True)
@@ -182,6 +187,11 @@ class Engine:
             pairs_ms = self.cost.ms(sum(job.costs[place] for job in decodes for place in job.left))
             return pairs_ms + sum(map(self._step_ms, steps))
 
+    def tokens_within(self, ms: float) -> int:
+        """How many tokens a step may have to end in so many milliseconds; 0 while nothing was measured."""
+        of_one = self._step_ms(Step(lambda: None, tokens=1))
+        return int(ms / of_one) if of_one else 0
+
     def _step_ms(self, step: Step) -> float:
         """As predicted; before the first step was measured, a token costs what one of a prompt does."""
         return self._step_cost.ms(step.tokens) or self.cost.ms(step.tokens)
@@ -247,18 +257,27 @@ class Engine:
         jobs = list(dict.fromkeys(entry.job for entry in batch))
         for job in jobs:
             job.started = job.started or self._clock()
+        if not self._is_decoded(batch, jobs):
+            for job in jobs:  # one request's failure is not the others'
+                self._decode([entry for entry in batch if entry.job is job])
+            return
+        for job in jobs:
+            if len(job.margins) == len(job.distinct.pairs):
+                self._answer(job)
+
+    def _is_decoded(self, batch: list[_Entry], jobs: list[_Decode]) -> bool:
+        """Whether the batch need not be tried again, one request at a time.
+
+        Tried again outside of `except`: an error that is being handled keeps the batch's tensors alive.
+        """
         try:
             self._decode_batch(batch)
         except BaseException as exc:
-            if len(jobs) == 1:
-                self._fail(jobs[0], exc)
-                return
-            for job in jobs:  # one request's failure is not the others'
-                self._decode([entry for entry in batch if entry.job is job])
-        else:
+            if len(jobs) > 1 and not isinstance(exc, DeviceLostError):
+                return False
             for job in jobs:
-                if len(job.margins) == len(job.distinct.pairs):
-                    self._answer(job)
+                self._fail(job, exc)
+        return True
 
     def _decode_batch(self, batch: list[_Entry]) -> None:
         pairs = [entry.pair for entry in batch]
@@ -277,6 +296,8 @@ class Engine:
         _finish(job.future, Decoded(job.distinct.spread(job.margins), waited_ms, took_ms))
 
     def _fail(self, job: _Steps | _Decode, why: BaseException) -> None:
+        if isinstance(why, DeviceLostError):
+            self.on_lost(why)
         with self._changed:
             self._jobs = [queued for queued in self._jobs if queued is not job]
         with suppress(InvalidStateError):  # cancelled meanwhile

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from threading import Thread
 
 from kalm_cache import __version__
-from kalm_cache.errors import KalmCacheError, UsageError
+from kalm_cache.errors import DeviceLostError, KalmCacheError, UsageError
 from kalm_cache.model.checkpoint import ALIASES
 from kalm_cache.settings import Settings
 from kalm_cache.storage.text_cache.text_cache import TextCache
@@ -32,7 +32,10 @@ STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
 
 
 class Service:
-    """Starts what computes, reads and watches; hands each request its `RequestContext`. `start` it, `close` it."""
+    """Starts what computes, reads and watches; hands each request its `RequestContext`. `start` it, `close` it.
+
+    lost: why its device is lost; it is not ready any more then, and has called `on_lost`.
+    """
 
     def __init__(self, live: LiveIndex | LiveModel, settings: Settings, text_cache: TextCache | None = None) -> None:
         """Serve `live`, which is closed with the service, as is the text cache.
@@ -44,7 +47,10 @@ class Service:
         self.flights = Flights()
         self.metrics = Metrics()
         live.on_swap = self._count_swap
+        self.lost: DeviceLostError | None = None
+        self.on_lost: Callable[[], None] = lambda: None
         self.engine = Engine(CostModel(), self.metrics.batch)
+        self.engine.on_lost = self._lose
         self.admission = Admission(settings.queue_limit, self.engine)
         self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="kalm-cache-reader")
         self._watcher: Watcher | None = None
@@ -65,7 +71,7 @@ class Service:
             self._watcher.start()
         self.metrics.runs(__version__, self.model)
         self.measure()
-        self.ready = True
+        self.ready = self.lost is None
         if self.live.served.index is None:  # without an index every answer needs it, sooner or later
             self._warming = Thread(target=self._warm_encoder, name="kalm-cache-encoder", daemon=True)
             self._warming.start()
@@ -77,6 +83,12 @@ class Service:
                 documents.load()
         except KalmCacheError as exc:  # who sends texts is told as well
             logger.error("the encoder cannot be loaded: %s", exc)
+
+    def _lose(self, error: DeviceLostError) -> None:
+        if self.lost is None:
+            logger.error("%s", error)
+            self.lost, self.ready = error, False
+            self.on_lost()
 
     def close(self) -> None:
         """Finish what has begun, and close the index."""

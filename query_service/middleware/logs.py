@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -11,6 +13,8 @@ from kalm_cache.stderr_log import StderrHandler
 from query_service.middleware.request_log import current_request_id
 
 LOGGERS = ("kalm_cache", "indexer", "query_service", "uvicorn")
+REPEATED = 10  # equal warnings of the server that are logged in a window
+WINDOW_SECONDS = 60.0
 
 
 def configure_logging(log_format: Literal["text", "json"], level: int = logging.INFO) -> None:
@@ -22,11 +26,39 @@ def configure_logging(log_format: Literal["text", "json"], level: int = logging.
         logger.handlers = [handler]
     for name in ("uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(name).handlers = []  # they pass it on to `uvicorn`
+    logging.getLogger("uvicorn.error").filters = [Repetitions()]
     access = logging.getLogger("uvicorn.access")
     access.handlers, access.propagate = [], False
     last = _handler(handler.formatter)
     last.setLevel(logging.WARNING)
     logging.lastResort = last  # for libraries, whose loggers have no handler
+
+
+class Repetitions(logging.Filter):
+    """Passes the first `REPEATED` equal warnings of a window: whoever sends what is no HTTP does not fill the disk.
+
+    The first one of the next window says how many were left out.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._since: dict[str, float] = {}
+        self._seen: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log it."""
+        if record.levelno != logging.WARNING or record.args:
+            return True
+        message = str(record.msg)
+        now, left_out = self._clock(), 0
+        if now - self._since.get(message, -WINDOW_SECONDS) >= WINDOW_SECONDS:
+            left_out = self._seen.get(message, 0) - REPEATED
+            self._since[message], self._seen[message] = now, 0
+        self._seen[message] = self._seen.get(message, 0) + 1
+        if left_out > 0:
+            record.msg = f"{message} ({left_out:,} more like this were not logged)"
+        return self._seen[message] <= REPEATED
 
 
 def _handler(formatter: logging.Formatter | None) -> StderrHandler:

@@ -70,7 +70,7 @@ def test_an_unknown_dtype_is_refused(dtype: str | torch.dtype):
 
 
 def test_int8_is_refused_on_cuda():
-    with pytest.raises(UsageError, match="int8 is for CPUs, the device is cuda; use bfloat16"):
+    with pytest.raises(UsageError, match="int8 is for CPUs, the device is cuda: give --device cpu"):
         resolve_dtype("int8", CUDA)
 
 

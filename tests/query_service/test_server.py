@@ -28,11 +28,11 @@ run_server(Path(sys.argv[1]), load_settings(port=0, device="cpu", dtype="float32
 
 @contextmanager
 def served(
-    index_folder: Path, workers: int = 1, descriptors: int = 1024
+    index_folder: Path, workers: int = 1, descriptors: int = 1024, before: str = ""
 ) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
-    """A service in a process of its own, with the host and port that its log names."""
+    """A service in a process of its own, with the host and port that its log names; `before` it, other code runs."""
     limited = ["sh", "-c", 'ulimit -n "$0"; exec "$@"', str(descriptors)]
-    command = [*limited, sys.executable, "-c", SERVE, str(index_folder), str(workers)]
+    command = [*limited, sys.executable, "-c", before + SERVE, str(index_folder), str(workers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process, *logged_address(process)

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
+from kalm_cache.model.decoder import QueryDecoder
+from tests.query_service.conftest import serving
 from tests.query_service.test_server import served
 from tests.waiting import wait_for
 
@@ -100,7 +103,7 @@ from query_service.middleware.metrics import share_between_workers
 folder = Path(sys.argv[1])
 workers.FIRST_PAUSE_SECONDS, workers.PATIENCE_SECONDS = 0.01, float(sys.argv[2])
 
-def serve():
+def serve(number):
     for name in ("first", "second"):  # the first one serves; another one waits for the index
         if name == "second" and not (folder / "index").exists():
             with (folder / "failures").open("a") as failures:
@@ -111,11 +114,12 @@ def serve():
         except FileExistsError:
             continue
         (folder / f"{name}.pid").write_text(str(os.getpid()))
+        (folder / f"{name}.number").write_text(str(number))
         time.sleep(600)
 
 share_between_workers(folder / "metrics")
 try:
-    workers._Supervisor(2, lambda: workers._work(2, serve), lambda: None).run()
+    workers._Supervisor(2, lambda number: workers._work(2, lambda: serve(number)), lambda: None).run()
 except workers.KalmCacheError as exc:
     sys.exit(f"gave up: {exc}")
 """
@@ -140,6 +144,9 @@ def test_a_worker_that_cannot_start_is_tried_again_and_never_stops_one_that_serv
         (tmp_path / "index").touch()
         wait_for((tmp_path / "second.pid").exists)
         assert workers_of(process) == {serves, int((tmp_path / "second.pid").read_text())}
+        wait_for((tmp_path / "second.number").exists)
+        numbers = {(tmp_path / f"{name}.number").read_text() for name in ("first", "second")}
+        assert numbers == {"0", "1"}  # the one that came later has its predecessor's
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=60)
         assert process.returncode == 0
@@ -154,3 +161,46 @@ def test_where_no_worker_can_be_kept_alive_the_service_gives_up_and_says_so(tmp_
         assert process.returncode == 1
         assert "gave up: no worker could be kept alive" in log
         assert len((tmp_path / "failures").read_text()) > 2  # it was tried again before
+
+
+LOSING = """
+from pathlib import Path
+from kalm_cache.model.decoder import QueryDecoder
+
+decode, flag = QueryDecoder.margins, Path({flag!r})
+
+def margins(self, *given):
+    if flag.exists():
+        flag.unlink()
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return decode(self, *given)
+
+QueryDecoder.margins = margins
+"""
+
+
+def test_a_worker_whose_device_is_lost_ends_and_another_one_serves(index_folder: Path, tmp_path: Path) -> None:
+    flag = tmp_path / "lose"
+    with served(index_folder, workers=2, before=LOSING.format(flag=str(flag))) as (process, host, port):
+        url = f"http://{host}:{port}"
+        wait_until_ready(url)
+        before = workers_of(process)
+        flag.touch()
+        answer = httpx.post(f"{url}/rerank", json=BODY, timeout=60)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["type"] == "DeviceLostError"
+        wait_for(lambda: len(workers_of(process) & before) == 1 and len(workers_of(process)) == 2)
+        wait_until_ready(url)
+        assert ask(url).keys() == {"s1", "s2"}
+
+
+def test_a_service_without_its_device_is_not_ready(index_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: QueryDecoder, *_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with serving(index_folder) as client:
+        assert client.get("/ready").status_code == 200
+        monkeypatch.setattr(QueryDecoder, "margins", fail)
+        assert client.post("/rerank", json=BODY).status_code == 503
+        assert client.get("/ready").status_code == 503
+        assert client.get("/health").status_code == 200

@@ -14,7 +14,7 @@ from kalm_cache import PassageIndex
 from kalm_cache.errors import UnknownIdError, UsageError
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, PromptTokens
-from kalm_cache.scoring.prefix_cache import GIB, CachedPrefix, PrefixCache, PrefixKey
+from kalm_cache.scoring.prefix_cache import GIB, CachedPrefix, PrefixCache, PrefixKey, gib_with_room
 from tests.indexes import TEXTS, build, settings_for
 from tests.query_service.conftest import serving
 
@@ -153,3 +153,14 @@ def test_the_service_reports_hits_and_bytes_of_the_prefix_cache(folder: Path):
 def _rerank(client: httpx.Client) -> list[float]:
     answer = client.post("/rerank", json={"query": "ferry", "ids": ["d1", "d2", "d3"]}).json()
     return [result["relevance_score"] for result in answer["results"]]
+
+
+def test_on_a_gpu_a_prefix_cache_leaves_memory_for_batches(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 80 * GIB))
+    assert gib_with_room(5.0, torch.device("cuda")) == 5.0
+    assert not caplog.records
+    assert gib_with_room(40.0, torch.device("cuda", 1)) == pytest.approx(7.0)
+    assert "prefix_cache_gib is 40.0, and cuda:1 has 10.0 GiB free: 7.0 are used" in caplog.text
+    assert gib_with_room(40.0, torch.device("cpu")) == 40.0

@@ -37,11 +37,13 @@ class Embedder(Protocol):
         """Texts (n,) -> vectors (n, E) float32 of length 1, or 0 for a text without known tokens."""
 
 
-def load_embedder(name: str, *, query_prompt: str = "", passage_prompt: str = "") -> Embedder:
+def load_embedder(
+    name: str, *, query_prompt: str = "", passage_prompt: str = "", device: str | None = None
+) -> Embedder:
     """Load the embedder called `name`: `"static"` (bundled), a model2vec folder, or a sentence-transformers model.
 
     A prompt is put in front of each text. Without one, a sentence-transformers model uses those of its own
-    configuration, if it has any.
+    configuration, if it has any. `device`: where such a model computes, as torch names it; static ones need none.
 
     Raises:
         CheckpointError: the folder or the model does not exist or cannot be read.
@@ -52,4 +54,4 @@ def load_embedder(name: str, *, query_prompt: str = "", passage_prompt: str = ""
         return load_static(folder, query_prompt=query_prompt, passage_prompt=passage_prompt)
     if name == "static":
         raise CheckpointError(f"the bundled embedder is missing from {BUNDLED_STATIC}; reinstall kalm-cache")
-    return load_sentence_transformer(name, query_prompt=query_prompt, passage_prompt=passage_prompt)
+    return load_sentence_transformer(name, query_prompt=query_prompt, passage_prompt=passage_prompt, device=device)

@@ -58,8 +58,10 @@ def _normalised(texts: Sequence[str]) -> list[str]:
     return [normalised(text) for text in texts]
 
 
-def load_sentence_transformer(name: str, *, query_prompt: str, passage_prompt: str) -> SentenceTransformerEmbedder:
-    """Load a sentence-transformers model by folder or by Hugging Face id.
+def load_sentence_transformer(
+    name: str, *, query_prompt: str, passage_prompt: str, device: str | None
+) -> SentenceTransformerEmbedder:
+    """Load a sentence-transformers model by folder or by Hugging Face id; `device` `None` = the library chooses.
 
     Raises:
         CheckpointError: no such model, or one without safetensors weights.
@@ -77,7 +79,9 @@ def load_sentence_transformer(name: str, *, query_prompt: str, passage_prompt: s
         )
     try:
         _check_modules(folder)
-        model = SentenceTransformer(str(folder), local_files_only=True, model_kwargs={"use_safetensors": True})
+        model = SentenceTransformer(
+            str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as exc:
         raise CheckpointError(f"embedder {name!r} is not a sentence-transformers model: {one_line(exc)}") from exc
     digest = model_digest(folder, files, query_prompt=query_prompt, passage_prompt=passage_prompt)

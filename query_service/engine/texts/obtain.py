@@ -20,8 +20,9 @@ from query_service.engine.request_context import RequestContext
 from query_service.engine.texts.flights import Claim, Flights, Obtained, Wanted
 from query_service.middleware.metrics import Source
 
-# what other requests wait for at most: of the engine's thread, and of a reader thread
-ENCODE_TOKENS = 4096
+# what other requests wait for at most: of the engine's thread (but for one long text), and of a reader thread
+ENCODE_MS = 100.0
+LEAST_ENCODE_TOKENS, ENCODE_TOKENS = 256, 16_384  # of a batch, however slow or fast the device is
 TOKENIZED_CHARS = 1 << 17
 
 
@@ -91,7 +92,8 @@ async def _encode(
     if not encoder.loaded:  # on a thread of its own: others go on to be read and decoded
         await asyncio.to_thread(encoder.load)
     longest_first = dict(sorted(tokens.items(), key=lambda item: -len(item[1].ids)))
-    steps = [Step(partial(encode, batch), _size(batch)) for batch in _batches(longest_first)]
+    most = min(max(LEAST_ENCODE_TOKENS, context.engine.tokens_within(ENCODE_MS)), ENCODE_TOKENS)
+    steps = [Step(partial(encode, batch), _size(batch)) for batch in _batches(longest_first, most)]
     await context.compute_all("encode", steps)
 
 
@@ -111,12 +113,12 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         left = left[count:]
 
 
-def _batches(longest_first: Mapping[str, Tokens]) -> Iterator[dict[str, Tokens]]:
-    """As many as fit `ENCODE_TOKENS` together: other requests wait for one of these at most."""
+def _batches(longest_first: Mapping[str, Tokens], most: int) -> Iterator[dict[str, Tokens]]:
+    """As many as have `most` tokens together, padding included, or one that has more."""
     batch: dict[str, Tokens] = {}
     longest = 0
     for text, tokens in longest_first.items():
-        if batch and (len(batch) + 1) * longest > ENCODE_TOKENS:
+        if batch and (len(batch) + 1) * longest > most:
             yield batch
             batch = {}
         longest = longest if batch else len(tokens.ids)

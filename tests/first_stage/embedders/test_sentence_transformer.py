@@ -92,3 +92,18 @@ def test_a_folder_without_safetensors_is_a_checkpoint_error(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="safetensors"):
         load_embedder(str(tmp_path))
+
+
+def test_a_model_is_loaded_on_the_device_that_was_asked_for(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sentence_transformers
+
+    devices = []
+
+    class Noting(sentence_transformers.SentenceTransformer):
+        def __init__(self, *args: object, device: str | None, **options: object) -> None:
+            devices.append(device)
+            super().__init__(*args, device="cpu", **options)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", Noting)
+    load_embedder(str(bert_folder), device="cuda:3")
+    assert devices == ["cuda:3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -12,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kalm_cache.errors import NonFiniteLogitsError
+from kalm_cache.errors import DeviceLostError, NonFiniteLogitsError
 from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.prompts import Prompt, Tokens
 from kalm_cache.scoring.batching import DistinctPairs, Pair
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
@@ -145,6 +147,26 @@ def test_the_failure_of_one_request_is_not_that_of_others_in_its_batch(
     expected = pytest.approx(alone(side, prompt(side), states), abs=1e-5)
     assert (before.result().margins, after.result().margins) == (expected, expected)
     assert engine.decode(side, [prompt(side)] * 3, states).result().margins == expected
+
+
+def test_a_lost_device_fails_all_of_a_batch_at_once_and_is_told(
+    engine: Engine, gate: Event, side: QuerySide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, lost = [], []
+
+    def fail(self: QueryDecoder, *_: object) -> Tensor:
+        tried.append(self)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(QueryDecoder, "margins", fail)
+    engine.on_lost = lost.append
+    futures = [engine.decode(side, [prompt(side)] * 3, passages(side, 3)) for _ in range(2)]
+    gate.set()
+    for future in futures:
+        with pytest.raises(DeviceLostError, match="an illegal memory access"):
+            future.result()
+    assert len(tried) == 1
+    assert len(lost) == 2
 
 
 def test_a_short_request_passes_a_long_one_that_came_before_it(engine: Engine, gate: Event, side: QuerySide) -> None:
@@ -290,3 +312,9 @@ def test_closing_finishes_what_was_asked_for_and_takes_no_more(side: QuerySide) 
     assert len(future.result(timeout=0).margins) == 3
     with pytest.raises(RuntimeError, match="closed"):
         engine.call(event.wait)
+
+
+def test_a_steps_tokens_follow_what_a_token_took(engine: Engine) -> None:
+    assert engine.tokens_within(100.0) == 100  # before the first one: as a prompt's token, 1 ms
+    engine.run([Step(lambda: time.sleep(0.02), tokens=10)]).result()
+    assert 0 < engine.tokens_within(100.0) <= 50

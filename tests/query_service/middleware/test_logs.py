@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from datetime import datetime
 
 import pytest
+
+from query_service.middleware.logs import Repetitions
 
 SERVICE = """
 import logging, sys, threading, warnings
@@ -78,3 +81,19 @@ def test_text_lines_are_for_people() -> None:
     assert any("GET /items/{id} 200" in line and line.endswith("[the-id]") for line in lines)
     assert any(line.endswith("WARNING a warning of a library") for line in lines)
     assert "RuntimeError: this endpoint fails" in lines
+
+
+def test_equal_warnings_of_the_server_are_logged_ten_times_a_minute_and_then_counted() -> None:
+    seconds = [0.0]
+    repetitions = Repetitions(lambda: seconds[0])
+
+    def passed(message: str, level: int = logging.WARNING) -> str | None:
+        record = logging.LogRecord("uvicorn.error", level, "", 0, message, None, None)
+        return record.getMessage() if repetitions.filter(record) else None
+
+    assert [passed("no HTTP") for _ in range(13)] == ["no HTTP"] * 10 + [None] * 3
+    assert passed("another one") == "another one"
+    assert passed("no HTTP", logging.ERROR) == "no HTTP"
+    seconds[0] = 60.0
+    assert passed("no HTTP") == "no HTTP (3 more like this were not logged)"
+    assert passed("no HTTP") == "no HTTP"
