@@ -33,7 +33,9 @@ def z_score_fusion(runs: Sequence[Candidates], k: int) -> Candidates:
 
 
 def z_scores(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(score − mean) / standard deviation of one list; zeros where all are equal."""
+    """(score − mean) / standard deviation of one list; zeros where all are equal, nothing of an empty one."""
+    if not len(scores):
+        return np.empty(0)
     deviations: NDArray[np.float64] = scores.astype(np.float64) - float(scores.mean(dtype=np.float64))
     spread = math.sqrt(np.square(deviations).mean())
     return deviations / spread if spread > 0 else deviations

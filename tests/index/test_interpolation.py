@@ -50,3 +50,8 @@ def test_a_weight_changes_the_order_and_no_score(index: PassageIndex) -> None:
 def test_a_weight_that_is_no_number_of_0_or_more_is_refused(index: PassageIndex, weight: float) -> None:
     with pytest.raises(UsageError, match="first_stage_weight"):
         search(index, weight)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_empty_list_has_no_standard_scores() -> None:
+    assert z_scores(np.empty(0, np.float32)).shape == (0,)
