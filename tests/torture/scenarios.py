@@ -39,8 +39,8 @@ class Scenario:
     """`before` makes the state that `act` starts from. `act` may be run again until it has finished.
 
     `killed`: an operation that was begun after `before` and killed there, when it had made `killed_at` of its calls.
-    `renumbers`: of its unfinished builds what was encoded is dropped or folded, so that it may get higher numbers when it
-    is run again, as the journal gives none twice.
+    `renumbers`: what its unfinished builds had encoded is dropped or folded, so that it may get higher numbers when it
+    is run again: the journal gives none twice.
     """
 
     name: str
