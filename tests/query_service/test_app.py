@@ -73,9 +73,7 @@ def test_header_log_line_and_body_have_the_same_timings(
     deadline = time.monotonic() + 60
     lines: list[dict[str, Any]] = []
     while not lines and time.monotonic() < deadline:
-        time.sleep(
-            0.01
-        )  # the line is written after the last byte was sent; a test before this may be late with its own
+        time.sleep(0.01)  # the line is written after the last byte was sent
         fields = [vars(record).get("fields", {}) for record in list(caplog.records)]
         lines = [each for each in fields if each.get("path") == "/search"]
     [line] = lines
