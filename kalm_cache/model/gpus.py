@@ -44,5 +44,5 @@ def worker_gpus(device: str, workers: int) -> list[str]:
 
 def gpus_seen_apart() -> int:
     """How many GPUs torch sees, as a process of its own finds out."""
-    asked = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=False)
-    return int(asked.stdout or 0)
+    asked = subprocess.run([sys.executable, "-c", COUNT], stdout=subprocess.PIPE, text=True, check=True)
+    return int(asked.stdout)

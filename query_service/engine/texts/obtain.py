@@ -20,7 +20,7 @@ from query_service.engine.request_context import RequestContext
 from query_service.engine.texts.flights import Claim, Flights, Obtained, Wanted
 from query_service.middleware.metrics import Source
 
-# what other requests wait for at most: of the engine's thread (but for one long text), and of a reader thread
+# what other requests wait for at most: of the engine's thread, as predicted, and of a reader thread
 ENCODE_MS = 100.0
 LEAST_ENCODE_TOKENS, ENCODE_TOKENS = 256, 16_384  # of a batch, however slow or fast the device is
 TOKENIZED_CHARS = 1 << 17
