@@ -8,6 +8,7 @@ A record's payload is drawn from its name, so that whoever finds it knows what i
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -113,7 +114,7 @@ def look(folder: Path, *, universe: bool = False) -> dict[str, Any]:
         "damaged": cache.counts.damaged,
         "problems": upkeep.verify(folder).problems,
         "strays": _strays(folder),
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "bytes": sum(map(_size, _below(folder))),
     }
 
 
@@ -142,7 +143,18 @@ def _strays(folder: Path) -> list[str]:
     number = live_number(folder)
     live = [] if number is None else [folder_of(folder, number)]
     known = {folder / "LOCK", *live, *(one / name for one in live for name in ("data.mdb", "lock.mdb"))}
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path not in known)
+    return sorted(str(path.relative_to(folder)) for path in _below(folder) if path not in known)
+
+
+def _below(folder: Path) -> list[Path]:
+    """What is below a folder; what another process removes meanwhile is left out, which `rglob` does not bear."""
+    return [Path(root) / name for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size if path.is_file() else 0
+    return 0
 
 
 class _Warnings(logging.Handler):
