@@ -27,6 +27,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="asyncio",  # by name: uvicorn takes uvloop and httptools where another package brought them
                 http="h11",
                 ws="none",
                 log_config=None,  # standard output stays empty

@@ -48,7 +48,7 @@ def small_app() -> Starlette:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[httpx.Client]:
     """A client of the app behind a server of its own, in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", http="h11", log_config=None, lifespan="off"))
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it, each answer waits 40 ms for an ACK
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
