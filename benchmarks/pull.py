@@ -22,10 +22,10 @@ from indexer.build.index_job import run_index_job
 from indexer.change.reindex import run_reindex
 from indexer.change.reindex_small import run_small_reindex
 from indexer.corpus import CorpusLine
-from kalm_cache.generations.remote.location import parse_location
 from kalm_cache.generations.remote.pull import PullReport, pull
 from kalm_cache.generations.remote.push import push
-from kalm_cache.generations.remote.store import open_store
+from kalm_cache.object_store.location import parse_location
+from kalm_cache.object_store.store import open_store
 from kalm_cache.passage import Passage
 
 COLUMNS = ("what was run", "moved", "of", "share")

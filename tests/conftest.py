@@ -13,6 +13,7 @@ import gc
 import logging
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from kalm_cache.reranker import KaLMReranker
 from kalm_cache.stderr_log import StderrHandler
 from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
 from tests.indexes import make_embedder
+from tests.object_store.faults import Faults
+from tests.object_store.places import BUCKET, Place, S3Place, file_place, memory_place, proxied, s3_server
 
 IN_MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30  # a run fills a third of this
 
@@ -123,3 +126,25 @@ def small_oracle(small_folder: Path) -> MarginOracle:
 @pytest.fixture(scope="session")
 def mini_reranker(mini_folder: Path) -> KaLMReranker:
     return KaLMReranker(str(mini_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[tuple[str, int]]:
+    """S3 over HTTP: its host and port."""
+    pytest.importorskip("moto.moto_server.threaded_moto_server")
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """An empty place in a store of each kind."""
+    if request.param == "memory":
+        yield memory_place()
+    elif request.param == "file":
+        yield file_place(tmp_path / "store")
+    else:
+        faults = Faults()
+        host, port = request.getfixturevalue("s3")
+        with proxied((host, port), faults) as proxy:
+            yield S3Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", faults, f"http://{host}:{port}", proxy)

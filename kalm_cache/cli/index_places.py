@@ -20,7 +20,7 @@ def remote_copy(index: str, settings: Settings | None = None) -> RemoteCopy | No
         UsageError: the URL cannot be one of an index.
         StoreError: the settings' `cache_folder` is on a network file system.
     """
-    from kalm_cache.generations.remote.location import is_remote, parse_location
+    from kalm_cache.object_store.location import is_remote, parse_location
 
     if not is_remote(index):
         return None

@@ -18,7 +18,7 @@ IndexPlace = Annotated[str, typer.Option("--index", help="Folder of the index, o
 
 
 def _local_folder(index: str) -> Path:
-    from kalm_cache.generations.remote.location import is_remote
+    from kalm_cache.object_store.location import is_remote
 
     if is_remote(index):
         raise typer.BadParameter("partitions are built in a folder; name one, and push what was committed")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,7 @@ import pytest
 pytest.importorskip("obstore")
 
 from tests.cli.conftest import PASSAGES, Run
-from tests.generations.remote.places import BUCKET, CREDENTIALS, s3_server
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[tuple[str, int]]:
-    pytest.importorskip("moto.moto_server.threaded_moto_server")
-    with s3_server() as address:
-        yield address
+from tests.object_store.places import BUCKET, CREDENTIALS
 
 
 @pytest.fixture
@@ -95,8 +87,8 @@ def test_a_folder_is_pushed_pulled_changed_and_pushed_again(
 
 
 def test_verify_says_what_the_store_lacks(ask: Any, url: str, index: Path) -> None:
-    from kalm_cache.generations.remote.location import parse_location
-    from kalm_cache.generations.remote.store import open_store
+    from kalm_cache.object_store.location import parse_location
+    from kalm_cache.object_store.store import open_store
 
     ask("push", index, url)
     assert ask("verify", "--index", url)["ok"]

@@ -19,9 +19,9 @@ pytest.importorskip("obstore")
 from indexer.change.add_delete import delete_passages
 from kalm_cache.errors import StoreError
 from kalm_cache.generations.remote.copies import CopyCache, RemoteCopy
-from kalm_cache.generations.remote.location import parse_location
 from kalm_cache.generations.remote.push import push
-from kalm_cache.generations.remote.store import open_store
+from kalm_cache.object_store.location import parse_location
+from kalm_cache.object_store.store import open_store
 from kalm_cache.settings import load_settings
 from query_service.app import create_app
 from query_service.server import open_service

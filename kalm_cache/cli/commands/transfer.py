@@ -23,9 +23,9 @@ def push(
     An error where another writer published there since the folder was pulled or pushed.
     """
     from kalm_cache.generations.generation import open_current
-    from kalm_cache.generations.remote.location import parse_location
     from kalm_cache.generations.remote.push import push as push_index
-    from kalm_cache.generations.remote.store import open_store
+    from kalm_cache.object_store.location import parse_location
+    from kalm_cache.object_store.store import open_store
     from kalm_cache.storage.locks import build_lock
 
     with exit_codes():
@@ -49,10 +49,10 @@ def pull(
 
     The folder can be changed and pushed then. Earlier generations come without their segments.
     """
-    from kalm_cache.generations.remote.location import parse_location
     from kalm_cache.generations.remote.pull import pull_into
     from kalm_cache.generations.remote.root import require_root
-    from kalm_cache.generations.remote.store import open_store
+    from kalm_cache.object_store.location import parse_location
+    from kalm_cache.object_store.store import open_store
     from kalm_cache.storage.durable import disk_errors
     from kalm_cache.storage.locks import build_lock
 

@@ -16,7 +16,7 @@ from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.remote.lease import read_leases
 from kalm_cache.generations.remote.push import COLLECTING_SECONDS
 from kalm_cache.generations.remote.root import FILES, Root, new_token, object_name, read_remote_manifest, require_root
-from kalm_cache.generations.remote.store import DELETED_AT_ONCE, ObjectStore
+from kalm_cache.object_store.store import DELETED_AT_ONCE, ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from kalm_cache.generations.build_folders import unfinished_builds
 from kalm_cache.generations.current import CURRENT, current_name
 from kalm_cache.generations.generation import published_names
 from kalm_cache.generations.manifest import MANIFEST
-from kalm_cache.generations.remote.backend import require_obstore
-from kalm_cache.generations.remote.location import Location
 from kalm_cache.generations.remote.pull import PullReport, is_ahead, is_current, pull, recorded_root
 from kalm_cache.generations.remote.push import PushReport, push
 from kalm_cache.generations.remote.root import read_root, require_root
-from kalm_cache.generations.remote.store import ObjectStore, open_store
+from kalm_cache.object_store.backend import require_obstore
+from kalm_cache.object_store.location import Location
+from kalm_cache.object_store.store import ObjectStore, open_store
 from kalm_cache.storage.locks import build_lock, exclude, waiting_lock
 from kalm_cache.system import file_system_of, is_network
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from kalm_cache.errors import StoreError
 from kalm_cache.foreign_files import STRICT, GenerationName, checked_fields, parse_json
 from kalm_cache.generations.remote.root import Digest, new_token
-from kalm_cache.generations.remote.store import ObjectStore
+from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 
 LEASES = "leases"

@@ -16,8 +16,8 @@ from kalm_cache.generations.journal import JOURNAL
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt, Manifest, read_manifest
 from kalm_cache.generations.remote.lease import leased
 from kalm_cache.generations.remote.root import Root, parse_root, read_remote_manifest, require_root
-from kalm_cache.generations.remote.store import ObjectStore
 from kalm_cache.generations.remote.transfer import PARTIAL, download
+from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.storage.durable import file_digest, link_or_copy, rename_durably, sync_tree, write_atomically
 
 REMOTE = "REMOTE"  # INDEX/REMOTE: the root that the folder was made from, or that was made from the folder

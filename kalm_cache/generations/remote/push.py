@@ -15,8 +15,8 @@ from kalm_cache.generations.journal import read_journal
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt, read_manifest
 from kalm_cache.generations.remote.pull import record_root, recorded_root
 from kalm_cache.generations.remote.root import FILES, Root, new_token, object_name, read_root
-from kalm_cache.generations.remote.store import ObjectStore
 from kalm_cache.generations.remote.transfer import upload
+from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.stopping import stop_if_asked
 from kalm_cache.storage.durable import file_digest
 

@@ -19,8 +19,8 @@ from kalm_cache.foreign_files import STRICT, Count, GenerationName, checked_fiel
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.journal import HighestName, Journal
 from kalm_cache.generations.manifest import Manifest, parse_manifest
-from kalm_cache.generations.remote.backend import Found
-from kalm_cache.generations.remote.store import ObjectStore
+from kalm_cache.object_store.backend import Found
+from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 
 FILES = "files"

@@ -7,8 +7,8 @@ from kalm_cache.foreign_files import is_generation_name
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.manifest import MANIFEST, Manifest
 from kalm_cache.generations.remote.root import FILES, Root, object_name, read_remote_manifest, require_root
-from kalm_cache.generations.remote.store import ObjectStore
 from kalm_cache.generations.stats import IndexStats, stats_of
+from kalm_cache.object_store.store import ObjectStore
 
 
 def remote_stats(store: ObjectStore) -> IndexStats:

@@ -1,18 +1,15 @@
-"""A small real index in three generations, and a place for it in every kind of store."""
+"""A small real index in three generations."""
 
 from __future__ import annotations
 
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from indexer.change.add_delete import delete_passages
 from indexer.models import load_encoders
-from tests.generations.remote.faults import Faults
-from tests.generations.remote.places import BUCKET, Place, S3Place, file_place, memory_place, proxied, s3_server
 from tests.indexer.changes import add
 from tests.indexes import TEXTS, build, settings_for
 
@@ -41,24 +38,3 @@ def copy(generations: list[Path], tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(generations[step - 1], tmp_path / name))
 
     return copied
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[tuple[str, int]]:
-    pytest.importorskip("moto.moto_server.threaded_moto_server")
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture(params=["memory", "file", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """An empty place in a store of each kind."""
-    if request.param == "memory":
-        yield memory_place()
-    elif request.param == "file":
-        yield file_place(tmp_path / "store")
-    else:
-        faults = Faults()
-        host, port = request.getfixturevalue("s3")
-        with proxied((host, port), faults) as proxy:
-            yield S3Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", faults, f"http://{host}:{port}", proxy)

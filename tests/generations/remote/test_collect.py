@@ -22,9 +22,9 @@ from kalm_cache.generations.remote.pull import pull, pull_into
 from kalm_cache.generations.remote.push import push
 from kalm_cache.generations.remote.root import FILES, new_token, require_root
 from kalm_cache.generations.remote.unpulled import damaged_files, roll_back_remote
-from tests.generations.remote.places import Place
 from tests.generations.remote.test_push_pull import files_of
 from tests.indexer.changes import valid
+from tests.object_store.places import Place
 from tests.waiting import wait_for
 
 Copy = Callable[..., Path]

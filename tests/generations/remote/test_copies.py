@@ -20,8 +20,8 @@ from kalm_cache.generations.remote import copies
 from kalm_cache.generations.remote.copies import CopyCache, RemoteCopy
 from kalm_cache.generations.remote.push import push
 from kalm_cache.generations.remote.root import require_root
-from tests.generations.remote.places import Place, memory_place
 from tests.indexer.changes import texts_of, valid
+from tests.object_store.places import Place, memory_place
 
 Copy = Callable[..., Path]
 ROOMY = 1 << 40

@@ -14,10 +14,10 @@ from kalm_cache.generations.current import current_name
 from kalm_cache.generations.remote.pull import pull
 from kalm_cache.generations.remote.push import push
 from kalm_cache.generations.remote.root import require_root
-from tests.generations.remote.faults import KINDS
-from tests.generations.remote.places import Place
 from tests.generations.remote.test_push_pull import files_of
 from tests.indexer.changes import valid
+from tests.object_store.faults import KINDS
+from tests.object_store.places import Place
 
 Copy = Callable[..., Path]
 

@@ -18,8 +18,8 @@ from kalm_cache.generations.remote import transfer
 from kalm_cache.generations.remote.pull import pull, pull_into
 from kalm_cache.generations.remote.push import push
 from kalm_cache.generations.remote.root import FILES, require_root
-from tests.generations.remote.places import Place
 from tests.indexer.changes import valid
+from tests.object_store.places import Place
 
 Copy = Callable[..., Path]
 

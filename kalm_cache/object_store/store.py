@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from kalm_cache.errors import StoreError
 from kalm_cache.foreign_files import MAX_BYTES
-from kalm_cache.generations.remote.backend import Backend, Found, Listed, open_backend
-from kalm_cache.generations.remote.location import Location, redacted
+from kalm_cache.object_store.backend import Backend, Found, Listed, open_backend
+from kalm_cache.object_store.location import Location, redacted
 
 PAUSES = (0.2, 1.0, 3.0)  # seconds before each further attempt, beside those that obstore makes itself
 DELETED_AT_ONCE = 500

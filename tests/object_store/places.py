@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
-from kalm_cache.generations.remote.backend import Backend, open_backend
-from kalm_cache.generations.remote.location import Location, parse_location
-from kalm_cache.generations.remote.store import ObjectStore
-from tests.generations.remote.faults import Faults, FaultyBackend, FaultyProxy
+from kalm_cache.object_store.backend import Backend, open_backend
+from kalm_cache.object_store.location import Location, parse_location
+from kalm_cache.object_store.store import ObjectStore
+from tests.object_store.faults import Faults, FaultyBackend, FaultyProxy
 
 NO_PAUSES = (0.0, 0.0, 0.0)
 BUCKET = "indexes"

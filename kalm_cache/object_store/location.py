@@ -1,4 +1,4 @@
-"""Where a remote index lies: a URL without secrets. Knows no object store."""
+"""Where something lies in an object store: a URL without secrets. Opens no store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECRETS = re.compile(r"(?<=://)[^/\s@]*@|\?[^\s\"'<>]*")  # userinfo, and queri
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The URL of an index in an object store, as it may be shown."""
+    """The URL of an index or a corpus in an object store, as it may be shown."""
 
     url: str
 
@@ -29,7 +29,7 @@ class Location:
 
     @property
     def path(self) -> str:
-        """What follows bucket or container; of a file, the folder."""
+        """What follows bucket or container; of `file://`, the path."""
         return urlsplit(self.url).path
 
     @property
@@ -38,9 +38,9 @@ class Location:
         return hashlib.sha256(self.url.encode()).hexdigest()[:32]
 
 
-def is_remote(index: str) -> bool:
-    """Whether `--index` names an object store, and not a folder."""
-    return "://" in index
+def is_remote(place: str) -> bool:
+    """Whether an argument names a place in an object store, and not a folder or a file."""
+    return "://" in place
 
 
 def parse_location(url: str) -> Location:
@@ -51,16 +51,15 @@ def parse_location(url: str) -> Location:
     """
     parts, shown = urlsplit(url), redacted(url)
     if parts.scheme not in SCHEMES:
-        raise UsageError(f"--index {shown}: the scheme is none of {', '.join(SCHEMES)}; a folder is given without one")
+        raise UsageError(f"{shown}: the scheme is none of {', '.join(SCHEMES)}; a folder is given without one")
     if shown != url or parts.fragment:
         raise UsageError(
-            f"--index {shown}: credentials and options stand in the environment (AWS_…, GOOGLE_…, AZURE_…), never in "
-            "the URL"
+            f"{shown}: credentials and options stand in the environment (AWS_…, GOOGLE_…, AZURE_…), never in the URL"
         )
     if parts.scheme == "file" and (parts.netloc or parts.path in ("", "/")):
-        raise UsageError(f"--index {shown}: give the whole path of a folder: file:///path/of/index")
+        raise UsageError(f"{shown}: give a whole path: file:///path/of/it")
     if parts.scheme in ("s3", "gs", "az") and not parts.netloc:
-        raise UsageError(f"--index {shown}: names no bucket; {parts.scheme}://BUCKET/PATH")
+        raise UsageError(f"{shown}: names no bucket; {parts.scheme}://BUCKET/PATH")
     return Location(url.rstrip("/"))
 
 

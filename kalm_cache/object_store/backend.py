@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kalm_cache.errors import IndexNotFoundError, MissingExtraError, StoreError
-from kalm_cache.generations.remote.location import Location
+from kalm_cache.errors import MissingExtraError, StoreError
+from kalm_cache.object_store.location import Location
 from kalm_cache.storage.locks import build_lock
 
 if TYPE_CHECKING:
@@ -136,8 +136,7 @@ def open_backend(location: Location, *, create: bool = False) -> Backend:
 
     Raises:
         MissingExtraError: obstore is not installed.
-        IndexNotFoundError: the folder of a `file://` URL is not there.
-        StoreError: the environment does not fit the store.
+        StoreError: the environment does not fit the store, or the folder of a `file://` URL is not there.
     """
     require_obstore()
     from obstore.exceptions import BaseError
@@ -148,11 +147,11 @@ def open_backend(location: Location, *, create: bool = False) -> Backend:
     if location.scheme == "file":
         folder = Path(location.path)
         if not create and not folder.is_dir():
-            raise IndexNotFoundError(f"{location}: no published index here; there is no such folder")
+            raise StoreError(f"{location}: there is no such folder")
         return FolderBackend(LocalStore(folder, mkdir=create), folder)
     try:
         return Backend(from_url(location.url, retry_config=cast(Any, RETRIES)))
     except (BaseError, ValueError) as exc:
-        from kalm_cache.generations.remote.store import one_line_of
+        from kalm_cache.object_store.store import one_line_of
 
         raise StoreError(f"{location}: cannot be opened: {one_line_of(exc)}") from None

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from kalm_cache.errors import UsageError
-from kalm_cache.generations.remote.location import is_remote, parse_location, redacted
-from kalm_cache.generations.remote.store import one_line_of
+from kalm_cache.object_store.location import is_remote, parse_location, redacted
+from kalm_cache.object_store.store import one_line_of
 
 
 def test_a_folder_is_no_url_and_every_scheme_is() -> None:
@@ -30,8 +30,8 @@ def test_a_slash_at_the_end_makes_no_other_index() -> None:
         ("s3://AKIA:secret@bucket/path", "credentials and options stand in the environment"),
         ("s3://bucket/path?X-Amz-Signature=secret", "never in the URL"),
         ("az://container/path#secret", "never in the URL"),
-        ("file://data/index", "give the whole path of a folder: file:///path/of/index"),
-        ("file:///", "give the whole path of a folder"),
+        ("file://data/index", "give a whole path: file:///path/of/it"),
+        ("file:///", "give a whole path"),
         ("s3:///path", "names no bucket; s3://BUCKET/PATH"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from kalm_cache.generations.remote.backend import Backend, Found
+from kalm_cache.object_store.backend import Backend, Found
 
 KINDS = ("500", "time-out", "truncated", "lost")  # lost: it was done, and the answer did not arrive
 
