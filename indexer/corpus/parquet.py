@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexer.corpus.columns import require_columns
@@ -33,8 +33,13 @@ def require_pyarrow() -> None:
         raise MissingExtraError("pyarrow", "parquet") from exc
 
 
-def read_parquet(path: Path, template: PassageTemplate) -> Iterator[CorpusLine | RejectedLine]:
-    """One value for each row; its location is `file:row`, from 1.
+def read_parquet(file: io.RawIOBase, name: str, template: PassageTemplate) -> Iterator[CorpusLine | RejectedLine]:
+    """One value for each row; its location is `name:row`, from 1.
+
+    Args:
+        file: can be read anywhere.
+        name: its path or URL.
+        template: how fields make a passage.
 
     Raises:
         CorpusError: the file is damaged or unreadable, or has no id or no text column.
@@ -43,25 +48,27 @@ def read_parquet(path: Path, template: PassageTemplate) -> Iterator[CorpusLine |
 
     row = 0
     try:
-        for batch, unread in _batches(path, template):
+        for batch, unread in _batches(file, name, template):
             for fields in _rows(batch):
                 row += 1
-                yield _read_row(fields, f"{path}:{row}", template, unread)
+                yield _read_row(fields, f"{name}:{row}", template, unread)
     except (OSError, pyarrow.ArrowException) as exc:
-        raise CorpusError(f"cannot read {path} beyond row {row}: {exc}; write or download it again") from exc
+        raise CorpusError(f"cannot read {name} beyond row {row}: {exc}; write or download it again") from exc
 
 
-def _batches(path: Path, template: PassageTemplate) -> Iterator[tuple[pyarrow.RecordBatch, list[str]]]:
+def _batches(
+    file: io.RawIOBase, name: str, template: PassageTemplate
+) -> Iterator[tuple[pyarrow.RecordBatch, list[str]]]:
     """The rows with the columns that count, and the names of the others."""
     import pyarrow.parquet
 
-    with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file:
-        names = file.schema_arrow.names
-        require_columns(names, str(path))
+    with pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES) as table:
+        names = table.schema_arrow.names
+        require_columns(names, name)
         found = [first_present(accepted, names) for accepted in (ID_NAMES, TEXT_NAMES)]
         wanted = {*found, *template.fields}
         unread = [name for name in template.unused(names) if name not in wanted]
-        for batch in file.iter_batches(_BATCH_ROWS, columns=[name for name in names if name in wanted]):
+        for batch in table.iter_batches(_BATCH_ROWS, columns=[name for name in names if name in wanted]):
             yield batch, unread
 
 

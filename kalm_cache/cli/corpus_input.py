@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kalm_cache.errors import UsageError
+from kalm_cache.object_store.location import is_remote
 from kalm_cache.passage import PassageTemplate
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ logger = logging.getLogger(__name__)
 class CorpusOptions:
     """A corpus, and the file that takes its rejected lines."""
 
-    corpus: Annotated[str, typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, or -.")]
+    corpus: Annotated[
+        str,
+        typer.Argument(help="JSONL, TSV, CSV or Parquet file (also .gz, .zst), a folder, a URL of either, or -."),
+    ]
     errors: Annotated[Path | None, typer.Option("--errors", help="Write rejected lines to this file.")] = None
     columns: Annotated[
         str | None, typer.Option("--columns", help="Columns of CSV and TSV files, as id,title,text; - = not read.")
@@ -69,13 +73,22 @@ class CorpusOptions:
         return read_corpus(self.corpus, stdin=sys.stdin.buffer, tables=self.tables, template=template)
 
     def count(self) -> int | None:
-        """How many lines there are, for a progress bar: reads the corpus once. `None` for stdin, which is read once."""
+        """How many lines there are, for a progress bar: reads the corpus once.
+
+        `None` where that is not for free: stdin is read once, and an object store's bytes may have a price.
+        """
         from indexer.corpus import read_corpus
 
-        return None if self.corpus == STDIN else sum(1 for _ in read_corpus(self.corpus, tables=self.tables, say=False))
+        if not self._is_path:
+            return None
+        return sum(1 for _ in read_corpus(self.corpus, tables=self.tables, say=False))
+
+    @property
+    def _is_path(self) -> bool:
+        return self.corpus != STDIN and not is_remote(self.corpus)
 
     def _is_corpus(self, path: Path) -> bool:
-        return self.corpus != STDIN and Path(self.corpus).exists() and path.samefile(self.corpus)
+        return self._is_path and Path(self.corpus).exists() and path.samefile(self.corpus)
 
 
 def warn_of_rejects(rejects: ErrorsFile) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
 
 from kalm_cache.errors import MissingExtraError, StoreError
 from kalm_cache.object_store.location import Location
 from kalm_cache.storage.locks import build_lock
 
 if TYPE_CHECKING:
-    from obstore import PutMode
+    from obstore import ObjectMeta, PutMode
     from obstore.store import ObjectStore as AnyStore
 
 RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}  # within each of our own attempts
@@ -31,10 +32,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An object: its size, and when it was written, by the store's clock."""
+    """An object: its size, when it was written, by the store's clock, and the tag of this version."""
 
     bytes: int
     modified: datetime
+    tag: str | None
 
 
 class Backend:
@@ -54,11 +56,14 @@ class Backend:
             raise StoreError(f"{path}: has {meta['size']} bytes, expected {max_bytes} at most")
         return Found(bytes(result.bytes()), tag)
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        """Bytes of an object. Raises `FileNotFoundError`."""
+    def read_range(self, path: str, start: int, length: int, tag: str | None = None) -> bytes:
+        """Bytes of an object. Raises `FileNotFoundError`; obstore's `PreconditionError` where its tag is not `tag`."""
         import obstore
 
-        return bytes(obstore.get_range(self._store, path, start=start, length=length))
+        if tag is None:
+            return bytes(obstore.get_range(self._store, path, start=start, length=length))
+        found = obstore.get(self._store, path, options={"range": (start, start + length), "if_match": tag})
+        return bytes(found.bytes())
 
     def write(self, path: str, content: bytes) -> None:
         """A small object, whatever was there."""
@@ -85,19 +90,23 @@ class Backend:
         import obstore
 
         pages = obstore.list(self._store, folder)
-        return {one["path"]: Listed(one["size"], one["last_modified"]) for page in pages for one in page}
+        return {one["path"]: _listed(one) for page in pages for one in page}
 
-    def modified(self, path: str) -> datetime:
-        """When an object was written, by the store's clock. Raises `FileNotFoundError`."""
+    def info(self, path: str) -> Listed:
+        """What a list would say of one object. Raises `FileNotFoundError`."""
         import obstore
 
-        return obstore.head(self._store, path)["last_modified"]
+        return _listed(obstore.head(self._store, path))
 
     def delete(self, paths: Sequence[str]) -> None:
         """Remove objects; one that is not there may raise `FileNotFoundError`."""
         import obstore
 
         obstore.delete(self._store, list(paths))
+
+
+def _listed(meta: ObjectMeta) -> Listed:
+    return Listed(meta["size"], meta["last_modified"], meta["e_tag"])
 
 
 class FolderBackend(Backend):
@@ -145,7 +154,7 @@ def open_backend(location: Location, *, create: bool = False) -> Backend:
     if location.scheme == "memory":
         return Backend(_memory.setdefault(location.url, MemoryStore()))
     if location.scheme == "file":
-        folder = Path(location.path)
+        folder = Path(unquote(location.path))
         if not create and not folder.is_dir():
             raise StoreError(f"{location}: there is no such folder")
         return FolderBackend(LocalStore(folder, mkdir=create), folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kalm_cache.errors import UsageError
 
@@ -33,6 +33,19 @@ class Location:
         return urlsplit(self.url).path
 
     @property
+    def parent(self) -> Location:
+        """The place that this is a name in; itself, where it is a whole bucket."""
+        if not self.path:
+            return self
+        parent = self.url.rpartition("/")[0]
+        return Location(parent if parent != "file://" else "file:///")
+
+    @property
+    def name(self) -> str:
+        """The path below `parent`, as a store knows it; empty of a whole bucket."""
+        return unquote(self.url.rpartition("/")[2]) if self.path else ""
+
+    @property
     def key(self) -> str:
         """The name of its folder among local copies."""
         return hashlib.sha256(self.url.encode()).hexdigest()[:32]
@@ -50,6 +63,8 @@ def parse_location(url: str) -> Location:
         UsageError: its scheme is not known, or it holds what belongs into the environment.
     """
     parts, shown = urlsplit(url), redacted(url)
+    if not url.isprintable():  # bytes that are not UTF-8, too
+        raise UsageError(f"{shown!a}: a URL holds printable characters only")
     if parts.scheme not in SCHEMES:
         raise UsageError(f"{shown}: the scheme is none of {', '.join(SCHEMES)}; a folder is given without one")
     if shown != url or parts.fragment:

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -43,11 +42,17 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    def get_range(self, path: str, start: int, length: int) -> bytes:
-        """Bytes of an object, all of them. Raises `FileNotFoundError`, `StoreError`."""
+    def get_range(self, path: str, start: int, length: int, tag: str | None = None) -> bytes:
+        """Bytes of an object, all of them, of the version with a tag where one is given.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            obstore's PreconditionError: it has another tag.
+            StoreError: the store fails.
+        """
 
         def read() -> bytes:
-            content = self._backend.read_range(path, start, length)
+            content = self._backend.read_range(path, start, length, tag)
             if len(content) != length:
                 raise ConnectionError(f"{len(content)} bytes of {length} arrived")
             return content
@@ -89,9 +94,9 @@ class ObjectStore:
         except FileNotFoundError:
             return {}
 
-    def modified(self, path: str) -> datetime:
-        """When an object was written, by the store's clock. Raises `FileNotFoundError`, `StoreError`."""
-        return self._try(path, lambda: self._backend.modified(path))
+    def info(self, path: str) -> Listed:
+        """What a list would say of one object. Raises `FileNotFoundError`, `StoreError`."""
+        return self._try(path, lambda: self._backend.info(path))
 
     def delete(self, paths: Sequence[str]) -> None:
         """Remove objects; those that are not there are no error. Raises `StoreError`."""

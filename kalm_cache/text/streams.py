@@ -30,14 +30,27 @@ def open_file(path: Path, compression: Compression | None) -> Iterator[io.Buffer
     Raises:
         CorpusError: the file cannot be opened, or should be compressed and is empty.
     """
+    with open_path(path) as file:
+        yield decompressed(file, str(path), compression)
+
+
+def open_path(path: Path) -> io.BufferedReader:
+    """The file's bytes. Raises `CorpusError`: it cannot be opened."""
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as exc:
         raise CorpusError(f"cannot open {describe(exc)}") from exc
-    with file:
-        if compression and not file.peek(1):
-            raise CorpusError(f"{path} is empty, not even {compression}'s header is there; download or write it again")
-        yield _decompressed(file, compression)
+
+
+def decompressed(file: io.BufferedReader, name: str, compression: Compression | None) -> io.BufferedIOBase:
+    """What a file's bytes stand for.
+
+    Raises:
+        CorpusError: it should be compressed and is empty.
+    """
+    if compression and not file.peek(1):
+        raise CorpusError(f"{name} is empty, not even {compression}'s header is there; download or write it again")
+    return _decompressed(file, compression)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import uuid
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 pytest.importorskip("obstore")
 
+from kalm_cache.object_store.location import parse_location
+from kalm_cache.object_store.store import open_store
 from tests.cli.conftest import PASSAGES, Run
 from tests.object_store.places import BUCKET, CREDENTIALS
 
@@ -69,6 +72,28 @@ def test_an_index_lives_its_whole_life_in_an_object_store(ask: Any, url: str, co
     assert ids == {*PASSAGES, "bats"}
 
 
+def test_a_corpus_in_a_bucket_is_indexed_added_reindexed_warmed_and_planned(ask: Any, url: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"_id": key, "text": text}) for key, text in PASSAGES.items()]
+    for name, content in (
+        ("corpus/a.jsonl.gz", gzip.compress("\n".join(lines[:2]).encode())),
+        ("corpus/b.jsonl", "\n".join(lines[2:]).encode() + b'\n{"_id": 7}\n'),
+        ("more.tsv", b"owls\tOwls hunt at night.\n"),
+    ):
+        open_store(parse_location(url)).put(name, content)
+    corpus, more, index = f"{url}/corpus/", f"{url}/more.tsv", f"{url}/index"
+    errors = tmp_path / "errors.jsonl"
+    built = ask("index", corpus, "--index", index, "--errors", errors, exit_code=3)
+    assert (built["index"], built["passages"], built["rejected"]) == (index, len(PASSAGES), 1)
+    assert json.loads(errors.read_text())["location"] == f"{url}/corpus/b.jsonl:{len(PASSAGES) - 1}"
+    assert ask("add", more, "--index", index)["passages"] == len(PASSAGES) + 1
+    reindexed = ask("reindex", corpus, "--index", index, exit_code=3)
+    assert (reindexed["passages"], reindexed["encoded"]) == (len(PASSAGES), 0)
+    warmed = ask("warm", more, "--text-cache", tmp_path / "texts")
+    assert (warmed["passages"], warmed["encoded"]) == (1, 1)
+    planned = ask("partition", "plan", corpus, "--index", tmp_path / "planned", "--shards", "2", exit_code=3)
+    assert (planned["passages"], len(planned["partitions"]), planned["rejected"]) == (len(PASSAGES), 2, 1)
+
+
 def test_a_folder_is_pushed_pulled_changed_and_pushed_again(
     ask: Any, run: Run, url: str, index: Path, tmp_path: Path
 ) -> None:
@@ -87,9 +112,6 @@ def test_a_folder_is_pushed_pulled_changed_and_pushed_again(
 
 
 def test_verify_says_what_the_store_lacks(ask: Any, url: str, index: Path) -> None:
-    from kalm_cache.object_store.location import parse_location
-    from kalm_cache.object_store.store import open_store
-
     ask("push", index, url)
     assert ask("verify", "--index", url)["ok"]
     store = open_store(parse_location(url))

@@ -56,8 +56,8 @@ class FaultyBackend(Backend):
         found = self._call("GET", path, lambda: self._inner.read(path, max_bytes))
         return Found(found[: len(found) // 2], None) if isinstance(found, bytes) else found
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        return bytes(self._call("GET", path, lambda: self._inner.read_range(path, start, length)))
+    def read_range(self, path: str, start: int, length: int, tag: str | None = None) -> bytes:
+        return bytes(self._call("GET", path, lambda: self._inner.read_range(path, start, length, tag)))
 
     def write(self, path: str, content: bytes) -> None:
         self._call("PUT", path, lambda: self._inner.write(path, content))
@@ -71,8 +71,8 @@ class FaultyBackend(Backend):
     def list(self, folder: str) -> Any:
         return self._inner.list(folder)
 
-    def modified(self, path: str) -> Any:
-        return self._inner.modified(path)
+    def info(self, path: str) -> Any:
+        return self._inner.info(path)
 
     def delete(self, paths: Sequence[str]) -> None:
         self._inner.delete(paths)

@@ -60,7 +60,7 @@ def _end(store: ObjectStore, collecting: Root) -> None:
 
 
 def _collect(store: ObjectStore, root: Root, started: float) -> Collected:
-    leases, over = read_leases(store, store.modified(CURRENT))
+    leases, over = read_leases(store, store.info(CURRENT).modified)
     needed = _objects_of(store, root.generations.values())
     leased = [lease for lease in leases if lease.manifest not in root.generations.values()]
     needed |= _objects_of(store, [lease.manifest for lease in leased], may_be_gone=True)

@@ -78,7 +78,7 @@ def test_a_lease_is_over_when_nobody_renewed_it(place: Place, copy: Copy) -> Non
     push(place.store(), copy(1))
     root, _ = require_root(place.store())
     with leased(place.store(), root.live, root.live_manifest):
-        now = place.store().modified(CURRENT)
+        now = place.store().info(CURRENT).modified
         (held, over) = read_leases(place.store(), now)
         assert ([lease.generation for lease in held], over) == ([root.live], [])
         held, over = read_leases(place.store(), now.replace(year=now.year + 1))
