@@ -8,9 +8,10 @@ from pathlib import Path
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.first_stage import Embedder, load_embedder
-from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder, rounding_of
 from kalm_cache.generations.manifest import Manifest
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
@@ -37,7 +38,8 @@ class BuildModels:
 class Encoders:
     """The models of a job, loaded once, and the fingerprint of what they will write.
 
-    `codec`: rounds by the checkpoint's sensitivity, where it has one.
+    `codec`: rounds by the checkpoint's sensitivity, where it has one. `decoder`: the checkpoint's, which answers over
+    what is encoded unless another one is set.
     """
 
     checkpoint: Checkpoint
@@ -45,6 +47,7 @@ class Encoders:
     embedder: Embedder
     codec: Codec
     fingerprint: Fingerprint
+    decoder: ServingDecoder
 
     @property
     def build_models(self) -> BuildModels:
@@ -74,7 +77,7 @@ def load_encoders(settings: Settings) -> Encoders:
         device=str(device),
     )
     fingerprint = Fingerprint(
-        model=checkpoint.digest(),
+        model=encoder_digest(checkpoint),
         passage_template=PASSAGE_TEMPLATE,
         max_length=settings.max_length,
         chunk_size=settings.chunk_size,
@@ -83,8 +86,10 @@ def load_encoders(settings: Settings) -> Encoders:
         embedder=embedder.digest,
         bm25=settings.bm25,
         store_text=settings.store_text,
+        sensitivity=rounding_of(checkpoint, codec.name),
     )
-    return Encoders(checkpoint, passage_side, embedder, codec, fingerprint)
+    decoder = ServingDecoder.of(checkpoint, absolute_model_name(settings.model))
+    return Encoders(checkpoint, passage_side, embedder, codec, fingerprint, decoder)
 
 
 def built_settings_overridden(manifest: Manifest, overrides: Settings) -> Settings:
@@ -123,7 +128,7 @@ def load_encoders_of(manifest: Manifest, overrides: Settings) -> tuple[Settings,
     """
     settings = built_settings_kept(manifest, overrides)
     encoders = load_encoders(settings)
-    differences = manifest.fingerprint.differences(encoders.fingerprint)
+    differences = manifest.fingerprint.updated(encoders.checkpoint).differences(encoders.fingerprint)
     if differences:
         raise IndexMismatchError(
             f"generation {manifest.generation} was built with other models than {settings.model!r} and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,17 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], dict[str, Ten
     path = folder / "model.safetensors"
     tensors = edit({name: tensor.clone() for name, tensor in load_file(path).items()})
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def with_other_decoder(source: Path, folder: Path, factor: float = 1.1) -> Path:
+    """A copy of a checkpoint, the weights of its decoder's layers multiplied; returns its folder."""
+    shutil.copytree(source, folder)
+    layers = "model.decoder.layers."
+    edit_tensors(
+        folder,
+        lambda tensors: {name: each * factor if name.startswith(layers) else each for name, each in tensors.items()},
+    )
+    return folder
 
 
 def edit_config(folder: Path, edit: Callable[[dict], None]) -> None:

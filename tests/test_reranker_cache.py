@@ -18,6 +18,7 @@ from kalm_cache.progress_bar import progress_bar
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.storage.text_cache import named
 from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
+from tests.checkpoints import with_other_decoder
 from tests.texts import DOCUMENTS, QUERIES, long_text
 
 PASSAGES = [*list(DOCUMENTS.values())[:6], long_text(60)]
@@ -54,6 +55,17 @@ def test_cached_scores_equal_uncached_scores(load: Load, mini_reranker: KaLMRera
     assert cached == encoded  # to the bit: what is encoded is rounded as it is stored
     assert cached == pytest.approx(wanted, abs=max(error, 1e-5))
     assert (cached == pytest.approx(wanted, abs=1e-7)) <= (codec == "fp32")
+
+
+def test_another_decoder_finds_what_the_same_encoder_cached(load: Load, mini_folder: Path, tmp_path: Path) -> None:
+    first = load()
+    first.encode(PASSAGES)
+    first.close()
+    tuned = with_other_decoder(mini_folder, tmp_path / "tuned")
+    with KaLMReranker(str(tuned), device="cpu", cache=tmp_path / "cache", cache_gib=0.05) as other:
+        cached = other.predict(PAIRS)
+        assert counts(other) == (DISTINCT, 0)
+    assert cached == pytest.approx(KaLMReranker(str(tuned), device="cpu").predict(PAIRS), abs=1e-3)
 
 
 def test_states_come_back_as_the_codec_rounds_them(load: Load, mini_reranker: KaLMReranker) -> None:

@@ -25,7 +25,7 @@ from indexer.build.index_job import run_index_job
 from indexer.corpus import CorpusLine
 from indexer.models import Encoders
 from kalm_cache.codec import get_codec
-from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.generation import open_current, require_valid
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.model.prompts import Tokens
@@ -86,10 +86,12 @@ class PreparedEmbedder:
 def prepared(*, bm25: bool) -> tuple[Settings, Encoders]:
     """Settings, and what stands for the models."""
     settings = load_settings(codec=CODEC, chunk_size=RATIO, batch_tokens=BATCH_TOKENS, bm25=bm25, dense_index="flat")
-    fingerprint = Fingerprint("prepared", "", 1024, RATIO, "float32", CODEC, "prepared", bm25, settings.store_text)
+    stored = ("", 1024, RATIO, "float32", CODEC)
+    fingerprint = Fingerprint("prepared", *stored, "prepared", bm25, settings.store_text, sensitivity="")
     checkpoint = SimpleNamespace(config=SimpleNamespace(encoder=SimpleNamespace(hidden_size=WIDTH)))
     side, embedder = cast(Any, PreparedSide()), PreparedEmbedder()
-    return settings, Encoders(cast(Any, checkpoint), side, embedder, get_codec(CODEC), fingerprint)
+    decoder = ServingDecoder("prepared", "prepared")
+    return settings, Encoders(cast(Any, checkpoint), side, embedder, get_codec(CODEC), fingerprint, decoder)
 
 
 def build(step: Step) -> dict[str, Any]:

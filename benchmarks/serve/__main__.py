@@ -180,7 +180,7 @@ def ensure_index(args: argparse.Namespace, folder: Path) -> Path:
     max_length = SYNTHETIC_TOKENS if args.synthetic else None
     settings = load_settings(model=args.model, device="cpu", max_length=max_length)
     encoders = load_encoders(settings)
-    if not is_built(index, encoders.fingerprint):
+    if not is_built(index, encoders):
         progress(f"indexing into {index}")
         run_index_job(corpus(args), index, settings, encoders, on_reject=_no_reject, on_progress=lambda state: None)
     return index

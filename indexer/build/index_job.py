@@ -22,7 +22,6 @@ from indexer.reuse.reusable_segments import open_sources
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.build_folders import recover, resume_or_begin
 from kalm_cache.generations.current import CURRENT
-from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current, open_generation, published_names
 from kalm_cache.generations.sharding import Sharding
 from kalm_cache.model.precision import synchronise
@@ -63,10 +62,10 @@ class IndexReport:
     unused_fields: dict[str, int]
 
 
-def is_built(index: Path, fingerprint: Fingerprint) -> bool:
-    """Whether the live generation of `index` was built with this fingerprint; of which corpus, it cannot say."""
+def is_built(index: Path, encoders: Encoders) -> bool:
+    """Whether the live generation of `index` was built with these models; of which corpus, it cannot say."""
     try:
-        return open_current(index).manifest.fingerprint == fingerprint
+        return open_current(index).updated(encoders.checkpoint).manifest.fingerprint == encoders.fingerprint
     except KalmCacheError:  # nothing there, or nothing that could be used
         return False
 
@@ -96,13 +95,13 @@ def run_index_job(
     sharding = None if shards is None else Sharding(shards)
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
-        building = resume_or_begin(index, "index", encoders.fingerprint, sharding)
-        source = newest_alike(index, encoders.fingerprint)
+        building = resume_or_begin(index, "index", encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
+        source, live = newest_alike(index, encoders), live_or_none(index)
         spec = BuildSpec(
             index=index,
             operation="index",
-            template=new_manifest(settings, encoders, sharding),
-            parent=live_or_none(index),
+            template=new_manifest(settings, encoders, sharding, live),
+            parent=live,
             models=encoders.build_models,
             batch_tokens=settings.batch_tokens,
             sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
@@ -123,18 +122,18 @@ def live_or_none(index: Path) -> Generation | None:
         return None
 
 
-def newest_alike(index: Path, fingerprint: Fingerprint) -> Generation | None:
-    """The live generation if it has this fingerprint, else the newest that has."""
+def newest_alike(index: Path, encoders: Encoders) -> Generation | None:
+    """The live generation if it has the fingerprint of `encoders`, else the newest that has."""
     live = live_or_none(index)
-    if live is not None and live.manifest.fingerprint == fingerprint:
+    if live is not None and (live := live.updated(encoders.checkpoint)).manifest.fingerprint == encoders.fingerprint:
         return live
     for name in reversed(published_names(index)):
         try:
-            generation = open_generation(index / "generations" / name)
+            generation = open_generation(index / "generations" / name).updated(encoders.checkpoint)
         except KalmCacheError as exc:
             logger.warning("nothing is copied from generation %s: %s", name, exc)
             continue
-        if generation.manifest.fingerprint == fingerprint:
+        if generation.manifest.fingerprint == encoders.fingerprint:
             return generation
     return None
 

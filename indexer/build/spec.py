@@ -11,7 +11,7 @@ from indexer.models import BuildModels, Encoders, absolute_model_name
 from indexer.reuse.reusable_segments import ReusableSegments
 from kalm_cache.errors import StoreError
 from kalm_cache.first_stage import CollectionStatistics
-from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.generation import Generation
 from kalm_cache.generations.manifest import NO_COUNTS, Manifest
 from kalm_cache.generations.sharding import Shard, Sharding
@@ -81,12 +81,18 @@ class BuildSpec(NewBase):
     ordinals: Ordinals | None = None
 
 
-def new_manifest(settings: Settings, encoders: Encoders, sharding: Sharding | None = None) -> Manifest:
-    """The manifest of a base that these settings and models build, as far as it is known before."""
+def new_manifest(
+    settings: Settings, encoders: Encoders, sharding: Sharding | None = None, parent: Generation | None = None
+) -> Manifest:
+    """The manifest of a base that these settings and models build, as far as it is known before.
+
+    A decoder that was set over the states of the `parent` stays, where these are the states of the same model.
+    """
+    model = absolute_model_name(settings.model)
     return Manifest(
         generation="",
         created_at="",
-        model=absolute_model_name(settings.model),
+        model=model,
         embedder=absolute_model_name(settings.embedder),
         embedder_query_prompt=settings.embedder_query_prompt,
         embedder_passage_prompt=settings.embedder_passage_prompt,
@@ -100,4 +106,12 @@ def new_manifest(settings: Settings, encoders: Encoders, sharding: Sharding | No
         dense_index=settings.dense_index,
         passage_template=settings.passage_template,
         sharding=sharding,
+        decoder=_decoder_set(parent, model, encoders.fingerprint) or encoders.decoder,
     )
+
+
+def _decoder_set(parent: Generation | None, model: str, fingerprint: Fingerprint) -> ServingDecoder | None:
+    if parent is None or (parent.manifest.model, parent.manifest.fingerprint.model) != (model, fingerprint.model):
+        return None
+    decoder = parent.manifest.decoder
+    return None if decoder is None or decoder.name == model else decoder

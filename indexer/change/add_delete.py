@@ -94,9 +94,10 @@ def add_passages(
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
     started = time.perf_counter()
-    with locked_live_generation(index) as live:
+    with locked_live_generation(index) as stored:
+        live = stored.updated(encoders.checkpoint)
         _require_addable(index, live, encoders)
-        building = resume_or_begin(index, "add", encoders.fingerprint)
+        building = resume_or_begin(index, "add", encoders.fingerprint, checkpoint=encoders.checkpoint)
         name = _segment_name(building, live)
         drop_other_segments(building, name)
         spec, folder = _spec(index, live, settings, encoders), segment_folder(building, name)

@@ -86,16 +86,17 @@ def run_reindex(
         StoreError: another operation's unfinished build is in the way, or the disk is full or cannot be written.
     """
     started, unused = time.perf_counter(), UnusedFields()
-    with locked_live_generation(index) as live, ExitStack() as stack:
+    with locked_live_generation(index) as stored, ExitStack() as stack:
+        live = stored.updated(encoders.checkpoint)
         sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
         sharding = live.manifest.sharding if shards is None else Sharding(shards)
-        building = resume_or_begin(index, "reindex", encoders.fingerprint, sharding)
+        building = resume_or_begin(index, "reindex", encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
         spec = BuildSpec(
             index=index,
             operation="reindex",
-            template=new_manifest(settings, encoders, sharding),
+            template=new_manifest(settings, encoders, sharding, live),
             parent=live,
             models=encoders.build_models,
             batch_tokens=settings.batch_tokens,
@@ -118,7 +119,7 @@ def plan_reindex(
 ) -> ReindexReport:
     """What `run_reindex` would do, without doing it: nothing in the index folder changes."""
     started, rejected, unused = time.perf_counter(), 0, UnusedFields()
-    live = open_current(index)
+    live = open_current(index).updated(encoders.checkpoint)
 
     def reject(line: RejectedLine) -> None:
         nonlocal rejected

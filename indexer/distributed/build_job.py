@@ -165,7 +165,8 @@ def _sources(index: Path, plan: Plan, shard: Shard, encoders: Encoders, stack: E
         return ReusableSegments()
     stack.callback(lock.release)
     try:
-        return open_sources(open_generation(folder), encoders.fingerprint, encoders.codec, stack, shard=shard)
+        source = open_generation(folder).updated(encoders.checkpoint)
+        return open_sources(source, encoders.fingerprint, encoders.codec, stack, shard=shard)
     except KalmCacheError as exc:
         logger.warning("nothing is copied from generation %s: %s", plan.source, exc)
         return ReusableSegments()

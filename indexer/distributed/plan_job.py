@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indexer.build.counts import BuildCounts
-from indexer.build.index_job import newest_alike
+from indexer.build.index_job import live_or_none, newest_alike
 from indexer.build.plan import Reject
 from indexer.build.shards.one_process import PLAN_FOLDER, shard_folder
 from indexer.build.shards.shuffle import planned_ordinals, shuffle
@@ -72,14 +72,14 @@ def plan_partitions(
     started, sharding = time.perf_counter(), Sharding(shards)
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
-        building = resume_or_begin(index, "index", encoders.fingerprint, sharding)
+        building = resume_or_begin(index, "index", encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
         (building / PLAN_FOLDER / PLAN_FILE).unlink(missing_ok=True)  # its texts are about to change
         _keep_finished_shards(building, sharding)
-        source = newest_alike(index, encoders.fingerprint)
+        source = newest_alike(index, encoders)
         spec = BuildSpec(
             index=index,
             operation="index",
-            template=new_manifest(settings, encoders, sharding),
+            template=new_manifest(settings, encoders, sharding, live_or_none(index)),
             parent=None,
             models=encoders.build_models,
             batch_tokens=settings.batch_tokens,

@@ -102,7 +102,9 @@ def recoding_problem(stored: Fingerprint, wanted: Fingerprint) -> str | None:
         decisive = ("model", "passage_template", "max_length", "dtype", "format_version")
         return "; ".join(phrase for phrase in stored.differences(wanted) if phrase.split()[0] in decisive)
     if (stored.codec, stored.chunk_size) == (wanted.codec, wanted.chunk_size):
-        return None
+        if stored.sensitivity == wanted.sensitivity:
+            return None
+        return f"states stored as {stored.codec} were rounded by another sensitivity"
     if wanted.chunk_size % stored.chunk_size:
         return f"chunk_size {stored.chunk_size} cannot become {wanted.chunk_size}: that is no multiple of it"
     obstacle = recoding_obstacle(stored.codec, wanted.codec)

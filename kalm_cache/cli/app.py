@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from kalm_cache.cli.commands import cache, partition
+from kalm_cache.cli.commands import cache, decoder, partition
 from kalm_cache.cli.commands.change import add, delete, reindex
 from kalm_cache.cli.commands.client import client
 from kalm_cache.cli.commands.config import config_app, show
@@ -82,6 +82,9 @@ for _part in cache.COMMANDS:
     cache.cache_app.command()(_command(_part))
 for _part in partition.COMMANDS:
     partition.partition_app.command()(_command(_part))
+for _name, _part in decoder.COMMANDS:
+    decoder.decoder_app.command(_name)(_command(_part))
+app.add_typer(decoder.decoder_app, name="decoder")
 app.add_typer(partition.partition_app, name="partition")
 app.add_typer(cache.cache_app, name="cache")
 app.add_typer(config_app, name="config")

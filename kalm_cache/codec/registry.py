@@ -11,6 +11,7 @@ The name holds the zstd level too: setting, flag and fingerprint are one string.
 from __future__ import annotations
 
 import re
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def get_codec(name: str, sensitivity: NDArray[np.float64] | None = None) -> Code
     if base not in CODECS or (plus and not level):
         raise UsageError(f"codec {name!r} is not known: use {', '.join(CODECS)}, or one of them with +zstd{ZSTD_LEVEL}")
     raw = CODECS[base]
-    if sensitivity is not None and isinstance(raw, Rotated) and raw.bits < 8:
+    if sensitivity is not None and _is_coarse(raw):
         raw = raw.with_sensitivity(sensitivity)
     if not level:
         return raw
@@ -59,6 +60,15 @@ def get_codec(name: str, sensitivity: NDArray[np.float64] | None = None) -> Code
     if number not in ZSTD_LEVELS:
         raise UsageError(f"codec {name!r}: zstd has levels 1 to 22")
     return Zstd(raw, number)
+
+
+def rounds_by_sensitivity(name: str) -> bool:
+    """Whether the payloads of a codec depend on the sensitivity it is given. Raises `UsageError` as `get_codec`."""
+    return _is_coarse(CODECS[get_codec(name).name.partition("+")[0]])
+
+
+def _is_coarse(codec: RawCodec) -> TypeGuard[Rotated]:
+    return isinstance(codec, Rotated) and codec.bits < 8
 
 
 def codec_by_number(number: int) -> Codec | None:

@@ -14,9 +14,11 @@ from kalm_cache.generations.build_folders import unfinished_builds
 from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.generation import Generation, open_current, published_names, require_valid
 from kalm_cache.generations.journal import journal_problem
-from kalm_cache.generations.manifest import Manifest, SegmentReceipt
+from kalm_cache.generations.manifest import SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
+from kalm_cache.index.decoders import decoder_checkpoint, decoder_of
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import load_prompt_tokenizer
 from kalm_cache.settings import Settings
@@ -36,7 +38,8 @@ MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 
 def check_model(settings: Settings, index: Path | None) -> Report:
     """The model that `serve` would load: that of the settings where they name one, or else the index's."""
-    manifest = _manifest(index)
+    generation = _live_or_none(index)
+    manifest = None if generation is None else generation.manifest
     name = settings.model if manifest is None or "model" in settings.model_fields_set else manifest.model
     try:
         checkpoint = open_checkpoint(name, local_files_only=True)
@@ -45,16 +48,29 @@ def check_model(settings: Settings, index: Path | None) -> Report:
     except CheckpointError as exc:
         return Report(str(exc), [_way_to_model(name)])
     found = f"{name} in {checkpoint.folder}, {len(checkpoint.files):,} tensors in {', '.join(dtypes)}"
-    if manifest is None:
+    if index is None or generation is None or manifest is None:
         return Report(f"{found}; passages made by {settings.passage_template!r}")
-    digest, built_with = checkpoint.digest(), manifest.fingerprint.model
+    generation = generation.updated(checkpoint)
+    digest, built_with = encoder_digest(checkpoint), generation.manifest.fingerprint.model
+    found = f"{found}; encoder's digest {digest[:12]}…"
     if digest == built_with:
-        return Report(f"{found}; digest {digest[:12]}…, as the index's")
+        return _check_decoder(f"{found}, as the index's", generation, index, name)
     advice = (
         f"the index was built with model {manifest.model!r}, digest {built_with[:12]}…: leave KALM_CACHE_MODEL out, or "
         f"run kalm-cache reindex CORPUS --index {index} --model {name}"
     )
-    return Report(f"{found}; digest {digest[:12]}…", [advice])
+    return Report(found, [advice])
+
+
+def _check_decoder(found: str, generation: Generation, index: Path, model: str) -> Report:
+    """The decoder that is set over an index, whose model has been found."""
+    decoder = decoder_of(generation)
+    found = f"{found}; decoder {decoder.name}, {decoder.digest[:12]}…"
+    try:
+        decoder_checkpoint(generation, index, model)
+    except KalmCacheError as exc:
+        return Report(found, [str(exc)])
+    return Report(found)
 
 
 def check_disk(index: Path) -> Report:
@@ -103,8 +119,8 @@ def check_index(index: Path) -> Report:
 
 def count_files(index: Path | None) -> int:
     """Descriptors that the live generation holds when it is open: one for every store file that is mapped."""
-    manifest = _manifest(index)
-    stores = {} if manifest is None else manifest.files
+    generation = _live_or_none(index)
+    stores = {} if generation is None else generation.manifest.files
     return sum(
         name.endswith((STATES_FILE, PASSAGES_FILE, CONTENTS_FILE)) and receipt.bytes > COPIED_BYTES
         for name, receipt in stores.items()
@@ -154,10 +170,10 @@ def available_memory_bytes() -> int:
     return min([available, *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def _manifest(index: Path | None) -> Manifest | None:
+def _live_or_none(index: Path | None) -> Generation | None:
     """`None` also where the index cannot be opened, which `check_index` reports."""
     try:
-        return None if index is None else open_current(index).manifest
+        return None if index is None else open_current(index)
     except KalmCacheError:
         return None
 

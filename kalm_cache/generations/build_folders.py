@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kalm_cache.errors import StoreError
 from kalm_cache.foreign_files import checked_fields, read_json_object
@@ -26,6 +26,9 @@ from kalm_cache.generations.publish import finish_publishing
 from kalm_cache.generations.sharding import Sharding
 from kalm_cache.storage.durable import disk_errors, rename_durably, write_atomically
 from kalm_cache.storage.locks import build_lock
+
+if TYPE_CHECKING:
+    from kalm_cache.model.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 BUILD_FILE = "build.json"
@@ -95,8 +98,17 @@ def begin(
     return building
 
 
-def resume_or_begin(index: Path, operation: str, fingerprint: Fingerprint, sharding: Sharding | None = None) -> Path:
+def resume_or_begin(
+    index: Path,
+    operation: str,
+    fingerprint: Fingerprint,
+    sharding: Sharding | None = None,
+    *,
+    checkpoint: Checkpoint | None = None,
+) -> Path:
     """The folder of the unfinished build of this operation, or a fresh one.
+
+    `checkpoint`: that encodes; a build that an earlier version began is known by it.
 
     Raises:
         IndexMismatchError: the unfinished one was started with another fingerprint.
@@ -105,7 +117,7 @@ def resume_or_begin(index: Path, operation: str, fingerprint: Fingerprint, shard
     for building in unfinished_builds(index):
         for leftover in building.glob("*.tmp"):
             leftover.unlink()
-        _require_same(building, operation, fingerprint)
+        _require_same(building, operation, fingerprint, checkpoint)
         _require_same_shards(building, sharding)
         logger.info("resuming the unfinished build %s", building)
         return building
@@ -117,7 +129,7 @@ def _has_begun(building: Path) -> bool:
     return (building / BUILD_FILE).is_file() or (building / "shards").exists()
 
 
-def _require_same(building: Path, operation: str, fingerprint: Fingerprint) -> None:
+def _require_same(building: Path, operation: str, fingerprint: Fingerprint, checkpoint: Checkpoint | None) -> None:
     started = _read(building)
     try:
         started_operation, started_fingerprint = (
@@ -133,6 +145,8 @@ def _require_same(building: Path, operation: str, fingerprint: Fingerprint) -> N
             f"{building}: an unfinished `kalm-cache {started_operation}`; run that again to finish it, or remove the "
             "folder to give up what it has encoded"
         )
+    if checkpoint is not None:
+        started_fingerprint = started_fingerprint.updated(checkpoint)
     way_out = f"Run with the same settings to finish it, or remove {building} to start over."
     require_equal(started_fingerprint, fingerprint, f"the unfinished build {building}", way_out)
 

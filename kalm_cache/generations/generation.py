@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.foreign_files import foreign_link, is_generation_name
@@ -31,6 +32,9 @@ from kalm_cache.generations.sharding import Shard
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones, read_tombstones
 from kalm_cache.storage.durable import rename_durably
 from kalm_cache.storage.locks import SharedLock, exclude, share
+
+if TYPE_CHECKING:
+    from kalm_cache.model.checkpoint import Checkpoint
 
 BUILDING, REMOVING = ".building", ".removing"  # suffixes of folders
 BASE_SEGMENT = "00000"
@@ -70,6 +74,10 @@ class Generation:
     def part(self, name: str) -> Generation:
         """The one of `parts` with that segment."""
         return next(part for part in self.parts() if part.segment_name == name)
+
+    def updated(self, checkpoint: Checkpoint) -> Generation:
+        """With `Manifest.updated`; the file stays as it is."""
+        return replace(self, manifest=self.manifest.updated(checkpoint))
 
     def tombstones(self) -> Tombstones:
         """What is stored in its segments and not shown. Raises `StoreError`."""

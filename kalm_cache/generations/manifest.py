@@ -6,9 +6,9 @@ Knows how a manifest is written and read back; which generation is live and how 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,13 +23,16 @@ from kalm_cache.foreign_files import (
     parse_json,
     read_json_object,
 )
-from kalm_cache.generations.fingerprint import Fingerprint
+from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.sharding import Sharding
 from kalm_cache.passage import DEFAULT_TEMPLATE
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
 from kalm_cache.storage.record import Record
 from kalm_cache.system import explained
+
+if TYPE_CHECKING:
+    from kalm_cache.model.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -127,7 +130,8 @@ class Manifest:
     `deleted` counts the passages of the parent that it does not show, in no version. No passage has had the ordinal
     `next_ordinal` or a higher one. `passages_per_second` was measured when all of it was encoded last, if it ever was.
     `passage_template` made the passages of records; it is no part of the fingerprint, as another one makes other texts.
-    `sharding`: of its base, `None` where that is one segment.
+    `sharding`: of its base, `None` where that is one segment. `decoder` answers over it; `None`: that of `model`, as in
+    earlier versions, where one digest vouches for both.
     """
 
     generation: GenerationName
@@ -149,6 +153,7 @@ class Manifest:
     passages_per_second: Annotated[float, Field(ge=0)] | None = None
     passage_template: str = DEFAULT_TEMPLATE
     sharding: Sharding | None = None
+    decoder: ServingDecoder | None = None
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = STRICT
 
@@ -162,6 +167,17 @@ class Manifest:
         """The segments that were added since, by rising ordinals."""
         return self.segments[len(self.base) :]
 
+    def updated(self, checkpoint: Checkpoint) -> Manifest:
+        """As this version writes it, if an earlier one built it with `checkpoint`; else as it is.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+        """
+        fingerprint = self.fingerprint.updated(checkpoint)
+        if fingerprint == self.fingerprint:
+            return self
+        return replace(self, fingerprint=fingerprint, decoder=ServingDecoder.of(checkpoint, self.model))
+
     def to_json(self) -> bytes:
         """The manifest file's content, and a checksum over it. What earlier versions do not know is left out at its
         default.
@@ -169,8 +185,11 @@ class Manifest:
         fields = asdict(self)
         if self.passage_template == DEFAULT_TEMPLATE:
             del fields["passage_template"]
-        if self.sharding is None:
-            del fields["sharding"]
+        for name in ("sharding", "decoder"):
+            if fields[name] is None:
+                del fields[name]
+        if self.fingerprint.sensitivity is None:
+            del fields["fingerprint"]["sensitivity"]
         for segment in fields["segments"]:
             if segment["shard"] is None:
                 del segment["shard"]

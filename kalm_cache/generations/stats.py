@@ -14,10 +14,11 @@ from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
 class IndexStats:
     """Of the live generation: `file_bytes` are the sizes of all its files now; the averages are of those bytes.
 
-    `payload_bytes` counts compressed states alone, `states_bytes` the files that they are in; `states_overhead` is
-    the one divided by all that is stored in them, tombstoned payloads included. `truncated` counts passages cut at
-    `max_length`; `tombstones` are deleted and replaced ones whose bytes gc will remove. `index_bytes` are those of all
-    generations, a file that several of them share (by hard links) counted once. `files` are sizes by relative path.
+    `model` encoded its passages, the decoder of the checkpoint `decoder` answers over them. `payload_bytes` counts
+    compressed states alone, `states_bytes` the files that they are in; `states_overhead` is the one divided by all that
+    is stored in them, tombstoned payloads included. `truncated` counts passages cut at `max_length`; `tombstones` are
+    deleted and replaced ones whose bytes gc will remove. `index_bytes` are those of all generations, a file that
+    several of them share (by hard links) counted once. `files` are sizes by relative path.
     """
 
     passages: int
@@ -35,6 +36,7 @@ class IndexStats:
     store_text: bool
     passage_template: str
     embedder: str
+    decoder: str
     created_at: str
     width: int
     states_bytes: int
@@ -75,6 +77,7 @@ def stats_of(manifest: Manifest, files: dict[str, int], index_bytes: int) -> Ind
         codec=manifest.fingerprint.codec,
         chunk_size=manifest.fingerprint.chunk_size,
         model=manifest.model,
+        decoder=manifest.model if manifest.decoder is None else manifest.decoder.name,
         generation=manifest.generation,
         pooled_states=counts.pooled_states,
         truncated=counts.truncated,

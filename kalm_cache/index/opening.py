@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,9 +12,11 @@ from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.first_stage import Embedder, FirstStage, FirstStageSet, load_embedder
 from kalm_cache.generations.file_digests import require_valid_first_stage
+from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.generation import Generation, open_and_share, require_valid
 from kalm_cache.generations.segments import SegmentSet
-from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.index.decoders import decoder_checkpoint, decoder_of, require_encoder, updated_generation
+from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.scoring.prefix_cache import PrefixCache, gib_with_room
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
@@ -26,6 +28,7 @@ class OpenOptions:
     """How an index is opened; the fields are those of `PassageIndex.open`."""
 
     model: str | None = None
+    decoder: str | None = None
     device: str | torch.device | None = None
     dtype: str | torch.dtype | None = None
     codec: str | None = None
@@ -39,9 +42,15 @@ class OpenOptions:
 
 @dataclass(frozen=True, slots=True)
 class IndexParts:
-    """One open generation: its files, its decoder, its embedder. `lock` keeps gc away from it until it is released."""
+    """One open generation: its files, its decoder, its embedder. `lock` keeps gc away from it until it is released.
+
+    fingerprint: as it is on disk; `generation` has a manifest as this version writes it, whichever wrote it.
+    decoder: which one `query_side` is.
+    """
 
     generation: Generation
+    fingerprint: Fingerprint
+    decoder: ServingDecoder
     store: SegmentSet
     first_stage: FirstStage
     query_side: QuerySide
@@ -56,21 +65,33 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
 
     Raises as `PassageIndex.open`.
     """
-    generation, lock = open_and_share(folder)
+    stored, lock = open_and_share(folder)
     with ExitStack() as stack:
         stack.callback(lock.release)
-        check_options(generation, options.codec, options.chunk_size, options.passage_template)
-        require_valid(generation)
+        check_options(stored, options.codec, options.chunk_size, options.passage_template)
+        require_valid(stored)
         if options.check_first_stage:
-            require_valid_first_stage(generation)
-        query_side = _query_side(generation, folder, options, reuse_from)
+            require_valid_first_stage(stored)
+        generation = _updated(stored, folder, options, reuse_from)
+        decoder, query_side = _with_decoder(generation, folder, options, reuse_from)
         prefix_cache = _prefix_cache(options, query_side.device, reuse_from)
         embedder = _embedder(generation, folder, query_side.device, reuse_from)
         store = stack.enter_context(SegmentSet(generation))
         first_stage = open_first_stage(store, embedder)
         stack.pop_all()
     chunk_size = options.chunk_size or generation.manifest.fingerprint.chunk_size
-    return IndexParts(generation, store, first_stage, query_side, embedder, chunk_size, prefix_cache, lock)
+    return IndexParts(
+        generation,
+        stored.manifest.fingerprint,
+        decoder,
+        store,
+        first_stage,
+        query_side,
+        embedder,
+        chunk_size,
+        prefix_cache,
+        lock,
+    )
 
 
 def _prefix_cache(options: OpenOptions, device: torch.device, reuse_from: IndexParts | None) -> PrefixCache | None:
@@ -81,35 +102,39 @@ def _prefix_cache(options: OpenOptions, device: torch.device, reuse_from: IndexP
     return PrefixCache(gib_with_room(options.prefix_cache_gib, device), options.prefix_cache_dtype)
 
 
-def _query_side(generation: Generation, folder: Path, options: OpenOptions, reuse_from: IndexParts | None) -> QuerySide:
-    if reuse_from and reuse_from.generation.manifest.fingerprint.model == generation.manifest.fingerprint.model:
-        return reuse_from.query_side
+def _updated(generation: Generation, folder: Path, options: OpenOptions, reuse_from: IndexParts | None) -> Generation:
+    """As `updated_generation`, without reading the checkpoint where the one before was built with the same."""
+    if reuse_from is None or generation.manifest.fingerprint != reuse_from.fingerprint:
+        return updated_generation(generation, folder, options.model)
+    known = reuse_from.generation.manifest
+    decoder = generation.manifest.decoder or ServingDecoder(known.model, decoder_of(reuse_from.generation).digest)
+    return replace(generation, manifest=replace(generation.manifest, fingerprint=known.fingerprint, decoder=decoder))
+
+
+def _with_decoder(
+    generation: Generation, folder: Path, options: OpenOptions, reuse_from: IndexParts | None
+) -> tuple[ServingDecoder, QuerySide]:
+    """The decoder that answers over an updated generation."""
+    if reuse_from is not None and options.decoder is None and reuse_from.decoder == decoder_of(generation):
+        return reuse_from.decoder, reuse_from.query_side
+    if options.decoder is None:
+        checkpoint, name = decoder_checkpoint(generation, folder, options.model), decoder_of(generation).name
+    else:
+        checkpoint, name = open_checkpoint(options.decoder), options.decoder
+        require_encoder(generation, folder, checkpoint)
+    decoder = ServingDecoder.of(checkpoint, name)
+    if reuse_from is not None and reuse_from.decoder.digest == decoder.digest:
+        return decoder, reuse_from.query_side
     device = resolve_device(options.device)
-    return load_query_side(
-        checkpoint_of(generation, folder, options.model),
-        device=device,
-        dtype=resolve_dtype(options.dtype, device),
-        query_max_length=options.query_max_length,
-    )
+    dtype = resolve_dtype(options.dtype, device)
+    side = load_query_side(checkpoint, device=device, dtype=dtype, query_max_length=options.query_max_length)
+    return decoder, side
 
 
 def _embedder(generation: Generation, folder: Path, device: torch.device, reuse_from: IndexParts | None) -> Embedder:
     if reuse_from and _embedder_fields(reuse_from.generation) == _embedder_fields(generation):
         return reuse_from.embedder
     return embedder_of(generation, folder, device)
-
-
-def checkpoint_of(generation: Generation, folder: str | Path, model: str | None) -> Checkpoint:
-    """The model that built an index, from `model` or where the manifest says. Raises `IndexMismatchError`."""
-    manifest = generation.manifest
-    checkpoint = open_checkpoint(model or manifest.model)
-    if checkpoint.digest() != manifest.fingerprint.model:
-        raise IndexMismatchError(
-            f"{folder}: built with model {manifest.model!r} (digest {manifest.fingerprint.model[:12]}…), but "
-            f"{checkpoint.name!r} has digest {checkpoint.digest()[:12]}…; open it with the model that built it, "
-            f"or run: kalm-cache reindex CORPUS --index {folder} --model {checkpoint.name}"
-        )
-    return checkpoint
 
 
 def embedder_of(generation: Generation, folder: str | Path, device: torch.device | None = None) -> Embedder:

@@ -33,22 +33,29 @@ logger = logging.getLogger(__name__)
 
 
 class PassageIndex:
-    """One generation with the decoder of the model that built it. Use as a context manager, or `close()` it.
+    """One generation with the decoder that answers over it. Use as a context manager, or `close()` it.
 
-    `stored` reads its passages, step by step; `damaged_reads` counts passages and texts that answers had to do without.
+    `decoder`: which one that is. `stored` reads its passages, step by step; `damaged_reads` counts passages and texts
+    that answers had to do without.
     """
 
     def __init__(self, parts: IndexParts) -> None:
         """The index takes over what `open_parts` has opened, and closes it."""
         self._parts = parts
         self.generation, self.store, self.first_stage = parts.generation, parts.store, parts.first_stage
-        self.query_side, self.embedder = parts.query_side, parts.embedder
+        self.decoder, self.query_side, self.embedder = parts.decoder, parts.query_side, parts.embedder
         self.chunk_size, self.prefix_cache = parts.chunk_size, parts.prefix_cache
         self.damaged_reads = 0
         stored = parts.generation.manifest.fingerprint
         reader = StateReader(parts.store, get_codec(stored.codec), stored.chunk_size)
         self.stored = CachedPassages(
-            parts.generation.name, reader, parts.query_side, parts.chunk_size, self._count_damage, parts.prefix_cache
+            parts.generation.name,
+            reader,
+            parts.query_side,
+            parts.chunk_size,
+            self._count_damage,
+            parts.prefix_cache,
+            parts.decoder.digest,
         )
 
     @classmethod
@@ -57,6 +64,7 @@ class PassageIndex:
         folder: str | Path,
         *,
         model: str | None = None,
+        decoder: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         codec: str | None = None,
@@ -73,6 +81,8 @@ class PassageIndex:
         Args:
             folder: what `kalm-cache index --index` wrote.
             model: `None` = the model that the manifest names; another location of the same weights is fine.
+            decoder: a checkpoint with the same encoder, whose decoder answers in place of the one that is set; see
+                `kalm-cache decoder set`. `None` = the one that is set.
             device: `None` = CUDA when there is one.
             dtype: of the decoder; `None` = bfloat16 where it is native (CUDA, AMX, AVX-512 BF16), else float32.
             codec: checked against the index when given.
@@ -89,10 +99,12 @@ class PassageIndex:
         Raises:
             IndexNotFoundError: nothing has been published there.
             StoreError: a file is missing or damaged.
-            IndexMismatchError: model, codec, chunk size or template do not fit what is stored; says both sides.
+            IndexMismatchError: model, decoder, codec, chunk size or template do not fit what is stored; says both
+                sides.
         """
         options = OpenOptions(
             model,
+            decoder,
             device,
             dtype,
             codec,

@@ -27,6 +27,9 @@ ALIASES = {
     "small-r2": "KaLM-Embedding/KaLM-Reranker-V1-Small-R2",
     "large-r2": "KaLM-Embedding/KaLM-Reranker-V1-Large-R2",
 }
+# transformers has saved the text encoder under both names
+ENCODER_PREFIXES = ("model.encoder.text_model.", "model.encoder.")
+DECODER_PREFIX = "model.decoder."
 FILES_NEEDED = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "special_tokens_map.json"]
 _HASH_BLOCK = 1 << 20
 
@@ -57,8 +60,42 @@ class Checkpoint:
         """The first of `names` that the checkpoint holds."""
         return next((name for name in names if name in self.files), None)
 
+    def encoder_prefix(self) -> str:
+        """What the names of the text encoder's tensors begin with. Raises `CheckpointError` where there is none."""
+        prefix = next((prefix for prefix in ENCODER_PREFIXES if f"{prefix}norm.weight" in self.files), None)
+        if prefix is None:
+            raise CheckpointError(f"{self.folder}: no text encoder among the tensors ({ENCODER_PREFIXES[0]}…)")
+        return prefix
+
+    def layers_below(self, prefix: str) -> set[str]:
+        """The tensors of a stack's layers and last norm, by their names behind its prefix."""
+        named = {name.removeprefix(prefix) for name in self.files if name.startswith(prefix)}
+        return {name for name in named if name.startswith(("layers.", "norm."))}
+
+    def encoder_embedding(self, part: str) -> str:
+        """The name of the encoder's `embed_tokens.{part}`. One that is not there is tied to the decoder's."""
+        return self._embedding(part, (*ENCODER_PREFIXES, DECODER_PREFIX))
+
+    def decoder_embedding(self, part: str) -> str:
+        """The name of the decoder's `embed_tokens.{part}`. One that is not there is tied to the encoder's."""
+        return self._embedding(part, (DECODER_PREFIX, *ENCODER_PREFIXES))
+
+    def head(self) -> str:
+        """The name of the output matrix. One that is not there is tied to the encoder's table."""
+        # transformers 5 reads files this way too
+        return self.find("lm_head.out_proj.weight", "lm_head.weight") or self.encoder_embedding("weight")
+
+    def _embedding(self, part: str, prefixes: tuple[str, ...]) -> str:
+        name = self.find(*(f"{prefix}embed_tokens.{part}" for prefix in prefixes))
+        if name is None:
+            raise CheckpointError(f"{self.folder}: no token embeddings (…embed_tokens.{part})")
+        return name
+
     def digest(self) -> str:
-        """SHA-256 over the files that decide what is stored: weights, configuration, tokenizer, sensitivity if any."""
+        """SHA-256 over all files: weights, configuration, tokenizer, sensitivity if any.
+
+        Indexes of earlier versions know their model by it; `kalm_cache.model.digests` tells its two sides apart.
+        """
         sha = hashlib.sha256()
         beside = [
             path.name

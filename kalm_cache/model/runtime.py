@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from kalm_cache.errors import CheckpointError, DeviceMemoryError
-from kalm_cache.model.checkpoint import Checkpoint
+from kalm_cache.model.checkpoint import DECODER_PREFIX, Checkpoint
 from kalm_cache.model.config import StackConfig
 from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.encoder import PassageEncoder
@@ -18,10 +19,6 @@ from kalm_cache.model.layers.layer import Layer, Norms
 from kalm_cache.model.layers.linear import Linear, quantize_weight
 from kalm_cache.model.layers.stack import Stack
 from kalm_cache.model.precision import stream_dtype
-
-# transformers has saved the text encoder under both names
-ENCODER_PREFIXES = ("model.encoder.text_model.", "model.encoder.")
-DECODER_PREFIX = "model.decoder."
 
 
 def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> PassageEncoder:
@@ -36,8 +33,8 @@ def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         CheckpointError: a tensor is missing or has another shape.
     """
     config = checkpoint.config.encoder
-    embedding = _embedding(checkpoint, config, dtype, (*ENCODER_PREFIXES, DECODER_PREFIX))
-    return PassageEncoder(_load_stack(checkpoint, config, _encoder_prefix(checkpoint), embedding, device, dtype))
+    embedding = _embedding(checkpoint, config, dtype, checkpoint.encoder_embedding)
+    return PassageEncoder(_load_stack(checkpoint, config, checkpoint.encoder_prefix(), embedding, device, dtype))
 
 
 def load_decoder(
@@ -55,13 +52,10 @@ def load_decoder(
         CheckpointError: a tensor is missing or has another shape.
     """
     config = checkpoint.config.decoder
-    # A tensor that is there counts; one that is not is tied to the encoder's. transformers 5 reads files this way too.
-    head = checkpoint.find("lm_head.out_proj.weight", "lm_head.weight")
-    name = head or _embedding_name(checkpoint, "weight", (*ENCODER_PREFIXES, DECODER_PREFIX))
-    table = _shaped(checkpoint, name, (config.vocab_size, config.hidden_size))
+    table = _shaped(checkpoint, checkpoint.head(), (config.vocab_size, config.hidden_size))
     # rounded to the run's dtype as the reference's head is, then float32: the margin is computed in it
     answer_rows = table[list(answer_ids)].to(device, stream_dtype(dtype)).float()  # (2, D)
-    embedding = _embedding(checkpoint, config, dtype, (DECODER_PREFIX, *ENCODER_PREFIXES))
+    embedding = _embedding(checkpoint, config, dtype, checkpoint.decoder_embedding)
     return QueryDecoder(_load_stack(checkpoint, config, DECODER_PREFIX, embedding, device, dtype), answer_rows)
 
 
@@ -104,8 +98,7 @@ class _Weights:
         self._checkpoint, self._prefix, self._config = checkpoint, prefix, config
         self._device, self._dtype = device, dtype
         self._shapes = _shapes(config)
-        named = {name.removeprefix(prefix) for name in checkpoint.files if name.startswith(prefix)}
-        there = {name for name in named if name.startswith(("layers.", "norm."))}
+        there = checkpoint.layers_below(prefix)
         absent = [name for name in self._shapes if name not in there]
         unknown = sorted(there - self._shapes.keys())
         if absent or unknown:
@@ -193,25 +186,11 @@ def _shapes(config: StackConfig) -> dict[str, tuple[int, ...]]:
     return named | {"norm.weight": (width,)}
 
 
-def _encoder_prefix(checkpoint: Checkpoint) -> str:
-    for prefix in ENCODER_PREFIXES:
-        if checkpoint.find(f"{prefix}norm.weight"):
-            return prefix
-    raise CheckpointError(f"{checkpoint.folder}: no text encoder among the tensors ({ENCODER_PREFIXES[0]}…)")
-
-
-def _embedding_name(checkpoint: Checkpoint, part: str, prefixes: tuple[str, ...]) -> str:
-    name = checkpoint.find(*(f"{prefix}embed_tokens.{part}" for prefix in prefixes))
-    if name is None:
-        raise CheckpointError(f"{checkpoint.folder}: no token embeddings (…embed_tokens.{part})")
-    return name
-
-
 def _embedding(
-    checkpoint: Checkpoint, config: StackConfig, dtype: torch.dtype, prefixes: tuple[str, ...]
+    checkpoint: Checkpoint, config: StackConfig, dtype: torch.dtype, name_of: Callable[[str], str]
 ) -> TokenEmbedding:
     table, eoi = (
-        _shaped(checkpoint, _embedding_name(checkpoint, part, prefixes), shape)
+        _shaped(checkpoint, name_of(part), shape)
         for part, shape in (
             ("weight", (config.vocab_size, config.hidden_size)),
             ("eoi_embedding", (config.hidden_size,)),

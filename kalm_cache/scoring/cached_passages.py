@@ -49,7 +49,8 @@ class CachedPassages:
 
     chunk_size: pooling ratio, unless a call says otherwise.
     on_damage: gets the problems of damaged records, which look-ups leave out.
-    prefix_cache: may be shared with other generations, as its keys name them.
+    prefix_cache: may be shared with other generations and decoders, as its keys name them.
+    decoder: digest of the one that `query_side` is, for these keys.
     """
 
     generation: str
@@ -58,6 +59,7 @@ class CachedPassages:
     chunk_size: int
     on_damage: Callable[[Sequence[str]], None]
     prefix_cache: PrefixCache | None = None
+    decoder: str = ""
 
     def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> LookUp:
         """Find passages for prompts of one instruction: in the prefix cache, else in the store.
@@ -117,4 +119,4 @@ class CachedPassages:
         return {doc_id: passage for doc_id, passage in zip(ids, cached, strict=True) if passage is not None}
 
     def _key(self, doc_id: str, chunk_size: int, prefix: tuple[int, ...]) -> PrefixKey:
-        return PrefixKey(self.generation, doc_id, chunk_size, prefix)
+        return PrefixKey(self.generation, self.decoder, doc_id, chunk_size, prefix)

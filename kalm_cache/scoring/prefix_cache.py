@@ -25,9 +25,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """One passage as one generation holds it, at one pooling ratio, under one prompt prefix (token ids)."""
+    """One passage as one generation holds it, at one pooling ratio, under one prompt prefix (token ids) of one decoder.
+
+    `decoder`: its digest.
+    """
 
     generation: str
+    decoder: str
     doc_id: str
     chunk_size: int
     prefix: tuple[int, ...]

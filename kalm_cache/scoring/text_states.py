@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from kalm_cache.codec import Codec
+from kalm_cache.codec.sensitivity import sensitivity_digest
 from kalm_cache.errors import DamagedRecordError
-from kalm_cache.model.checkpoint import Checkpoint
+from kalm_cache.model.checkpoint import SENSITIVITY_FILE, Checkpoint
+from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.precision import dtype_name, stream_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE, CutSide, Tokens
 from kalm_cache.progress_bar import Advance
@@ -153,15 +155,31 @@ def open_text_states(
     cache: TextCache, checkpoint: Checkpoint, codec: Codec, *, dtype: torch.dtype, chunk_size: int
 ) -> TextStates:
     """The part of a cache whose states `checkpoint` computes in `dtype` and `codec` stores at `chunk_size`."""
-    return text_states(cache, checkpoint.digest(), codec, dtype=dtype, chunk_size=chunk_size)
+    return text_states(cache, encoded_by(checkpoint, codec.name), codec, dtype=dtype, chunk_size=chunk_size)
 
 
-def text_states(cache: TextCache, model: str, codec: Codec, *, dtype: torch.dtype, chunk_size: int) -> TextStates:
-    """As `open_text_states`, for the checkpoint with the digest `model`."""
+@dataclass(frozen=True, slots=True)
+class EncodedBy:
+    """What of a checkpoint decides stored states: `encoder_digest` and `sensitivity_digest`. Its decoder does not."""
+
+    encoder: str
+    sensitivity: str
+
+
+def encoded_by(checkpoint: Checkpoint, codec: str) -> EncodedBy:
+    """The digests of a checkpoint whose states a codec stores. Raises `CheckpointError`."""
+    return EncodedBy(encoder_digest(checkpoint), sensitivity_digest(checkpoint.folder / SENSITIVITY_FILE, codec))
+
+
+def text_states(
+    cache: TextCache, encoded: EncodedBy, codec: Codec, *, dtype: torch.dtype, chunk_size: int
+) -> TextStates:
+    """As `open_text_states`, for a checkpoint that is known by its digests."""
     namespace = cache.namespace(
         {
             "format": FORMAT,
-            "model": model,  # weights, configuration and tokenizer
+            "model": encoded.encoder,  # weights, configuration and tokenizer
+            "sensitivity": encoded.sensitivity,
             "passage_template": PASSAGE_TEMPLATE,
             "dtype": dtype_name(dtype),
             "codec": codec.name,

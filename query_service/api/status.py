@@ -133,6 +133,7 @@ class InfinityModels(BaseModel):
 class Info(BaseModel):
     """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them.
 
+    `model_sha` is of the encoder, tokenizer included, which made the stored states; `decoder` answers over them.
     `text_cache_gib` is null where there is no text cache. `max_batch_requests`, `sha` and `docker_label` are null: Text
     Embeddings Inference has them.
     """
@@ -141,6 +142,8 @@ class Info(BaseModel):
     model_id: str
     served_model_name: str
     model_sha: str
+    decoder: str
+    decoder_sha: str
     model_dtype: str
     model_type: dict[str, Any]
     device: str
@@ -209,7 +212,9 @@ def answer_info(service: Service) -> Info:
         version=__version__,
         model_id=service.model,
         served_model_name=service.model,
-        model_sha=model.digest,
+        model_sha=model.encoded_by.encoder,
+        decoder=service.decoder,
+        decoder_sha=model.decoder.digest,
         model_dtype=dtype_name(side.dtype),
         model_type={"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
         device=str(side.device),

@@ -12,6 +12,7 @@ import torch
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.prompts import CutSide, Tokens
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side, tokenize_passages
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool
@@ -145,7 +146,7 @@ class DocumentEncoder:
 
     def _for(self, model: ServedModel) -> PassageSide | None:
         """The loaded weights with another index's settings, where these were made by the same model."""
-        if self._passage_side is None or self._model.digest != model.digest:
+        if self._passage_side is None or self._model.encoded_by.encoder != model.encoded_by.encoder:
             return None
         return replace(self._passage_side, max_length=model.max_length, chunk_size=model.chunk_size)
 
@@ -165,11 +166,11 @@ class DocumentEncoder:
 
     def _open(self) -> Checkpoint:
         checkpoint = open_checkpoint(self._location)
-        digest = checkpoint.digest()
-        if digest != self._model.digest:
+        served, found = self._model.encoded_by.encoder, encoder_digest(checkpoint)
+        if found != served:
             raise IndexMismatchError(
-                f"a model of digest {self._model.digest[:12]}… is served, but {self._location!r} now has digest "
-                f"{digest[:12]}…; restart the service with the model that it serves, which built the index"
+                f"a model whose encoder has digest {served[:12]}… is served, but that of {self._location!r} now has "
+                f"digest {found[:12]}…; restart the service with the model that it serves, which built the index"
             )
         return checkpoint
 
@@ -199,4 +200,4 @@ class _Counting:
 def _part_of(cache: TextCache, model: ServedModel) -> TextStates:
     """The part of a text cache with the states of a model."""
     dtype, codec = model.query_side.dtype, get_codec(model.codec)
-    return text_states(cache, model.digest, codec, dtype=dtype, chunk_size=model.stored_chunk_size)
+    return text_states(cache, model.encoded_by, codec, dtype=dtype, chunk_size=model.stored_chunk_size)

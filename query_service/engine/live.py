@@ -180,6 +180,8 @@ class LiveIndex:
     def _serve(self, before: Served | None) -> Served:
         index = self._open(before.index if before else None)
         index.warm_up()
+        if before is not None and index.query_side is not before.model.query_side:
+            index.query_side.warm_up()  # another decoder: what it loads at its first use, no request waits for
         model = model_of_index(index)
         if not self._with_encoder:
             return Served(model, None, index)

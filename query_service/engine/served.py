@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kalm_cache.codec import get_codec
+from kalm_cache.generations.fingerprint import ServingDecoder
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
+from kalm_cache.scoring.text_states import EncodedBy, encoded_by
 from kalm_cache.settings import Settings
 
 
@@ -19,13 +21,14 @@ from kalm_cache.settings import Settings
 class ServedModel:
     """A decoder, and what texts must have in common that it scores together.
 
-    name: alias, folder or hub id. digest: of its checkpoint. created: when the index was made, or the service started,
-    seconds since 1970. max_length: tokens of a passage that count. chunk_size: pooling ratio of answers that say none.
-    stored_chunk_size, codec: of states that are kept.
+    name: alias, folder or hub id of the checkpoint that encodes. encoded_by: its digests. decoder: which one answers.
+    created: when the index was made, or the service started, seconds since 1970. max_length: tokens of a passage that
+    count. chunk_size: pooling ratio of answers that say none. stored_chunk_size, codec: of states that are kept.
     """
 
     name: str
-    digest: str
+    encoded_by: EncodedBy
+    decoder: ServingDecoder
     created: int
     query_side: QuerySide
     passage_template: PassageTemplate
@@ -36,12 +39,13 @@ class ServedModel:
 
 
 def model_of_index(index: PassageIndex) -> ServedModel:
-    """The model that built an index, with the index's settings."""
+    """The model that built an index and the decoder that answers over it, with the index's settings."""
     manifest = index.generation.manifest
     built = manifest.fingerprint
     return ServedModel(
         name=manifest.model,
-        digest=built.model,
+        encoded_by=EncodedBy(built.model, built.sensitivity or ""),
+        decoder=index.decoder,
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
         query_side=index.query_side,
         passage_template=index.passage_template,
@@ -65,7 +69,8 @@ def load_model(settings: Settings) -> ServedModel:
     side = load_query_side(checkpoint, device=device, dtype=dtype, query_max_length=settings.query_max_length)
     return ServedModel(
         name=settings.model,
-        digest=checkpoint.digest(),
+        encoded_by=encoded_by(checkpoint, codec),
+        decoder=ServingDecoder.of(checkpoint, settings.model),
         created=int(time.time()),
         query_side=side,
         passage_template=PassageTemplate(settings.passage_template),

@@ -144,6 +144,7 @@ class Service:
         served = self.live.served
         self.metrics.queue_depth(self.engine.depth)
         self.metrics.behind(self.live.behind.seconds if self.live.behind else 0.0)
+        self.metrics.answers_with(served.model.decoder.digest)
         if served.index is not None:
             self.metrics.serves(served.version, served.passages)
         if served.index is not None and served.index.prefix_cache is not None:
@@ -181,16 +182,20 @@ class Service:
         return self.names[0]
 
     @property
+    def decoder(self) -> str:
+        """The name of the decoder that answers, as clients see it."""
+        return _shown(self.live.served.model.decoder.name)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names that a request's `model` may have, the one that answers carry first."""
         chosen = tuple(name for name in self._served_names if name != ANY)
         if chosen:
             return chosen
         name = self.live.served.model.name
-        last = name.rstrip("/").rpartition("/")[2]
         if name.startswith("/"):
-            return (last,)
-        return tuple(dict.fromkeys((name, ALIASES.get(name, name), last)))
+            return (_shown(name),)
+        return tuple(dict.fromkeys((name, ALIASES.get(name, name), name.rpartition("/")[2])))
 
     @property
     def _served_names(self) -> list[str]:
@@ -206,3 +211,8 @@ class Service:
         longest, limit = max(map(len, queries), default=0), self.settings.max_query_chars
         if longest > limit:
             raise UsageError(f"{what} of {longest} characters; at most {limit} are taken (max_query_chars)")
+
+
+def _shown(name: str) -> str:
+    """A model's name; of a local folder its last part, not where it lies."""
+    return name.rstrip("/").rpartition("/")[2] if name.startswith("/") else name

@@ -102,6 +102,8 @@ class Metrics:
             "kalm_cache_generation_behind_seconds", "For how long a published generation could not be served."
         )
         self._indexed = highest("kalm_cache_indexed_passages", "Passages of the index.")
+        self._decoder = highest("kalm_cache_decoder", "1: the decoder that answers, 0: one before.", ["digest"])
+        self._decoders: set[str] = set()
         self._info = highest("kalm_cache_info", "What runs; always 1.", ["version", "model"])
 
     def request(self, method: str, path: str, status: str, seconds: float) -> None:
@@ -175,6 +177,12 @@ class Metrics:
         """This generation is served from now on."""
         self._generation.set(int(index_version) if index_version.isdecimal() else 0)
         self._indexed.set(passages)
+
+    def answers_with(self, digest: str) -> None:
+        """The decoder with this digest answers from now on."""
+        self._decoders.add(digest)
+        for seen in self._decoders:
+            self._decoder.labels(seen).set(seen == digest)
 
     def behind(self, seconds: float) -> None:
         """For so long a published generation could not be served; 0 where the newest is."""

@@ -31,6 +31,7 @@ OTHERS = {
     "bm25": False,
     "store_text": False,
     "format_version": 99,
+    "sensitivity": "e" * 64,
 }
 
 

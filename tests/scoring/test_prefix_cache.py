@@ -22,8 +22,8 @@ IDS = list(TEXTS)
 QUERIES = ["What is the capital of China?", "when does the ferry leave", ""]
 
 
-def key(doc_id: str, generation: str = "000001") -> PrefixKey:
-    return PrefixKey(generation, doc_id, 4, (1, 2))
+def key(doc_id: str, generation: str = "000001", decoder: str = "one") -> PrefixKey:
+    return PrefixKey(generation, decoder, doc_id, 4, (1, 2))
 
 
 def kept(numbers: int) -> CachedPrefix:
@@ -69,11 +69,16 @@ def test_a_passage_put_twice_counts_once():
     assert (prefix_cache.stats().passages, prefix_cache.stats().bytes) == (1, 80)
 
 
-def test_generations_ratios_and_prefixes_do_not_share_entries():
+def test_generations_decoders_ratios_and_prefixes_do_not_share_entries():
     prefix_cache = PrefixCache(1)
     prefix_cache.put(key("a"), kept(1))
-    others = [key("a", "000002"), PrefixKey("000001", "a", 8, (1, 2)), PrefixKey("000001", "a", 4, (1, 3))]
-    assert prefix_cache.get(others) == [None] * 3
+    others = [
+        key("a", "000002"),
+        key("a", decoder="another"),
+        PrefixKey("000001", "one", "a", 8, (1, 2)),
+        PrefixKey("000001", "one", "a", 4, (1, 3)),
+    ]
+    assert prefix_cache.get(others) == [None] * 4
 
 
 @pytest.mark.parametrize(("capacity", "dtype"), [(-1, "int8"), (0, "int8"), (1, "int4")])

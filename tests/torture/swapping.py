@@ -21,11 +21,13 @@ import httpx
 from indexer.build.index_job import load_encoders
 from indexer.change.add_delete import add_passages, delete_passages
 from indexer.change.rollback import roll_back
+from indexer.change.set_decoder import set_decoder
 from indexer.models import Encoders
 from kalm_cache import PassageIndex
 from kalm_cache.generations.current import current_name
 from query_service.app import create_app
 from query_service.server import address_of, bind, make_server, open_service
+from tests.checkpoints import with_other_decoder
 from tests.indexes import TEXTS, build, lines_of, settings_for
 
 QUERIES = ("When does the ferry leave?", "honey bees dance", "the capital in the north")
@@ -74,6 +76,8 @@ class Swapped:
         build(
             self.index, self._settings, {one: f"{text} again" for one, text in TEXTS.items()}, encoders=self._encoders
         )
+        self._note()
+        set_decoder(self.index, str(with_other_decoder(model, folder / "decoder")))
         self._note()
         self.names = sorted(self.expected)
 

@@ -60,7 +60,7 @@ def _build(index: Path) -> None:
     settings = Settings.model_construct(chunk_size=CHUNK_SIZES[0])
     encoders = load_encoders(settings)
     console = stdout_console()
-    if is_built(index, encoders.fingerprint):
+    if is_built(index, encoders):
         console.print(f"Using the index in {index}; remove it to see it built.")
         return
     corpus = BUNDLED_DEMO / "corpus.jsonl.zst"

@@ -62,7 +62,7 @@ class EvaluationIndexes:
             self._build(name, corpus, folder)
         self._latest = PassageIndex.open(
             folder,
-            model=self.settings.model,
+            decoder=self.settings.model,
             device=self.settings.device,
             dtype=self.settings.dtype,
             query_max_length=self.settings.query_max_length,
@@ -75,7 +75,7 @@ class EvaluationIndexes:
         from kalm_cache.generations.generation import open_current
 
         try:
-            manifest = open_current(folder).manifest
+            manifest = open_current(folder).updated(self.encoders.checkpoint).manifest
         except KalmCacheError:  # no index there, or a damaged one
             return False
         stored = manifest.fingerprint

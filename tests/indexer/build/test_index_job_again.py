@@ -16,6 +16,7 @@ from indexer.build.index_job import Encoders, load_encoders
 from kalm_cache import PassageIndex
 from kalm_cache.generations.current import write_current
 from kalm_cache.generations.generation import open_current
+from kalm_cache.model.digests import encoder_digest
 from kalm_cache.settings import Settings
 from tests import stores
 from tests.indexer.jobs import LONGER, content, interrupt, passing, stored_ids
@@ -180,7 +181,7 @@ def test_a_folder_called_static_is_not_taken_for_the_bundled_embedder(
 def test_fingerprints_name_what_the_records_were_made_with(settings: Settings, encoders: Encoders):
     fingerprint = encoders.fingerprint
     assert (fingerprint.chunk_size, fingerprint.codec, fingerprint.dtype) == (4, "fp16", "float32")
-    assert fingerprint.model == encoders.checkpoint.digest()
+    assert (fingerprint.model, fingerprint.sensitivity) == (encoder_digest(encoders.checkpoint), "")
     assert fingerprint.embedder == encoders.embedder.digest
     assert replace(fingerprint) == load_encoders(settings).fingerprint
     assert np.isfinite(encoders.embedder.embed_passages(["text"])).all()

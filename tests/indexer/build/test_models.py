@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from indexer.build.index_job import load_encoders
+from indexer.change.set_decoder import set_decoder
 from kalm_cache import PassageIndex
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.codec.sensitivity import TENSOR, load_sensitivity
 from kalm_cache.errors import CheckpointError
+from kalm_cache.generations.generation import open_current
 from kalm_cache.model.checkpoint import SENSITIVITY_FILE
 from kalm_cache.settings import Settings
+from tests.checkpoints import with_other_decoder
 from tests.indexer.changes import add, payloads_of, reindex
 from tests.indexes import TEXTS, build, settings_for
 
@@ -89,3 +93,45 @@ def test_a_sensitivity_of_another_width_is_refused_before_anything_is_encoded(
     save_file({TENSOR: np.eye(44, dtype=np.float32)}, folder / SENSITIVITY_FILE)
     with pytest.raises(CheckpointError, match=f"{SENSITIVITY_FILE}: is of states 44 wide, the model's are 64"):
         load_encoders(settings_for(folder, embedder_folder, codec="int4"))
+
+
+def test_payloads_stay_rounded_by_what_encoded_them_whichever_decoder_is_set(
+    exact: Path, sensitive_folder: Path, settings_by_codec: dict[str, Settings], tmp_path: Path
+):
+    settings, encoders = settings_by_codec["int4"], load_encoders(settings_by_codec["int4"])
+    tuned = with_other_decoder(sensitive_folder, tmp_path / "tuned")
+    (tuned / SENSITIVITY_FILE).unlink()
+    one = dict([next(iter(TEXTS.items()))])
+    build(tmp_path / "index", settings, one, encoders=encoders)
+    before = open_current(tmp_path / "index").manifest.fingerprint
+    assert before.sensitivity == hashlib.sha256((sensitive_folder / SENSITIVITY_FILE).read_bytes()).hexdigest()
+    set_decoder(tmp_path / "index", str(tuned))
+    assert open_current(tmp_path / "index").manifest.fingerprint == before
+    add(tmp_path / "index", settings, encoders, TEXTS)
+    by_sensitivity = get_codec("int4", load_sensitivity(sensitive_folder / SENSITIVITY_FILE))
+    assert payloads_of(tmp_path / "index") == encoded(exact, by_sensitivity)
+
+
+def test_payloads_that_were_rounded_by_another_sensitivity_are_encoded_again(
+    sensitive_folder: Path,
+    mini_folder: Path,
+    embedder_folder: Path,
+    settings_by_codec: dict[str, Settings],
+    tmp_path: Path,
+):
+    settings = settings_by_codec["int4"]
+    build(tmp_path / "index", settings, TEXTS)
+    plain = settings_for(mini_folder, embedder_folder, codec="int4")  # the same weights, no sensitivity
+    report = reindex(tmp_path / "index", plain, load_encoders(plain), TEXTS)
+    assert (report.encoded, report.reused) == (len(TEXTS), 0)
+    assert report.why_encoded == "states stored as int4 were rounded by another sensitivity"
+
+
+def test_a_codec_that_rounds_by_none_has_the_same_fingerprint_with_a_sensitivity_as_without(
+    sensitive_folder: Path, mini_folder: Path, embedder_folder: Path
+):
+    one, other = (
+        load_encoders(settings_for(folder, embedder_folder, codec="fp16")) for folder in (sensitive_folder, mini_folder)
+    )
+    assert one.fingerprint == other.fingerprint
+    assert one.fingerprint.sensitivity == ""

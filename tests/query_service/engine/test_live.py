@@ -14,11 +14,16 @@ import pytest
 from indexer.change.add_delete import delete_passages
 from indexer.change.gc import collect_garbage
 from indexer.change.rollback import roll_back
+from indexer.change.set_decoder import set_decoder
 from kalm_cache.errors import KalmCacheError, UnknownIdError
 from kalm_cache.generations.current import write_current
+from kalm_cache.generations.generation import open_current
 from kalm_cache.index.from_settings import open_index
+from kalm_cache.model.checkpoint import open_checkpoint
+from kalm_cache.model.digests import decoder_digest
 from kalm_cache.settings import Settings, load_settings
 from query_service.engine.live import LiveIndex
+from tests.checkpoints import with_other_decoder
 from tests.query_service.conftest import serving
 from tests.waiting import wait_for
 
@@ -207,3 +212,23 @@ def test_no_request_fails_or_is_mixed_up_while_generations_are_swapped(folder: P
             thread.join()
     assert wrong == []
     assert all(count > 0 for count in counts.values())
+
+
+def test_another_decoder_is_taken_over_and_named(folder: Path, mini_folder: Path, tmp_path: Path) -> None:
+    tuned = with_other_decoder(mini_folder, tmp_path / "tuned")
+    with serving(folder, watch_seconds=0.01) as client:
+        before, named = client.post("/rerank", json=Q).json(), client.get("/info").json()
+        set_decoder(folder, str(tuned))
+        wait_for(lambda: client.get("/health").json()["index_version"] == "000002")
+        after, info = client.post("/rerank", json=Q).json(), client.get("/info").json()
+        assert [one["score"] for one in after["results"]] != [one["score"] for one in before["results"]]
+        assert (named["decoder"], info["decoder"]) == (mini_folder.name, "tuned")
+        assert info["model_sha"] == named["model_sha"] == open_current(folder).manifest.fingerprint.model
+        assert info["decoder_sha"] == decoder_digest(open_checkpoint(str(tuned))) != named["decoder_sha"]
+        assert info["model_id"] == named["model_id"]  # what clients send as `model` stays
+        metrics = client.get("/metrics").text
+        assert f'kalm_cache_decoder{{digest="{info["decoder_sha"]}"}} 1.0' in metrics
+        assert f'kalm_cache_decoder{{digest="{named["decoder_sha"]}"}} 0.0' in metrics
+        roll_back(folder)
+        wait_for(lambda: client.get("/info").json()["decoder_sha"] == named["decoder_sha"])
+        assert client.post("/rerank", json=Q).json()["results"] == before["results"]
