@@ -29,6 +29,16 @@ class KalmCacheError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as it is, whatever its class is made with: another process may show it."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[KalmCacheError], args: tuple[object, ...], fields: dict[str, object]) -> KalmCacheError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
+
 
 class UsageError(KalmCacheError, ValueError):
     """An option, an argument, a configuration value or a request field that cannot be served."""

@@ -106,7 +106,7 @@ def run_reindex(
         generation, counts = build_base(
             spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress
         )
-    return _report(index, generation, counts, sources, unused, time.perf_counter() - started)
+    return reindex_report(index, generation, counts, sources.problem, unused.counts(), time.perf_counter() - started)
 
 
 def plan_reindex(
@@ -210,14 +210,15 @@ def _check_texts(live: Generation, sources: ReusableSegments, wanted: Fingerprin
     require_keepable(live, sources, wanted)
 
 
-def _report(
+def reindex_report(
     index: Path,
     generation: Generation,
     counts: BuildCounts,
-    sources: ReusableSegments,
-    unused: UnusedFields,
+    why_encoded: str | None,
+    unused_fields: dict[str, int],
     seconds: float,
 ) -> ReindexReport:
+    """What a reindex that published this generation did; fields as in `ReindexReport`."""
     manifest = generation.manifest
     passages = manifest.counts.passages
     rate = manifest.passages_per_second or _rate_of(counts)
@@ -234,13 +235,13 @@ def _report(
         deleted=manifest.deleted,
         kept=counts.kept,
         rejected=counts.rejected,
-        why_encoded=sources.problem,
+        why_encoded=why_encoded,
         bytes=sum(receipt.bytes for receipt in manifest.files.values()),
         seconds=round(seconds, 3),
         full_build_passages_per_second=None if not rate else round(rate, 2),
         full_build_seconds=None if full is None else round(full, 3),
         speedup=None if full is None else round(full / max(seconds, 1e-9), 1),
-        unused_fields=unused.counts(),
+        unused_fields=unused_fields,
     )
 
 

@@ -146,7 +146,7 @@ def _checked_texts(building: Path, plan: Plan, partition: int) -> Path:
 def _spec(index: Path, plan: Plan, shard: Shard, encoders: Encoders, stack: ExitStack) -> BuildSpec:
     return BuildSpec(
         index=index,
-        operation="index",
+        operation=plan.operation,
         template=plan.template,
         parent=None,
         models=encoders.build_models,
@@ -197,4 +197,5 @@ def _receipt(building: Path, folder: Path, plan: Plan, partition: int, segment: 
         encoded=segment.counts.encoded,
         resumed=segment.counts.resumed,
         copied=segment.counts.copied,
+        recoded=segment.counts.recoded,
     )

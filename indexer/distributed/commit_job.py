@@ -54,16 +54,12 @@ def commit_partitions(index: Path, given: Sequence[Path] = ()) -> IndexReport:
         finish_first_stage(plan.template, [segment.folder for segment in segments])
         known = _known(building, segments, chosen)
         _put_aside(building)
-        base = NewBase(index, "index", plan.template, live_or_none(index))
+        base = NewBase(index, plan.operation, plan.template, live_or_none(index))
         generation = publish_base(base, building, segments, receipts(building, known))
         shutil.rmtree(_removing(building))
-    counts = BuildCounts.total(_counts(receipt) for receipt in chosen)
+    counts = BuildCounts.total(receipt.build_counts() for receipt in chosen)
     counts.rejected = plan.rejected
     return report_of(index, generation, counts, time.perf_counter() - started, unused_fields={})  # the plan said them
-
-
-def _counts(receipt: Receipt) -> BuildCounts:
-    return BuildCounts(encoded=receipt.encoded, resumed=receipt.resumed, copied=receipt.copied)
 
 
 def _require_room(index: Path, plan: Plan) -> None:

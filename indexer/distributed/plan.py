@@ -32,20 +32,23 @@ class Partition:
 class Plan:
     """What is to be built.
 
+    operation: the command, as the manifest names it.
     template: the manifest to publish, but for what follows from the build; it names the models and the shards.
-    source: the generation that passages are copied from, if there is one with the same fingerprint.
+    source: the generation that passages are copied or recoded from, if there is one to take them from.
     first_ordinal, next_ordinal: the range of the ordinals that are new in it.
     batch_tokens: padded tokens of a batch.
-    rejected: lines of the corpus that make no passage.
+    rejected: lines of the corpus that make no passage; kept: passages that it does not have, and that stay.
     partitions: one a shard, by number.
     """
 
+    operation: str
     template: Manifest
     source: GenerationName | None
     first_ordinal: Count
     next_ordinal: Count
     batch_tokens: Positive
     rejected: Count
+    kept: Count
     partitions: list[Partition]
     __pydantic_config__ = STRICT
 

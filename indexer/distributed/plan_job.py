@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from indexer.build.accepted_passages import AcceptedPassages
+from indexer.build.batching import batched
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import live_or_none, newest_alike
-from indexer.build.plan import Reject
+from indexer.build.plan import WINDOW, Reject
 from indexer.build.shards.one_process import PLAN_FOLDER, shard_folder
 from indexer.build.shards.shuffle import planned_ordinals, shuffle
-from indexer.build.spec import BuildSpec, new_manifest
+from indexer.build.spec import BuildSpec, new_manifest, refuse_to_lose
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.corpus.unused_fields import UnusedFields
 from indexer.distributed.plan import PLAN_FILE, Partition, Plan
 from indexer.distributed.receipt import ATTEMPTS
 from indexer.models import Encoders
-from indexer.reuse.reusable_segments import open_sources
-from kalm_cache.generations.build_folders import recover, resume_or_begin
-from kalm_cache.generations.generation import BUILDING, high_water_marks
+from indexer.reuse.reusable_segments import ReusableSegments, open_sources
+from kalm_cache.errors import UsageError
+from kalm_cache.generations.build_folders import locked_live_generation, recover, resume_or_begin
+from kalm_cache.generations.generation import BUILDING, Generation, high_water_marks
 from kalm_cache.generations.manifest import NO_COUNTS, FileReceipt, SegmentReceipt
 from kalm_cache.generations.sharding import Sharding
+from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
 from kalm_cache.storage.durable import disk_errors, rename_durably, sync
 from kalm_cache.storage.locks import build_lock
-from kalm_cache.storage.passage_store import SEAL_FILE
+from kalm_cache.storage.passage_store import SEAL_FILE, doc_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +42,18 @@ logger = logging.getLogger(__name__)
 class PlanReport:
     """What was planned. `partitions`: passages of each, by number; `plan`: its digest.
 
-    `unused_fields`: how many lines of the corpus have each field that is no part of a passage.
+    `kept`: passages that the corpus does not have, and that stay. `why_encoded`: why nothing that is stored could be
+    used, where that is so. `unused_fields`: how many lines of the corpus have each field that is no part of a passage.
     """
 
     index: str
     plan: str
     passages: int
     rejected: int
+    kept: int
     partitions: list[int]
     text_bytes: int
+    why_encoded: str | None
     seconds: float
     unused_fields: dict[str, int]
 
@@ -59,31 +67,38 @@ def plan_partitions(
     shards: int,
     on_reject: Reject,
     on_progress: Callable[[BuildCounts], None],
+    operation: str = "index",
+    keep_missing: bool = False,
 ) -> PlanReport:
     """Plan the next generation of `index` from a corpus, read once from its beginning, in `shards` partitions.
 
-    Planned again, what has been built stays of use: what of it still fits is not encoded again.
+    Planned again, what has been built stays of use: what of it still fits is not encoded again. `operation`: `index`,
+    or `reindex`: then what is stored in another form is recoded where that is exact. `keep_missing`: passages that the
+    corpus does not have stay.
 
     Raises:
+        IndexNotFoundError: nothing has been published that could be reindexed.
+        UsageError: passages should be kept whose texts are not stored.
         IndexLockedError: another job is changing the index.
         IndexMismatchError: an unfinished build in the folder has another fingerprint.
         StoreError: it has another number of shards, or is another operation's; or the disk is full.
     """
     started, sharding = time.perf_counter(), Sharding(shards)
-    with build_lock(index), disk_errors(index), ExitStack() as stack:
-        recover(index)
-        building = resume_or_begin(index, "index", encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
+    with _source(index, operation, encoders) as source, ExitStack() as stack:
+        if keep_missing:
+            _require_texts(source)
+        building = resume_or_begin(index, operation, encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
         (building / PLAN_FOLDER / PLAN_FILE).unlink(missing_ok=True)  # its texts are about to change
         _keep_finished_shards(building, sharding)
-        source = newest_alike(index, encoders)
         spec = BuildSpec(
             index=index,
-            operation="index",
+            operation=operation,
             template=new_manifest(settings, encoders, sharding, live_or_none(index)),
             parent=None,
             models=encoders.build_models,
             batch_tokens=settings.batch_tokens,
             sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
+            keep_missing=keep_missing,
         )
         unused = UnusedFields()
         plan = _shuffled(spec, unused.watch(lines), building, on_reject, on_progress)
@@ -94,11 +109,47 @@ def plan_partitions(
         plan=plan.digest,
         passages=sum(partition.passages for partition in plan.partitions),
         rejected=plan.rejected,
+        kept=plan.kept,
         partitions=[partition.passages for partition in plan.partitions],
         text_bytes=sum(partition.receipt.bytes for partition in plan.partitions),
+        why_encoded=spec.sources.problem,
         seconds=round(time.perf_counter() - started, 3),
         unused_fields=unused.counts(),
     )
+
+
+@contextmanager
+def _source(index: Path, operation: str, encoders: Encoders) -> Iterator[Generation | None]:
+    """What passages are taken from, if there is anything. Under the build lock."""
+    if operation == "reindex":
+        with locked_live_generation(index) as live:
+            yield live
+    else:
+        with build_lock(index), disk_errors(index):
+            recover(index)
+            yield newest_alike(index, encoders)
+
+
+def _require_texts(source: Generation | None) -> None:
+    if source is not None and not source.manifest.fingerprint.store_text:
+        raise UsageError(
+            f"{source.folder}: keeps no texts, and partitions are planned by their texts: give the whole corpus and "
+            "--delete-missing, or reindex in one process"
+        )
+
+
+def _kept(sources: ReusableSegments, accepted: AcceptedPassages) -> Iterator[list[CorpusLine]]:
+    """What is stored and the corpus does not have, as lines of it."""
+    for segment in sources.every:
+        for keys in batched(segment.keys(), WINDOW):
+            doc_ids = [doc_id_of(key) for key in accepted.unseen(keys)]
+            window = []
+            for doc_id, text in zip(doc_ids, segment.store.find_texts(doc_ids), strict=True):
+                if not isinstance(text, str):
+                    refuse_to_lose(doc_id)
+                else:
+                    window.append(CorpusLine(Passage(doc_id, text), f"{segment.store.folder}: {doc_id!r}"))
+            yield window
 
 
 def _shuffled(
@@ -112,7 +163,12 @@ def _shuffled(
     first_ordinal = high_water_marks(spec.index).next_ordinal
     finished = [seal.parent for seal in sorted((building / ATTEMPTS).glob(f"*/*/{SEAL_FILE}"))]
     with planned_ordinals(spec, folder, finished) as ordinals:
-        shuffled = shuffle(spec, lines, folder, ordinals, on_reject=on_reject, on_progress=on_progress)
+        shuffled = shuffle(
+            *(spec, lines, folder, ordinals),
+            on_reject=on_reject,
+            on_progress=on_progress,
+            kept=partial(_kept, spec.sources) if spec.keep_missing else lambda accepted: (),
+        )
         next_ordinal = ordinals.next
     for file in shuffled.files:
         sync(file)
@@ -123,7 +179,17 @@ def _shuffled(
     name = building.name.removesuffix(BUILDING)
     nothing = [SegmentReceipt(f"{shard:05d}", NO_COUNTS, 0, 0, shard) for shard in range(len(partitions))]
     template = replace(spec.template, generation=name, segments=nothing)
-    return Plan(template, None, first_ordinal, next_ordinal, spec.batch_tokens, shuffled.rejected, partitions)
+    return Plan(
+        operation=spec.operation,
+        template=template,
+        source=None,
+        first_ordinal=first_ordinal,
+        next_ordinal=next_ordinal,
+        batch_tokens=spec.batch_tokens,
+        rejected=shuffled.rejected,
+        kept=shuffled.kept,
+        partitions=partitions,
+    )
 
 
 def _keep_finished_shards(building: Path, sharding: Sharding) -> None:

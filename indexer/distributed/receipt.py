@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from indexer.build.counts import BuildCounts
 from kalm_cache.errors import StoreError
 from kalm_cache.foreign_files import STRICT, Count, RelativePath, checked_fields, read_json_object
 from kalm_cache.generations.manifest import Counts, FileReceipt
@@ -23,7 +24,7 @@ class Receipt:
     folder: of the segment, relative to the unfinished build.
     counts: of what is stored.
     files: those of the segment, relative to its folder.
-    encoded, resumed, copied: passages; how they came about decides nothing.
+    encoded, resumed, copied, recoded: passages; how they came about decides nothing.
     """
 
     plan: str
@@ -34,7 +35,12 @@ class Receipt:
     encoded: Count
     resumed: Count
     copied: Count
+    recoded: Count
     __pydantic_config__ = STRICT
+
+    def build_counts(self) -> BuildCounts:
+        """How its passages came about."""
+        return BuildCounts(self.encoded, self.resumed, self.copied, self.recoded)
 
     def write(self, path: Path) -> None:
         """Write it durably, all or nothing: from then on the attempt is finished."""

@@ -34,11 +34,15 @@ ZSTD_LEVEL = 3
 
 @dataclass(frozen=True, slots=True)
 class Shuffled:
-    """What became of a corpus. `files`: one a shard; `passages`: how many each holds; `rejected`: lines."""
+    """What became of a corpus. `files`: one a shard; `passages`: how many each holds; `rejected`: lines.
+
+    `kept`: passages that the corpus does not have.
+    """
 
     files: list[Path]
     passages: list[int]
     rejected: int
+    kept: int
 
 
 class PlannedOrdinals:
@@ -91,8 +95,11 @@ def shuffle(
     *,
     on_reject: Reject,
     on_progress: Callable[[BuildCounts], None],
+    kept: Callable[[AcceptedPassages], Iterable[list[CorpusLine]]] = lambda accepted: (),
 ) -> Shuffled:
     """Write the texts of each shard into `folder`; what an earlier pass left there is replaced.
+
+    `kept`: windows of what is written beside the corpus, told once that has been read.
 
     Raises:
         StoreError: the disk is full or cannot be written.
@@ -107,12 +114,15 @@ def shuffle(
     with AcceptedPassages(folder / ACCEPTED_FILE) as accepted:
         writer = _TextsWriter(folder, spec.template.sharding)
         for window in accepted_windows(lines, accepted, reject):
-            for line, ordinal in zip(window, ordinals.of(window), strict=True):
-                writer.add(line, ordinal)
+            writer.add(window, ordinals.of(window))
+            on_progress(counts)
+        for window in kept(accepted):
+            writer.add(window, ordinals.of(window))
+            counts.kept += len(window)
             on_progress(counts)
         writer.finish()
     (folder / ACCEPTED_FILE).unlink()
-    return Shuffled(writer.files, writer.passages, counts.rejected)
+    return Shuffled(writer.files, writer.passages, counts.rejected, counts.kept)
 
 
 def _may_be_in(segment: SealedSegment, item: PlannedPassage) -> bool:
@@ -139,7 +149,11 @@ class _TextsWriter:
         for file in self.files:
             file.write_bytes(b"")
 
-    def add(self, line: CorpusLine, ordinal: int) -> None:
+    def add(self, window: Sequence[CorpusLine], ordinals: Sequence[int]) -> None:
+        for line, ordinal in zip(window, ordinals, strict=True):
+            self._add(line, ordinal)
+
+    def _add(self, line: CorpusLine, ordinal: int) -> None:
         passage = line.passage
         shard = self._sharding.shard_of(key_of(passage.doc_id))
         fields = [ordinal, passage.doc_id, passage.text, line.location]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects, with_unused
+from kalm_cache.cli.engine import EngineOptions
 from kalm_cache.cli.index_places import index_to_change
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
@@ -20,6 +22,7 @@ from kalm_cache.errors import UsageError
 if TYPE_CHECKING:
     from indexer.change.add_delete import AddReport, DeleteReport
     from indexer.change.reindex import ReindexReport
+    from indexer.distributed.jobs import PartitionBuilder
     from kalm_cache.settings import Settings
 
 
@@ -28,6 +31,7 @@ def reindex(
     index: opt.IndexPlace,
     model: opt.ModelOptions,
     encoding: opt.EncodingOptions,
+    engine: EngineOptions,
     config: opt.ConfigFile = None,
     store_text: Annotated[bool | None, typer.Option("--text/--no-text", help="Keep the passages' text.")] = None,
     delete_missing: Annotated[
@@ -49,8 +53,10 @@ def reindex(
         overrides = opt.settings_from(config, model, encoding, store_text=store_text)
         if incremental and shards is not None:
             raise UsageError("--shards writes the base anew: leave --incremental out")
+        if incremental and engine.engine is not None:
+            raise UsageError("--engine writes the base anew: leave --incremental out")
         with index_to_change(index, overrides) as folder:
-            reindexing = _Reindexing(incremental, not delete_missing, shards, dry_run)
+            reindexing = _Reindexing(incremental, not delete_missing, shards, engine, dry_run)
             report = _reindex(source, folder, overrides, reindexing)
         report = replace(report, index=index)
     print_report(report, with_unused(_reindexed(report), report.unused_fields), json)
@@ -64,24 +70,24 @@ class _Reindexing(NamedTuple):
     incremental: bool
     keep_missing: bool
     shards: int | None
+    engine: EngineOptions
     dry_run: bool
 
 
 def _reindex(source: CorpusOptions, index: Path, overrides: Settings, asked: _Reindexing) -> ReindexReport:
-    from indexer.change.reindex import plan_reindex, run_reindex
-    from indexer.change.reindex_small import run_small_reindex
+    from indexer.change.reindex import plan_reindex
     from indexer.corpus.rejects import ErrorsFile
     from indexer.models import built_settings_overridden, load_encoders
     from kalm_cache.generations.generation import open_current
 
     settings = built_settings_overridden(open_current(index).manifest, overrides)
     lines = source.lines(settings.passage_template)
-    encoders = load_encoders(settings)
-    run = run_small_reindex if asked.incremental else partial(run_reindex, shards=asked.shards)
-    with ErrorsFile(source.errors) as rejects:
+    with asked.engine.builder() as builder, ErrorsFile(source.errors) as rejects:
+        encoders = load_encoders(settings)
         if asked.dry_run:
             report = plan_reindex(lines, index, encoders, keep_missing=asked.keep_missing, on_reject=rejects.add)
         else:
+            run = _reindexer(asked, builder)
             with show_progress(source.count()) as on_progress:
                 report = run(
                     *(lines, index, settings, encoders),
@@ -91,6 +97,19 @@ def _reindex(source: CorpusOptions, index: Path, overrides: Settings, asked: _Re
                 )
     warn_of_rejects(rejects)
     return report
+
+
+def _reindexer(asked: _Reindexing, builder: PartitionBuilder | None) -> Callable[..., ReindexReport]:
+    """What reindexes: by small changes, in partitions, or whole."""
+    from indexer.change.reindex import run_reindex
+    from indexer.change.reindex_small import run_small_reindex
+    from indexer.distributed.jobs import reindex_in_partitions
+
+    if asked.incremental:
+        return run_small_reindex
+    if builder is not None:
+        return partial(reindex_in_partitions, builder=builder, shards=asked.shards)
+    return partial(run_reindex, shards=asked.shards)
 
 
 def add(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
+from kalm_cache.cli.engine import EngineOptions
 from kalm_cache.cli.index_places import index_to_change
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
@@ -23,6 +25,7 @@ def index(
     index: opt.IndexPlace,
     model: opt.ModelOptions,
     encoding: opt.EncodingOptions,
+    engine: EngineOptions,
     config: opt.ConfigFile = None,
     no_text: opt.NoText = False,
     shards: opt.Shards = None,
@@ -35,30 +38,40 @@ def index(
     """
     with exit_codes(resumable=True):
         settings = opt.settings_from(config, model, encoding, store_text=False if no_text else None)
-        rejected = _project(source, settings, json) if dry_run else _index(source, index, settings, shards, json)
+        if dry_run:
+            rejected = _project(source, settings, json)
+        else:
+            report = _index(source, index, settings, shards, engine)
+            print_report(report, indexed(report), json)
+            rejected = report.rejected
     if rejected:
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def _index(source: CorpusOptions, index: str, settings: Settings, shards: int | None, json: bool) -> int:
+def _index(
+    source: CorpusOptions, index: str, settings: Settings, shards: int | None, engine: EngineOptions
+) -> IndexReport:
     from indexer.build.index_job import load_encoders, run_index_job
     from indexer.corpus.rejects import ErrorsFile
+    from indexer.distributed.jobs import index_in_partitions
 
     lines = source.lines(settings.passage_template)
-    encoders = load_encoders(settings)
     with (
+        engine.builder() as builder,
         index_to_change(index, settings, create=True) as folder,
         ErrorsFile(source.errors) as rejects,
         show_progress(source.count()) as on_progress,
     ):
-        report = run_index_job(
-            *(lines, folder, settings, encoders), on_reject=rejects.add, on_progress=on_progress, shards=shards
+        run = run_index_job if builder is None else partial(index_in_partitions, builder=builder)
+        report = run(
+            *(lines, folder, settings, load_encoders(settings)),
+            on_reject=rejects.add,
+            on_progress=on_progress,
+            shards=shards,
         )
-    report = replace(report, index=index)
     warn_of_rejects(rejects)
     warn_of_cut(report.truncated, settings.max_length)
-    print_report(report, indexed(report), json)
-    return report.rejected
+    return replace(report, index=index)
 
 
 def indexed(report: IndexReport) -> str:

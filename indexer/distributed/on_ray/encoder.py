@@ -1,0 +1,62 @@
+"""What an actor does: build partitions, with models that it loads once. A plain class; Ray makes it an actor.
+
+Texts come from the plan and states go to an attempt's folder; between actors and driver there are only counts and
+receipts.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from indexer.build.counts import BuildCounts
+from indexer.distributed.build_job import build_partition
+from indexer.distributed.plan import planned_build, read_plan
+from indexer.distributed.receipt import Receipt
+from indexer.models import Encoders, load_encoders_of
+from kalm_cache.errors import StoreError
+from kalm_cache.settings import Settings
+
+
+class PartitionEncoder:
+    """Builds partitions of one plan in its process. `counts` may be asked for while `build` runs."""
+
+    def __init__(self, index: Path, overrides: Settings, scratch: Path | None, threads: int) -> None:
+        """Arguments as of `build_partition`; `threads`: of this process, where it computes on CPUs."""
+        self._index, self._overrides, self._scratch, self._threads = index, overrides, scratch, threads
+        self._counts = BuildCounts()
+        self._encoders: Encoders | None = None
+
+    def load(self) -> str:
+        """Load the models; returns the machine's name. Errors as of `build_partition`."""
+        torch.set_num_threads(self._threads)
+        if not self._index.is_dir():
+            raise StoreError(
+                f"{self._index}: is not to be seen from {platform.node()}; put the index where all machines see it"
+            )
+        template = read_plan(planned_build(self._index)).template
+        self._encoders = load_encoders_of(template, self._overrides)[1]
+        return platform.node()
+
+    def build(self, partition: int) -> Receipt:
+        """Build a partition. Errors as of `build_partition`."""
+        self._counts = BuildCounts()
+        try:
+            return build_partition(
+                *(self._index, partition, self._overrides),
+                scratch=self._scratch,
+                encoders=self._encoders,
+                on_progress=self._take,
+            )
+        finally:
+            self._counts = BuildCounts()
+
+    def counts(self) -> BuildCounts:
+        """How far the present partition is."""
+        return self._counts
+
+    def _take(self, counts: BuildCounts) -> None:
+        self._counts = replace(counts)
