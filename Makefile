@@ -5,7 +5,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 DEMO_STAMP := $(VENV)/.demo
 DEV_STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-processors torture docs audit lint install clean
+.PHONY: demo test test-slow test-cuda test-processors torture docs audit lint install clean
 
 install: $(DEV_STAMP)
 
@@ -32,6 +32,9 @@ test: lint  ## everything that a change must pass
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-cuda: install  ## the tests that need a GPU; without one they are skipped, and counted
+	$(BIN)/python -m pytest -rs tests/model/test_cuda.py
 
 test-processors: install  ## the tests that depend on the processor, under several instruction sets and environments
 	$(BIN)/python -m tests.processors

@@ -8,6 +8,8 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads the variable once
 os.environ.setdefault("IR_DATASETS_HOME", f"{tempfile.gettempdir()}/ir_datasets")  # else in ~, when it is imported
 os.environ.setdefault("MTEB_CACHE", f"{tempfile.gettempdir()}/mteb")  # likewise
+# without a GPU Triton's kernels run in its interpreter; it reads the variable when it is imported
+os.environ.setdefault("TRITON_INTERPRET", "0" if os.path.exists("/dev/nvidiactl") else "1")  # noqa: PTH110
 
 import gc
 import logging
@@ -44,6 +46,11 @@ def pytest_configure() -> None:
 def pytest_collection_finish() -> None:
     """No later collection looks at the modules: they are most objects of a run, and stay."""
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the end they may be collected: Triton's bindings call what is left of them a leak."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -75,4 +75,4 @@ def test_everything_but_the_embeddings_lies_on_the_gpu(mini: Checkpoint):
     stack = query_side(mini, CUDA, torch.bfloat16).decoder.stack
     assert {tensor.device.type for tensor in stack.tensors()} == {"cuda"}
     assert stack.embed.table.device.type == "cpu"
-    assert stack.kernels.name == "torch"
+    assert stack.kernels.name == "triton"

@@ -1,4 +1,4 @@
-"""`Kernels`: the interface that native.py and torch_kernels.py implement.
+"""`Kernels`: the interface that native.py, torch_kernels.py and triton/kernels.py implement.
 
 Letters in shapes: `kalm_cache.model`.
 """

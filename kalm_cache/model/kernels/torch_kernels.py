@@ -1,4 +1,4 @@
-"""The kernels in plain torch: for CUDA, for machines without a compiler, and as what the native ones are tested by.
+"""The kernels in plain torch: where no others can be had, for int8 on CUDA, and as what the others are tested by.
 
 Letters in shapes: `kalm_cache.model`.
 """

@@ -11,20 +11,26 @@ import sys
 
 import torch
 
+from kalm_cache.model.kernels.activations import Activation
+from kalm_cache.model.kernels.interface import Kernels
 from kalm_cache.model.kernels.native import SUFFIXES, NativeKernels
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 
 ROWS, WIDTH = 3, 72  # no whole number of vector registers
 
 
-def compare(native: NativeKernels, dtype: torch.dtype) -> None:
-    """Raise `AssertionError` where a norm or an activation is another one than torch's."""
-    x = torch.linspace(-3, 3, ROWS * WIDTH).reshape(ROWS, WIDTH).to(dtype)
-    torch_kernels, weight = TorchKernels(), torch.linspace(0.5, 1.5, WIDTH)
-    for mine, reference in (
-        (native.norm(x, weight, 1e-6, quantized=False), torch_kernels.norm(x, weight, 1e-6, quantized=False)),
-        (native.gated_gelu(x, dtype, quantized=False), torch_kernels.gated_gelu(x, dtype, quantized=False)),
-    ):
+def compare(kernels: Kernels, dtype: torch.dtype, device: torch.device | None = None) -> None:
+    """Raise `AssertionError` where a norm, an activation or attention is another one than torch's. `None`: a CPU."""
+    x = torch.linspace(-3, 3, ROWS * WIDTH, device=device).reshape(ROWS, WIDTH).to(dtype)
+    weight = torch.linspace(0.5, 1.5, WIDTH, device=device)
+    heads = (x / 9).reshape(1, 1, ROWS, WIDTH)  # (N, K, T·G, E), and keys and values as many
+    spans = torch.tensor([[[0, 1, 2, 3]] * ROWS], dtype=torch.int32, device=device)
+
+    def results(each: Kernels) -> list[Activation]:
+        normed, gated = each.norm(x, weight, 1e-6, quantized=False), each.gated_gelu(x, dtype, quantized=False)
+        return [normed, gated, each.attend(heads, heads, heads, each.visible(spans, ROWS, 1))]
+
+    for mine, reference in zip(results(kernels), results(TorchKernels()), strict=True):
         torch.testing.assert_close(mine, reference, rtol=0.02, atol=0.02)
 
 

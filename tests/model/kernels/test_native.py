@@ -1,69 +1,23 @@
 """The native kernels against torch's, on random input of awkward sizes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 from kalm_cache.model.kernels import native as native_module
-from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized
+from kalm_cache.model.kernels.activations import Quantized
 from kalm_cache.model.kernels.heads import Heads, Rope
 from kalm_cache.model.kernels.native import NativeKernels
 from kalm_cache.model.kernels.prefix_kv import make_prefix_kv
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
+from tests.model.kernels.draws import assert_alike, draws, random_spans
 
 SLOW = TorchKernels()
 RUNS = ["float32", "bfloat16", "int8"]  # what a run computes in; int8's stream is float32
 SIZES = [(1, 1), (1, 64), (3, 17), (37, 31), (5, 640), (2, 1152)]
 CACHED = [torch.float32, torch.bfloat16, torch.int8]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Seeded random input for one kind of run."""
-
-    run: str
-    generator: torch.Generator
-
-    @property
-    def stream(self) -> torch.dtype:
-        return torch.bfloat16 if self.run == "bfloat16" else torch.float32
-
-    @property
-    def quantized(self) -> bool:
-        return self.run == "int8"
-
-    def states(self, *shape: int) -> Tensor:
-        return (torch.randn(shape, generator=self.generator) * 3).to(self.stream)
-
-    def weight(self, width: int) -> Tensor:
-        return 1 + 0.3 * torch.randn(width, generator=self.generator)
-
-    def product(self, rows: int, columns: int) -> Product:
-        if not self.quantized:
-            return self.states(rows, columns)
-        values = torch.randint(-50_000, 50_000, (rows, columns), generator=self.generator, dtype=torch.int32)
-        scales = (torch.rand(size, generator=self.generator) * 0.02 for size in (rows, columns))
-        return Accumulated(values, *scales)
-
-
-def draws(run: str) -> Draw:
-    return Draw(run, torch.Generator().manual_seed(0))
-
-
-def assert_alike(ours: Activation, theirs: Activation) -> None:
-    """Float32 to 1e-5, bfloat16 to one unit in the last place (rarely two), int8 to one step at equal scales."""
-    if isinstance(ours, Quantized):
-        assert isinstance(theirs, Quantized)
-        torch.testing.assert_close(ours.scale, theirs.scale, rtol=1e-5, atol=1e-9)
-        assert int((ours.values.int() - theirs.values.int()).abs().max()) <= 1
-        return
-    assert isinstance(theirs, Tensor)
-    assert ours.dtype == theirs.dtype
-    tolerance = 1e-5 if ours.dtype == torch.float32 else 2**-7
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance if ours.dtype == torch.float32 else 1e-3)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -164,15 +118,6 @@ def test_loading_cached_keys_and_values_equals_torchs(
         native.load_kv(cached, index, ours)
         SLOW.load_kv(cached, index, theirs)
         assert torch.equal(ours, theirs)
-
-
-def random_spans(sequences: int, queries: int, keys: int, generator: torch.Generator) -> Tensor:
-    """Two spans each, the first before the second; the second may be empty, the first not."""
-    bounds = torch.randint(0, keys + 1, (sequences, queries, 4), generator=generator).sort(-1).values
-    bounds[..., 0] = (bounds[..., 1] - 1).clamp(min=0)
-    bounds[..., 1] = bounds[..., 0] + 1
-    bounds[..., 2:] = bounds[..., 2:].clamp(min=bounds[..., 1:2])
-    return bounds.to(torch.int32).contiguous()
 
 
 @pytest.fixture(params=[4 << 20, 1000, 1])
