@@ -175,6 +175,7 @@ def _load_index(folder: Path, settings: Settings) -> PassageIndex:
 def _serve_service(service: Service, settings: Settings, listener: socket.socket) -> None:
     app, served = create_app(service), service.live.served
     what = f"texts with {service.model}" if served.index is None else f"{served.passages} passages"
+    logger.info("computing in %s (dtype %s)", served.model.query_side.computation, settings.dtype)
     logger.info("serving %s on %s (API: /docs)", what, address_of(listener))
     server = Server(app, ConnectionLimits.from_settings(settings), shares_socket=settings.workers > 1)
     service.on_lost = server.stop

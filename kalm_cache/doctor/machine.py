@@ -9,6 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels import CHOICE, choose_kernels
 from kalm_cache.model.kernels.library_folder import NoKernelsError, cache_folder, own_folder
 from kalm_cache.model.layers.int8 import multiply_int8
-from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype, synchronise
+from kalm_cache.model.layers.linear import multiply
+from kalm_cache.model.precision import describe_device, dtype_name, resolve_device, resolve_dtype, synchronise
 
 CGROUP = Path("/sys/fs/cgroup")
 OPENMP = re.compile(r"/lib(gomp|omp|iomp5)[-.][^/]*$")
@@ -26,7 +28,6 @@ LEAST_FILES, LEAST_MAPS, LEAST_SHARED_BYTES = 1024, 65_530, 64 << 20
 ROWS, WIDTH, OUTPUTS = 512, 640, 1536  # the shape of a small decoder's products
 MEASURED_S = 0.012  # for each dtype
 FASTER = 1.3  # a dtype is advised from so many times the chosen dtype's speed on
-CPU_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni")
 
 
 def check_threads(workers: int) -> Report:
@@ -63,7 +64,7 @@ def check_dtype(device: str, dtype: str) -> Report:
     chosen = resolve_dtype(dtype, resolved)
     speeds = {candidate: gflops(candidate, resolved) for candidate in _measured_dtypes(resolved)}
     shown = ", ".join(f"{dtype_name(name)} {speed:,.0f}" for name, speed in speeds.items())
-    found = f"dtype {dtype} is {dtype_name(chosen)} on {_described(resolved)}; GFLOP/s: {shown}"
+    found = f"dtype {dtype} is {dtype_name(chosen)} on {describe_device(resolved)}; GFLOP/s: {shown}"
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     found += f" (beside other work: load {load:.1f} on {cores} cores)" if load > cores else ""
     exact = {name: speed for name, speed in speeds.items() if name != torch.int8}  # int8 moves margins: never advised
@@ -78,8 +79,7 @@ def check_dtype(device: str, dtype: str) -> Report:
 def gflops(dtype: torch.dtype, device: torch.device) -> float:
     """Billions of operations a second in a matrix product of a dtype: the best run of those that fit in the time."""
     x, weight = (torch.ones(rows, WIDTH, dtype=dtype, device=device) for rows in (ROWS, OUTPUTS))
-    product = multiply_int8 if dtype == torch.int8 else torch.nn.functional.linear
-    call = lambda: product(x, weight)  # noqa: E731
+    call = partial(multiply_int8 if dtype == torch.int8 else multiply, x, weight)
     _seconds(call, device)  # the first call sets up
     best, spent = float("inf"), 0.0
     while spent < MEASURED_S:
@@ -214,10 +214,3 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def _measured_dtypes(device: torch.device) -> list[torch.dtype]:
     return [torch.float32, torch.bfloat16, *([torch.int8] if device.type == "cpu" else [])]
-
-
-def _described(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
-    return f"a CPU with {', '.join(flag for flag in CPU_FLAGS if capabilities.get(flag)) or 'none of its extensions'}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+from torch import Tensor
 
 from kalm_cache.errors import UsageError
 
@@ -15,6 +18,7 @@ DTYPES = {
     "fp16": torch.float16,
     "int8": torch.int8,
 }
+CPU_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2")  # what decides between dtypes
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -65,8 +69,36 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 
 def has_native_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16); elsewhere float32 is the faster one."""
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+    capabilities = cpu_capabilities()
     return bool(capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False))
+
+
+@functools.cache
+def lacks_bfloat16() -> bool:
+    """Whether torch multiplies bfloat16 number by number on this CPU: some sixteen times slower than float32.
+
+    oneDNN has bfloat16 from AVX-512 on, whether or not the processor multiplies it.
+    """
+    return not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def widen(x: Tensor) -> Tensor:
+    """What products of `x` are computed in: float32 for bfloat16 on a CPU that lacks it, else `x` itself."""
+    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" and lacks_bfloat16() else x
+
+
+def cpu_capabilities() -> dict[str, object]:
+    """What torch knows of this CPU, by name: flags, sizes, `architecture`. Empty with a torch that does not tell."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
+
+
+def describe_device(device: torch.device) -> str:
+    """The GPU's name, or what of a CPU decides between dtypes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capabilities = cpu_capabilities()
+    return f"a CPU with {', '.join(flag for flag in CPU_FLAGS if capabilities.get(flag)) or 'none of its extensions'}"
 
 
 def synchronise(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.encoder import PassageEncoder
 from kalm_cache.model.kernels import choose_kernels
 from kalm_cache.model.layers.embedding import TokenEmbedding
+from kalm_cache.model.layers.int8 import require_fast_int8
 from kalm_cache.model.layers.layer import Layer, Norms
 from kalm_cache.model.layers.linear import Linear, quantize_weight
 from kalm_cache.model.layers.stack import Stack
@@ -31,6 +32,7 @@ def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
+        UsageError: int8, where float32 is faster.
     """
     config = checkpoint.config.encoder
     embedding = _embedding(checkpoint, config, dtype, checkpoint.encoder_embedding)
@@ -50,6 +52,7 @@ def load_decoder(
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
+        UsageError: int8, where float32 is faster.
     """
     config = checkpoint.config.decoder
     table = _shaped(checkpoint, checkpoint.head(), (config.vocab_size, config.hidden_size))
@@ -67,6 +70,8 @@ def _load_stack(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Stack:
+    if dtype == torch.int8:
+        require_fast_int8()
     weights = _Weights(checkpoint, prefix, config, device, dtype)
     require_room(device, dtype.itemsize * sum(map(math.prod, _shapes(config).values())), f"{prefix}layers")
     layers = tuple(weights.layer(index, kind) for index, kind in enumerate(config.layer_types))

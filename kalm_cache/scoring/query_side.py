@@ -18,7 +18,8 @@ from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.layers.decoder_pass import Prompts
-from kalm_cache.model.precision import dtype_name
+from kalm_cache.model.layers.int8 import int8_products
+from kalm_cache.model.precision import describe_device, dtype_name
 from kalm_cache.model.prompts import Prompt, PromptTokenizer, PromptTokens, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_decoder
 from kalm_cache.scoring.batching import DECODE_BATCH, Pair, compute_in_batches, distinct_prompts
@@ -38,6 +39,13 @@ class QuerySide:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "room", Room(self.device))
+
+    @property
+    def computation(self) -> str:
+        """What it computes in, and on what: for a log."""
+        products = f", products by {int8_products().name}" if self.dtype == torch.int8 else ""
+        kernels = self.decoder.stack.kernels.name
+        return f"{dtype_name(self.dtype)} on {describe_device(self.device)}, {kernels} kernels{products}"
 
     def tokenize(self, prompt: Prompt) -> PromptTokens:
         """The whole prompt's tokens; `truncated` says whether the query was cut."""

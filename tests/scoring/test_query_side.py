@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.reference import INSTRUCTION, SYSTEM, SlowReference, mean_of_groups
 from kalm_cache.errors import NonFiniteLogitsError
+from kalm_cache.model import precision
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.layers.decoder_pass import Prompts
@@ -53,6 +55,28 @@ def test_ragged_prompts_and_passages_equal_the_reference_in_the_order_given(
     prompts = [side.tokenize(Prompt(query, INSTRUCTION, SYSTEM)) for query, _ in pairs]
     expected = [mini_reference.margin(mini_reference.prompt_ids(query), pooled) for query, pooled in pairs]
     assert side.margins(prompts, [pooled for _, pooled in pairs], 5) == pytest.approx(expected, abs=2e-5)
+
+
+def test_bfloat16_on_a_processor_that_lacks_it_gives_margins_near_the_exact_ones(
+    monkeypatch: pytest.MonkeyPatch, mini: Checkpoint, side: QuerySide, passages: list[Tensor]
+):
+    prompts = prompts_of(side, "plain") * len(passages)
+    exact = side.margins(prompts, passages, 32)
+    monkeypatch.setattr(precision, "lacks_bfloat16", lambda: True)
+    margins = load(mini, torch.bfloat16).margins(prompts, passages, 32)
+    assert margins == pytest.approx(exact, abs=0.3)
+    assert margins != exact
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.float32, r"float32 on a CPU with [^,]+(, [^,]+)*, (native|torch) kernels"),
+        (torch.int8, r"int8 on a CPU with .*, (native|torch) kernels, products by (oneDNN|native, .+|float32)"),
+    ],
+)
+def test_what_it_computes_in_is_said(mini: Checkpoint, dtype: torch.dtype, said: str):
+    assert re.fullmatch(said, load(mini, dtype).computation)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])

@@ -1,6 +1,8 @@
-// Everything of a T5Gemma2 layer that is no matrix product, fused and row by row. Compiled once on the machine that
-// runs it (native.py); torch_kernels.py says the same in torch. Arithmetic is float32, whatever is stored.
+// Everything of a T5Gemma2 layer that is no matrix product, fused and row by row, and int8's products (products.h).
+// Compiled once on the machine that runs it (native.py); torch_kernels.py says the same in torch. Arithmetic is float32,
+// whatever is stored.
 
+#include "products.h"
 #include "rows.h"
 
 namespace {
@@ -273,3 +275,9 @@ LOAD_KV(int8_t, i8, float, f32)
 LOAD_KV(float, f32, bfloat16, bf16)
 LOAD_KV(bfloat16, bf16, bfloat16, bf16)
 LOAD_KV(int8_t, i8, bfloat16, bf16)
+
+extern "C" void multiply_int8(
+    const int8_t* x, const int8_t* weight, int64_t rows, int64_t outputs, int64_t depth, int32_t* out, int threads) {
+    multiply(x, weight, rows, outputs, depth, out, threads);
+}
+extern "C" const char* int8_instructions() { return Lanes::NAME; }

@@ -22,6 +22,8 @@ _KINDS = ("f32", "bf16", "i8", "i8_f32")
 PREFIX_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
 SYMBOLS = (  # what native.cpp exports
     "quantize",
+    "multiply_int8",
+    "int8_instructions",
     *(f"{name}_{kind}" for name in ("norm", "add_norm", "gated_gelu", "split_heads") for kind in _KINDS),
     *(f"softmax_{kind}" for kind in SUFFIXES.values()),
     *(f"load_kv_{source}_{stream}" for source in PREFIX_SUFFIXES.values() for stream in SUFFIXES.values()),
@@ -153,6 +155,17 @@ class NativeKernels:
             # slots that are not seen have weight 0 now
             torch.bmm(scores, value[some], out=out[some])  # (n, T·G, S) @ (n, S, E)
         return out.unflatten(0, (sequences, heads))  # (N·K, T·G, E) -> (N, K, T·G, E)
+
+    @property
+    def int8_instructions(self) -> str:
+        """What `multiply_int8` was compiled to: `AVX-512 VNNI`, `AVX-VNNI`, `AVX2`, `dot product`, or `plain`."""
+        self._library.int8_instructions.restype = ctypes.c_char_p
+        name: bytes = self._library.int8_instructions()
+        return name.decode("ascii")
+
+    def multiply_int8(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        """Write x · weightᵀ to `out`, exactly: x (R, D) int8, weight (O, D) int8, out (R, O) int32."""
+        self._call("multiply_int8", x, weight, len(x), *weight.shape, out)
 
     def _call(self, name: str, *arguments: object) -> None:
         """Tensors go by address, whole numbers as int64; the number of threads comes last."""

@@ -34,6 +34,14 @@ def compare(kernels: Kernels, dtype: torch.dtype, device: torch.device | None = 
         torch.testing.assert_close(mine, reference, rtol=0.02, atol=0.02)
 
 
+def compare_products(native: NativeKernels) -> None:
+    """Raise `AssertionError` where an int8 product is another one than of whole numbers."""
+    x = (torch.arange(ROWS * WIDTH) % 255 - 127).reshape(ROWS, WIDTH)
+    out = torch.empty(ROWS, ROWS, dtype=torch.int32)
+    native.multiply_int8(x.to(torch.int8), x.to(torch.int8), out)
+    torch.testing.assert_close(out.long(), x @ x.t(), rtol=0, atol=0)
+
+
 def main() -> None:
     """Load, look up, compare."""
     _, file, *symbols = sys.argv
@@ -43,6 +51,8 @@ def main() -> None:
         sys.exit(f"it lacks {missing[0]}")
     for dtype in SUFFIXES if symbols else ():
         compare(NativeKernels(library), dtype)
+    if symbols:
+        compare_products(NativeKernels(library))
 
 
 if __name__ == "__main__":

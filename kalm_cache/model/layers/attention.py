@@ -16,6 +16,7 @@ from kalm_cache.model.kernels import Kernels
 from kalm_cache.model.kernels.activations import Product
 from kalm_cache.model.kernels.heads import Heads, Rope
 from kalm_cache.model.layers.layer import Norms
+from kalm_cache.model.precision import widen
 
 ROPE_ROWS = 1024
 
@@ -75,7 +76,7 @@ class QueryBuffer:
         sequences, kv_heads, longest, group, width = self.query.shape  # N, K, T, G, E
         query = self.query.flatten(2, 3)  # (N, K, T, G, E) -> (N, K, T·G, E)
         key, value = to.key.flatten(2, 3), to.value.flatten(2, 3)  # (N, K, S, 1, E) -> (N, K, S, E)
-        mixed = kernels.attend(query, key, value, visible)  # (N, K, T·G, E)
+        mixed = kernels.attend(widen(query), widen(key), widen(value), visible).to(query.dtype)  # (N, K, T·G, E)
         by_token = mixed.unflatten(2, (longest, group)).transpose(1, 2)  # -> (N, K, T, G, E) -> (N, T, K, G, E)
         # a copy, as K still stands before T in memory. Head k·G + g of the reference is [k, g]: o takes them in order
         rows = by_token.reshape(sequences * longest, kv_heads * group * width)  # (N·T, H·E)

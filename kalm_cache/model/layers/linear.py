@@ -14,6 +14,7 @@ from torch import Tensor
 from kalm_cache.model.kernels.activations import Accumulated, Activation, Product, Quantized, select_product
 from kalm_cache.model.kernels.rotation import rotate
 from kalm_cache.model.layers.int8 import multiply_int8
+from kalm_cache.model.precision import widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Linear:
             assert self.scale is not None
             # unscaled: the kernel that reads the product scales it on the way, without a pass of its own
             return Accumulated(multiply_int8(x.values, self.weight), x.scale, self.scale)
-        return F.linear(x, self.weight)
+        return multiply(x, self.weight)
 
     def empty(self, rows: int, template: Activation) -> Product:
         """Memory for the product of `rows` rows of the kind of `template`, (rows, O), for `fill`."""
@@ -48,8 +49,7 @@ class Linear:
             out.row_scale[rows] = x.scale  # (rows,)
         else:
             assert isinstance(out, Tensor)
-            # `F.linear` has no `out`
-            torch.mm(x, self.weight.t(), out=out[start : start + len(x)])
+            multiply(x, self.weight, out[start : start + len(x)])
 
     def outputs(self, start: int, stop: int | None = None) -> Linear:
         """The same product for outputs `start … stop` alone; shares memory."""
@@ -81,6 +81,14 @@ class ScratchBuffer:
             out = Accumulated(out.values, out.row_scale, linear.scale)  # the memory may have been another linear's
         linear.fill(out, 0, x)
         return out
+
+
+def multiply(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """x · weightᵀ, in `out` where it is given: x (R, D), weight (O, D) -> (R, O), all of the run's dtype."""
+    if (wide := widen(x)) is x:
+        return F.linear(x, weight) if out is None else torch.mm(x, weight.t(), out=out)  # `F.linear` has no `out`
+    product = F.linear(wide, weight.to(wide.dtype)).to(x.dtype)  # the weight is widened for this product alone
+    return product if out is None else out.copy_(product)
 
 
 def _rows(product: Product) -> int:

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
+from kalm_cache.model import precision
 from kalm_cache.model.kernels.activations import Accumulated, Quantized, to_float
-from kalm_cache.model.layers import int8
-from kalm_cache.model.layers.int8 import multiply_int8
-from kalm_cache.model.layers.linear import Linear, ScratchBuffer, quantize_weight
+from kalm_cache.model.layers.linear import Linear, ScratchBuffer, multiply, quantize_weight
 
 WEIGHT = torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.0, 0.0], [-4.0, 4.0, 0.01]])
 
@@ -48,43 +47,6 @@ def test_int8_products_of_any_size_equal_whole_numbers_multiplied(rows: int, wid
     product = linear(Quantized(values.to(torch.int8), torch.ones(rows)))
     assert isinstance(product, Accumulated)
     assert torch.equal(product.values.long(), values @ weight.T)
-
-
-@pytest.fixture(params=["torch's int8", "float32"])
-def without_vnni(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products as this processor makes them, and as one without VNNI does."""
-    if request.param == "float32":
-        monkeypatch.setattr(int8, "has_int8_products", lambda: False)
-
-
-@pytest.mark.usefixtures("without_vnni")
-@pytest.mark.parametrize("width", [64, 1024, 1025, 10_240])
-def test_the_largest_int8_products_are_exact(width: int):
-    x, weight = torch.full((17, width), 127, dtype=torch.int8), torch.full((5, width), -127, dtype=torch.int8)
-    weight[:, ::7] = 126
-    expected = (x.long() @ weight.long().T).to(torch.int32)
-    out = torch.empty(17, 5, dtype=torch.int32)
-    assert torch.equal(multiply_int8(x, weight), expected)
-    assert torch.equal(multiply_int8(x, weight, out), expected)
-    assert torch.equal(out, expected)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "saturates", "expected"),
-    [
-        ({"architecture": "x86_64", "avx512_vnni": True}, False, True),
-        ({"architecture": "x86_64", "avx512_vnni": True}, True, False),  # oneDNN was told to do without
-        ({"architecture": "x86_64", "avx512_vnni": False}, False, False),
-        ({}, False, True),
-    ],
-)
-def test_torchs_int8_products_are_used_where_they_are_fast_and_exact(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], saturates: bool, expected: bool
-):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    largest = 32767 if saturates else 127 * 127 * 64
-    monkeypatch.setattr(torch, "_int_mm", lambda x, weight: torch.full((32, 32), largest))
-    assert int8.has_int8_products.__wrapped__() is expected
 
 
 def test_a_part_of_the_outputs_shares_memory_with_the_whole():
@@ -145,3 +107,16 @@ def test_a_scratch_buffer_keeps_no_scale_of_an_earlier_product():
     for linear in (first, second):
         product = scratch.product(linear, x)
         assert torch.equal(to_float(product), to_float(linear(x)))
+
+
+def test_a_cpu_without_bfloat16_multiplies_it_in_float32_and_rounds_once(monkeypatch: pytest.MonkeyPatch):
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 40, generator=draw).to(torch.bfloat16) for rows in (5, 7))
+    monkeypatch.setattr(precision, "lacks_bfloat16", lambda: True)
+    expected = (x.double() @ weight.double().t()).to(torch.bfloat16)
+    out = torch.empty(5, 7, dtype=torch.bfloat16)
+    assert torch.equal(multiply(x, weight), expected)
+    assert torch.equal(multiply(x, weight, out), expected)
+    assert torch.equal(out, expected)
+    assert precision.widen(x).dtype == torch.float32
+    assert precision.widen(single := x.float()) is single
