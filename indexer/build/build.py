@@ -30,7 +30,7 @@ from indexer.reuse.origins import SealedSegment
 from indexer.reuse.reusable_segments import require_keepable
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.generation import Generation, high_water_marks
-from kalm_cache.generations.manifest import NO_COUNTS, Counts, FileReceipt, SegmentReceipt
+from kalm_cache.generations.manifest import NO_COUNTS, Counts, FileReceipt, Manifest, SegmentReceipt
 from kalm_cache.generations.publish import name_for, now, publish, receipts
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.storage.durable import rename_durably
@@ -143,13 +143,22 @@ def publish_base(
 
     `files`: receipts, where they are known. Raises `OSError` when the disk is full or cannot be written.
     """
+    deleted = _count_deleted(base, [segment.folder for segment in segments])
+    name = name_for(base.index, building)
+    return publish(base.index, building, base_manifest(base, name, segments, files or receipts(building), deleted))
+
+
+def base_manifest(
+    base: NewBase, name: str, segments: Sequence[BuiltSegment], files: dict[str, FileReceipt], deleted: int
+) -> Manifest:
+    """The manifest of a generation `name` of these segments. `deleted`: passages that its parent alone shows."""
     next_ordinal = max(segment.next_ordinal for segment in segments)
-    manifest = replace(
+    return replace(
         base.template,
-        generation=name_for(base.index, building),
+        generation=name,
         created_at=now(),
         counts=sum((segment.stored for segment in segments), NO_COUNTS),
-        files=files or receipts(building),
+        files=files,
         parent=None if base.parent is None else base.parent.name,
         segments=[
             SegmentReceipt(segment.folder.name, segment.stored, 0, next_ordinal, _shard_of(base, number))
@@ -157,10 +166,9 @@ def publish_base(
         ],
         next_ordinal=next_ordinal,
         operation=base.operation,
-        deleted=_count_deleted(base, [segment.folder for segment in segments]),
+        deleted=deleted,
         passages_per_second=_rate(base, segments),
     )
-    return publish(base.index, building, manifest)
 
 
 def _shard_of(base: NewBase, number: int) -> int | None:

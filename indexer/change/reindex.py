@@ -27,6 +27,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.generations.build_folders import locked_live_generation, resume_or_begin
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, open_current
+from kalm_cache.generations.manifest import Manifest
 from kalm_cache.generations.sharding import Sharding
 from kalm_cache.settings import Settings
 
@@ -106,7 +107,8 @@ def run_reindex(
         generation, counts = build_base(
             spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress
         )
-    return reindex_report(index, generation, counts, sources.problem, unused.counts(), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return reindex_report(index, generation.manifest, counts, sources.problem, unused.counts(), seconds)
 
 
 def plan_reindex(
@@ -212,14 +214,13 @@ def _check_texts(live: Generation, sources: ReusableSegments, wanted: Fingerprin
 
 def reindex_report(
     index: Path,
-    generation: Generation,
+    manifest: Manifest,
     counts: BuildCounts,
     why_encoded: str | None,
     unused_fields: dict[str, int],
     seconds: float,
 ) -> ReindexReport:
     """What a reindex that published this generation did; fields as in `ReindexReport`."""
-    manifest = generation.manifest
     passages = manifest.counts.passages
     rate = manifest.passages_per_second or _rate_of(counts)
     full = None if not rate else passages / rate

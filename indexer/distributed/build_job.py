@@ -18,20 +18,18 @@ from pathlib import Path
 
 from indexer.build.build import BuiltSegment
 from indexer.build.counts import BuildCounts
-from indexer.build.shards.one_process import PLAN_FOLDER, build_shard
+from indexer.build.shards.one_process import build_shard
 from indexer.build.spec import BuildSpec
-from indexer.distributed.plan import Plan, planned_build, read_plan
-from indexer.distributed.receipt import ATTEMPTS, Receipt, read_receipt
+from indexer.distributed.places.place import Place
+from indexer.distributed.plan import Plan
+from indexer.distributed.receipt import ATTEMPTS, Receipt
 from indexer.models import Encoders, load_encoders_of
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources
 from kalm_cache.errors import KalmCacheError, StoreError, UsageError
-from kalm_cache.generations.generation import open_generation
-from kalm_cache.generations.manifest import MANIFEST
 from kalm_cache.generations.publish import receipts
 from kalm_cache.generations.sharding import Shard
 from kalm_cache.settings import Settings
 from kalm_cache.storage.durable import disk_errors, sync_tree
-from kalm_cache.storage.locks import share
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class NoOrdinals:
 
 
 def build_partition(
-    index: Path,
+    place: Place,
     partition: int,
     overrides: Settings,
     *,
@@ -63,10 +61,10 @@ def build_partition(
     A partition that has a receipt of this plan is not built again.
 
     Args:
-        index: the index folder.
+        place: where the plan is.
         partition: its number, from 0.
         overrides: settings that decide no stored byte: the device, above all.
-        scratch: a folder on a local disk to build in, where the index is not on one; the finished segment is copied.
+        scratch: a folder on a local disk to build in, where the place is not on one; the finished segment is copied.
         encoders: those of the plan; `None` = load them.
         on_progress: called after every batch.
 
@@ -75,21 +73,19 @@ def build_partition(
         IndexMismatchError: the models are not those of the plan.
         StoreError: nothing is planned, the texts are damaged, or the disk is full.
     """
-    building = planned_build(index)
-    plan = read_plan(building)
+    plan = place.plan()
     if not 0 <= partition < len(plan.partitions):
         raise UsageError(f"partition {partition}: the plan has 0 to {len(plan.partitions) - 1}")
-    attempts = building / ATTEMPTS / f"{partition:05d}"
-    finished = _finished(building, attempts, plan)
+    finished = place.finished(plan, partition)
     if finished is not None:
         return finished
     encoders = encoders or load_encoders_of(plan.template, overrides)[1]
+    building = place.building(plan)
+    attempts = building / ATTEMPTS / f"{partition:05d}"
     with disk_errors(attempts), _taken(attempts) as folder, ExitStack() as stack:
-        receipt_file = attempts / f"{folder.name}.json"
-        receipt_file.unlink(missing_ok=True)  # of another plan
-        texts = _checked_texts(building, plan, partition)
-        shard = plan.shard(partition)
-        spec = _spec(index, plan, shard, encoders, stack)
+        folder.with_name(f"{folder.name}.json").unlink(missing_ok=True)  # a receipt of another plan
+        texts, shard = place.texts(plan, partition), plan.shard(partition)
+        spec = _spec(building, plan, encoders, _sources(place, plan, shard, encoders, stack))
         workplace = folder if scratch is None else scratch / f"{plan.digest[:16]}-{partition:05d}-{folder.name}"
         ordinals = NoOrdinals(plan.next_ordinal)
         segment = build_shard(spec, shard, texts, workplace, ordinals, on_progress=on_progress)
@@ -98,23 +94,8 @@ def build_partition(
             _move(workplace, folder)
         sync_tree(folder)
         receipt = _receipt(building, folder, plan, partition, segment)
-        receipt.write(receipt_file)
+        place.hand_in(plan, receipt)
     return receipt
-
-
-def _finished(building: Path, attempts: Path, plan: Plan) -> Receipt | None:
-    """The first receipt of this plan whose segment is there, if an attempt has finished."""
-    of_plan = (receipt for receipt in receipts_of(attempts) if receipt.plan == plan.digest)
-    return next((receipt for receipt in of_plan if (building / receipt.folder).is_dir()), None)
-
-
-def receipts_of(attempts: Path) -> Iterator[Receipt]:
-    """Receipts of attempts at one partition, the first attempt first; what cannot be read is left out."""
-    for path in sorted(attempts.glob("*.json"), key=lambda path: int(path.stem)):
-        try:
-            yield read_receipt(path)
-        except StoreError as exc:
-            logger.warning("%s", exc)
 
 
 @contextmanager
@@ -135,37 +116,25 @@ def _taken(attempts: Path) -> Iterator[Path]:
         return
 
 
-def _checked_texts(building: Path, plan: Plan, partition: int) -> Path:
-    planned = plan.partitions[partition]
-    path = building / PLAN_FOLDER / planned.texts
-    if not path.is_file() or not planned.receipt.has_digest_of(path):
-        raise StoreError(f"{path}: is not what was planned; run kalm-cache partition plan again")
-    return path
-
-
-def _spec(index: Path, plan: Plan, shard: Shard, encoders: Encoders, stack: ExitStack) -> BuildSpec:
+def _spec(building: Path, plan: Plan, encoders: Encoders, sources: ReusableSegments) -> BuildSpec:
     return BuildSpec(
-        index=index,
+        index=building.parent.parent,
         operation=plan.operation,
         template=plan.template,
         parent=None,
         models=encoders.build_models,
         batch_tokens=plan.batch_tokens,
-        sources=_sources(index, plan, shard, encoders, stack),
+        sources=sources,
     )
 
 
-def _sources(index: Path, plan: Plan, shard: Shard, encoders: Encoders, stack: ExitStack) -> ReusableSegments:
+def _sources(place: Place, plan: Plan, shard: Shard, encoders: Encoders, stack: ExitStack) -> ReusableSegments:
     """What passages are copied from; where gc has removed it since, all are encoded, under the ordinals of the plan."""
-    if plan.source is None:
-        return ReusableSegments()
-    folder = index / "generations" / plan.source
-    lock = share(folder / MANIFEST)
-    if lock is None:
-        return ReusableSegments()
-    stack.callback(lock.release)
     try:
-        source = open_generation(folder).updated(encoders.checkpoint)
+        source = stack.enter_context(place.source(plan, shard))
+        if source is None:
+            return ReusableSegments()
+        source = source.updated(encoders.checkpoint)
         return open_sources(source, encoders.fingerprint, encoders.codec, stack, shard=shard)
     except KalmCacheError as exc:
         logger.warning("nothing is copied from generation %s: %s", plan.source, exc)

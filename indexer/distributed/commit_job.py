@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.build.build import BuiltSegment, publish_base
@@ -16,11 +17,11 @@ from indexer.build.first_stage import FOLDER
 from indexer.build.index_job import IndexReport, live_or_none, report_of
 from indexer.build.shards.one_process import PLAN_FOLDER, finish_first_stage, shard_folder
 from indexer.build.spec import NewBase
-from indexer.distributed.build_job import receipts_of
+from indexer.distributed.places.folder import receipts_of
 from indexer.distributed.plan import Plan, planned_build, read_plan
 from indexer.distributed.receipt import ATTEMPTS, Receipt, read_receipt
 from kalm_cache.errors import StoreError
-from kalm_cache.generations.build_folders import recover
+from kalm_cache.generations.build_folders import drop, recover
 from kalm_cache.generations.generation import BUILDING, REMOVING, high_water_marks
 from kalm_cache.generations.manifest import FileReceipt
 from kalm_cache.generations.publish import receipts
@@ -49,7 +50,7 @@ def commit_partitions(index: Path, given: Sequence[Path] = ()) -> IndexReport:
         building = planned_build(index)
         plan = read_plan(building)
         _require_room(index, plan)
-        chosen = _chosen(building, plan, given)
+        chosen = one_a_partition(plan, _read(building, plan, given))
         segments = [_linked(building, plan, receipt) for receipt in chosen]
         finish_first_stage(plan.template, [segment.folder for segment in segments])
         known = _known(building, segments, chosen)
@@ -71,12 +72,16 @@ def _require_room(index: Path, plan: Plan) -> None:
         )
 
 
-def _chosen(building: Path, plan: Plan, given: Sequence[Path]) -> list[Receipt]:
-    """One receipt for each partition, by number."""
+def one_a_partition(plan: Plan, receipts: Iterable[Receipt]) -> list[Receipt]:
+    """The first receipt of each partition, by number. Raises `StoreError` where one has none."""
     found: dict[int, Receipt] = {}
-    for receipt in _read(building, plan, given):
+    for receipt in receipts:
         if receipt.partition >= len(plan.partitions):
             raise StoreError(f"a receipt is of partition {receipt.partition}, which the plan does not have")
+        if receipt.counts.passages != plan.partitions[receipt.partition].passages:
+            raise StoreError(
+                f"partition {receipt.partition}: its receipt does not count what was planned; build it again"
+            )
         found.setdefault(receipt.partition, receipt)
     missing = [partition for partition in range(len(plan.partitions)) if partition not in found]
     if missing:
@@ -91,21 +96,19 @@ def _chosen(building: Path, plan: Plan, given: Sequence[Path]) -> list[Receipt]:
 def _read(building: Path, plan: Plan, given: Sequence[Path]) -> list[Receipt]:
     """The receipts of this plan. Raises `StoreError` where one that was given is of another."""
     if not given:
-        folders = sorted((building / ATTEMPTS).glob("*"))
-        return [one for folder in folders for one in receipts_of(folder) if one.plan == plan.digest]
-    every = [read_receipt(path) for path in given]
-    for path, receipt in zip(given, every, strict=True):
+        every = (receipt for partition in range(len(plan.partitions)) for receipt in receipts_of(building, partition))
+        return [receipt for receipt in every if receipt.plan == plan.digest]
+    read = [read_receipt(path) for path in given]
+    for path, receipt in zip(given, read, strict=True):
         if receipt.plan != plan.digest:
             raise StoreError(f"{path}: is of plan {receipt.plan[:12]}…, and {plan.digest[:12]}… is to be committed")
-    return every
+    return read
 
 
 def _linked(building: Path, plan: Plan, receipt: Receipt) -> BuiltSegment:
     """The segment of a receipt, in its place in the generation."""
     folder = shard_folder(building, plan.shard(receipt.partition))
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted commit had linked or scored
-    if receipt.counts.passages != plan.partitions[receipt.partition].passages:
-        raise StoreError(f"partition {receipt.partition}: its receipt does not count what was planned; build it again")
     for name, file in receipt.files.items():
         path = building / receipt.folder / name
         if not path.is_file() or path.stat().st_size != file.bytes:
@@ -137,3 +140,28 @@ def _put_aside(building: Path) -> None:
     removing.mkdir(exist_ok=True)
     for name in (ATTEMPTS, PLAN_FOLDER):
         rename_durably(building / name, removing / name)
+
+
+@dataclass(frozen=True, slots=True)
+class DropReport:
+    """What was given up: a plan, and how many of its partitions were built."""
+
+    index: str
+    plan: str
+    partitions: int
+    built: int
+
+
+def drop_partitions(index: Path) -> DropReport:
+    """Give up the plan of an index folder, and all that was built of it. An attempt that still runs ends with an error.
+
+    Raises:
+        IndexLockedError: another job is changing the index.
+        StoreError: nothing is planned.
+    """
+    with build_lock(index), disk_errors(index):
+        building = planned_build(index)
+        plan = read_plan(building)
+        built = {receipt.partition for receipt in _read(building, plan, ())}
+        drop(building)
+    return DropReport(str(index), plan.digest, len(plan.partitions), len(built))

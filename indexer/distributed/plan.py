@@ -37,7 +37,8 @@ class Plan:
     source: the generation that passages are copied or recoded from, if there is one to take them from.
     first_ordinal, next_ordinal: the range of the ordinals that are new in it.
     batch_tokens: padded tokens of a batch.
-    rejected: lines of the corpus that make no passage; kept: passages that it does not have, and that stay.
+    rejected: lines of the corpus that make no passage; kept: passages that it does not have, and that stay;
+        deleted: passages that the live generation shows, and this one will not.
     partitions: one a shard, by number.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     batch_tokens: Positive
     rejected: Count
     kept: Count
+    deleted: Count
     partitions: list[Partition]
     __pydantic_config__ = STRICT
 

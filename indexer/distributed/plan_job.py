@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from indexer.build.accepted_passages import AcceptedPassages
@@ -24,10 +23,11 @@ from indexer.distributed.plan import PLAN_FILE, Partition, Plan
 from indexer.distributed.receipt import ATTEMPTS
 from indexer.models import Encoders
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources
-from kalm_cache.errors import UsageError
+from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.generations.build_folders import locked_live_generation, recover, resume_or_begin
 from kalm_cache.generations.generation import BUILDING, Generation, high_water_marks
 from kalm_cache.generations.manifest import NO_COUNTS, FileReceipt, SegmentReceipt
+from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.generations.sharding import Sharding
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
@@ -123,7 +123,7 @@ def _source(index: Path, operation: str, encoders: Encoders) -> Iterator[Generat
     """What passages are taken from, if there is anything. Under the build lock."""
     if operation == "reindex":
         with locked_live_generation(index) as live:
-            yield live
+            yield live.updated(encoders.checkpoint)
     else:
         with build_lock(index), disk_errors(index):
             recover(index)
@@ -152,6 +152,32 @@ def _kept(sources: ReusableSegments, accepted: AcceptedPassages) -> Iterator[lis
             yield window
 
 
+class _Beside:
+    """What the corpus does not have: kept, as lines of it, or counted as deleted."""
+
+    def __init__(self, spec: BuildSpec) -> None:
+        self._spec, self.deleted = spec, 0
+
+    def windows(self, accepted: AcceptedPassages) -> Iterator[list[CorpusLine]]:
+        """What is kept. To be read to its end."""
+        if self._spec.keep_missing:
+            yield from _kept(self._spec.sources, accepted)
+        else:
+            self.deleted = _count_deleted(live_or_none(self._spec.index), accepted)
+
+
+def _count_deleted(live: Generation | None, accepted: AcceptedPassages) -> int:
+    """Of the passages that the live generation shows; all of them where it cannot be read."""
+    if live is None:
+        return 0
+    try:
+        with SegmentSet(live) as segments:
+            return sum(len(accepted.unseen(keys)) for keys in batched(segments.keys(), WINDOW))
+    except KalmCacheError as exc:
+        logger.warning("generation %s cannot be read: %s", live.name, exc)
+        return live.manifest.counts.passages
+
+
 def _shuffled(
     spec: BuildSpec,
     lines: Iterable[CorpusLine | RejectedLine],
@@ -159,7 +185,7 @@ def _shuffled(
     on_reject: Reject,
     on_progress: Callable[[BuildCounts], None],
 ) -> Plan:
-    folder = building / PLAN_FOLDER
+    folder, beside = building / PLAN_FOLDER, _Beside(spec)
     first_ordinal = high_water_marks(spec.index).next_ordinal
     finished = [seal.parent for seal in sorted((building / ATTEMPTS).glob(f"*/*/{SEAL_FILE}"))]
     with planned_ordinals(spec, folder, finished) as ordinals:
@@ -167,7 +193,7 @@ def _shuffled(
             *(spec, lines, folder, ordinals),
             on_reject=on_reject,
             on_progress=on_progress,
-            kept=partial(_kept, spec.sources) if spec.keep_missing else lambda accepted: (),
+            kept=beside.windows,
         )
         next_ordinal = ordinals.next
     for file in shuffled.files:
@@ -188,6 +214,7 @@ def _shuffled(
         batch_tokens=spec.batch_tokens,
         rejected=shuffled.rejected,
         kept=shuffled.kept,
+        deleted=beside.deleted,
         partitions=partitions,
     )
 

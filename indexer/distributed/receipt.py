@@ -7,7 +7,7 @@ from pathlib import Path
 
 from indexer.build.counts import BuildCounts
 from kalm_cache.errors import StoreError
-from kalm_cache.foreign_files import STRICT, Count, RelativePath, checked_fields, read_json_object
+from kalm_cache.foreign_files import STRICT, Count, RelativePath, checked_fields, parse_json
 from kalm_cache.generations.manifest import Counts, FileReceipt
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import write_atomically
@@ -42,17 +42,30 @@ class Receipt:
         """How its passages came about."""
         return BuildCounts(self.encoded, self.resumed, self.copied, self.recoded)
 
+    def to_bytes(self) -> bytes:
+        """A file's content: every field, and a checksum over them."""
+        return pack_checked(asdict(self))
+
     def write(self, path: Path) -> None:
         """Write it durably, all or nothing: from then on the attempt is finished."""
-        write_atomically(path, pack_checked(asdict(self)))
+        write_atomically(path, self.to_bytes())
 
 
 def read_receipt(path: Path) -> Receipt:
     """A receipt. Raises `StoreError` where it is damaged, or not there."""
     try:
-        fields = unpack_checked(read_json_object(path))
+        return parse_receipt(path.read_bytes(), str(path))
+    except OSError as exc:
+        raise StoreError(f"{path}: cannot be read as a receipt: {exc}") from exc
+
+
+def parse_receipt(content: bytes, name: str) -> Receipt:
+    """Inverse of `Receipt.to_bytes`. Raises `StoreError` that begins with `name`."""
+    try:
+        raw = parse_json(content)
+        fields = unpack_checked(raw) if isinstance(raw, dict) else None
         if fields is None:
             raise ValueError("checksum mismatch")
         return checked_fields(Receipt, fields)
-    except (OSError, ValueError) as exc:
-        raise StoreError(f"{path}: cannot be read as a receipt: {exc}") from exc
+    except ValueError as exc:
+        raise StoreError(f"{name}: cannot be read as a receipt: {exc}") from exc

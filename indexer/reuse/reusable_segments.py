@@ -65,7 +65,7 @@ def open_sources(
     if generation is None:
         return sources
     try:
-        require_valid(generation)
+        require_valid(generation, ())
         tombstones = generation.tombstones()
     except KalmCacheError as exc:
         logger.warning("nothing is taken from generation %s: %s", generation.name, exc)
@@ -79,6 +79,7 @@ def open_sources(
         if (only is not None and part.segment_name not in only) or (own and shard and not own.overlaps(shard)):
             continue
         try:
+            require_valid(part, {part.segment_name})
             gone = frozenset(generation.tombstones_of(part.manifest.segments[0], tombstones).keys)
             segment = _open_segment(part, gone, wanted, stack, inexact=inexact)
         except KalmCacheError as exc:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from indexer.distributed.places.bucket import BucketPlace
+    from indexer.distributed.places.folder import FolderPlace
     from kalm_cache.generations.remote.copies import RemoteCopy
     from kalm_cache.settings import Settings
 
@@ -30,6 +32,15 @@ def remote_copy(index: str, settings: Settings | None = None) -> RemoteCopy | No
     settings = settings or load_settings()
     home = Path(settings.cache_folder).expanduser() if settings.cache_folder else _default_folder()
     return RemoteCopy(parse_location(index), CopyCache(home, int(settings.cache_gib * 2**30)))
+
+
+def place_of(index: str, settings: Settings | None = None) -> FolderPlace | BucketPlace:
+    """Where an index that is built in partitions is. Errors as of `remote_copy`."""
+    from indexer.distributed.places.bucket import BucketPlace
+    from indexer.distributed.places.folder import FolderPlace
+
+    remote = remote_copy(index, settings)
+    return FolderPlace(Path(index).absolute()) if remote is None else BucketPlace(remote)
 
 
 @contextmanager

@@ -15,19 +15,6 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
 IndexPlace = Annotated[str, typer.Option("--index", help="Folder of the index, or s3://, gs://, az://, file:// URL.")]
-
-
-def _local_folder(index: str) -> Path:
-    from kalm_cache.object_store.location import is_remote
-
-    if is_remote(index):
-        raise typer.BadParameter("partitions are built in a folder; name one, and push what was committed")
-    return Path(index)
-
-
-IndexFolder = Annotated[
-    Path, typer.Option("--index", metavar="<path>", help="Folder of the index.", parser=_local_folder)
-]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
 Codec = Annotated[
     str | None, typer.Option("--codec", help="How states are stored: fp32, bf16, fp16, int8, int4, int3, int2; +zstdN.")

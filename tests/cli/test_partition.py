@@ -1,9 +1,12 @@
-"""`kalm-cache partition plan`, `build` and `commit`, and `--shards`."""
+"""`kalm-cache partition plan`, `build`, `commit` and `drop`, and `--shards`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.cli.conftest import PASSAGES, Run
 from tests.cli.test_index import BAD_CORPUS
@@ -57,10 +60,24 @@ def test_shards_are_made_by_indexing_and_kept_by_reindexing(run: Run, corpus: Pa
     assert run("index", corpus, "--index", index, "--shards", 0).exit_code == 2
 
 
-def test_partitions_are_built_in_a_folder_and_a_url_is_refused(run: Run) -> None:
-    refused = run("partition", "commit", "--index", "s3://bucket/index")
-    assert refused.exit_code == 2
-    assert "partitions are built in a folder" in " ".join(refused.stderr.replace("│", " ").split())
+def test_partitions_in_an_object_store_need_no_folder(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = f"file://{tmp_path}/bucket"
+    monkeypatch.setenv("KALM_CACHE_CACHE_FOLDER", str(tmp_path / "cache"))
+
+    def ask(*arguments: object) -> Any:
+        done = run("partition", *arguments, "--index", index, "--json")
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    assert ask("plan", corpus, "--shards", 2)["passages"] == len(PASSAGES)
+    assert ask("drop")["built"] == 0
+    ask("plan", corpus, "--shards", 2)
+    receipts = [ask("build", "--partition", partition) for partition in (0, 1)]
+    assert sum(receipt["encoded"] for receipt in receipts) == len(PASSAGES)
+    report = ask("commit")
+    assert (report["index"], report["passages"]) == (index, len(PASSAGES))
 
 
 def test_an_incremental_reindex_cannot_change_the_number_of_shards(run: Run, corpus: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from indexer.build.counts import BuildCounts
 from indexer.distributed.on_ray.cluster import Workforce, connected, workforce
 from indexer.distributed.on_ray.encoder import PartitionEncoder
+from indexer.distributed.places.place import Place
 from indexer.distributed.receipt import Receipt
 from kalm_cache.errors import DeviceLostError, StoreError
 from kalm_cache.settings import Settings
@@ -65,7 +66,7 @@ class RayBuilder:
         return self._workers.encoders
 
     def build(
-        self, index: Path, partitions: int, overrides: Settings, on_progress: Callable[[BuildCounts], None]
+        self, place: Place, partitions: int, overrides: Settings, on_progress: Callable[[BuildCounts], None]
     ) -> list[Receipt]:
         """See `PartitionBuilder.build`."""
         import ray
@@ -75,7 +76,7 @@ class RayBuilder:
         actor = ray.remote(PartitionEncoder).options(scheduling_strategy="SPREAD", max_restarts=0, **resources)
 
         def start() -> Any:
-            return actor.remote(index.resolve(), overrides, self._scratch, workers.cpus)
+            return actor.remote(place, overrides, self._scratch, workers.cpus)
 
         needs = f"{workers.cpus} CPUs and {workers.gpus:g} GPUs"
         with _Building(start, needs, partitions, on_progress) as building:

@@ -14,31 +14,25 @@ import torch
 
 from indexer.build.counts import BuildCounts
 from indexer.distributed.build_job import build_partition
-from indexer.distributed.plan import planned_build, read_plan
+from indexer.distributed.places.place import Place
 from indexer.distributed.receipt import Receipt
 from indexer.models import Encoders, load_encoders_of
-from kalm_cache.errors import StoreError
 from kalm_cache.settings import Settings
 
 
 class PartitionEncoder:
     """Builds partitions of one plan in its process. `counts` may be asked for while `build` runs."""
 
-    def __init__(self, index: Path, overrides: Settings, scratch: Path | None, threads: int) -> None:
+    def __init__(self, place: Place, overrides: Settings, scratch: Path | None, threads: int) -> None:
         """Arguments as of `build_partition`; `threads`: of this process, where it computes on CPUs."""
-        self._index, self._overrides, self._scratch, self._threads = index, overrides, scratch, threads
+        self._place, self._overrides, self._scratch, self._threads = place, overrides, scratch, threads
         self._counts = BuildCounts()
         self._encoders: Encoders | None = None
 
     def load(self) -> str:
         """Load the models; returns the machine's name. Errors as of `build_partition`."""
         torch.set_num_threads(self._threads)
-        if not self._index.is_dir():
-            raise StoreError(
-                f"{self._index}: is not to be seen from {platform.node()}; put the index where all machines see it"
-            )
-        template = read_plan(planned_build(self._index)).template
-        self._encoders = load_encoders_of(template, self._overrides)[1]
+        self._encoders = load_encoders_of(self._place.plan().template, self._overrides)[1]
         return platform.node()
 
     def build(self, partition: int) -> Receipt:
@@ -46,7 +40,7 @@ class PartitionEncoder:
         self._counts = BuildCounts()
         try:
             return build_partition(
-                *(self._index, partition, self._overrides),
+                *(self._place, partition, self._overrides),
                 scratch=self._scratch,
                 encoders=self._encoders,
                 on_progress=self._take,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects, with_unused
 from kalm_cache.cli.engine import EngineOptions
-from kalm_cache.cli.index_places import index_to_change
+from kalm_cache.cli.index_places import index_to_change, place_of
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 from kalm_cache.cli.texts import lines_in
@@ -22,7 +21,7 @@ from kalm_cache.errors import UsageError
 if TYPE_CHECKING:
     from indexer.change.add_delete import AddReport, DeleteReport
     from indexer.change.reindex import ReindexReport
-    from indexer.distributed.jobs import PartitionBuilder
+    from indexer.distributed.jobs import AnyPlace, PartitionBuilder
     from kalm_cache.settings import Settings
 
 
@@ -55,9 +54,13 @@ def reindex(
             raise UsageError("--shards writes the base anew: leave --incremental out")
         if incremental and engine.engine is not None:
             raise UsageError("--engine writes the base anew: leave --incremental out")
-        with index_to_change(index, overrides) as folder:
-            reindexing = _Reindexing(incremental, not delete_missing, shards, engine, dry_run)
-            report = _reindex(source, folder, overrides, reindexing)
+        reindexing = _Reindexing(incremental, not delete_missing, shards, dry_run)
+        with engine.builder() as builder:
+            if builder is not None and not dry_run:
+                report = _reindex_in_partitions(source, place_of(index, overrides), overrides, reindexing, builder)
+            else:
+                with index_to_change(index, overrides) as folder:
+                    report = _reindex(source, folder, overrides, reindexing)
         report = replace(report, index=index)
     print_report(report, with_unused(_reindexed(report), report.unused_fields), json)
     if report.rejected:
@@ -70,24 +73,24 @@ class _Reindexing(NamedTuple):
     incremental: bool
     keep_missing: bool
     shards: int | None
-    engine: EngineOptions
     dry_run: bool
 
 
 def _reindex(source: CorpusOptions, index: Path, overrides: Settings, asked: _Reindexing) -> ReindexReport:
-    from indexer.change.reindex import plan_reindex
+    from indexer.change.reindex import plan_reindex, run_reindex
+    from indexer.change.reindex_small import run_small_reindex
     from indexer.corpus.rejects import ErrorsFile
     from indexer.models import built_settings_overridden, load_encoders
     from kalm_cache.generations.generation import open_current
 
     settings = built_settings_overridden(open_current(index).manifest, overrides)
     lines = source.lines(settings.passage_template)
-    with asked.engine.builder() as builder, ErrorsFile(source.errors) as rejects:
-        encoders = load_encoders(settings)
+    encoders = load_encoders(settings)
+    run = run_small_reindex if asked.incremental else partial(run_reindex, shards=asked.shards)
+    with ErrorsFile(source.errors) as rejects:
         if asked.dry_run:
             report = plan_reindex(lines, index, encoders, keep_missing=asked.keep_missing, on_reject=rejects.add)
         else:
-            run = _reindexer(asked, builder)
             with show_progress(source.count()) as on_progress:
                 report = run(
                     *(lines, index, settings, encoders),
@@ -99,17 +102,25 @@ def _reindex(source: CorpusOptions, index: Path, overrides: Settings, asked: _Re
     return report
 
 
-def _reindexer(asked: _Reindexing, builder: PartitionBuilder | None) -> Callable[..., ReindexReport]:
-    """What reindexes: by small changes, in partitions, or whole."""
-    from indexer.change.reindex import run_reindex
-    from indexer.change.reindex_small import run_small_reindex
-    from indexer.distributed.jobs import reindex_in_partitions
+def _reindex_in_partitions(
+    source: CorpusOptions, place: AnyPlace, overrides: Settings, asked: _Reindexing, builder: PartitionBuilder
+) -> ReindexReport:
+    from indexer.corpus.rejects import ErrorsFile
+    from indexer.distributed.jobs import live_manifest_at, reindex_in_partitions
+    from indexer.models import built_settings_overridden, load_encoders
 
-    if asked.incremental:
-        return run_small_reindex
-    if builder is not None:
-        return partial(reindex_in_partitions, builder=builder, shards=asked.shards)
-    return partial(run_reindex, shards=asked.shards)
+    settings = built_settings_overridden(live_manifest_at(place), overrides)
+    lines = source.lines(settings.passage_template)
+    with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
+        report = reindex_in_partitions(
+            *(lines, place, settings, load_encoders(settings), builder),
+            keep_missing=asked.keep_missing,
+            on_reject=rejects.add,
+            on_progress=on_progress,
+            shards=asked.shards,
+        )
+    warn_of_rejects(rejects)
+    return report
 
 
 def add(

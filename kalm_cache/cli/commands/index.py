@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
 from kalm_cache.cli.engine import EngineOptions
-from kalm_cache.cli.index_places import index_to_change
+from kalm_cache.cli.index_places import index_to_change, place_of
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 
@@ -58,17 +57,25 @@ def _index(
     lines = source.lines(settings.passage_template)
     with (
         engine.builder() as builder,
-        index_to_change(index, settings, create=True) as folder,
         ErrorsFile(source.errors) as rejects,
         show_progress(source.count()) as on_progress,
     ):
-        run = run_index_job if builder is None else partial(index_in_partitions, builder=builder)
-        report = run(
-            *(lines, folder, settings, load_encoders(settings)),
-            on_reject=rejects.add,
-            on_progress=on_progress,
-            shards=shards,
-        )
+        encoders = load_encoders(settings)
+        if builder is not None:
+            report = index_in_partitions(
+                *(lines, place_of(index, settings), settings, encoders, builder),
+                on_reject=rejects.add,
+                on_progress=on_progress,
+                shards=shards,
+            )
+        else:
+            with index_to_change(index, settings, create=True) as folder:
+                report = run_index_job(
+                    *(lines, folder, settings, encoders),
+                    on_reject=rejects.add,
+                    on_progress=on_progress,
+                    shards=shards,
+                )
     warn_of_rejects(rejects)
     warn_of_cut(report.truncated, settings.max_length)
     return replace(report, index=index)

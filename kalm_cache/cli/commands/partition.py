@@ -1,4 +1,4 @@
-"""`kalm-cache partition plan`, `build` and `commit`: an index built by many processes, whatever starts them.
+"""`kalm-cache partition plan`, `build`, `commit` and `drop`: an index built by many processes, whatever starts them.
 
 A room of its own, and no part of `kalm-cache index`: a corpus may be called plan.
 """
@@ -6,6 +6,7 @@ A room of its own, and no part of `kalm-cache index`: a corpus may be called pla
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.commands.index import indexed
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
+from kalm_cache.cli.index_places import place_of
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 
@@ -26,7 +28,7 @@ partition_app = typer.Typer(help="Build an index in partitions, by any number of
 
 def plan(
     source: CorpusOptions,
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     model: opt.ModelOptions,
     encoding: opt.EncodingOptions,
     shards: Annotated[int, typer.Option("--shards", min=1, help="Partitions, and segments of the index.")],
@@ -51,27 +53,27 @@ def plan(
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def _plan(source: CorpusOptions, index: Path, settings: Settings, shards: int) -> PlanReport:
+def _plan(source: CorpusOptions, index: str, settings: Settings, shards: int) -> PlanReport:
     from indexer.corpus.rejects import ErrorsFile
-    from indexer.distributed.plan_job import plan_partitions
+    from indexer.distributed.jobs import plan_at
     from indexer.models import load_encoders
     from kalm_cache.stopping import stop_if_asked
 
     lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
-        report = plan_partitions(
-            *(lines, index, settings, encoders),
+        report = plan_at(
+            *(place_of(index, settings), lines, settings, encoders),
             shards=shards,
             on_reject=rejects.add,
             on_progress=lambda counts: stop_if_asked(),
         )
     warn_of_rejects(rejects)
-    return report
+    return replace(report, index=index)
 
 
 def build(
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     partition: Annotated[int, typer.Option("--partition", min=0, help="Its number, from 0.")],
     scratch: Annotated[
         Path | None, typer.Option("--scratch", help="Folder on a local disk to build in, if the index is on none.")
@@ -88,7 +90,9 @@ def build(
 
         with show_progress(None) as on_progress:
             settings = opt.settings_from(None, device=device)
-            receipt = build_partition(index, partition, settings, scratch=scratch, on_progress=on_progress)
+            receipt = build_partition(
+                place_of(index, settings), partition, settings, scratch=scratch, on_progress=on_progress
+            )
     in_words = (
         f"partition {receipt.partition}: {receipt.counts.passages:,} passages, {receipt.counts.tokens:,} tokens "
         f"({receipt.encoded:,} encoded, {receipt.resumed + receipt.copied:,} already stored), "
@@ -98,7 +102,7 @@ def build(
 
 
 def commit(
-    index: opt.IndexFolder,
+    index: opt.IndexPlace,
     receipt: Annotated[
         list[Path] | None, typer.Option("--receipt", help="File of a receipt; repeat it. None: those beside attempts.")
     ] = None,
@@ -106,12 +110,24 @@ def commit(
 ) -> None:
     """Publish the planned generation, once every partition is built. Publishes all of it, or nothing."""
     with exit_codes(resumable=True):
-        from indexer.distributed.commit_job import commit_partitions
-        from kalm_cache.generations.generation import open_current
+        from indexer.distributed.jobs import commit_at, live_manifest_at
 
-        report = commit_partitions(index, receipt or [])
-        warn_of_cut(report.truncated, open_current(index).manifest.fingerprint.max_length)
+        place = place_of(index)
+        report = replace(commit_at(place, receipt or []), index=index)
+        warn_of_cut(report.truncated, live_manifest_at(place).fingerprint.max_length)
     print_report(report, indexed(report), json)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (plan, build, commit)
+def drop(index: opt.IndexPlace, json: opt.AsJson = False) -> None:
+    """Give up a plan, with all that was built of it. Whoever still builds a partition ends with an error."""
+    with exit_codes():
+        from indexer.distributed.jobs import drop_at
+
+        report = replace(drop_at(place_of(index)), index=index)
+    in_words = (
+        f"the plan {report.plan[:12]}… is given up; {report.built:,} of {report.partitions:,} partitions were built"
+    )
+    print_report(report, in_words, json)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (plan, build, commit, drop)

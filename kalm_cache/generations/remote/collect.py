@@ -15,7 +15,16 @@ from kalm_cache.errors import IndexConflictError
 from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.remote.lease import read_leases
 from kalm_cache.generations.remote.push import COLLECTING_SECONDS
-from kalm_cache.generations.remote.root import FILES, Root, new_token, object_name, read_remote_manifest, require_root
+from kalm_cache.generations.remote.root import (
+    FILES,
+    OPEN_PLAN,
+    PARTITIONS,
+    Root,
+    new_token,
+    object_name,
+    read_remote_manifest,
+    require_root,
+)
 from kalm_cache.object_store.store import DELETED_AT_ONCE, ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -60,13 +69,20 @@ def _end(store: ObjectStore, collecting: Root) -> None:
 
 
 def _collect(store: ObjectStore, root: Root, started: float) -> Collected:
+    if store.get(OPEN_PLAN) is not None:
+        logger.warning(
+            "%s: partitions are planned, and what they need is not known yet: no file was removed; run kalm-cache "
+            "partition commit, or partition drop, and gc again",
+            store,
+        )
+        return Collected(0, 0, [])
     leases, over = read_leases(store, store.info(CURRENT).modified)
     needed = _objects_of(store, root.generations.values())
     leased = [lease for lease in leases if lease.manifest not in root.generations.values()]
     needed |= _objects_of(store, [lease.manifest for lease in leased], may_be_gone=True)
     unneeded = {name: listed.bytes for name, listed in store.list(FILES).items() if name not in needed}
     removed = _remove(store, sorted(unneeded), started)
-    store.delete(over)
+    store.delete([*over, *store.list(PARTITIONS)])
     return Collected(len(removed), sum(unneeded[name] for name in removed), sorted({one.generation for one in leased}))
 
 

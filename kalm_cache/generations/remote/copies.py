@@ -60,6 +60,10 @@ class RemoteCopy:
         self.home = cache.folder / "remote" / location.key
         self.reading, self.writing = self.home / "reading", self.home / "writing"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """In another process, the store is opened again."""
+        return RemoteCopy, (self.location, self.cache)
+
     def open_store(self, *, create: bool = False) -> ObjectStore:
         """The store of the location, opened once. Errors and `create` as in `open_backend`."""
         if self._store is None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.generations.current import current_name, write_current
-from kalm_cache.generations.generation import REMOVING, published_names, remove_unless_read
+from kalm_cache.generations.generation import REMOVING, Generation, published_names, remove_unless_read
 from kalm_cache.generations.journal import JOURNAL
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt, Manifest, read_manifest
 from kalm_cache.generations.remote.lease import leased
 from kalm_cache.generations.remote.root import Root, parse_root, read_remote_manifest, require_root
 from kalm_cache.generations.remote.transfer import PARTIAL, download
+from kalm_cache.generations.sharding import Shard
 from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.storage.durable import file_digest, link_or_copy, rename_durably, sync_tree, write_atomically
 
@@ -95,6 +96,40 @@ def pull(
         bytes=sum(receipt.bytes for receipt in manifest.files.values()),
         seconds=round(time.perf_counter() - started, 3),
     )
+
+
+def pull_part(store: ObjectStore, digest: str, folder: Path, shard: Shard, *, at_hand: Sequence[Path]) -> None:
+    """A generation without the segments in which no passage of a shard can be, into a folder of its own.
+
+    Args:
+        store: of the index.
+        digest: of the generation's manifest.
+        folder: of the generation alone, made anew.
+        shard: which passages are wanted.
+        at_hand: index folders whose files may be linked.
+
+    Raises:
+        StoreError: the store fails, lacks a file, or what arrives is damaged.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        content, manifest = read_remote_manifest(store, digest)
+        parts = Generation(folder, manifest, manifest.segments[0].name).parts()
+        others = {part.segment_name for part in parts if part.shard is not None and not part.shard.overlaps(shard)}
+        wanted = {
+            folder / path: receipt
+            for path, receipt in manifest.files.items()
+            if not path.startswith(tuple(f"shards/{name}/" for name in others))
+        }
+        hands = _files_at_hand(at_hand)
+        for path, receipt in wanted.items():
+            if receipt.sha256 in hands:
+                link_or_copy(hands[receipt.sha256], path)
+        download(store, [(path, receipt) for path, receipt in wanted.items() if receipt.sha256 not in hands])
+    except FileNotFoundError as exc:
+        raise StoreError(f"{store}: a file of the generation that passages are taken from is missing: {exc}") from exc
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / MANIFEST, content)
 
 
 def recorded_root(folder: Path) -> Root | None:

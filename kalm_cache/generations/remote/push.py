@@ -14,8 +14,8 @@ from kalm_cache.generations.generation import open_current, published_names
 from kalm_cache.generations.journal import read_journal
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt, read_manifest
 from kalm_cache.generations.remote.pull import record_root, recorded_root
-from kalm_cache.generations.remote.root import FILES, Root, new_token, object_name, read_root
-from kalm_cache.generations.remote.transfer import upload
+from kalm_cache.generations.remote.root import Root, new_token, read_root
+from kalm_cache.generations.remote.transfer import upload_missing
 from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.stopping import stop_if_asked
 from kalm_cache.storage.durable import file_digest
@@ -52,17 +52,17 @@ def push(store: ObjectStore, folder: Path) -> PushReport:
     """
     started = time.perf_counter()
     live = open_current(folder)
-    uploaded: dict[str, FileReceipt] = {}
+    uploaded: list[FileReceipt] = []
     for _ in range(ATTEMPTS):
         root, found = read_root(store)
-        if root is not None and root.collecting is not None and _gc_ends(store, root):
+        if root is not None and root.collecting is not None and gc_ends(store, root):
             continue
         _require_base(store, folder, root)
         new = _root_of(folder, root)
         if root is not None and replace(new, revision=root.revision) == root:
             new = root
             break
-        uploaded |= _upload_missing(store, folder, root, new)
+        uploaded += _upload_missing(store, folder, root, new)
         if store.swap(CURRENT, new.to_bytes(), found):
             break
     else:
@@ -73,7 +73,7 @@ def push(store: ObjectStore, folder: Path) -> PushReport:
         url=str(store),
         generation=new.live,
         passages=live.manifest.counts.passages,
-        moved_bytes=sum(receipt.bytes for receipt in uploaded.values()),
+        moved_bytes=sum(receipt.bytes for receipt in uploaded),
         moved_files=len(uploaded),
         bytes=sum(receipt.bytes for receipt in live.manifest.files.values()),
         seconds=round(time.perf_counter() - started, 3),
@@ -116,24 +116,14 @@ def _manifests(folder: Path) -> dict[str, str]:
     return {name: file_digest(folder / "generations" / name / MANIFEST) for name in published_names(folder)}
 
 
-def _upload_missing(store: ObjectStore, folder: Path, root: Root | None, new: Root) -> dict[str, FileReceipt]:
-    """Upload what the new generations have and the store has not; what was uploaded, by object."""
+def _upload_missing(store: ObjectStore, folder: Path, root: Root | None, new: Root) -> list[FileReceipt]:
+    """Upload what the new generations have and the store has not; returns the receipts of what was."""
     known = {} if root is None else root.generations
-    there = store.list(FILES)
-    missing: dict[str, tuple[Path, FileReceipt]] = {}
+    files: list[tuple[Path, FileReceipt]] = []
     for name, digest in new.generations.items():
-        if known.get(name) == digest:
-            continue
-        for path, receipt in _files_of(folder / "generations" / name, digest):
-            listed = there.get(object_name(receipt.sha256))
-            if listed is None or listed.bytes != receipt.bytes:
-                missing[object_name(receipt.sha256)] = (path, receipt)
-    if missing:
-        moved = sum(receipt.bytes for _, receipt in missing.values())
-        logger.info("pushing generation %s to %s: %.1f MiB", new.live, store, moved / 2**20)
-    upload(store, list(missing.values()))
-    _require_arrived(store, {name: receipt for name, (_, receipt) in missing.items()})
-    return {name: receipt for name, (_, receipt) in missing.items()}
+        if known.get(name) != digest:
+            files += _files_of(folder / "generations" / name, digest)
+    return upload_missing(store, files)
 
 
 def _files_of(generation: Path, digest: str) -> Iterator[tuple[Path, FileReceipt]]:
@@ -143,14 +133,7 @@ def _files_of(generation: Path, digest: str) -> Iterator[tuple[Path, FileReceipt
     yield generation / MANIFEST, FileReceipt((generation / MANIFEST).stat().st_size, digest)
 
 
-def _require_arrived(store: ObjectStore, objects: dict[str, FileReceipt]) -> None:
-    there = store.list(FILES) if objects else {}
-    for name, receipt in objects.items():
-        if name not in there or there[name].bytes != receipt.bytes:
-            raise StoreError(f"{store}/{name}: did not arrive as it was sent; run the same command again")
-
-
-def _gc_ends(store: ObjectStore, root: Root) -> bool:
+def gc_ends(store: ObjectStore, root: Root) -> bool:
     """Wait for a gc to end; false where it had more time than it takes, and is dead."""
     logger.info("%s: waiting for a gc to end", store)
     until = time.monotonic() + COLLECTING_SECONDS

@@ -3,6 +3,7 @@
 URL/CURRENT          the root: changed by one put-if-absent or if-match, and by nothing else
 URL/files/SHA256     a file of a generation, or its manifest; never changed
 URL/leases/NAME      a generation that somebody pulls (see lease.py)
+URL/partitions/…     a plan whose partitions are being built, and their receipts (see indexer/distributed)
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from kalm_cache.object_store.backend import Found
 from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 
-FILES = "files"
+FILES, PARTITIONS = "files", "partitions"
+OPEN_PLAN = f"{PARTITIONS}/PLAN"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 

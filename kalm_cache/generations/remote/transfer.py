@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from kalm_cache.errors import StoreError
 from kalm_cache.generations.manifest import FileReceipt
-from kalm_cache.generations.remote.root import object_name
+from kalm_cache.generations.remote.root import FILES, object_name
 from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.stopping import stop_if_asked
 from kalm_cache.storage.durable import publish_file
@@ -19,6 +20,7 @@ from kalm_cache.storage.durable import publish_file
 PART_BYTES = 8 << 20
 THREADS = 8
 ATTEMPTS = 3  # at a file whose bytes are not those of its digest
+logger = logging.getLogger(__name__)
 PARTIAL = ".part"  # suffix of a file that has not arrived yet
 
 
@@ -125,6 +127,26 @@ def upload(store: ObjectStore, files: Sequence[tuple[Path, FileReceipt]]) -> Non
     with _threads() as threads:
         for _ in threads.map(put, files):
             stop_if_asked()
+
+
+def upload_missing(store: ObjectStore, files: Sequence[tuple[Path, FileReceipt]]) -> list[FileReceipt]:
+    """Store those of the files that the store lacks; returns theirs. Errors as of `upload`."""
+    there = store.list(FILES)
+    missing = {
+        receipt.sha256: (path, receipt)
+        for path, receipt in files
+        if (listed := there.get(object_name(receipt.sha256))) is None or listed.bytes != receipt.bytes
+    }
+    if missing:
+        moved = sum(receipt.bytes for _, receipt in missing.values())
+        logger.info("uploading %.1f MiB to %s", moved / 2**20, store)
+    upload(store, list(missing.values()))
+    there = store.list(FILES) if missing else {}
+    for _, receipt in missing.values():
+        name = object_name(receipt.sha256)
+        if name not in there or there[name].bytes != receipt.bytes:
+            raise StoreError(f"{store}/{name}: did not arrive as it was sent; run the same command again")
+    return [receipt for _, receipt in missing.values()]
 
 
 @contextmanager

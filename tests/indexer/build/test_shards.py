@@ -259,3 +259,13 @@ def test_an_unfinished_build_of_other_shards_is_refused_with_the_way_out(
         with pytest.raises(StoreError, match="run again with --shards 3 to finish it, or remove it"):
             build(tmp_path / "index", settings, MANY, encoders=encoders, shards=shards)
     assert build(tmp_path / "index", settings, MANY, encoders=encoders, shards=3).passages == len(MANY)
+
+
+def test_a_segment_that_lacks_a_file_is_encoded_again_and_the_others_are_copied(
+    three: Path, settings: Settings, encoders: Encoders
+):
+    lost = shards_of(three)[1]
+    (open_current(three).folder / "shards/00001/states.lmdb").unlink()
+    report = reindex(three, settings, encoders, MANY)
+    assert (report.encoded, report.reused, report.why_encoded) == (lost, len(MANY) - lost, None)
+    assert valid(three)

@@ -13,7 +13,8 @@ import indexer.distributed.build_job
 from indexer.build.index_job import Encoders, IndexReport
 from indexer.corpus import RejectedLine
 from indexer.distributed.build_job import build_partition
-from indexer.distributed.commit_job import commit_partitions
+from indexer.distributed.commit_job import commit_partitions, drop_partitions
+from indexer.distributed.places.folder import FolderPlace
 from indexer.distributed.plan import read_plan
 from indexer.distributed.plan_job import PlanReport, plan_partitions
 from indexer.distributed.receipt import Receipt, read_receipt
@@ -43,7 +44,7 @@ def plan(
 
 def build_one(index: Path, partition: int, encoders: Encoders, **options: object) -> Receipt:
     options = {"on_progress": lambda counts: None, "encoders": encoders} | options
-    return build_partition(index, partition, load_settings(), **options)
+    return build_partition(FolderPlace(index), partition, load_settings(), **options)
 
 
 def build_all(index: Path, encoders: Encoders, shards: int = SHARDS) -> list[Receipt]:
@@ -236,7 +237,7 @@ def test_models_that_are_not_those_of_the_plan_are_refused(
     file.unlink()
     replace(made, template=other).write(building)
     with pytest.raises(IndexMismatchError, match="model 000000000000"):
-        build_partition(planned, 0, load_settings(device="cpu"), on_progress=lambda counts: None)
+        build_partition(FolderPlace(planned), 0, load_settings(device="cpu"), on_progress=lambda counts: None)
 
 
 def test_a_build_in_a_scratch_folder_leaves_its_segment_in_the_index(
@@ -316,3 +317,26 @@ def test_a_killed_commit_is_finished_by_the_same_commands(
         assert sum(receipt.encoded for receipt in build_all(built, encoders)) == 0
         commit_partitions(built)
     assert same_as(built, in_one_process)
+
+
+def test_a_plan_that_is_given_up_leaves_nothing_and_stands_in_nobodys_way(
+    built: Path, settings: Settings, encoders: Encoders
+):
+    report = drop_partitions(built)
+    assert (report.partitions, report.built) == (SHARDS, SHARDS)
+    assert list((built / "generations").iterdir()) == []
+    with pytest.raises(StoreError, match="nothing is planned here"):
+        drop_partitions(built)
+    build(built, settings, {"new": "a new one"}, encoders=encoders)
+    assert texts_of(built) == {"new": "a new one"}
+
+
+def test_an_attempt_at_a_plan_that_is_given_up_ends_with_an_error(planned: Path, encoders: Encoders):
+    with pytest.raises(StoreError):
+        build_one(planned, 0, encoders, on_progress=lambda counts: give_up(planned))
+    assert list((planned / "generations").iterdir()) == []
+
+
+def give_up(index: Path) -> None:
+    if list((index / "generations").iterdir()):
+        drop_partitions(index)

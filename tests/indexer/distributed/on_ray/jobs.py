@@ -14,6 +14,7 @@ from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders, IndexReport
 from indexer.distributed.jobs import index_in_partitions
 from indexer.distributed.on_ray.builder import ray_builder
+from indexer.distributed.places.folder import FolderPlace
 from kalm_cache.settings import Settings
 from tests.indexer.sharded import MANY
 from tests.indexes import lines_of
@@ -33,7 +34,7 @@ def index_on_ray(
     """An index of three shards, built by actors."""
     with ray_builder(None, encoders=workers) as builder:
         return index_in_partitions(
-            *(lines_of(texts), index, settings, encoders, builder),
+            *(lines_of(texts), FolderPlace(index), settings, encoders, builder),
             on_reject=print,
             on_progress=on_progress,
             shards=SHARDS,

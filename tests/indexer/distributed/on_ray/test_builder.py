@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders
 from indexer.distributed.on_ray.builder import ray_builder
+from indexer.distributed.places.folder import FolderPlace
 from indexer.distributed.plan_job import plan_partitions
 from kalm_cache.cli.app import app
 from kalm_cache.errors import StoreError
@@ -99,6 +100,23 @@ def test_reindex_to_another_number_of_shards_moves_bytes_and_encodes_only_what_i
     assert valid(index)
 
 
+def test_the_command_builds_into_a_bucket_and_shards_are_as_many_as_encoders(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    corpus, bucket = tmp_path / "corpus.jsonl", f"file://{tmp_path}/bucket"
+    corpus.write_text("".join(json.dumps({"id": one, "text": text}) + "\n" for one, text in MANY.items()))
+    monkeypatch.setenv("KALM_CACHE_CACHE_FOLDER", str(tmp_path / "cache"))
+    models = ["--model", settings.model, "--embedder", settings.embedder, "--device", "cpu", "--dtype", "float32"]
+    flags = ["--index", bucket, "--engine", "ray", "--encoders", "1", "--json"]
+    result = CliRunner().invoke(app, ["index", str(corpus), *models, *flags])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["index"], report["encoded"]) == (bucket, len(MANY))
+    assert CliRunner().invoke(app, ["pull", bucket, str(tmp_path / "index")]).exit_code == 0
+    assert list(shards_of(tmp_path / "index")) == [0]
+    assert texts_of(tmp_path / "index") == MANY
+
+
 def test_an_error_in_an_actor_is_raised_as_what_it_is(tmp_path: Path, settings: Settings, encoders: Encoders):
     index = tmp_path / "index"
     plan_partitions(
@@ -107,7 +125,7 @@ def test_an_error_in_an_actor_is_raised_as_what_it_is(tmp_path: Path, settings: 
     (texts,) = index.glob("generations/*.building/plan/*.zst")
     texts.write_bytes(b"")
     with ray_builder(None, encoders=1) as builder, pytest.raises(StoreError, match="is not what was planned") as raised:
-        builder.build(index, 1, settings, lambda counts: None)
+        builder.build(FolderPlace(index), 1, settings, lambda counts: None)
     assert type(raised.value) is StoreError
     wait_for(lambda: encoder_processes() == [])
 
