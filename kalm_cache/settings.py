@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import difflib
 import logging
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from kalm_cache.environment import ENV_PREFIX, service_links, variables
@@ -31,23 +34,16 @@ FIRST_STAGE_WEIGHTS = {"tiny": 1.0}  # it raised nDCG@10 at every chunk size; no
 DTypeName = Literal["auto", "bfloat16", "bf16", "float16", "fp16", "float32", "fp32", "int8"]
 
 
-class _Variables(EnvSettingsSource):
-    """The environment without empty variables, and without those that describe a service of that name."""
-
-    def _load_env_vars(self) -> dict[str, str | None]:
-        return {f"{ENV_PREFIX}{name}".lower(): value for name, value in variables().items()}
-
-
 def _with_text(pattern: str) -> str:
     if TEXT not in PassageTemplate(pattern).fields:
         raise ValueError(f"{{{TEXT}}} is not in it; a passage without its text cannot be found by it")
     return pattern
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting with its default. The defaults run the bundled model, offline, on CUDA or else on the CPU."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # model
     model: str = Field("tiny", description="alias (tiny nano small large, -r2), folder or Hugging Face id")
@@ -154,18 +150,6 @@ class Settings(BaseSettings):
         default = FIRST_STAGE_WEIGHTS.get(model, 0.0)
         return default if self.first_stage_weight is None else self.first_stage_weight
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags first, then the environment, then the file: `.env` files and secret folders are not read."""
-        return init_settings, _Variables(settings_cls), TomlConfigSettingsSource(settings_cls)
-
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags (`None` = not given), environment, the TOML file and defaults.
@@ -183,11 +167,8 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         logger.warning("%s is no setting%s", variable, f"; did you mean {nearest}?" if nearest else "")
     _hint_at_links(tuple(service_links()))
 
-    class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=config)
-
     try:
-        loaded = FromFile(**given)
+        return Settings(**(_in_file(config) | _in_environment() | given))
     except ValidationError as exc:
         problems = [
             f"{error['loc'][0]} from {_source(str(error['loc'][0]), given, config)}: {error['msg']} "
@@ -199,7 +180,15 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         raise UsageError(f"--config {config}: cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise UsageError(f"--config {config}: not valid TOML: {exc}") from exc
-    return Settings.model_construct(loaded.model_fields_set, **loaded.model_dump())  # a class that pickles
+
+
+def _in_file(config: Path | None) -> dict[str, Any]:
+    return {} if config is None else tomllib.loads(config.read_text("utf-8"))
+
+
+def _in_environment() -> dict[str, Any]:
+    """`.env` files and folders of secrets are not read."""
+    return {name.lower(): value for name, value in variables().items() if name.lower() in Settings.model_fields}
 
 
 def unknown_variables() -> list[tuple[str, str | None]]:

@@ -79,6 +79,6 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> tuple[str, int]:
     while process.poll() is None and time.monotonic() < deadline:
         if found := re.search(r"http://([\d.]+):(\d+)", log.read_text("utf-8")):
             return found[1], int(found[2])
-        time.sleep(0.1)
+        time.sleep(0.01)
     process.kill()
     raise RuntimeError(f"the service named no address: {log.read_text('utf-8')[-2000:]}")

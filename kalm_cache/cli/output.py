@@ -8,13 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 
 from kalm_cache.cli.failures import report_failure
 from kalm_cache.stderr_log import StderrHandler
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_PARTIAL = 3
 LEAST_WIDTH = 60
@@ -50,6 +52,8 @@ def print_json(data: Any) -> None:
 
 def stdout_console() -> Console:
     """Where tables and lines for people go: at least so wide that there is room for what they say."""
+    from rich.console import Console
+
     console = Console(highlight=False)
     console.width = max(console.width, LEAST_WIDTH)
     return console

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.settings import Settings
-from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
+
+if TYPE_CHECKING:
+    from kalm_cache.storage.text_cache.text_cache import TextCache
 
 
 def open_index(folder: Path, settings: Settings, reuse_from: PassageIndex | None = None) -> PassageIndex:
@@ -35,6 +38,8 @@ def open_text_cache(settings: Settings) -> TextCache | None:
     """
     if not settings.text_cache:
         return None
+    from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
+
     options = TextCacheOptions(
         Path(settings.text_cache).expanduser(),
         int(settings.text_cache_gib * 2**30),

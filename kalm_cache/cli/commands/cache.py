@@ -16,7 +16,7 @@ from kalm_cache.cli.output import exit_codes, human_bytes, print_json, print_rep
 if TYPE_CHECKING:
     from kalm_cache.storage.text_cache.upkeep import Trimmed
 
-cache_app = typer.Typer(help="Look after a text cache.", no_args_is_help=True)
+group = typer.Typer(help="Look after a text cache.", no_args_is_help=True)
 CacheFolder = Annotated[str, typer.Option("--text-cache", help="Folder of the text cache.")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.output import exit_codes, print_json
 
-config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
+group = typer.Typer(help="The settings in force.", no_args_is_help=True)
 
 
 def show(
@@ -34,3 +35,6 @@ def show(
         # a JSON string, number or bool is a TOML one too
         text = "" if value is None else json_module.dumps(value, ensure_ascii=False)
         typer.echo(f"# {name} = {text}".rstrip() if as_comment else f"{name} = {text}")
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (show,)

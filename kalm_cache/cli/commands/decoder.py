@@ -15,7 +15,7 @@ from kalm_cache.cli.output import exit_codes, print_report
 if TYPE_CHECKING:
     from indexer.change.set_decoder import DecoderReport
 
-decoder_app = typer.Typer(help="Answer with another decoder over the same states.", no_args_is_help=True)
+group = typer.Typer(help="Answer with another decoder over the same states.", no_args_is_help=True)
 
 
 def set_(
@@ -70,4 +70,4 @@ def _short(digest: str | None) -> str:
     return "not known" if digest is None else f"{digest[:12]}…"
 
 
-COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("set", set_), ("show", show))
+COMMANDS: tuple[Callable[..., None], ...] = (set_, show)

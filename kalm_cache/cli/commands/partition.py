@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from indexer.distributed.plan_job import PlanReport
     from kalm_cache.settings import Settings
 
-partition_app = typer.Typer(help="Build an index in partitions, by any number of processes.", no_args_is_help=True)
+group = typer.Typer(help="Build an index in partitions, by any number of processes.", no_args_is_help=True)
 
 
 def plan(

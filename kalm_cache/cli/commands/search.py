@@ -10,7 +10,6 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.index_places import index_to_read
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
-from kalm_cache.cli.tables import ranking_table, timings_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +55,6 @@ def search(
     if json:
         print_json(asdict(answer))
     else:
+        from kalm_cache.cli.tables import ranking_table, timings_line
+
         stdout_console().print(ranking_table(answer), timings_line(answer))

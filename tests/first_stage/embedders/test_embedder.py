@@ -110,7 +110,7 @@ def _rewrite_vectors(folder: Path, **tensors: np.ndarray) -> None:
         ({"embeddings": np.full((4, 2), np.nan, np.float32)}, "finite"),
         ({"embeddings": np.ones((4, 2), np.float32), "mapping": np.array([0, 1, 2, 9])}, "row 9 of 4"),
         ({"embeddings": np.ones((4, 2), np.float32), "mapping": np.array([0, 1, 2])}, "mapping for 3 tokens"),
-        ({"embeddings": np.ones((4, 2), np.float32), "mapping": np.array([0, 1, 2, -1])}, "embeddings for 4 tokens"),
+        ({"embeddings": np.ones((4, 2), np.float32), "mapping": np.array([0, 1, 2, -1])}, "row -1 of 4"),
         ({"embeddings": np.ones((4, 2), np.float32), "weights": np.ones(3)}, "weights of shape"),
     ],
 )
