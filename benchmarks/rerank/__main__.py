@@ -29,8 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rerank.contenders import OURS, TRANSFORMERS, Contender, Setup, load_contender
-from benchmarks.rerank.cross_encoders import CROSS_ENCODERS
+from benchmarks.rerank.contenders import OURS, PAIR_READERS, TRANSFORMERS, Contender, Setup, load_contender
 from benchmarks.rerank.pairs import (
     PREFIX_TOKENS,
     QUERY_TOKENS,
@@ -81,7 +80,7 @@ def measure_case(
     """One row for each contender."""
     own = {entry.name: candidates.part(0, entry.limit) for entry in entries}
     margins = {
-        entry.name: entry.score(prompts, own[entry.name], 0) for entry in entries if entry.kind not in CROSS_ENCODERS
+        entry.name: entry.score(prompts, own[entry.name], 0) for entry in entries if entry.kind not in PAIR_READERS
     }
     times = timer({entry.name: partial(entry.score, prompts, own[entry.name]) for entry in entries})
     per_pair = {name: times[name].median_ms / len(own[name]) for name in times}
@@ -176,8 +175,8 @@ def contender_names(text: str) -> list[tuple[str, str]]:
     for part in filter(None, text.split(",")):
         kind, _, dtype = part.partition(":")
         dtype = dtype or EXACT
-        if kind not in OURS | TRANSFORMERS | CROSS_ENCODERS or dtype not in DTYPES:
-            known = ", ".join(OURS | TRANSFORMERS | CROSS_ENCODERS)
+        if kind not in OURS | TRANSFORMERS | PAIR_READERS or dtype not in DTYPES:
+            known = ", ".join(OURS | TRANSFORMERS | PAIR_READERS)
             raise argparse.ArgumentTypeError(f"{part!r}: kinds are {known}; dtypes {', '.join(DTYPES)}")
         names.append((kind, dtype))
     return names

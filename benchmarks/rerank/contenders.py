@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
 from benchmarks.rerank.cross_encoders import CROSS_ENCODERS, CrossEncoder
+from benchmarks.rerank.onnx_models import OnnxCrossEncoder
 from benchmarks.rerank.pairs import PREFIX_TOKENS, QUERY_TOKENS, Candidates
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
@@ -167,9 +168,9 @@ class Reference(Decoder):
 class PairReader:
     """A cross-encoder of another family on random pairs of as many tokens."""
 
-    def __init__(self, name: str, setup: Setup) -> None:
+    def __init__(self, setup: Setup, name: str, kind: type[CrossEncoder] = CrossEncoder) -> None:
         self.batch_size, self.query_tokens = setup.batch_size, setup.query_tokens
-        self.encoder = CrossEncoder(CROSS_ENCODERS[name], setup.dtype, setup.device)
+        self.encoder = kind(CROSS_ENCODERS[name], setup.dtype, setup.device)
 
     def score(self, prompt: Tokens, candidates: Candidates) -> list[float]:
         """Scores of pairs of equal length, as long as the longest."""
@@ -190,13 +191,15 @@ TRANSFORMERS: dict[str, Callable[[Setup], Contender]] = {
     "decoder": Decoder,
     "decoder-no-head": DecoderWithoutHead,
 }
+PAIR_READERS: dict[str, Callable[[Setup], Contender]] = {
+    **{name: partial(PairReader, name=name) for name in CROSS_ENCODERS},
+    "minilm-l6-onnx": partial(PairReader, name="minilm-l6", kind=OnnxCrossEncoder),
+}
 
 
 def load_contender(kind: str, setup: Setup) -> Contender:
     """The contender of this kind. Raises `KeyError` for an unknown one."""
-    if kind in CROSS_ENCODERS:
-        return PairReader(kind, setup)
-    return (OURS | TRANSFORMERS)[kind](setup)
+    return (OURS | TRANSFORMERS | PAIR_READERS)[kind](setup)
 
 
 def mean_of_padded_groups(states: Tensor, mask: Tensor, ratio: int) -> Tensor:

@@ -10,6 +10,7 @@ from kalm_cache.doctor.check import Check, Report
 from kalm_cache.doctor.index import check_disk, check_index, check_model, check_page_cache, check_records, count_files
 from kalm_cache.doctor.machine import check_dtype, check_kernels, check_limits, check_openmp, check_threads
 from kalm_cache.doctor.service import check_access, check_packages, check_port, check_settings
+from kalm_cache.doctor.speed import check_speed
 from kalm_cache.doctor.text_cache import check_text_cache
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.settings import Settings, load_settings
@@ -18,11 +19,15 @@ from kalm_cache.system import describe
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is checked: settings (the defaults where `problem` says why they could not be read), maybe an index."""
+    """What is checked: settings (the defaults where `problem` says why they could not be read), maybe an index.
+
+    measured_s: how long dtypes are measured; 0 = not at all.
+    """
 
     settings: Settings
     problem: str | None
     index: Path | None
+    measured_s: float = 0.0
 
 
 def of_index(check: Callable[[Path], Report]) -> Callable[[Subject], Report | None]:
@@ -43,6 +48,9 @@ CHECKS: dict[str, Callable[[Subject], Report | None]] = {
     ),
     "port": lambda subject: check_port(subject.settings.host, subject.settings.port),
     "model": lambda subject: check_model(subject.settings, subject.index),
+    "speed": lambda subject: (
+        check_speed(subject.settings, subject.index, subject.measured_s) if subject.measured_s else None
+    ),
     "text cache": lambda subject: check_text_cache(subject.settings),
     "disk": of_index(check_disk),
     "index": of_index(check_index),
@@ -51,12 +59,15 @@ CHECKS: dict[str, Callable[[Subject], Report | None]] = {
 }
 
 
-def diagnose(index: Path | None = None, config: Path | None = None) -> list[Check]:
-    """Check the machine, the settings and, with `index`, its disk and what it holds."""
+def diagnose(index: Path | None = None, config: Path | None = None, measured_s: float = 0.0) -> list[Check]:
+    """Check the machine, the settings and, with `index`, its disk and what it holds.
+
+    `measured_s`: seconds for the speed of each dtype; 0 = it is not measured.
+    """
     try:
-        subject = Subject(load_settings(config), None, index)
+        subject = Subject(load_settings(config), None, index, measured_s)
     except UsageError as exc:
-        subject = Subject(Settings.model_construct(), str(exc), index)
+        subject = Subject(Settings.model_construct(), str(exc), index, measured_s)
     checks = [check for name in CHECKS if (check := _run(name, subject))]
     first = {check.found: check for check in reversed(checks)}  # an index that does not open is reported once
     return [check for check in checks if first[check.found] is check]

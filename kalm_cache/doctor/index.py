@@ -37,10 +37,9 @@ MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 
 
 def check_model(settings: Settings, index: Path | None) -> Report:
-    """The model that `serve` would load: that of the settings where they name one, or else the index's."""
-    generation = _live_or_none(index)
+    """The model that `serve` would load."""
+    generation, name = _live_or_none(index), model_name(settings, index)
     manifest = None if generation is None else generation.manifest
-    name = settings.model if manifest is None or "model" in settings.model_fields_set else manifest.model
     try:
         checkpoint = open_checkpoint(name, local_files_only=True)
         dtypes = sorted(_stored_dtypes(checkpoint))
@@ -71,6 +70,14 @@ def _check_decoder(found: str, generation: Generation, index: Path, model: str) 
     except KalmCacheError as exc:
         return Report(found, [str(exc)])
     return Report(found)
+
+
+def model_name(settings: Settings, index: Path | None) -> str:
+    """The model that `serve` would load: that of the settings where they name one, or else the index's."""
+    generation = _live_or_none(index)
+    if generation is None or "model" in settings.model_fields_set:
+        return settings.model
+    return generation.manifest.model
 
 
 def check_disk(index: Path) -> Report:

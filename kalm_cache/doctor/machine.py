@@ -18,7 +18,7 @@ from kalm_cache.doctor.check import Report
 from kalm_cache.errors import UsageError
 from kalm_cache.model.kernels import CHOICE, choose_kernels
 from kalm_cache.model.kernels.library_folder import NoKernelsError, cache_folder, own_folder
-from kalm_cache.model.layers.int8 import multiply_int8
+from kalm_cache.model.layers.int8 import int8_products, multiply_int8
 from kalm_cache.model.layers.linear import multiply
 from kalm_cache.model.precision import describe_device, dtype_name, resolve_device, resolve_dtype, synchronise
 
@@ -66,6 +66,9 @@ def check_dtype(device: str, dtype: str) -> Report:
     shown = ", ".join(f"{dtype_name(name)} {speed:,.0f}" for name, speed in speeds.items())
     found = f"dtype {dtype} is {dtype_name(chosen)} on {describe_device(resolved)}; GFLOP/s: {shown}"
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if torch.int8 in speeds:
+        products = int8_products()
+        found += f"; int8 by {products.name}" + (f", refused: {products.problem}" if products.problem else "")
     found += f" (beside other work: load {load:.1f} on {cores} cores)" if load > cores else ""
     exact = {name: speed for name, speed in speeds.items() if name != torch.int8}  # int8 moves margins: never advised
     best = max(exact, key=exact.__getitem__)

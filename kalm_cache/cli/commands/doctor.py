@@ -16,19 +16,21 @@ from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 if TYPE_CHECKING:
     from kalm_cache.doctor import Check
 
+MEASURED_S = 10.0
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(
     index: Annotated[Path | None, typer.Option("--index", help="Folder of an index to check too.")] = None,
     config: opt.ConfigFile = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time the model in each dtype, for ten seconds.")] = False,
     json: opt.AsJson = False,
 ) -> None:
     """Check the machine, the settings, the model and an index; changes nothing. Exit code 1 when a check failed."""
     with exit_codes():
         from kalm_cache.doctor import diagnose
 
-        checks = diagnose(index, config)
+        checks = diagnose(index, config, MEASURED_S if measure else 0.0)
     failed = any(check.status == "fail" for check in checks)
     if json:
         print_json({"ok": not failed, "checks": [dataclasses.asdict(check) for check in checks]})

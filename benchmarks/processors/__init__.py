@@ -1,0 +1,1 @@
+"""Every dtype on every class of processor that this one can pose. Start it with `python -m benchmarks.processors`."""
