@@ -93,6 +93,14 @@ class Settings(BaseModel):
     # service
     host: str = Field("127.0.0.1", description="address that serve binds")
     port: int = Field(8080, ge=0, le=65535, description="port that serve binds; 0 = any free one")
+    shards: str = Field("", description="of the index, that serve serves: numbers with commas; empty: all")
+    shard_api_key: SecretStr = Field(SecretStr(""), description="the key with which a router asks services of shards")
+    partial_answers: bool = Field(
+        False, description="a router answers without shards that nobody serves, and says so; else with 503"
+    )
+    hedge_ms: float | None = Field(
+        None, gt=0.0, description="a router asks another replica after so long; none: as 95% of answers took"
+    )
     workers: int = Field(1, ge=1, description="processes that serve; they share weights and index")
     with_encoder: bool = Field(False, description="also score raw documents; the first one loads the encoder")
     text_cache: str = Field("", description="folder of the text cache, made when it is written; empty: none")
@@ -144,6 +152,19 @@ class Settings(BaseModel):
         if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
             raise ValueError("Input should not be a boolean")
         return value
+
+    @field_validator("shards")
+    @classmethod
+    def _numbers_with_commas(cls, value: str) -> str:
+        numbers = [part.strip() for part in value.split(",")] if value.strip() else []
+        if not all(number.isascii() and number.isdigit() for number in numbers):
+            raise ValueError("Input should be numbers with commas, such as 0,3")
+        return ",".join(numbers)
+
+    @property
+    def served_shards(self) -> tuple[int, ...] | None:
+        """The numbers of `shards`, rising; `None` = all."""
+        return tuple(sorted({int(number) for number in self.shards.split(",")})) if self.shards else None
 
     def first_stage_weight_for(self, model: str) -> float:
         """`first_stage_weight`, or the default of `model`, the name that the index's manifest holds."""

@@ -12,10 +12,12 @@ from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 
 from kalm_cache import __version__
+from query_service.answering.context import AnswerContext
+from query_service.answering.model_card import check_model, check_queries
+from query_service.answering.service import AnswerService
 from query_service.api.body.parsing import bounded_route
 from query_service.api.errors import add_error_handlers
-from query_service.api.explain import ExplainRequest, ExplainResponse, compute_explanation
-from query_service.api.request_values import check_instruction
+from query_service.api.explain import ExplainRequest, ExplainResponse, answer_explain
 from query_service.api.requests import InfinityRequest, RerankRequest, ScoreRequest, SearchRequest
 from query_service.api.rerank import answer_infinity_rerank, answer_rerank
 from query_service.api.responses import (
@@ -28,6 +30,7 @@ from query_service.api.responses import (
 )
 from query_service.api.score import answer_score
 from query_service.api.search import answer_search
+from query_service.api.shards import shard_routes
 from query_service.api.status import (
     Health,
     InfinityHealth,
@@ -43,7 +46,6 @@ from query_service.api.status import (
     answer_models,
     answer_ready,
 )
-from query_service.engine.request_context import RequestContext
 from query_service.engine.service import Service
 from query_service.middleware.disconnect import CancelOnDisconnect
 from query_service.middleware.docs import add_docs
@@ -62,7 +64,7 @@ _Request = TypeVar("_Request", SearchRequest, RerankRequest, InfinityRequest, Sc
 _Response = TypeVar("_Response")
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: AnswerService) -> FastAPI:
     """The application over a service, which starts and closes with it.
 
     Raises:
@@ -71,9 +73,9 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(service.start)
+        await service.start()
         yield
-        await to_thread.run_sync(service.close)
+        await service.close()
 
     app = WrappedFastAPI(
         middleware_stack(service.settings, service.metrics, service.tracing),
@@ -91,18 +93,20 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(page_router())
     _add_status_routes(app, service)
     _add_answer_routes(app, service)
+    if isinstance(service, Service) and service.settings.served_shards is not None:
+        app.router.routes += shard_routes(service)
 
     @app.post("/admin/reload")
     async def reload() -> Reloaded:
         """Serve the newest generation now. Needs an admin key."""
-        swapped = await to_thread.run_sync(service.live.reload)
-        return Reloaded(index_version=service.live.served.version, swapped=swapped)
+        swapped = await to_thread.run_sync(service.reload)
+        return Reloaded(index_version=service.facts().version, swapped=swapped)
 
     app.add_middleware(CancelOnDisconnect, on_disconnect=lambda: service.metrics.rejected("disconnected"))
     return app
 
 
-def _add_status_routes(app: FastAPI, service: Service) -> None:
+def _add_status_routes(app: FastAPI, service: AnswerService) -> None:
     @app.get("/health")
     async def health() -> Health:
         """The service is alive, and what it serves. Answers while computations run."""
@@ -140,14 +144,18 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
         return Response(await to_thread.run_sync(service.metrics.render), media_type=CONTENT_TYPE)
 
 
-def _add_answer_routes(app: FastAPI, service: Service) -> None:
+def _add_answer_routes(app: FastAPI, service: AnswerService) -> None:
     async def answered(
-        request: _Request, response: Response, answer: Callable[[_Request, RequestContext], Awaitable[_Response]]
+        request: _Request, response: Response, answer: Callable[[_Request, AnswerContext], Awaitable[_Response]]
     ) -> _Response:
         _check_model_and_queries(service, request)
-        async with service.begin(request.timeout_ms) as context:
-            await check_instruction(request.instruction, context)
-            result = await answer(request, context)
+
+        async def make(context: AnswerContext) -> _Response:
+            if request.instruction is not None:
+                await context.check_instruction(request.instruction)
+            return await answer(request, context)
+
+        result, context = await service.answer(request.timeout_ms, make)
         _describe(response, context)
         return result
 
@@ -167,7 +175,7 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
     @app.post("/explain", response_model_exclude_none=True)
     async def explain(request: ExplainRequest, response: Response) -> ExplainResponse:
         """Which parts of a stored passage a query's tokens attended to."""
-        return await answered(request, response, compute_explanation)
+        return await answered(request, response, answer_explain)
 
     @app.post("/infinity/rerank", response_model_exclude_none=True, responses={422: {"model": InfinityError}})
     async def infinity_rerank(request: InfinityRequest, response: Response) -> InfinityResponse:
@@ -180,23 +188,26 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         app.post(path, response_model_exclude_none=True)(score)
 
 
-def _check_model_and_queries(service: Service, request: _Request) -> None:
+def _check_model_and_queries(service: AnswerService, request: _Request) -> None:
     """Refuse what this service cannot score; what it can is noted for the log and the span."""
-    service.check_model(request.model)
-    service.check_queries(request.all_queries)
-    service.check_queries([request.instruction or ""], "an instruction")
+    check_model(request.model, service.names, service.settings)
+    check_queries(request.all_queries, service.settings)
+    check_queries([request.instruction or ""], service.settings, "an instruction")
     note_query("\n".join(request.all_queries))
 
 
-def _describe(response: Response, context: RequestContext) -> None:
+def _describe(response: Response, context: AnswerContext) -> None:
     """Note version and timings of an answer: in its headers, and for its log line and span."""
-    timings_ms = {stage: round(ms, 2) for stage, ms in context.finished().items()}
-    response.headers["X-Index-Version"] = context.served.version
+    notes = context.notes
+    timings_ms = {stage: round(ms, 2) for stage, ms in notes.finished().items()}
+    response.headers["X-Index-Version"] = context.version
     response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timings_ms.items())
-    if context.cache_hits is not None:
-        response.headers["X-Cache-Hits"] = str(context.cache_hits)
-    if context.truncated:  # bare arrays have no other place for it
-        response.headers["X-Truncated"] = ",".join(map(str, context.truncated))
-    if context.unused_fields:
-        response.headers["X-Unused-Fields"] = json.dumps(context.unused_fields)
-    note_answer(context.served.version, timings_ms)
+    if notes.cache_hits is not None:
+        response.headers["X-Cache-Hits"] = str(notes.cache_hits)
+    if notes.truncated:  # bare arrays have no other place for it
+        response.headers["X-Truncated"] = ",".join(map(str, notes.truncated))
+    if notes.unused_fields:
+        response.headers["X-Unused-Fields"] = json.dumps(notes.unused_fields)
+    if notes.missing_shards:
+        response.headers["X-Missing-Shards"] = ",".join(map(str, notes.missing_shards))
+    note_answer(context.version, timings_ms)

@@ -35,6 +35,8 @@ from query_service.engine.live import LiveIndex, LiveModel, Served
 from query_service.engine.served import load_model
 from query_service.engine.service import Service
 from query_service.middleware.logs import configure_logging
+from query_service.router.addresses import Addresses
+from query_service.router.service import Router
 from query_service.workers import run_workers
 
 _T = TypeVar("_T")
@@ -75,6 +77,24 @@ def run_server(folder: Path | None, settings: Settings, refresh: Callable[[], ob
     logger.info("stopped: every request that had begun was answered")
 
 
+def run_router(addresses: Addresses, settings: Settings) -> None:
+    """Serve the answers of services of shards, until SIGTERM or SIGINT; then finish what was begun, and return.
+
+    Args:
+        addresses: of these services.
+        settings: as in `run_server`; those of models and indexes are the services'.
+
+    Raises:
+        UsageError: as `run_server`.
+    """
+    configure_logging(settings.log_format)
+    raise_open_files_limit()
+    settings = settings.model_copy(update={"device": "cpu"})  # nothing is computed here
+    with bind(settings.host, settings.port) as listener:
+        _run(settings, listener, lambda: None, lambda own, _: Router(addresses, own))
+    logger.info("stopped: every request that had begun was answered")
+
+
 def check_text_settings(folder: Path | None, settings: Settings) -> None:
     """Raise `UsageError` where there is nothing to serve, or texts are to be cached and not encoded."""
     if folder is None and not settings.text_cache:
@@ -101,6 +121,7 @@ def open_service(
         model=settings.model if "model" in settings.model_fields_set else None,
         text_cache=text_cache,
         refresh=refresh,
+        keep_previous=settings.served_shards is not None,
     )
     return _service(live, settings, text_cache)
 
@@ -152,7 +173,10 @@ def make_server(app: FastAPI, limits: ConnectionLimits | None = None) -> Server:
 
 
 def _run(
-    settings: Settings, listener: socket.socket, load: Callable[[], _T], open_: Callable[[Settings, _T | None], Service]
+    settings: Settings,
+    listener: socket.socket,
+    load: Callable[[], _T],
+    open_: Callable[[Settings, _T | None], Service | Router],
 ) -> None:
     """Serve in this process, or in several that share what `load` returns; on CUDA each has a GPU and its own."""
     if settings.workers == 1:
@@ -172,16 +196,28 @@ def _load_index(folder: Path, settings: Settings) -> PassageIndex:
         return index  # closed: each worker maps the files itself
 
 
-def _serve_service(service: Service, settings: Settings, listener: socket.socket) -> None:
-    app, served = create_app(service), service.live.served
-    what = f"texts with {service.model}" if served.index is None else f"{served.passages} passages"
-    logger.info("computing in %s (dtype %s)", served.model.query_side.computation, settings.dtype)
-    logger.info("serving %s on %s (API: /docs)", what, address_of(listener))
+def _serve_service(service: Service | Router, settings: Settings, listener: socket.socket) -> None:
+    app = create_app(service)
+    logger.info("serving %s on %s (API: /docs)", _what_is_served(service), address_of(listener))
     server = Server(app, ConnectionLimits.from_settings(settings), shares_socket=settings.workers > 1)
+    if isinstance(service, Router):
+        serve(server, listener)
+        return
+    computation = service.live.served.model.query_side.computation
+    logger.info("computing in %s (dtype %s)", computation, settings.dtype)
     service.on_lost = server.stop
     serve(server, listener)
     if service.lost is not None:
         raise service.lost
+
+
+def _what_is_served(service: Service | Router) -> str:
+    if isinstance(service, Router):
+        return "the shards of an index"
+    served, shards = service.live.served, service.settings.shards
+    if served.index is None:
+        return f"texts with {service.model}"
+    return f"{served.passages} passages" + (f" of shards {shards}" if shards else "")
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -180,8 +180,9 @@ def test_the_base_file_lists_every_setting_with_its_default():
         "text_cache_ttl_seconds",
         "api_keys_file",
         "admin_keys_file",
+        "hedge_ms",
     }
-    secrets = {"api_keys", "admin_keys", "text_cache_secret"}
+    secrets = {"api_keys", "admin_keys", "shard_api_key", "text_cache_secret"}
     assert set(Settings.model_fields) - set(values) == without_value | secrets
 
 

@@ -23,6 +23,7 @@ COMMANDS = {  # name -> module in commands/, and its function; a module alone ha
     "search": "search.search",
     "rerank": "rerank.rerank",
     "serve": "serve.serve",
+    "router": "router.router",
     "client": "client.client",
     "stats": "upkeep.stats",
     "verify": "upkeep.verify",

@@ -10,8 +10,8 @@ from kalm_cache.first_stage.dense.dense_index import DenseIndex, DenseInfo
 from kalm_cache.first_stage.dense.faiss_types import DenseChoice
 from kalm_cache.first_stage.dense.shards import convert_shards
 from kalm_cache.first_stage.embedders.embedder import Embedder, load_embedder
-from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode
-from kalm_cache.first_stage.fusion import z_score_fusion, z_scores
+from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode, list_depth
+from kalm_cache.first_stage.fusion import fuse, z_score_fusion, z_scores
 from kalm_cache.first_stage.multi_index import merge
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "Mode",
     "ReusedDocuments",
     "convert_shards",
+    "fuse",
+    "list_depth",
     "load_embedder",
     "merge",
     "z_score_fusion",

@@ -14,11 +14,16 @@ from kalm_cache.first_stage.bm25.bm25_index import BM25Index
 from kalm_cache.first_stage.candidates import Candidates
 from kalm_cache.first_stage.dense.dense_index import DenseIndex
 from kalm_cache.first_stage.embedders.embedder import Embedder
-from kalm_cache.first_stage.fusion import z_score_fusion
+from kalm_cache.first_stage.fusion import fuse
 from kalm_cache.first_stage.multi_index import MultiIndex, Searchable
 
 Mode = Literal["dense", "bm25", "fused"]
 FUSION_DEPTH = 100  # shorter lists would hide what is deep in one of them and deep in the other
+
+
+def list_depth(k: int, mode: Mode) -> int:
+    """How long the lists are that the `k` best candidates are made of."""
+    return max(k, FUSION_DEPTH) if mode == "fused" else k
 
 
 class FirstStage:
@@ -80,16 +85,22 @@ class FirstStage:
         Raises:
             UsageError: the mode needs an index that was not built, or `k` is below 1.
         """
+        return [fuse(lists, k) for lists in self.lists(queries, k, mode)]
+
+    def lists(self, queries: Sequence[str], k: int, mode: Mode) -> list[tuple[Candidates, ...]]:
+        """What `fuse` makes the `k` best of: one list a query, or for `fused` the dense and the BM25 one.
+
+        The lists of several parts of an index become one each (`merge`) before they are fused. Raises as `search_many`.
+        """
         if k < 1:
             raise UsageError(f"k is {k}, expected at least 1")
         if mode == "dense":
-            return self._search_dense(queries, k)
+            return [(found,) for found in self._search_dense(queries, k)]
         if mode == "bm25":
-            return self._search_bm25(queries, k)
+            return [(found,) for found in self._search_bm25(queries, k)]
         if mode == "fused":
-            depth = max(k, FUSION_DEPTH)
-            both = zip(self._search_dense(queries, depth), self._search_bm25(queries, depth), strict=True)
-            return [z_score_fusion(runs, k) for runs in both]
+            depth = list_depth(k, mode)
+            return list(zip(self._search_dense(queries, depth), self._search_bm25(queries, depth), strict=True))
         raise UsageError(f"mode is {mode!r}, expected one of {', '.join(self.modes)}")
 
     def _search_dense(self, queries: Sequence[str], k: int) -> list[Candidates]:

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 from kalm_cache.first_stage.candidates import Candidates, top_candidates
 
 
+def fuse(lists: Sequence[Candidates], k: int) -> Candidates:
+    """The `k` best of one list as they are, or of several by `z_score_fusion`."""
+    return top_candidates(lists[0].ordinals, lists[0].scores, k) if len(lists) == 1 else z_score_fusion(lists, k)
+
+
 def z_score_fusion(runs: Sequence[Candidates], k: int) -> Candidates:
     """The `k` documents with the highest mean over runs of their z-score, (score − mean) / standard deviation.
 

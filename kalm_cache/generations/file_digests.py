@@ -7,6 +7,7 @@ first stage has no checksums within: a flipped bit in it would put other passage
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,15 +19,17 @@ from kalm_cache.system import refused
 FIRST_STAGE = "/first_stage/"
 
 
-def require_valid_first_stage(generation: Generation, part: str = FIRST_STAGE) -> None:
+def require_valid_first_stage(
+    generation: Generation, part: str = FIRST_STAGE, segments: Collection[str] | None = None
+) -> None:
     """Read every file of the first stages once: some 0.7 s a GB on one core, less on several.
 
-    `part`: only those that have this in their relative path.
+    `part`: only those that have this in their relative path. `segments`: as in `Generation.files`.
 
     Raises:
         StoreError: one is damaged, or cannot be read.
     """
-    files = [(name, receipt) for name, receipt in generation.manifest.files.items() if part in name]
+    files = [(name, receipt) for name, receipt in generation.files(segments).items() if part in name]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # hashing lets other threads run
         for _ in threads.map(lambda file: _require_digest(generation.folder / file[0], file[1]), files):
             pass

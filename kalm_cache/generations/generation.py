@@ -27,7 +27,7 @@ from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.foreign_files import foreign_link, is_generation_name
 from kalm_cache.generations.current import current_name
 from kalm_cache.generations.journal import Journal, read_journal
-from kalm_cache.generations.manifest import MANIFEST, Manifest, SegmentReceipt, read_manifest
+from kalm_cache.generations.manifest import MANIFEST, FileReceipt, Manifest, SegmentReceipt, read_manifest
 from kalm_cache.generations.sharding import Shard
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE, Tombstones, read_tombstones
 from kalm_cache.storage.durable import rename_durably
@@ -78,6 +78,20 @@ class Generation:
     def updated(self, checkpoint: Checkpoint) -> Generation:
         """With `Manifest.updated`; the file stays as it is."""
         return replace(self, manifest=self.manifest.updated(checkpoint))
+
+    def segments_of(self, shards: Collection[int] | None) -> list[str]:
+        """The names of the segments that some shards need (`None` = all): of the base these, and every later one."""
+        segments = self.manifest.segments
+        return [one.name for one in segments if shards is None or one.shard is None or one.shard in shards]
+
+    def files(self, segments: Collection[str] | None = None) -> dict[str, FileReceipt]:
+        """The manifest's files, by relative path: those of some segments (`None` = of all), and those of none."""
+        files = self.manifest.files.items()
+        return {
+            name: receipt
+            for name, receipt in files
+            if segments is None or not name.startswith("shards/") or name.split("/")[1] in segments
+        }
 
     def tombstones(self) -> Tombstones:
         """What is stored in its segments and not shown. Raises `StoreError`."""
@@ -141,11 +155,9 @@ def open_generation(folder: Path) -> Generation:
 def require_valid(generation: Generation, segments: Collection[str] | None = None) -> None:
     """Raise `StoreError` when a file is missing or has another size: a map of a file that was cut kills the process.
 
-    `segments`: names of those whose files are looked at, beside the files that are of none; `None` = all.
+    `segments`: as in `Generation.files`.
     """
-    for name, receipt in generation.manifest.files.items():
-        if segments is not None and name.startswith("shards/") and name.split("/")[1] not in segments:
-            continue
+    for name, receipt in generation.files(segments).items():
         path = generation.folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != receipt.bytes:

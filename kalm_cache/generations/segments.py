@@ -3,15 +3,18 @@
 A passage is shown by at most one segment, so that the order in which segments are asked decides nothing but speed: ids
 are looked up in the base first, which holds most of them, there in their shard alone, and ordinals by the ranges in the
 manifest. The shards of a base have one range, and are asked one after the other.
+
+Some of the shards alone can be opened: of the segments that were added since, the passages of other shards then have
+tombstones, too.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -43,6 +46,19 @@ class LiveSegment:
         shard = self.part.shard
         return None if shard is None else shard.number
 
+    def of_shards(self, shards: Collection[int]) -> LiveSegment:
+        """The segment with the passages of some shards alone. Raises `DamagedRecordError`."""
+        sharding = self.part.manifest.sharding
+        if sharding is None or self.shard is not None:
+            return self
+        others = [
+            (ordinal, key_of(doc_id))
+            for ordinal, doc_id in self.store.ordinals()
+            if sharding.shard_of(key_of(doc_id)) not in shards
+        ]
+        ordinals = np.union1d(self.tombstone_ordinals, np.array([ordinal for ordinal, _ in others], np.int64))
+        return replace(self, tombstones=self.tombstones | {key for _, key in others}, tombstone_ordinals=ordinals)
+
     def keys(self) -> Iterator[bytes]:
         """The key of every passage that is shown, in order. Raises `DamagedRecordError`."""
         return (key for key in self.store.keys() if key not in self.tombstones)  # noqa: SIM118 (not a dict)
@@ -56,22 +72,28 @@ class LiveSegment:
 class SegmentSet:
     """The segments of one generation, read-only; a context manager. Offers what a `PassageStore` does."""
 
-    def __init__(self, generation: Generation) -> None:
-        """Open every segment. Raises `StoreError` when a file is missing, of another format, or damaged."""
+    def __init__(self, generation: Generation, shards: Collection[int] | None = None) -> None:
+        """Open every segment, or the passages of some shards alone.
+
+        Raises:
+            StoreError: a file is missing, of another format, or damaged.
+        """
         tombstones = generation.tombstones()
         self.generation = generation
         self.segments: list[LiveSegment] = []
+        names = generation.segments_of(shards)
+        parts = [part for part in generation.parts() if part.segment_name in names]
         by_range: dict[int, list[int]] = {}
-        for place, segment in enumerate(generation.manifest.segments):
-            by_range.setdefault(segment.first_ordinal, []).append(place)
+        for place, part in enumerate(parts):
+            by_range.setdefault(part.manifest.segments[0].first_ordinal, []).append(place)
         self._first_ordinals = sorted(by_range)
         self._by_range = [by_range[first] for first in self._first_ordinals]  # places of segments
         with ExitStack() as stack:
-            for part in generation.parts():
-                (segment,) = part.manifest.segments
-                gone = generation.tombstones_of(segment, tombstones)
+            for part in parts:
+                gone = generation.tombstones_of(part.manifest.segments[0], tombstones)
                 store = stack.enter_context(PassageStore(part.segment))
-                self.segments.append(LiveSegment(part, store, frozenset(gone.keys), gone.ordinals))
+                segment = LiveSegment(part, store, frozenset(gone.keys), gone.ordinals)
+                self.segments.append(segment if shards is None else segment.of_shards(shards))
             self._open = stack.pop_all()
 
     def __enter__(self) -> SegmentSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ class OpenOptions:
     prefix_cache_gib: float = 0.0
     prefix_cache_dtype: str = "bfloat16"
     check_first_stage: bool = True
+    shards: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +71,16 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
     with ExitStack() as stack:
         stack.callback(lock.release)
         check_options(stored, options.codec, options.chunk_size, options.passage_template)
-        require_valid(stored)
+        check_shards(stored, options.shards, reuse_from)
+        segments = stored.segments_of(options.shards)
+        require_valid(stored, segments)
         if options.check_first_stage:
-            require_valid_first_stage(stored)
+            require_valid_first_stage(stored, segments=segments)
         generation = _updated(stored, folder, options, reuse_from)
         decoder, query_side = _with_decoder(generation, folder, options, reuse_from)
         prefix_cache = _prefix_cache(options, query_side.device, reuse_from)
         embedder = _embedder(generation, folder, query_side.device, reuse_from)
-        store = stack.enter_context(SegmentSet(generation))
+        store = stack.enter_context(SegmentSet(generation, options.shards))
         first_stage = open_first_stage(store, embedder)
         stack.pop_all()
     chunk_size = options.chunk_size or generation.manifest.fingerprint.chunk_size
@@ -185,6 +189,29 @@ def check_options(
             f"{passage_template!r} was asked for; leave it out, or run: kalm-cache reindex CORPUS --passage-template "
             f"{passage_template!r}"
         )
+
+
+def check_shards(generation: Generation, shards: Collection[int] | None, before: IndexParts | None = None) -> None:
+    """Raise `IndexMismatchError` where shards were asked for that the index does not have.
+
+    So it does where the index now has another number of shards than `before`: passages are in others then.
+    """
+    if shards is None:
+        return
+    sharding, folder = generation.manifest.sharding, generation.folder
+    if sharding is None:
+        raise IndexMismatchError(
+            f"{folder}: the index has no shards; leave --shards out, or run: kalm-cache reindex CORPUS --shards N"
+        )
+    unknown = [number for number in shards if not 0 <= number < sharding.count]
+    shards_before = sharding if before is None else before.generation.manifest.sharding
+    if shards_before is not None and shards_before != sharding:
+        raise IndexMismatchError(
+            f"{folder}: has {sharding.count} shards, the generation before had {shards_before.count}; say again which "
+            "ones are served (--shards), and start the service anew"
+        )
+    if unknown:
+        raise IndexMismatchError(f"{folder}: has the shards 0 to {sharding.count - 1}, {unknown[0]} was asked for")
 
 
 def _embedder_fields(generation: Generation) -> tuple[str, ...]:

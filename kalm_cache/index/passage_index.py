@@ -16,7 +16,7 @@ import torch
 from kalm_cache.arguments import check_count, check_doc_ids, check_limit, check_text, check_weight
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError
-from kalm_cache.first_stage import Candidates, Mode
+from kalm_cache.first_stage import Candidates, Mode, fuse
 from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import PassageTemplate
@@ -74,6 +74,7 @@ class PassageIndex:
         prefix_cache_gib: float = 0.0,
         prefix_cache_dtype: str = "bfloat16",
         check_first_stage: bool = True,
+        shards: Sequence[int] | None = None,
         reuse_from: PassageIndex | None = None,
     ) -> PassageIndex:
         """Open the live generation of an index folder.
@@ -92,6 +93,7 @@ class PassageIndex:
             prefix_cache_gib: GiB of memory for passages' keys and values under a prompt's prefix; 0 = none.
             prefix_cache_dtype: what these are stored in: float32, bfloat16, int8.
             check_first_stage: read its files once, so that a flipped bit in them is an error and not another ranking.
+            shards: the numbers of those that are opened; `None` = all. Passages of others are unknown then.
             reuse_from: an open index of an earlier generation. Its decoder and embedder are used again where the new
                 one was built with the same, and its prefix cache goes on; `device`, `dtype` and the like are then its
                 own.
@@ -99,8 +101,8 @@ class PassageIndex:
         Raises:
             IndexNotFoundError: nothing has been published there.
             StoreError: a file is missing or damaged.
-            IndexMismatchError: model, decoder, codec, chunk size or template do not fit what is stored; says both
-                sides.
+            IndexMismatchError: model, decoder, codec, chunk size, template or shards do not fit what is stored; says
+                both sides.
         """
         options = OpenOptions(
             model,
@@ -114,6 +116,7 @@ class PassageIndex:
             prefix_cache_gib,
             prefix_cache_dtype,
             check_first_stage,
+            None if shards is None else tuple(shards),
         )
         return cls(open_parts(Path(folder), options, reuse_from._parts if reuse_from else None))
 
@@ -144,7 +147,7 @@ class PassageIndex:
         return PassageTemplate(self.generation.manifest.passage_template)
 
     def __len__(self) -> int:
-        return self.generation.manifest.counts.passages
+        return len(self.store)
 
     def search(
         self,
@@ -230,8 +233,14 @@ class PassageIndex:
 
     def find(self, query: str, k: int, first_stage: Mode | None = None) -> Shortlist:
         """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
-        query = check_text(query, "query")
-        candidates = self.first_stage.search(query, k, first_stage or self.first_stage.modes[-1])
+        return self.name(fuse(self.find_lists(query, k, first_stage), k))
+
+    def find_lists(self, query: str, k: int, first_stage: Mode | None = None) -> tuple[Candidates, ...]:
+        """The lists that `find` fuses; those of several parts of an index are merged first, see `FirstStage.lists`."""
+        return self.first_stage.lists([check_text(query, "query")], k, first_stage or self.first_stage.modes[-1])[0]
+
+    def name(self, candidates: Candidates) -> Shortlist:
+        """Candidates with their ids; those whose id cannot be read are left out, and named as damaged."""
         doc_ids = self.store.find_doc_ids(candidates.ordinals.tolist())
         self._count_damage([str(doc_id) for doc_id in doc_ids if isinstance(doc_id, DamagedRecordError)])
         named = {i: doc_id for i, doc_id in enumerate(doc_ids) if isinstance(doc_id, str)}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kalm_cache.scoring.query_side import score_of
+from query_service.answering.context import AnswerContext
+from query_service.answering.scores import Score, Scores
 from query_service.api.requests import PairOptions
 from query_service.api.responses import Meta, Usage
-from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import Score, Scores
 
 
 def value_of(score: Score, request: PairOptions) -> float:
@@ -25,15 +25,17 @@ def usage_of(scores: Scores) -> Usage:
     return Usage(prompt_tokens=total, passage_tokens=scores.passage_tokens, total_tokens=total)
 
 
-def meta_of(scores: Scores, context: RequestContext) -> Meta:
+def meta_of(scores: Scores, context: AnswerContext) -> Meta:
     """What made the answer, and what it lacks or did not use."""
     return Meta(
-        index_version=context.served.version,
+        index_version=context.version,
         query_truncated=scores.query_truncated,
         truncated=scores.truncated,
         missing=scores.missing,
         damaged=[record.doc_id for record in scores.damaged],
-        unused_fields=context.unused_fields,
+        unused_fields=context.notes.unused_fields,
         cache_sources={str(source): count for source, count in scores.sources.items()},
-        timings_ms=context.finished(),
+        timings_ms=context.notes.finished(),
+        partial=True if context.notes.missing_shards else None,
+        missing_shards=context.notes.missing_shards or None,
     )

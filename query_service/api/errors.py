@@ -17,19 +17,21 @@ from kalm_cache.errors import (
     UnknownIdError,
     UsageError,
 )
-from query_service.api.problems import SHOWN_PROBLEMS, describe_problems, plain_path
-from query_service.api.requests import TOKENS_PER_DOC
-from query_service.engine.errors import (
+from query_service.answering.errors import (
     BusyError,
     DeadlineError,
     EmptyError,
     EncoderOffError,
     NoIndexError,
     NotReadyError,
+    OtherGenerationError,
     TooManyError,
     UnknownModelError,
 )
+from query_service.api.problems import SHOWN_PROBLEMS, describe_problems, plain_path
+from query_service.api.requests import TOKENS_PER_DOC
 from query_service.middleware.refusal import Error, Problem, error_response
+from query_service.router.errors import RelayedError, ReplicaFailedError, ShardsMissingError
 
 BAD_REQUESTS = ("json_invalid", TOKENS_PER_DOC)  # types of validation errors that are a 400
 
@@ -41,7 +43,10 @@ STATUS: dict[type[KalmCacheError], int] = {
     EmptyError: 400,
     TooManyError: 413,
     BusyError: 429,
+    OtherGenerationError: 409,
     NotReadyError: 503,
+    ReplicaFailedError: 503,
+    ShardsMissingError: 503,
     DeviceLostError: 503,
     DeviceMemoryError: 503,
     DeadlineError: 504,
@@ -61,6 +66,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _on_kalm_cache_error(request: Request, exc: Exception) -> JSONResponse:
+    if isinstance(exc, RelayedError):
+        headers = {"Retry-After": exc.retry_after} if exc.retry_after else None
+        return error_response(
+            request.scope, exc.status, Error(type=exc.kind, message=str(exc), ids=exc.ids), headers=headers
+        )
     status = next(code for kind, code in STATUS.items() if isinstance(exc, kind))
     headers = {"Retry-After": str(exc.retry_after_seconds)} if isinstance(exc, BusyError) else None
     error = Error(type=type(exc).__name__, message=str(exc), ids=getattr(exc, "ids", None))

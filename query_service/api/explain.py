@@ -1,23 +1,17 @@
-"""`POST /explain`: which parts of a stored passage a query's tokens attended to. Knows nothing of routes.
-
-One pair, decoded once more in plain torch: `compute_explanation` runs it off the event loop, between batches.
-"""
+"""`POST /explain`: which parts of a stored passage a query's tokens attended to. Knows nothing of routes."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kalm_cache.errors import DamagedRecordError, UsageError
-from kalm_cache.index.passage_index import PassageIndex
-from kalm_cache.scoring.attribution import attribute
 from kalm_cache.scoring.query_side import score_of
-from kalm_cache.settings import Settings
+from query_service.answering.context import AnswerContext
 from query_service.api.body.limits import DocId, Name, Text, exactly_one
 from query_service.api.request_values import prompt_of
 from query_service.api.requests import ChunkSize, TimeoutMs
-from query_service.engine.request_context import RequestContext
 
 
 class ExplainRequest(BaseModel):
@@ -77,53 +71,14 @@ class ExplainResponse(BaseModel):
     chunks: list[AttendedChunk]
 
 
-async def compute_explanation(request: ExplainRequest, context: RequestContext) -> ExplainResponse:
-    """The answer to /explain, computed between two batches. Raises as `answer_explain`."""
-    return await context.compute("decode", lambda: answer_explain(request, context.index, context.settings))
-
-
-def answer_explain(request: ExplainRequest, index: PassageIndex, settings: Settings) -> ExplainResponse:
-    """Decode one pair, and say where it looked.
-
-    Raises:
-        UnknownIdError: the index does not hold the passage.
-        DamagedRecordError: its states or its text are damaged.
-        UsageError: the index keeps no texts, or the chunk size is no multiple of the stored one.
-    """
-    doc_id, chunk_size = request.passage_id, request.chunk_size or index.chunk_size
-    [passage] = index.pooled([doc_id], chunk_size=chunk_size)
-    text = _text(doc_id, index)
-    attribution = attribute(
-        index.query_side,
-        prompt_of(request.query, request.instruction, settings),
-        text,
-        passage,
-        chunk_size=chunk_size,
-        max_length=index.generation.manifest.fingerprint.max_length,
-    )
+async def answer_explain(request: ExplainRequest, context: AnswerContext) -> ExplainResponse:
+    """Decode one pair, and say where it looked. Raises as `AnswerContext.explain`."""
+    prompt = prompt_of(request.query, request.instruction, context.settings)
+    explanation = await context.explain(prompt, request.passage_id, request.chunk_size)
     return ExplainResponse(
-        doc_id=doc_id,
+        doc_id=request.passage_id,
         id=request.id,
-        index_version=index.generation.name,
-        margin=attribution.margin,
-        score=score_of(attribution.margin),
-        chunk_size=chunk_size,
-        query_truncated=attribution.query_truncated,
-        truncated=passage.truncated,
-        text=text,
-        chunks=[
-            AttendedChunk(start=chunk.start, end=chunk.end, weight=weight, tokens=chunk.tokens)
-            for chunk, weight in zip(attribution.chunks, attribution.weights, strict=True)
-        ],
+        index_version=context.version,
+        score=score_of(explanation.margin),
+        **asdict(explanation),
     )
-
-
-def _text(doc_id: str, index: PassageIndex) -> str:
-    [text] = index.find_texts([doc_id])
-    if isinstance(text, DamagedRecordError):
-        raise text
-    if text is None:
-        raise UsageError(
-            "the index keeps no texts, so there is nothing to show attention on; index again without --no-text"
-        )
-    return text

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from kalm_cache.arguments import check_record
 from kalm_cache.errors import UsageError
-from kalm_cache.model.prompts import Prompt, require_short
+from kalm_cache.model.prompts import Prompt
 from kalm_cache.passage import TEXT, TEXT_NAMES, OnMissing, PassageTemplate, first_present
 from kalm_cache.settings import Settings
+from query_service.answering.context import AnswerContext
+from query_service.answering.errors import TooManyError
+from query_service.answering.passages import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 from query_service.api.body.limits import SHOWN_NAMES, shown
 from query_service.api.requests import Document, PairOptions, RerankRequest
-from query_service.engine.errors import TooManyError
-from query_service.engine.gathering import AnyPassage, RawPassage, ScoringOptions, StoredPassage
-from query_service.engine.request_context import RequestContext
 
 
 def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt:
@@ -21,7 +21,7 @@ def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt
     return Prompt(query, settings.instruction if instruction is None else instruction, settings.system_instruction)
 
 
-def template_of(request: PairOptions, context: RequestContext) -> PassageTemplate:
+def template_of(request: PairOptions, context: AnswerContext) -> PassageTemplate:
     """How the request's documents make passages: by its `rank_fields`, or as the index's records did.
 
     Raises:
@@ -94,14 +94,7 @@ def scoring_options(request: PairOptions, *, on_missing: OnMissing) -> ScoringOp
     )
 
 
-async def check_instruction(instruction: str | None, context: RequestContext) -> None:
-    """Raise `UsageError` when a request's own instruction has too many tokens: every passage would pay for them."""
-    if instruction is not None:
-        tokenizer, limit = context.model.query_side.tokenizer, context.settings.max_instruction_tokens
-        await context.read("read", lambda: require_short(tokenizer, instruction, limit))
-
-
-def check_count(count: int, what: str, context: RequestContext) -> None:
+def check_count(count: int, what: str, context: AnswerContext) -> None:
     """Raise `TooManyError` when a request has more of something than the service takes."""
     limit = context.settings.max_documents
     if count > limit:

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
-from kalm_cache.errors import DamagedRecordError
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.ranking import best_first
+from query_service.answering.context import AnswerContext
+from query_service.answering.errors import EmptyError
+from query_service.answering.passages import AnyPassage, StoredPassage
+from query_service.answering.scores import Score, Scores
 from query_service.api.body.limits import ItemId
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
 from query_service.api.request_values import (
@@ -33,10 +36,6 @@ from query_service.api.responses import (
     RerankResult,
     TextResult,
 )
-from query_service.engine.errors import EmptyError
-from query_service.engine.gathering import AnyPassage, StoredPassage
-from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import Score, Scores, score_pairs
 from query_service.middleware.http.dialects import Dialect
 
 DOCUMENTS_OF_A_SEARCH_UNIT = 100
@@ -52,7 +51,7 @@ class _Item:
 
 
 async def answer_rerank(
-    request: RerankRequest, context: RequestContext, dialect: Dialect
+    request: RerankRequest, context: AnswerContext, dialect: Dialect
 ) -> RerankResponse | list[TextResult]:
     """Stored or raw passages by falling margin; equal margins keep their order. `texts` get a bare array.
 
@@ -75,21 +74,21 @@ async def answer_rerank(
     order = [positions[place] for place in best]
     texts: list[str | None] = [None] * len(order)
     if dialect == "vllm" if request.wants_documents is None else request.wants_documents:
-        texts = await context.read("read", lambda: _texts([items[i].passage for i in order], context))
+        texts = await _texts([items[i].passage for i in order], context)
     results = [_result(i, items[i], scored[i], text, request) for i, text in zip(order, texts, strict=True)]
     if request.texts is not None:
         return [_text_result(result) for result in results]
     return RerankResponse(
         id=f"rerank-{uuid4().hex}",
         created=int(time.time()),
-        model=context.model_name,
+        model=context.notes.model_name,
         results=results,
         usage=usage_of(scores),
         meta=_meta(scores, context, dialect, len(items)),
     )
 
 
-async def answer_infinity_rerank(request: InfinityRequest, context: RequestContext) -> InfinityResponse:
+async def answer_infinity_rerank(request: InfinityRequest, context: AnswerContext) -> InfinityResponse:
     """As `answer_rerank`, with documents as plain strings, as Infinity has them."""
     documents = request.texts or request.documents
     answer = await answer_rerank(
@@ -106,7 +105,7 @@ async def answer_infinity_rerank(request: InfinityRequest, context: RequestConte
     return InfinityResponse(**answer.model_dump(exclude={"results"}), results=results)
 
 
-def _meta(scores: Scores, context: RequestContext, dialect: Dialect, documents: int) -> Meta:
+def _meta(scores: Scores, context: AnswerContext, dialect: Dialect, documents: int) -> Meta:
     meta = meta_of(scores, context)
     if dialect == "cohere-1" or dialect == "cohere-2":
         units = BilledUnits(search_units=-(-documents // DOCUMENTS_OF_A_SEARCH_UNIT))
@@ -115,15 +114,15 @@ def _meta(scores: Scores, context: RequestContext, dialect: Dialect, documents: 
     return meta
 
 
-async def _score(request: RerankRequest, context: RequestContext) -> tuple[list[_Item], Scores]:
+async def _score(request: RerankRequest, context: AnswerContext) -> tuple[list[_Item], Scores]:
     check_count(len(request.given), "documents", context)
     template = template_of(request, context)
     items = _items(request, template)
-    context.unused_fields = unused_fields(request, request.given_documents, template)
+    context.notes.unused_fields = unused_fields(request, request.given_documents, template)
     only_ids = request.ids is not None and request.documents is None
     options = scoring_options(request, on_missing="error" if only_ids else "encode")
     prompt = prompt_of(request.query, request.instruction, context.settings)
-    return items, await score_pairs(context, [prompt] * len(items), [item.passage for item in items], options)
+    return items, await context.score_pairs([prompt] * len(items), [item.passage for item in items], options)
 
 
 def _items(request: RerankRequest, template: PassageTemplate) -> list[_Item]:
@@ -161,12 +160,10 @@ def _text_result(result: RerankResult) -> TextResult:
     return TextResult(**result.model_dump(include={"index", "score", "doc_id", "id", "margin"}), text=text)
 
 
-def _texts(passages: Sequence[AnyPassage], context: RequestContext) -> list[str | None]:
+async def _texts(passages: Sequence[AnyPassage], context: AnswerContext) -> list[str | None]:
     """The text of each passage; `None` where the index keeps none, or a damaged one."""
     to_read = [passage for passage in passages if isinstance(passage, StoredPassage) and passage.text is None]
-    stored: dict[AnyPassage, str | DamagedRecordError | None] = {}
+    stored: dict[AnyPassage, str | None] = {}
     if to_read:
-        texts_read = context.index.find_texts([passage.doc_id for passage in to_read])
-        stored.update(zip(to_read, texts_read, strict=True))
-    texts = [stored.get(passage, passage.text) for passage in passages]
-    return [text if isinstance(text, str) else None for text in texts]
+        stored.update(zip(to_read, await context.find_texts([each.doc_id for each in to_read]), strict=True))
+    return [stored.get(passage, passage.text) for passage in passages]

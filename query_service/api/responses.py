@@ -59,8 +59,9 @@ class Meta(BaseModel):
     `truncated`: positions of passages that were cut; `missing` and `damaged`: ids that have no result, as the index
     does not hold them, or holds them damaged; `unused_fields`: what the request says and nobody heeded;
     `cache_sources`: how many passages' states came from where: `index_id` and `index_text` (the index, by id and by
-    text), `text_cache`, `in_flight` (another request that encoded them), `encoded`. `api_version` and `billed_units`
-    are for clients of Cohere.
+    text), `text_cache`, `in_flight` (another request that encoded them), `encoded`. `partial`: passages of
+    `missing_shards` have no result, as no service with these answers a router now; left out of whole answers.
+    `api_version` and `billed_units` are for clients of Cohere.
     """
 
     index_version: str
@@ -71,6 +72,8 @@ class Meta(BaseModel):
     unused_fields: list[str] = []
     cache_sources: dict[str, int] = {}
     timings_ms: dict[str, float]
+    partial: bool | None = None
+    missing_shards: list[int] | None = None
     api_version: ApiVersion | None = None
     billed_units: BilledUnits | None = None
 
@@ -195,7 +198,7 @@ class Plan(BaseModel):
 class SearchResponse(BaseModel):
     """Results, best first, and where the milliseconds went; `damaged` ids have no result, or no text.
 
-    `plan` is null where no budget was given.
+    `plan` is null where no budget was given. `partial` and `missing_shards`: as in `Meta`.
     """
 
     query: str
@@ -205,3 +208,5 @@ class SearchResponse(BaseModel):
     index_version: str
     damaged: list[str] = []
     plan: Plan | None = None
+    partial: bool = False
+    missing_shards: list[int] = []

@@ -6,17 +6,17 @@ import time
 from uuid import uuid4
 
 from kalm_cache.passage import OnMissing, PassageTemplate
+from query_service.answering.context import AnswerContext
+from query_service.answering.errors import EmptyError
+from query_service.answering.passages import AnyPassage, StoredPassage
+from query_service.answering.scores import Score
 from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
 from query_service.api.request_values import check_count, passage_of, prompt_of, scoring_options, unused_fields
 from query_service.api.requests import ScorePair, ScoreRequest
 from query_service.api.responses import PairResult, PairsResponse, ScoreData, ScoreResponse
-from query_service.engine.errors import EmptyError
-from query_service.engine.gathering import AnyPassage, StoredPassage
-from query_service.engine.request_context import RequestContext
-from query_service.engine.scoring import Score, score_pairs
 
 
-async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsResponse | ScoreResponse:
+async def answer_score(request: ScoreRequest, context: AnswerContext) -> PairsResponse | ScoreResponse:
     """The score of each pair, in the dialect that the pairs came in. Missing passages that are skipped have none.
 
     Raises:
@@ -30,7 +30,7 @@ async def answer_score(request: ScoreRequest, context: RequestContext) -> PairsR
     return await _answer_columns(request, context)
 
 
-async def _answer_columns(request: ScoreRequest, context: RequestContext) -> ScoreResponse:
+async def _answer_columns(request: ScoreRequest, context: AnswerContext) -> ScoreResponse:
     queries, documents = request.columns()
     if not documents:
         raise EmptyError(request.right_column)
@@ -40,13 +40,13 @@ async def _answer_columns(request: ScoreRequest, context: RequestContext) -> Sco
     prompts = [prompt_of(query, request.instruction, context.settings) for query in queries]
     template = context.model.passage_template
     passages = [passage_of(document, template, f"documents.{i}") for i, document in enumerate(documents)]
-    context.unused_fields = unused_fields(request, documents, template)
-    scores = await score_pairs(context, prompts, passages, scoring_options(request, on_missing="encode"))
+    context.notes.unused_fields = unused_fields(request, documents, template)
+    scores = await context.score_pairs(prompts, passages, scoring_options(request, on_missing="encode"))
     scores.require_undamaged()
     return ScoreResponse(
         id=f"score-{uuid4().hex}",
         created=int(time.time()),
-        model=context.model_name,
+        model=context.notes.model_name,
         data=[
             ScoreData(index=i, score=value_of(score, request), margin=margin_of(score, request))
             for i, score in scores.by_position.items()
@@ -56,7 +56,7 @@ async def _answer_columns(request: ScoreRequest, context: RequestContext) -> Sco
     )
 
 
-async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: RequestContext) -> PairsResponse:
+async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: AnswerContext) -> PairsResponse:
     check_count(len(pairs), "pairs", context)
     prompts = [prompt_of(pair.query, request.instruction, context.settings) for pair in pairs]
     default: OnMissing = "error" if any(pair.document is None for pair in pairs) else "encode"
@@ -64,12 +64,12 @@ async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: 
     template = context.model.passage_template
     passages = [_passage(pair, template, f"pairs.{i}.document") for i, pair in enumerate(pairs)]
     documents = [pair.document for pair in pairs if pair.document is not None]
-    context.unused_fields = unused_fields(request, documents, template)
-    scores = await score_pairs(context, prompts, passages, options)
+    context.notes.unused_fields = unused_fields(request, documents, template)
+    scores = await context.score_pairs(prompts, passages, options)
     scores.require_undamaged()
     results = [_pair_result(i, pairs[i], passages[i], score, request) for i, score in scores.by_position.items()]
     return PairsResponse(
-        model=context.model_name, results=results, usage=usage_of(scores), meta=meta_of(scores, context)
+        model=context.notes.model_name, results=results, usage=usage_of(scores), meta=meta_of(scores, context)
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from kalm_cache import __version__
-from kalm_cache.model.precision import dtype_name
 from kalm_cache.scoring.batching import BATCH_TOKENS, DECODE_BATCH
-from query_service.engine.errors import NotReadyError
-from query_service.engine.service import Service
+from query_service.answering.errors import NotReadyError
+from query_service.answering.model_card import shown_name
+from query_service.answering.service import AnswerService, ServiceFacts
 
 
 class PrefixCache(BaseModel):
@@ -53,7 +53,7 @@ class Health(BaseModel):
     Without an index, `index_version` is `none`.
     `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
     `reload_failure` says why the newest generation is not the one that is served, `behind` which one that is and since
-    when; null where the newest is served.
+    when; null where the newest is served. `missing_shards`: of a router, those that nobody serves now.
     """
 
     status: Literal["ok"] = "ok"
@@ -65,6 +65,7 @@ class Health(BaseModel):
     behind: Behind | None = None
     prefix_cache: PrefixCache | None = None
     text_cache: TextCacheHealth | None = None
+    missing_shards: list[int] = []
 
 
 class Ready(BaseModel):
@@ -173,60 +174,63 @@ class Info(BaseModel):
     workers: int
 
 
-def answer_health(service: Service) -> Health:
+def answer_health(service: AnswerService) -> Health:
     """Alive, and what is served."""
-    served, text_cache = service.live.served, service.text_cache
-    prefix_cache = None if served.index is None else served.index.prefix_cache
+    try:
+        facts = service.facts()
+    except NotReadyError:  # a router that has found no shards lives all the same
+        return Health(index_version="none", model="none", passages=0)
     return Health(
-        index_version=served.version,
-        model=service.model,
-        passages=served.passages,
-        damaged_reads=0 if served.index is None else served.index.damaged_reads,
-        reload_failure=service.live.behind.reason if service.live.behind else None,
-        behind=_behind(service),
-        prefix_cache=None if prefix_cache is None else PrefixCache(**asdict(prefix_cache.stats())),
-        text_cache=None if text_cache is None else TextCacheHealth(**asdict(text_cache.counts)),
+        index_version=facts.version,
+        model=service.names[0],
+        passages=facts.passages,
+        damaged_reads=facts.damaged_reads,
+        reload_failure=facts.behind.reason if facts.behind else None,
+        behind=_behind(facts),
+        prefix_cache=None if facts.prefix_cache is None else PrefixCache(**asdict(facts.prefix_cache)),
+        text_cache=None if facts.text_cache is None else TextCacheHealth(**asdict(facts.text_cache)),
+        missing_shards=facts.missing_shards,
     )
 
 
-def answer_ready(service: Service) -> Ready:
-    """Ready. Raises `NotReadyError` while the service warms up or stops."""
-    if not service.ready:
-        raise NotReadyError
-    behind = _behind(service)
-    return Ready(status="stale" if behind else "ready", index_version=service.live.served.version, behind=behind)
+def answer_ready(service: AnswerService) -> Ready:
+    """Ready. Raises as `AnswerService.require_ready`."""
+    service.require_ready()
+    facts = service.facts()
+    behind = _behind(facts)
+    return Ready(status="stale" if behind else "ready", index_version=facts.version, behind=behind)
 
 
-def _behind(service: Service) -> Behind | None:
-    behind = service.live.behind
+def _behind(facts: ServiceFacts) -> Behind | None:
+    behind = facts.behind
     if behind is None:
         return None
     return Behind(index_version=behind.generation, seconds=round(behind.seconds, 1), reason=behind.reason)
 
 
-def answer_info(service: Service) -> Info:
+def answer_info(service: AnswerService) -> Info:
     """What the service is, holds and allows."""
-    served, settings = service.live.served, service.settings
-    model, side = served.model, served.model.query_side
+    facts, settings, name = service.facts(), service.settings, service.names[0]
+    model = facts.model
     return Info(
         version=__version__,
-        model_id=service.model,
-        served_model_name=service.model,
+        model_id=name,
+        served_model_name=name,
         model_sha=model.encoded_by.encoder,
-        decoder=service.decoder,
+        decoder=shown_name(model.decoder.name),
         decoder_sha=model.decoder.digest,
-        model_dtype=dtype_name(side.dtype),
+        model_dtype=model.dtype,
         model_type={"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-        device=str(side.device),
-        index_version=served.version,
-        passages=served.passages,
+        device=model.device,
+        index_version=facts.version,
+        passages=facts.passages,
         codec=model.codec,
         chunk_size=model.chunk_size,
-        first_stage=[] if served.index is None else list(served.index.first_stage.modes),
-        encodes_documents=served.documents is not None,
-        text_cache_gib=None if service.text_cache is None else settings.text_cache_gib,
+        first_stage=facts.first_stage,
+        encodes_documents=facts.encodes_documents,
+        text_cache_gib=None if facts.text_cache is None else settings.text_cache_gib,
         max_input_length=model.max_length,
-        max_query_length=side.query_max_length,
+        max_query_length=model.query_max_length,
         max_query_chars=settings.max_query_chars,
         max_instruction_tokens=settings.max_instruction_tokens,
         max_documents=settings.max_documents,
@@ -241,14 +245,11 @@ def answer_info(service: Service) -> Info:
     )
 
 
-def answer_models(service: Service) -> Models:
+def answer_models(service: AnswerService) -> Models:
     """Every name that a request's `model` may have."""
-    served = service.live.served.model
+    model, names = service.facts().model, service.names
     return Models(
-        data=[
-            Model(id=name, created=served.created, root=service.names[0], max_model_len=served.max_length)
-            for name in service.names
-        ]
+        data=[Model(id=name, created=model.created, root=names[0], max_model_len=model.max_length) for name in names]
     )
 
 
@@ -257,13 +258,13 @@ def answer_infinity_health() -> InfinityHealth:
     return InfinityHealth(unix=time.time())
 
 
-def answer_infinity_models(service: Service) -> InfinityModels:
+def answer_infinity_models(service: AnswerService) -> InfinityModels:
     """Every name that a request's `model` may have, with the pairs that wait and the requests under way."""
-    waiting, limit = service.engine.depth, service.settings.queue_limit
+    facts = service.facts()
     stats = {
-        "queue_fraction": service.admission.under_way / limit,
-        "queue_absolute": waiting,
-        "results_pending": service.admission.under_way,
+        "queue_fraction": facts.under_way / service.settings.queue_limit,
+        "queue_absolute": facts.waiting,
+        "results_pending": facts.under_way,
         "batch_size": DECODE_BATCH,
     }
     models = answer_models(service).data

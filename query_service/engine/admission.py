@@ -20,8 +20,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
+from query_service.answering.errors import BusyError
 from query_service.engine.engine import Engine
-from query_service.engine.errors import BusyError
 
 ENCODING = 4  # requests
 STATE_HOLDERS = 16  # requests; enough that short ones fill a batch together

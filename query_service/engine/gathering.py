@@ -11,63 +11,20 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kalm_cache.errors import DamagedRecordError, UnknownIdError, UsageError
-from kalm_cache.model.prompts import CutSide, Prompt, PromptTokens
-from kalm_cache.passage import OnMissing, Passage
+from kalm_cache.model.prompts import Prompt, PromptTokens
+from kalm_cache.passage import Passage
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix
 from kalm_cache.scoring.state_reader import DamagedPassage
 from kalm_cache.storage.passage_store import PassageMeta
+from query_service.answering.errors import EncoderOffError, NoIndexError
+from query_service.answering.passages import AnyPassage, RawPassage, ScoringOptions, StoredPassage
 from query_service.engine.documents import EncodingOptions
-from query_service.engine.errors import EncoderOffError, NoIndexError
 from query_service.engine.request_context import RequestContext
 from query_service.engine.texts.obtain import obtain
 from query_service.middleware.metrics import Source
 
 PROMPTS_TOGETHER = 32  # other requests wait for these at most on a reader thread
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPassage:
-    """A passage by its id; with a `text`, the index must hold this very text, or else it counts as missing."""
-
-    doc_id: str
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RawPassage:
-    """A passage that came with the request, as text."""
-
-    text: str
-
-
-AnyPassage = StoredPassage | RawPassage
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringOptions:
-    """How pairs are scored. `truncate` false: what would be cut is an error.
-
-    `max_tokens` (of a passage) and `cut_side` hold for stored passages, too: their states serve where they agree.
-    `cache` false: texts are private, and neither looked up nor kept.
-    """
-
-    chunk_size: int | None = None
-    on_missing: OnMissing = "error"
-    truncate: bool = True
-    max_tokens: int | None = None
-    cut_side: CutSide = "right"
-    cache: bool = True
-
-    @property
-    def encoding(self) -> EncodingOptions:
-        """The part that holds for texts."""
-        return EncodingOptions(self.chunk_size, self.max_tokens, self.cut_side, self.cache)
-
-    def fits(self, passage: PooledPassage | CachedPrefix) -> bool:
-        """Whether a stored passage is cut as these options would cut it."""
-        cut_as_asked = self.cut_side == "right" or not passage.truncated
-        return cut_as_asked and (self.max_tokens is None or passage.tokens <= self.max_tokens)
 
 
 @dataclass(slots=True)
@@ -114,7 +71,7 @@ async def gather(
 async def _obtain_texts(context: RequestContext, options: ScoringOptions, gathered: Gathered) -> None:
     assert context.documents is not None  # `find_passages` had it
     texts = [passage.text or "" for passage in gathered.texts]
-    obtained = await obtain(context, context.documents, texts, options.encoding)
+    obtained = await obtain(context, context.documents, texts, _encoding(options))
     for passage, text in zip(gathered.texts, texts, strict=True):
         gathered.ready[passage] = obtained[text].passage
         gathered.sources[passage] = obtained[text].source
@@ -126,7 +83,7 @@ async def _read_stored(
     stored, present, doc_ids = context.index.stored, list(gathered.stored), list(gathered.stored.values())
     lookup = await context.read("read", lambda: stored.look_up(doc_ids, prompts, options.chunk_size))
     read = await context.prepare(stored, lookup)
-    unfit = [doc_ids[i] for i, each in zip(read.positions, read.passages, strict=True) if not options.fits(each)]
+    unfit = [doc_ids[i] for i, each in zip(read.positions, read.passages, strict=True) if not _fits(each, options)]
     if unfit:
         raise UsageError(
             f"{len(unfit)} stored passages, as {unfit[0]!r}, are longer than asked for or cut at their end; send their "
@@ -197,7 +154,7 @@ def _find_by_text(
 def _are_cached(context: RequestContext, texts: Sequence[AnyPassage], options: ScoringOptions) -> bool:
     if context.documents is None:
         raise EncoderOffError
-    return context.documents.holds([passage.text or "" for passage in texts], options.encoding)
+    return context.documents.holds([passage.text or "" for passage in texts], _encoding(options))
 
 
 def _cut_otherwise(context: RequestContext, text: str, options: ScoringOptions) -> bool:
@@ -216,3 +173,14 @@ def _is_stored(passage: StoredPassage, meta: PassageMeta | DamagedRecordError | 
     if passage.text is None or isinstance(meta, DamagedRecordError):
         return True
     return Passage(passage.doc_id, passage.text).content_hash() == meta.content_hash
+
+
+def _encoding(options: ScoringOptions) -> EncodingOptions:
+    """The part of the options that holds for texts."""
+    return EncodingOptions(options.chunk_size, options.max_tokens, options.cut_side, options.cache)
+
+
+def _fits(passage: PooledPassage | CachedPrefix, options: ScoringOptions) -> bool:
+    """Whether a stored passage is cut as the options would cut it."""
+    cut_as_asked = options.cut_side == "right" or not passage.truncated
+    return cut_as_asked and (options.max_tokens is None or passage.tokens <= options.max_tokens)

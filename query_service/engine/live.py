@@ -6,6 +6,7 @@ last lease on it ends. A generation that cannot be opened changes nothing: the o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 
 from kalm_cache.generations.current import current_name
+from kalm_cache.generations.manifest import MANIFEST
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.storage.text_cache.text_cache import TextCache
+from query_service.answering.errors import NoIndexError, OtherGenerationError
 from query_service.engine.documents import DocumentEncoder
-from query_service.engine.errors import NoIndexError
 from query_service.engine.served import ServedModel, model_of_index
 
 NO_INDEX = "none"  # in the place of a generation's name
@@ -28,12 +30,22 @@ Open = Callable[[PassageIndex | None], PassageIndex]
 
 @dataclass(slots=True, eq=False)
 class Served:
-    """A model, its encoder (`None` = off), the open generation of an index, if any, and how many requests use it."""
+    """A model, its encoder (`None` = off), the open generation of an index, if any, and how many requests use it.
+
+    signature: the generation's name, and a digest of its manifest and decoder: another index has another one.
+    """
 
     model: ServedModel
     documents: DocumentEncoder | None
     index: PassageIndex | None = None
     leases: int = field(default=0)
+    signature: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(self.model.decoder.digest.encode(), digest_size=8)
+        if self.index is not None:
+            digest.update((self.index.generation.folder / MANIFEST).read_bytes())
+        self.signature = f"{self.version}-{digest.hexdigest()}"
 
     @property
     def version(self) -> str:
@@ -60,8 +72,10 @@ class LiveModel:
         self.on_swap: Callable[[bool], None] = lambda succeeded: None
         self.behind: Behind | None = None
 
-    def lease(self) -> AbstractContextManager[Served]:
-        """What is served."""
+    def lease(self, generation: str | None = None) -> AbstractContextManager[Served]:
+        """What is served. Raises `NoIndexError` where a generation is asked for."""
+        if generation is not None:
+            raise NoIndexError
         return nullcontext(self.served)
 
     def reload(self) -> bool:
@@ -104,6 +118,7 @@ class LiveIndex:
         model: str | None = None,
         text_cache: TextCache | None = None,
         refresh: Callable[[], object] = lambda: None,
+        keep_previous: bool = False,
     ) -> None:
         """Open the live generation of `folder`.
 
@@ -114,11 +129,15 @@ class LiveIndex:
             model: where the model lies, if not where the manifest says.
             text_cache: keeps what is encoded; the caller closes it.
             refresh: brings the folder to what is published elsewhere, before each look at it.
+            keep_previous: the generation before stays open, too, until the one after is: a router asks several
+                services for the same one, and they do not change at the same moment.
         """
         self._refresh = refresh
         self._folder, self._open, self._with_encoder, self._model = folder, open_index, with_encoder, model
         self._text_cache = text_cache
-        self._state = Lock()  # guards _served and leases
+        self._keep_previous = keep_previous
+        self._state = Lock()  # guards _served, _previous and leases
+        self._previous: Served | None = None
         self._swapping = Lock()
         self.on_swap: Callable[[bool], None] = lambda succeeded: None
         self.behind: Behind | None = None
@@ -129,20 +148,36 @@ class LiveIndex:
         """What is live now, to look at; a request leases it."""
         return self._served
 
-    @contextmanager
-    def lease(self) -> Iterator[Served]:
-        """What is live now, open until the end of the block, whatever is published meanwhile."""
+    @property
+    def generations(self) -> list[str]:
+        """The signatures of what can be leased, the live one first."""
         with self._state:
-            served = self._served
+            return [served.signature for served in self._kept]
+
+    @contextmanager
+    def lease(self, generation: str | None = None) -> Iterator[Served]:
+        """What is live now, or the open generation of that signature, until the end of the block.
+
+        Raises:
+            OtherGenerationError: that generation is not open.
+        """
+        with self._state:
+            served = next((each for each in self._kept if generation in (None, each.signature)), None)
+            if served is None:
+                raise OtherGenerationError(str(generation), [each.signature for each in self._kept])
             served.leases += 1
         try:
             yield served
         finally:
             with self._state:
                 served.leases -= 1
-                unused = served.leases == 0 and served is not self._served
+                unused = served.leases == 0 and served not in self._kept
             if unused:
                 _close(served)
+
+    @property
+    def _kept(self) -> list[Served]:
+        return [self._served, *([] if self._previous is None else [self._previous])]
 
     def reload(self) -> bool:
         """Swap in the generation that CURRENT names; false where it is the one that is served.
@@ -164,18 +199,20 @@ class LiveIndex:
                 self.on_swap(False)
                 raise
             with self._state:
-                old, self._served = self._served, served
-                unused = old.leases == 0
+                before, left = self._served, self._previous if self._keep_previous else self._served
+                self._served, self._previous = served, before if self._keep_previous else None
+                unused = left is not None and left.leases == 0
             self.behind = None
             self.on_swap(True)
-            logger.info("serving generation %s in place of %s", served.version, old.version)
-            if unused:
-                _close(old)
+            logger.info("serving generation %s in place of %s", served.version, before.version)
+            if left is not None and unused:
+                _close(left)
             return True
 
     def close(self) -> None:
-        """Close what is live; nothing may be leased any more."""
-        _close(self._served)
+        """Close what is open; nothing may be leased any more."""
+        for served in self._kept:
+            _close(served)
 
     def _serve(self, before: Served | None) -> Served:
         index = self._open(before.index if before else None)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,14 +24,13 @@ from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
 from kalm_cache.scoring.query_side import QuerySide
-from kalm_cache.settings import Settings
+from query_service.answering.notes import AnswerNotes
 from query_service.engine.admission import Admission
 from query_service.engine.documents import DocumentEncoder
 from query_service.engine.engine import Engine, Step
 from query_service.engine.live import Served
 from query_service.engine.served import ServedModel
 from query_service.engine.texts.flights import Flights
-from query_service.middleware.metrics import Source
 from query_service.middleware.tracing import Tracing
 
 _T = TypeVar("_T")
@@ -39,63 +38,18 @@ _Timed = tuple[_T, float, float]  # a result, and the seconds at which its step 
 
 
 @dataclass(slots=True)
-class Counts:
-    """What a request used, and what its answer lacks, for the metrics."""
-
-    sources: dict[Source, int] = field(default_factory=dict)
-    missing: int = 0
-    damaged: int = 0
-    read_bytes: int = 0
-    queries_cut: int = 0
-    documents_cut: int = 0
-
-    def add(self, lookup: LookUp) -> None:
-        """Stored passages were looked up."""
-        self._count("index_id", len(lookup.hits) + len(lookup.to_prefill))
-        self.damaged += len(lookup.damaged)
-        self.read_bytes += lookup.payload_bytes
-
-    def found_by_text(self, passages: int) -> None:
-        """So many of those that were looked up were found by their texts, and not by the ids of the request."""
-        if passages:
-            self._count("index_id", -passages)
-            self._count("index_text", passages)
-
-    def add_texts(self, sources: Sequence[Source]) -> None:
-        """States of texts came from these."""
-        for source in sources:
-            self._count(source, 1)
-
-    def _count(self, source: Source, passages: int) -> None:
-        self.sources[source] = self.sources.get(source, 0) + passages
-
-
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(AnswerNotes):
     """What the answer to one request is made with; it drives the steps of a rerank (`scoring.pipeline.Driver`).
 
-    timings_ms: `queue`, then a name a stage, `total` at the end. Header, log, spans, metrics and bodies have it from
-        here.
-    truncated: positions of passages that were cut.
-    unused_fields: names of what the request says and nobody heeded.
     flights: texts that requests look up or encode now.
-    cache_hits: how many of the pairs had states already; `None` where no pairs were asked for.
     """
 
     served: Served
     engine: Engine
     readers: Executor
     admission: Admission
-    settings: Settings
-    model_name: str
     flights: Flights
     tracing: Tracing | None = None
-    started: float = field(default_factory=time.monotonic)
-    timings_ms: dict[str, float] = field(default_factory=lambda: {"queue": 0.0})
-    counts: Counts = field(default_factory=Counts)
-    truncated: list[int] = field(default_factory=list)
-    unused_fields: list[str] = field(default_factory=list)
-    cache_hits: int | None = None
 
     @property
     def index(self) -> PassageIndex:
@@ -148,7 +102,8 @@ class RequestContext:
 
     async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadyPassages:
         """The passages of a look-up, ready for the decoder: what the prefix cache lacks is computed first."""
-        self.counts.add(lookup)
+        found = len(lookup.hits) + len(lookup.to_prefill)
+        self.counts.found(found, damaged=len(lookup.damaged), read_bytes=lookup.payload_bytes)
         parts = [
             replace(lookup, ids=list(some), hits={}, to_prefill=some)
             for some in _in_parts(lookup.to_prefill, DECODE_BATCH)
@@ -167,16 +122,6 @@ class RequestContext:
         self._add("queue", decoded.queue_ms)
         self._add("decode", decoded.decode_ms)
         return decoded.margins
-
-    def finished(self) -> dict[str, float]:
-        """The timings, with `total`."""
-        self.timings_ms["total"] = self.elapsed_ms
-        return self.timings_ms
-
-    @property
-    def elapsed_ms(self) -> float:
-        """Since the request began."""
-        return (time.monotonic() - self.started) * 1000
 
     async def _timed(
         self, stage: str, step: Callable[[], _T], submit: Callable[[Callable[[], _Timed[_T]]], Future[_Timed[_T]]]

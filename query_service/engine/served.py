@@ -5,37 +5,25 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from kalm_cache.codec import get_codec
 from kalm_cache.generations.fingerprint import ServingDecoder
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.model.precision import resolve_device, resolve_dtype
+from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from kalm_cache.scoring.text_states import EncodedBy, encoded_by
 from kalm_cache.settings import Settings
+from query_service.answering.model_card import ModelCard
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A decoder, and what texts must have in common that it scores together.
+class ServedModel(ModelCard):
+    """A decoder, and what texts must have in common that it scores together."""
 
-    name: alias, folder or hub id of the checkpoint that encodes. encoded_by: its digests. decoder: which one answers.
-    created: when the index was made, or the service started, seconds since 1970. max_length: tokens of a passage that
-    count. chunk_size: pooling ratio of answers that say none. stored_chunk_size, codec: of states that are kept.
-    """
-
-    name: str
-    encoded_by: EncodedBy
-    decoder: ServingDecoder
-    created: int
     query_side: QuerySide
-    passage_template: PassageTemplate
-    max_length: int
-    chunk_size: int
-    stored_chunk_size: int
-    codec: str
 
 
 def model_of_index(index: PassageIndex) -> ServedModel:
@@ -47,7 +35,7 @@ def model_of_index(index: PassageIndex) -> ServedModel:
         encoded_by=EncodedBy(built.model, built.sensitivity or ""),
         decoder=index.decoder,
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
-        query_side=index.query_side,
+        **_side(index.query_side),
         passage_template=index.passage_template,
         max_length=built.max_length,
         chunk_size=index.chunk_size,
@@ -72,10 +60,19 @@ def load_model(settings: Settings) -> ServedModel:
         encoded_by=encoded_by(checkpoint, codec),
         decoder=ServingDecoder.of(checkpoint, settings.model),
         created=int(time.time()),
-        query_side=side,
+        **_side(side),
         passage_template=PassageTemplate(settings.passage_template),
         max_length=settings.max_length,
         chunk_size=settings.chunk_size,
         stored_chunk_size=settings.chunk_size,
         codec=codec,
     )
+
+
+def _side(side: QuerySide) -> dict[str, Any]:
+    return {
+        "query_side": side,
+        "query_max_length": side.query_max_length,
+        "dtype": dtype_name(side.dtype),
+        "device": str(side.device),
+    }

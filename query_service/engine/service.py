@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from threading import Thread
+from typing import TypeVar
+
+from anyio import to_thread
 
 from kalm_cache import __version__
-from kalm_cache.errors import DeviceLostError, KalmCacheError, UsageError
-from kalm_cache.model.checkpoint import ALIASES
+from kalm_cache.errors import DeviceLostError, KalmCacheError
 from kalm_cache.settings import Settings
 from kalm_cache.storage.text_cache.text_cache import TextCache
+from query_service.answering.errors import BusyError, DeadlineError, NotReadyError
+from query_service.answering.model_card import served_names
+from query_service.answering.service import Behind, ServiceFacts
 from query_service.engine.admission import Admission
 from query_service.engine.cost import CostModel
 from query_service.engine.engine import Engine
-from query_service.engine.errors import BusyError, DeadlineError, NotReadyError, UnknownModelError
+from query_service.engine.index_context import IndexContext
 from query_service.engine.live import LiveIndex, LiveModel, Watcher
 from query_service.engine.request_context import RequestContext
 from query_service.engine.texts.flights import Flights
@@ -26,8 +31,7 @@ from query_service.middleware.metrics import Metrics, Stage
 from query_service.middleware.tracing import start_tracing
 
 logger = logging.getLogger(__name__)
-ANY = "*"
-UNSPECIFIED = "default/not-specified"  # what clients of Infinity send where no model was chosen
+_Result = TypeVar("_Result")
 STAGES: tuple[Stage, ...] = ("queue", "first_stage", "read", "decode", "encode")
 
 
@@ -60,8 +64,11 @@ class Service:
         self.ready = False
         self._warming: Thread | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Warm up, measure what decoding costs, and begin to watch for the next generation."""
+        await to_thread.run_sync(self._start)
+
+    def _start(self) -> None:
         self.engine.start()
         side = self.live.served.model.query_side
         self.engine.call(side.warm_up).result()
@@ -90,8 +97,11 @@ class Service:
             self.lost, self.ready = error, False
             self.on_lost()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Finish what has begun, and close the index."""
+        await to_thread.run_sync(self._close)
+
+    def _close(self) -> None:
         self.ready = False
         if self._watcher is not None:
             self._watcher.close()
@@ -105,29 +115,44 @@ class Service:
         if self.tracing is not None:
             self.tracing.close()
 
+    def require_ready(self) -> None:
+        """Raise `NotReadyError` while the service warms up or stops."""
+        if not self.ready:
+            raise NotReadyError
+
+    async def answer(
+        self, timeout_ms: int | None, make: Callable[[IndexContext], Awaitable[_Result]]
+    ) -> tuple[_Result, IndexContext]:
+        """See `AnswerService.answer`."""
+        async with self.begin(timeout_ms) as request:
+            context = IndexContext(request)
+            return await make(context), context
+
     @asynccontextmanager
-    async def begin(self, timeout_ms: int | None) -> AsyncIterator[RequestContext]:
+    async def begin(self, timeout_ms: int | None, generation: str | None = None) -> AsyncIterator[RequestContext]:
         """Let a request in, for the length of the block; `timeout_ms` may only shorten the service's own.
+
+        `generation`: the signature of that which is to answer it; `None` = the live one.
 
         Raises:
             NotReadyError: the service is starting or stopping.
             BusyError: too much is under way.
             DeadlineError: the time was over before the block ended, which was then cancelled.
+            OtherGenerationError: the generation is not open.
         """
-        if not self.ready:
-            raise NotReadyError
+        self.require_ready()
         limit_ms = min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms)
         try:
-            with self.admission.enter(limit_ms), self.live.lease() as served:
+            with self.admission.enter(limit_ms), self.live.lease(generation) as served:
                 context = RequestContext(
                     served,
                     self.engine,
                     self._readers,
                     self.admission,
-                    self.settings,
-                    self.model,
                     self.flights,
                     self.tracing,
+                    settings=self.settings,
+                    model_name=self.model,
                 )
                 async with asyncio.timeout(limit_ms / 1000):
                     yield context
@@ -178,41 +203,32 @@ class Service:
 
     @property
     def model(self) -> str:
-        """The model's name as clients see it: of a local folder its last part, not where it lies."""
+        """The model's name as clients see it."""
         return self.names[0]
-
-    @property
-    def decoder(self) -> str:
-        """The name of the decoder that answers, as clients see it."""
-        return _shown(self.live.served.model.decoder.name)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names that a request's `model` may have, the one that answers carry first."""
-        chosen = tuple(name for name in self._served_names if name != ANY)
-        if chosen:
-            return chosen
-        name = self.live.served.model.name
-        if name.startswith("/"):
-            return (_shown(name),)
-        return tuple(dict.fromkeys((name, ALIASES.get(name, name), name.rpartition("/")[2])))
+        return served_names(self.live.served.model.name, self.settings)
 
-    @property
-    def _served_names(self) -> list[str]:
-        return [name.strip() for name in self.settings.served_model_name.split(",") if name.strip()]
+    def reload(self) -> bool:
+        """Serve the newest generation now; false where it is served. Raises as `LiveIndex.reload`."""
+        return self.live.reload()
 
-    def check_model(self, name: str | None) -> None:
-        """Raise `UnknownModelError` unless the service answers for a model of this name."""
-        if name and ANY not in self._served_names and name not in (*self.names, UNSPECIFIED):
-            raise UnknownModelError(name, self.names)
-
-    def check_queries(self, queries: Sequence[str], what: str = "a query") -> None:
-        """Raise `UsageError` when a query, or an instruction, has more characters than the service takes."""
-        longest, limit = max(map(len, queries), default=0), self.settings.max_query_chars
-        if longest > limit:
-            raise UsageError(f"{what} of {longest} characters; at most {limit} are taken (max_query_chars)")
-
-
-def _shown(name: str) -> str:
-    """A model's name; of a local folder its last part, not where it lies."""
-    return name.rstrip("/").rpartition("/")[2] if name.startswith("/") else name
+    def facts(self) -> ServiceFacts:
+        """What the service says of itself now."""
+        served, index, behind = self.live.served, self.live.served.index, self.live.behind
+        prefix_cache = None if index is None else index.prefix_cache
+        return ServiceFacts(
+            version=served.version,
+            passages=served.passages,
+            model=served.model,
+            first_stage=[] if index is None else list(index.first_stage.modes),
+            encodes_documents=served.documents is not None,
+            waiting=self.engine.depth,
+            under_way=self.admission.under_way,
+            damaged_reads=0 if index is None else index.damaged_reads,
+            behind=None if behind is None else Behind(behind.generation, behind.reason, behind.seconds),
+            prefix_cache=None if prefix_cache is None else prefix_cache.stats(),
+            text_cache=None if self.text_cache is None else self.text_cache.counts,
+        )

@@ -11,22 +11,13 @@ from kalm_cache.model.prompts import PromptTokens
 from kalm_cache.scoring.cached_passages import LookUp
 from kalm_cache.scoring.pooling import PooledPassage, mean_pool
 from kalm_cache.scoring.prefix_cache import CachedPrefix
+from query_service.answering.context import BudgetPlan
 from query_service.engine.cost import state_weight
 from query_service.engine.request_context import RequestContext
 
 COARSER = (1, 2, 4)  # times the ratio asked for: more would cost more quality than the candidates that it saves
 COARSEST_CHUNK_SIZE = 32  # KaLM-Reranker-V1 was trained up to it
 AFTER_DECODING_MS = 3.0  # texts are read and the answer is written
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetPlan:
-    """The first `k` candidates at `chunk_size`; `reduced`: less than was asked for."""
-
-    k: int
-    chunk_size: int
-    predicted_ms: float
-    reduced: bool
 
 
 def fit(

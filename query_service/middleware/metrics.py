@@ -39,6 +39,7 @@ RESTARTS = ("kalm_cache_worker_restarts", "Worker processes started again.")
 TEXT_CACHE_EVENTS = ("hits", "misses", "expired", "damaged", "written", "dropped", "evicted")
 Source = Literal["index_id", "index_text", "text_cache", "in_flight", "encoded"]  # of a passage's states
 Stage = Literal["queue", "first_stage", "read", "decode", "encode"]
+Outcome = Literal["answered", "failed", "refused", "hedged"]  # of a router's question
 Rejection = Literal["queue_full", "deadline", "disconnected", "draining"]
 
 
@@ -105,6 +106,30 @@ class Metrics:
         self._decoder = highest("kalm_cache_decoder", "1: the decoder that answers, 0: one before.", ["digest"])
         self._decoders: set[str] = set()
         self._info = highest("kalm_cache_info", "What runs; always 1.", ["version", "model"])
+
+    def routes(self) -> None:
+        """These are the numbers of a router, which has some of its own: call it once, before the next two."""
+        from prometheus_client import Counter, Gauge
+
+        highest = partial(Gauge, registry=self._registry, multiprocess_mode="livemax")
+        self._questions = Counter(
+            "kalm_cache_shard_questions",
+            "Questions of a router to services of shards.",
+            ["path", "outcome"],
+            registry=self._registry,
+        )
+        self._replicas = highest("kalm_cache_replicas", "Services of shards that a router knows.", ["state"])
+        self._missing_shards = highest("kalm_cache_missing_shards", "Shards that no service answers for now.")
+
+    def question(self, path: str, outcome: Outcome) -> None:
+        """A router asked a service of shards something; `hedged`: as another one was slow."""
+        self._questions.labels(path, outcome).inc()
+
+    def fleet(self, *, living: int, silent: int, missing_shards: int) -> None:
+        """So many services of shards answer a router now, and so many do not."""
+        self._replicas.labels("living").set(living)
+        self._replicas.labels("silent").set(silent)
+        self._missing_shards.set(missing_shards)
 
     def request(self, method: str, path: str, status: str, seconds: float) -> None:
         """A request was answered. `path`: the route's template."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from query_service.middleware.paths import path_template
 
+TRACE = ("traceparent", "tracestate")
 CLIENT_LEFT = 499  # no answer was sent; the number is nginx's
 logger = logging.getLogger(__name__)
 _VALID_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -26,13 +27,15 @@ _VALID_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 class RequestNotes:
     """What is known of the request under way: its id, and what its endpoint notes for the log line and the span.
 
-    timings_ms: by stage, as the answer's `Server-Timing` header has them.
+    timings_ms: by stage, as the answer's `Server-Timing` header has them. trace: the headers that name the caller's
+    span (W3C Trace Context).
     """
 
     request_id: str
     query: str | None = None
     index_version: str | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 _current: ContextVar[RequestNotes | None] = ContextVar("request_notes", default=None)
@@ -77,7 +80,8 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        notes = RequestNotes(_request_id(scope))
+        headers = Headers(scope=scope)
+        notes = RequestNotes(_request_id(scope), trace={name: headers[name] for name in TRACE if name in headers})
         answer = _Answer(send, notes.request_id)
         token = _current.set(notes)
         started = time.perf_counter()

@@ -73,6 +73,18 @@ def start_tracing(processor: SpanProcessor | None = None) -> Tracing:
     return Tracing(provider)
 
 
+def trace_headers(tracing: Tracing | None) -> dict[str, str]:
+    """Headers for a request to another service, by which its spans are under this request's, or its caller's."""
+    if tracing is None:
+        notes = current_notes()
+        return {} if notes is None else dict(notes.trace)
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    headers: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(headers)
+    return headers
+
+
 class RequestTracing:
     """One span a request: `POST /search`, with status, request id, index version, and stage times as attributes."""
 

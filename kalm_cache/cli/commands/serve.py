@@ -20,6 +20,9 @@ class ServiceOptions:
     panel: ClassVar = "Service"
     host: Annotated[str | None, typer.Option("--host", help="Address to bind; 127.0.0.1 by default.")] = None
     port: Annotated[int | None, typer.Option("--port", help="Port to bind; 0 = any free one.")] = None
+    shards: Annotated[
+        str | None, typer.Option("--shards", help="Shards of the index to serve, as 0,3; a router asks them.")
+    ] = None
     prefix_cache_gib: Annotated[
         float | None, typer.Option("--prefix-cache-gib", help="Memory for passages met before; 0 = none.")
     ] = None

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from query_service.answering.errors import TooManyError
 from query_service.api.body.limits import MAX_DEPTH, VALUES_PER_DOCUMENT, shown
-from query_service.engine.errors import TooManyError
 from query_service.middleware.http.dialects import note_dialect
 
 SMALL_BYTES = 1 << 16  # parsed at once, in a millisecond or two

@@ -199,7 +199,7 @@ def test_damage_where_every_pair_has_a_score_and_bugs_are_a_500_that_shows_no_tr
         error = failure(client, "/score", 500, json={"pairs": [Q | {"doc_id": "s2"}, Q | {"doc_id": "s1"}]})
         assert error["type"] == "DamagedRecordError"
         assert client.post("/score", json={"pairs": [Q | {"doc_id": "s2"}]}).status_code == 200
-        del opened.live.served.index.first_stage  # as a bug would
+        del opened.live.served.index.stored  # as a bug would
         error = failure(client, "/search", 500, json=Q)
         assert error == {
             "type": "InternalServerError",

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from query_service.answering.errors import BusyError
 from query_service.engine.admission import Admission
 from query_service.engine.cost import CostModel
 from query_service.engine.engine import Engine
-from query_service.engine.errors import BusyError
 
 
 def test_no_more_than_the_limit_are_let_in_and_who_leaves_makes_room() -> None:

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from fastapi.exceptions import RequestValidationError
 
+from query_service.answering.errors import TooManyError
 from query_service.api.body import parsing
 from query_service.api.body.limits import MAX_DEPTH, MAX_NAME_CHARS
 from query_service.api.body.parsing import check_shape, parse
 from query_service.api.requests import RerankRequest
-from query_service.engine.errors import TooManyError
 from tests.query_service.conftest import serving
 
 Q = {"query": "bees"}

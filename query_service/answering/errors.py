@@ -28,6 +28,14 @@ class NoIndexError(UsageError):
         )
 
 
+class OtherGenerationError(KalmCacheError):
+    """A generation was asked for that is not open here (any more, or yet). `generations`: those that are."""
+
+    def __init__(self, wanted: str, generations: Sequence[str]) -> None:
+        self.generations = list(generations)
+        super().__init__(f"generation {wanted} is not open here; {' and '.join(generations)} are")
+
+
 class UnknownModelError(UsageError):
     """A request for a model that this service does not have."""
 
@@ -71,5 +79,5 @@ class DeadlineError(KalmCacheError):
 class NotReadyError(KalmCacheError):
     """The service is starting or stopping."""
 
-    def __init__(self) -> None:
-        super().__init__("the service is starting or stopping; try again")
+    def __init__(self, why: str = "the service is starting or stopping; try again") -> None:
+        super().__init__(why)
