@@ -26,6 +26,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.generations.generation import open_current
 from kalm_cache.generations.manifest import Manifest
 from kalm_cache.generations.remote.root import read_remote_manifest, require_root
+from kalm_cache.index.remote import remote_copy
 from kalm_cache.settings import Settings
 
 AnyPlace = FolderPlace | BucketPlace
@@ -55,6 +56,12 @@ class PartitionBuilder(Protocol):
         Raises:
             KalmCacheError: as `build_partition`; what is stored stays.
         """
+
+
+def place_of(index: str | Path, settings: Settings | None = None) -> AnyPlace:
+    """Where an index is that is built in partitions: a folder, or a URL. Errors as of `remote_copy`."""
+    remote = remote_copy(str(index), settings)
+    return FolderPlace(Path(index).absolute()) if remote is None else BucketPlace(remote)
 
 
 def plan_at(

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from indexer.distributed.places.bucket import BucketPlace
-    from indexer.distributed.places.folder import FolderPlace
     from kalm_cache.generations.remote.copies import RemoteCopy
     from kalm_cache.settings import Settings
 
 
 def remote_copy(index: str, settings: Settings | None = None) -> RemoteCopy | None:
-    """The local copies of a remote index; `None` for a folder.
-
-    Raises:
-        UsageError: the URL cannot be one of an index.
-        StoreError: the settings' `cache_folder` is on a network file system.
-    """
-    from kalm_cache.object_store.location import is_remote, parse_location
+    """As `kalm_cache.index.remote.remote_copy`, imported where there is a URL."""
+    from kalm_cache.object_store.location import is_remote
 
     if not is_remote(index):
         return None
-    from kalm_cache.generations.remote.copies import CopyCache, RemoteCopy
-    from kalm_cache.settings import load_settings
+    from kalm_cache.index.remote import remote_copy as copy_of
 
-    settings = settings or load_settings()
-    home = Path(settings.cache_folder).expanduser() if settings.cache_folder else _default_folder()
-    return RemoteCopy(parse_location(index), CopyCache(home, int(settings.cache_gib * 2**30)))
-
-
-def place_of(index: str, settings: Settings | None = None) -> FolderPlace | BucketPlace:
-    """Where an index that is built in partitions is. Errors as of `remote_copy`."""
-    from indexer.distributed.places.bucket import BucketPlace
-    from indexer.distributed.places.folder import FolderPlace
-
-    remote = remote_copy(index, settings)
-    return FolderPlace(Path(index).absolute()) if remote is None else BucketPlace(remote)
+    return copy_of(index, settings)
 
 
 @contextmanager
@@ -66,7 +46,3 @@ def index_to_change(index: str, settings: Settings | None = None, *, create: boo
     else:
         with remote.changing(create=create) as folder:
             yield folder
-
-
-def _default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kalm-cache"

@@ -37,6 +37,7 @@ def ray_builder(
     encoders: int | None = None,
     gpus_per_encoder: float | None = None,
     scratch: Path | None = None,
+    actor: type[PartitionEncoder] = PartitionEncoder,
 ) -> Iterator[RayBuilder]:
     """Builds partitions on Ray while this lasts.
 
@@ -45,20 +46,21 @@ def ray_builder(
         encoders: as in `workforce`.
         gpus_per_encoder: as in `workforce`.
         scratch: as in `build_partition`; on every machine.
+        actor: what builds; benchmarks replace the models.
 
     Raises:
         MissingExtraError: Ray is not installed.
         UsageError: there is no such cluster, or it has not so many GPUs.
     """
     with connected(address):
-        yield RayBuilder(workforce(encoders, gpus_per_encoder), scratch)
+        yield RayBuilder(workforce(encoders, gpus_per_encoder), scratch, actor)
 
 
 class RayBuilder:
     """A `PartitionBuilder` of actors, each with the models and its part of the cluster."""
 
-    def __init__(self, workers: Workforce, scratch: Path | None) -> None:
-        self._workers, self._scratch = workers, scratch
+    def __init__(self, workers: Workforce, scratch: Path | None, actor: type[PartitionEncoder]) -> None:
+        self._workers, self._scratch, self._actor = workers, scratch, actor
 
     @property
     def encoders(self) -> int:
@@ -73,7 +75,7 @@ class RayBuilder:
 
         workers = self._workers
         resources: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, "max_concurrency": 2}
-        actor = ray.remote(PartitionEncoder).options(scheduling_strategy="SPREAD", max_restarts=0, **resources)
+        actor = ray.remote(self._actor).options(scheduling_strategy="SPREAD", max_restarts=0, **resources)
 
         def start() -> Any:
             return actor.remote(place, overrides, self._scratch, workers.cpus)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,12 +142,17 @@ class BucketPlace:
         if digest is None:
             yield None
             return
-        folder = self.building(plan) / f"source-{shard.number:05d}"
-        try:
-            pull_part(self.store, digest, folder, shard, at_hand=[self.copy.reading, self.copy.writing])
+        with self.fetched(digest, lambda part: part.shard is None or part.shard.overlaps(shard)) as generation:
+            yield generation
+
+    @contextmanager
+    def fetched(self, digest: str, wants: Callable[[Generation], bool]) -> Iterator[Generation]:
+        """Some segments of a generation, by the digest of its manifest, as long as this lasts. See `pull_part`."""
+        self.copy.home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="part-", dir=self.copy.home) as home:
+            folder = Path(home) / "generation"
+            pull_part(self.store, digest, folder, wants, at_hand=[self.copy.reading, self.copy.writing])
             yield open_generation(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def hand_in(self, plan: Plan, receipt: Receipt) -> None:
         """See `Place.hand_in`: files first, then the receipt that names them."""

@@ -12,7 +12,7 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_rejects, with_unused
 from kalm_cache.cli.engine import EngineOptions
-from kalm_cache.cli.index_places import index_to_change, place_of
+from kalm_cache.cli.index_places import index_to_change
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 from kalm_cache.cli.texts import lines_in
@@ -21,7 +21,7 @@ from kalm_cache.errors import UsageError
 if TYPE_CHECKING:
     from indexer.change.add_delete import AddReport, DeleteReport
     from indexer.change.reindex import ReindexReport
-    from indexer.distributed.jobs import AnyPlace, PartitionBuilder
+    from indexer.distributed.jobs import PartitionBuilder
     from kalm_cache.settings import Settings
 
 
@@ -57,7 +57,7 @@ def reindex(
         reindexing = _Reindexing(incremental, not delete_missing, shards, dry_run)
         with engine.builder() as builder:
             if builder is not None and not dry_run:
-                report = _reindex_in_partitions(source, place_of(index, overrides), overrides, reindexing, builder)
+                report = _reindex_in_partitions(source, index, overrides, reindexing, builder)
             else:
                 with index_to_change(index, overrides) as folder:
                     report = _reindex(source, folder, overrides, reindexing)
@@ -103,12 +103,13 @@ def _reindex(source: CorpusOptions, index: Path, overrides: Settings, asked: _Re
 
 
 def _reindex_in_partitions(
-    source: CorpusOptions, place: AnyPlace, overrides: Settings, asked: _Reindexing, builder: PartitionBuilder
+    source: CorpusOptions, index: str, overrides: Settings, asked: _Reindexing, builder: PartitionBuilder
 ) -> ReindexReport:
     from indexer.corpus.rejects import ErrorsFile
-    from indexer.distributed.jobs import live_manifest_at, reindex_in_partitions
+    from indexer.distributed.jobs import live_manifest_at, place_of, reindex_in_partitions
     from indexer.models import built_settings_overridden, load_encoders
 
+    place = place_of(index, overrides)
     settings = built_settings_overridden(live_manifest_at(place), overrides)
     lines = source.lines(settings.passage_template)
     with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:

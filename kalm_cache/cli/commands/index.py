@@ -10,7 +10,7 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
 from kalm_cache.cli.engine import EngineOptions
-from kalm_cache.cli.index_places import index_to_change, place_of
+from kalm_cache.cli.index_places import index_to_change
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 
@@ -52,7 +52,7 @@ def _index(
 ) -> IndexReport:
     from indexer.build.index_job import load_encoders, run_index_job
     from indexer.corpus.rejects import ErrorsFile
-    from indexer.distributed.jobs import index_in_partitions
+    from indexer.distributed.jobs import index_in_partitions, place_of
 
     lines = source.lines(settings.passage_template)
     with (

@@ -15,7 +15,6 @@ import typer
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.commands.index import indexed
 from kalm_cache.cli.corpus_input import CorpusOptions, warn_of_cut, warn_of_rejects, with_unused
-from kalm_cache.cli.index_places import place_of
 from kalm_cache.cli.output import EXIT_PARTIAL, exit_codes, human_bytes, print_report
 from kalm_cache.cli.progress import show_progress
 
@@ -55,7 +54,7 @@ def plan(
 
 def _plan(source: CorpusOptions, index: str, settings: Settings, shards: int) -> PlanReport:
     from indexer.corpus.rejects import ErrorsFile
-    from indexer.distributed.jobs import plan_at
+    from indexer.distributed.jobs import place_of, plan_at
     from indexer.models import load_encoders
     from kalm_cache.stopping import stop_if_asked
 
@@ -87,6 +86,7 @@ def build(
     """
     with exit_codes(resumable=True):
         from indexer.distributed.build_job import build_partition
+        from indexer.distributed.jobs import place_of
 
         with show_progress(None) as on_progress:
             settings = opt.settings_from(None, device=device)
@@ -110,7 +110,7 @@ def commit(
 ) -> None:
     """Publish the planned generation, once every partition is built. Publishes all of it, or nothing."""
     with exit_codes(resumable=True):
-        from indexer.distributed.jobs import commit_at, live_manifest_at
+        from indexer.distributed.jobs import commit_at, live_manifest_at, place_of
 
         place = place_of(index)
         report = replace(commit_at(place, receipt or []), index=index)
@@ -121,7 +121,7 @@ def commit(
 def drop(index: opt.IndexPlace, json: opt.AsJson = False) -> None:
     """Give up a plan, with all that was built of it. Whoever still builds a partition ends with an error."""
     with exit_codes():
-        from indexer.distributed.jobs import drop_at
+        from indexer.distributed.jobs import drop_at, place_of
 
         report = replace(drop_at(place_of(index)), index=index)
     in_words = (

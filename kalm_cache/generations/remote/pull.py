@@ -17,7 +17,6 @@ from kalm_cache.generations.manifest import MANIFEST, FileReceipt, Manifest, rea
 from kalm_cache.generations.remote.lease import leased
 from kalm_cache.generations.remote.root import Root, parse_root, read_remote_manifest, require_root
 from kalm_cache.generations.remote.transfer import PARTIAL, download
-from kalm_cache.generations.sharding import Shard
 from kalm_cache.object_store.store import ObjectStore
 from kalm_cache.storage.durable import file_digest, link_or_copy, rename_durably, sync_tree, write_atomically
 
@@ -98,14 +97,16 @@ def pull(
     )
 
 
-def pull_part(store: ObjectStore, digest: str, folder: Path, shard: Shard, *, at_hand: Sequence[Path]) -> None:
-    """A generation without the segments in which no passage of a shard can be, into a folder of its own.
+def pull_part(
+    store: ObjectStore, digest: str, folder: Path, wants: Callable[[Generation], bool], *, at_hand: Sequence[Path]
+) -> None:
+    """Some segments of a generation, and what is of none, into a folder of its own.
 
     Args:
         store: of the index.
         digest: of the generation's manifest.
         folder: of the generation alone, made anew.
-        shard: which passages are wanted.
+        wants: whether a part of the generation is wanted.
         at_hand: index folders whose files may be linked.
 
     Raises:
@@ -115,7 +116,7 @@ def pull_part(store: ObjectStore, digest: str, folder: Path, shard: Shard, *, at
     try:
         content, manifest = read_remote_manifest(store, digest)
         parts = Generation(folder, manifest, manifest.segments[0].name).parts()
-        others = {part.segment_name for part in parts if part.shard is not None and not part.shard.overlaps(shard)}
+        others = {part.segment_name for part in parts if not wants(part)}
         wanted = {
             folder / path: receipt
             for path, receipt in manifest.files.items()
