@@ -36,12 +36,14 @@ COMMANDS = {  # name -> module in commands/, and its function; a module alone ha
     "doctor": "doctor.doctor",
     "demo": "demo.demo",
     "eval": "evaluate.evaluate",
+    "finetune": "finetune.finetune",
+    "mine": "finetune.mine",
     "decoder": "decoder",
     "partition": "partition",
     "cache": "cache",
     "config": "config",
 }
-RESUMABLE = {"index", "reindex", "add", "verify", "demo", "eval", "warm", "push", "pull", "partition"}
+RESUMABLE = {"index", "reindex", "add", "verify", "demo", "eval", "warm", "finetune", "push", "pull", "partition"}
 PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False}
 
 

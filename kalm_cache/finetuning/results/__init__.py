@@ -1,0 +1,1 @@
+"""What comes of it: the merged checkpoint, and what it is worth on held-out queries."""
