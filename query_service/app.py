@@ -94,7 +94,7 @@ def create_app(service: AnswerService) -> FastAPI:
     _add_status_routes(app, service)
     _add_answer_routes(app, service)
     if isinstance(service, Service) and service.settings.served_shards is not None:
-        app.router.routes += shard_routes(service)
+        app.router.routes[:0] = shard_routes(service)  # the first to be looked at
 
     @app.post("/admin/reload")
     async def reload() -> Reloaded:

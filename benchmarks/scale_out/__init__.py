@@ -1,1 +1,1 @@
-"""Beyond one machine: what more encoders bring, and what the process that drives them takes."""
+"""Beyond one machine: what more encoders bring, what the process that drives them takes, and a router."""

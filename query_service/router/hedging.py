@@ -61,6 +61,8 @@ async def first_answer(
         Exception: any other that `ask` raised.
     """
     loop, waiting = asyncio.get_running_loop(), list(replicas)
+    if len(waiting) == 1:
+        return await ask(waiting[0])
     began: dict[asyncio.Future[bytes], float] = {}
     failure: ReplicaFailedError | None = None
     try:

@@ -22,15 +22,19 @@ logger = logging.getLogger(__name__)
 class Replica:
     """A service at an address. Used on one event loop.
 
-    status: what it said last; `None` = it does not answer, or has no shards. asked: questions under way.
+    status: what it said last; `None` = it does not answer, or has no shards.
     """
 
     def __init__(self, address: str, http: aiohttp.ClientSession) -> None:
         self.address, self._http = address, http
         self.status: m.Status | None = None
-        self.asked = 0
-        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asking: set[asyncio.Task[Any]] = set()
         self._problem = ""
+
+    @property
+    def asked(self) -> int:
+        """Questions under way."""
+        return len(self._asking)
 
     async def look(self) -> None:
         """Ask what it is. Where it does not say, the questions that it has are given up: others may answer these."""
@@ -48,7 +52,7 @@ class Replica:
         self.status, self._problem = status, ""
 
     async def ask(self, path: str, question: bytes, seconds: float, headers: Mapping[str, str]) -> bytes:
-        """The answer to a question.
+        """The answer to a question, awaited in a task that may be cancelled for it.
 
         Raises:
             ReplicaFailedError: it does not live, or cannot answer now.
@@ -56,19 +60,20 @@ class Replica:
             DeadlineError: it did not answer in `seconds`.
             RelayedError: it refuses the question.
         """
-        self.asked += 1
-        asking, lost = asyncio.ensure_future(self._post(path, question, headers)), self._lost
-        ends: set[asyncio.Future[Any]] = {asking, lost}
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking.add(task)
         try:
-            await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if asking.done():
-                return asking.result()
-            if lost.done():
-                raise ReplicaFailedError(f"{self.address} does not live")
-            raise DeadlineError(seconds * 1000)
+            async with asyncio.timeout(seconds):
+                return await self._post(path, question, headers)
+        except TimeoutError as exc:
+            raise DeadlineError(seconds * 1000) from exc
+        except asyncio.CancelledError:
+            if task not in self._asking and not task.uncancel():  # `_lose` gave it up, and nobody else
+                raise ReplicaFailedError(f"{self.address} does not live") from None
+            raise
         finally:
-            asking.cancel()
-            self.asked -= 1
+            self._asking.discard(task)
 
     async def _post(self, path: str, question: bytes, headers: Mapping[str, str]) -> bytes:
         try:
@@ -84,8 +89,9 @@ class Replica:
         if problem != self._problem:
             logger.error("%s does not answer: %s", self.address, problem)
         self.status, self._problem = None, problem
-        lost, self._lost = self._lost, asyncio.get_running_loop().create_future()
-        lost.set_result(None)
+        lost, self._asking = self._asking, set()
+        for task in lost:
+            task.cancel()
 
 
 def _failure(address: str, response: aiohttp.ClientResponse, content: bytes) -> Exception:
