@@ -35,7 +35,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        UsageError: there is no cluster at the address, or it runs other versions of Python or Ray.
+        UsageError: there is no cluster at the address, it runs other versions of Python or Ray, or it does not start.
     """
     try:
         import ray
@@ -49,7 +49,7 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         with _signals_kept():
             ray.init(address or LOCAL, logging_level=logging.WARNING, log_to_driver=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as exc:
+    except Exception as exc:  # Ray raises bare ones, too
         first_line = str(exc).strip().partition("\n")[0]
         raise UsageError(f"no Ray cluster could be used at {address or LOCAL}: {first_line}") from exc
     try:
