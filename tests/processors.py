@@ -35,7 +35,11 @@ PROCESSOR_TESTS = (
 )
 UNWRITABLE = "/sys" if Path("/sys").is_dir() else os.devnull + "/home"  # root may write wherever permissions rule
 X86 = {
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "KALM_CACHE_KERNEL_MARCH": "x86-64-v3",  # who multiplies int8 then
+    },
     "sse41": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
     "kernels-v3": {"KALM_CACHE_KERNEL_MARCH": "x86-64-v3"},
     "kernels-v2": {"KALM_CACHE_KERNEL_MARCH": "x86-64-v2"},

@@ -8,8 +8,8 @@ a full one (warm; it keeps bfloat16, or float32 in a float32 run), the published
 cross-encoder in torch and in ONNX Runtime. From ONNX Runtime nothing can be hidden: its rows are of the true processor.
 
 Without `--model`, a checkpoint in Nano's shape with random weights is made for the run. `--quick` takes half the
-candidates and fewer rounds: some five minutes for three classes on two cores. Prints the JSON lines of all runs, and
-two tables: milliseconds a pair, and the ratios that matter.
+candidates and fewer rounds. Prints the JSON lines of all runs, and two tables: milliseconds a pair, and the ratios that
+matter.
 """
 
 from __future__ import annotations
