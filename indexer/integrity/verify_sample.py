@@ -17,7 +17,6 @@ from indexer.models import Encoders, load_encoders_of
 from kalm_cache.errors import UsageError
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import Prompt
-from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import doc_id_of
 
@@ -106,5 +105,5 @@ def _margins(opened: PassageIndex, queries: list[str], states: list[Tensor]) -> 
     """(queries, passages)."""
     side = opened.query_side
     prompts = [side.tokenize(Prompt(query)) for query in queries]
-    rows = [side.margins([prompt] * len(states), states, DECODE_BATCH) for prompt in prompts]
+    rows = [side.margins([prompt] * len(states), states, side.batch_pairs) for prompt in prompts]
     return np.array(rows, np.float64)

@@ -20,7 +20,6 @@ from kalm_cache.first_stage import Candidates, Mode, fuse
 from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import PassageTemplate
-from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages
 from kalm_cache.scoring.pipeline import FindTexts, InlineDriver, RankingRules, Shortlist, rerank, run_inline
 from kalm_cache.scoring.pooling import PooledPassage
@@ -229,7 +228,8 @@ class PassageIndex:
         doc_ids, chunk_size = check_doc_ids(ids), check_limit(chunk_size, "chunk_size", least=None)
         prompt = self.query_side.tokenize(_prompt(query, instruction, system_instruction))
         passages = self.stored.read(doc_ids, [prompt], chunk_size)
-        return self.query_side.margins([prompt] * len(doc_ids), [passage.states for passage in passages], DECODE_BATCH)
+        side, states = self.query_side, [passage.states for passage in passages]
+        return side.margins([prompt] * len(doc_ids), states, side.batch_pairs)
 
     def find(self, query: str, k: int, first_stage: Mode | None = None) -> Shortlist:
         """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""

@@ -39,6 +39,11 @@ class StackConfig:
     final_logit_softcapping: float | None
     eoi_token_index: int
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of layers that there are."""
+        return tuple(sorted(set(self.layer_types)))
+
     def window_of(self, kind: str) -> int | None:
         """The sliding window of a kind of layer; `None` = it sees everything."""
         return self.sliding_window if kind == "sliding_attention" else None

@@ -37,17 +37,17 @@ class PassageEncoder:
         stack, config, kernels = self.stack, self.stack.config, self.stack.kernels
         rows = pack_rows(lengths)
         longest = rows.longest
-        slot = stack.move(rows.slots(longest))  # (R,) of N·T
+        kinds = config.kinds  # layers of one kind see the same slots and turn by the same angles
+        spans = [bidirectional_spans(rows.lengths, config.window_of(kind)) for kind in kinds]  # (N, T, 4) each
+        # (R,) of N·T, (R,), (R,)
+        slot, position, ids, *spans = stack.move(rows.slots(longest), rows.position, ids, *spans)
         # products run over packed rows; attention alone over buffers padded to the longest passage
         queries = query_buffer(len(lengths), longest, slot, config, stack.dtype)  # (N, K, T, G, E)
         keys = key_buffers(len(lengths), longest, config, stack.dtype, stack.device)  # (2, N, K, T, 1, E)
         group = config.num_attention_heads // config.num_key_value_heads
-        visible, ropes = {}, {}  # by kind: layers of one kind see the same slots and turn by the same angles
-        for kind in set(config.layer_types):
-            spans = bidirectional_spans(rows.lengths, config.window_of(kind))  # (N, T, 4)
-            visible[kind] = kernels.visible(stack.move(spans), longest, group)
-            ropes[kind] = rope_of(stack.move(rows.position), longest, config.head_dim, config.rope[kind])
-        x = stack.embed(stack.move(ids))  # (R, D)
+        visible = {kind: kernels.visible(each, longest, group) for kind, each in zip(kinds, spans, strict=True)}
+        ropes = {kind: rope_of(position, longest, config.head_dim, config.rope[kind]) for kind in kinds}
+        x = stack.embed(ids)  # (R, D)
         h, scratch = stack.start(x), ScratchBuffer()  # h (R, D): x after the norm, what the next product takes
         for index, layer in enumerate(stack.layers):
             queries.write_all(layer.qkv(h), keys, slot, layer.norms, kernels, ropes[layer.kind])  # (R, (H + 2·K)·E)

@@ -14,7 +14,7 @@ from kalm_cache.model.config import StackConfig
 from kalm_cache.model.decoder import QueryDecoder
 from kalm_cache.model.encoder import PassageEncoder
 from kalm_cache.model.kernels import choose_kernels
-from kalm_cache.model.layers.embedding import TokenEmbedding
+from kalm_cache.model.layers.embedding import Embedding, TokenEmbedding
 from kalm_cache.model.layers.int8 import require_fast_int8
 from kalm_cache.model.layers.layer import Layer, Norms
 from kalm_cache.model.layers.linear import Linear, quantize_weight
@@ -23,7 +23,7 @@ from kalm_cache.model.precision import stream_dtype
 
 
 def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> PassageEncoder:
-    """The passage side: the text encoder's layers and the mapped embedding table. Never the vision tower.
+    """The passage side: the text encoder's layers and the embedding table, mapped on a CPU. Never the vision tower.
 
     Args:
         checkpoint: an open checkpoint.
@@ -35,14 +35,14 @@ def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         UsageError: int8, where float32 is faster.
     """
     config = checkpoint.config.encoder
-    embedding = _embedding(checkpoint, config, dtype, checkpoint.encoder_embedding)
+    embedding = _embedding(checkpoint, config, device, dtype, checkpoint.encoder_embedding)
     return PassageEncoder(_load_stack(checkpoint, config, checkpoint.encoder_prefix(), embedding, device, dtype))
 
 
 def load_decoder(
     checkpoint: Checkpoint, answer_ids: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> QueryDecoder:
-    """The query side: the decoder's layers, the mapped embedding table and two rows of the output matrix.
+    """The query side: the decoder's layers, the embedding table, mapped on a CPU, and two rows of the output matrix.
 
     Args:
         checkpoint: an open checkpoint.
@@ -58,7 +58,7 @@ def load_decoder(
     table = _shaped(checkpoint, checkpoint.head(), (config.vocab_size, config.hidden_size))
     # rounded to the run's dtype as the reference's head is, then float32: the margin is computed in it
     answer_rows = table[list(answer_ids)].to(device, stream_dtype(dtype)).float()  # (2, D)
-    embedding = _embedding(checkpoint, config, dtype, checkpoint.decoder_embedding)
+    embedding = _embedding(checkpoint, config, device, dtype, checkpoint.decoder_embedding)
     return QueryDecoder(_load_stack(checkpoint, config, DECODER_PREFIX, embedding, device, dtype), answer_rows)
 
 
@@ -66,7 +66,7 @@ def _load_stack(
     checkpoint: Checkpoint,
     config: StackConfig,
     prefix: str,
-    embedding: TokenEmbedding,
+    embedding: Embedding,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Stack:
@@ -192,8 +192,8 @@ def _shapes(config: StackConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _embedding(
-    checkpoint: Checkpoint, config: StackConfig, dtype: torch.dtype, name_of: Callable[[str], str]
-) -> TokenEmbedding:
+    checkpoint: Checkpoint, config: StackConfig, device: torch.device, dtype: torch.dtype, name_of: Callable[[str], str]
+) -> Embedding:
     table, eoi = (
         _shaped(checkpoint, name_of(part), shape)
         for part, shape in (
@@ -201,4 +201,8 @@ def _embedding(
             ("eoi_embedding", (config.hidden_size,)),
         )
     )
-    return TokenEmbedding(table, eoi, config.eoi_token_index, stream_dtype(dtype))
+    mapped = TokenEmbedding(table, eoi, config.eoi_token_index, stream_dtype(dtype))
+    if device.type == "cpu":
+        return mapped
+    require_room(device, table.numel() * stream_dtype(dtype).itemsize, "embeddings")
+    return mapped.on(device)

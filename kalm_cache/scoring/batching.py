@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
@@ -13,8 +14,19 @@ from kalm_cache.model.prompts import Tokens
 
 DECODE_BATCH = 32  # pairs decoded together, unless the caller says otherwise
 BATCH_TOKENS = 16_384  # prompt tokens and pooled states decoded together: bounds the buffers of keys and scores
+GPU_FACTOR = 8  # a GPU decodes so many times as much together: a batch costs it hundreds of launches, whatever its size
 
 _T = TypeVar("_T")
+
+
+def batch_pairs(device: torch.device) -> int:
+    """Pairs that a device decodes together."""
+    return DECODE_BATCH * (GPU_FACTOR if device.type == "cuda" else 1)
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Prompt tokens and pooled states that a device decodes together."""
+    return BATCH_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,18 +90,20 @@ def by_size(pairs: Sequence[Pair]) -> list[int]:
     return sorted(range(len(pairs)), key=lambda i: pairs[i].size)
 
 
-def fill_batch(pairs: Iterable[Pair], limit: int) -> list[int]:
+def fill_batch(pairs: Iterable[Pair], limit: int, tokens: int | None = None) -> list[int]:
     """Positions of the pairs to decode together: the first one, and each later one of its kind that still fits.
 
-    At most `limit` pairs, padded to at most `BATCH_TOKENS`; the first one is taken however long it is.
+    At most `limit` pairs, padded to at most `tokens` (`None`: `BATCH_TOKENS`); the first one is taken however long it
+    is.
     """
+    most = BATCH_TOKENS if tokens is None else tokens
     taken: list[int] = []
     kind, prompt, pooled = None, 0, 0
     for i, pair in enumerate(pairs):
         longest = max(prompt, pair.size.prompt), max(pooled, pair.size.pooled)
         if not taken:
             kind = pair.size.kind
-        elif pair.size.kind != kind or (len(taken) + 1) * sum(longest) > BATCH_TOKENS:  # N · (T + P), with padding
+        elif pair.size.kind != kind or (len(taken) + 1) * sum(longest) > most:  # N · (T + P), with padding
             continue
         taken.append(i)
         prompt, pooled = longest
@@ -103,12 +117,16 @@ def compute_in_batches(
     passages: Sequence[Tensor | PrefixKV],
     limit: int,
     compute: Callable[[list[Pair]], Sequence[_T]],
+    tokens: int | None = None,
 ) -> list[_T]:
-    """What `compute` makes of each (prompt, passage) pair, in the order given; it gets at most `limit` at a time."""
+    """What `compute` makes of each (prompt, passage) pair, in the order given.
+
+    It gets at most `limit` at a time, and at most `tokens` as `fill_batch` counts them.
+    """
     distinct = DistinctPairs.of(prompts, passages)
     left, results = by_size(distinct.pairs), dict[int, _T]()
     while left:
-        batch = [left[i] for i in fill_batch((distinct.pairs[place] for place in left), limit)]
+        batch = [left[i] for i in fill_batch((distinct.pairs[place] for place in left), limit, tokens)]
         results.update(zip(batch, compute([distinct.pairs[place] for place in batch]), strict=True))
         left = [place for place in left if place not in results]
     return distinct.spread(results)

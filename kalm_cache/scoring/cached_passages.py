@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.model.prompts import PromptTokens
-from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix, PrefixCache, PrefixKey
 from kalm_cache.scoring.query_side import QuerySide
@@ -86,8 +85,8 @@ class CachedPassages:
         """Run what is to be prefilled under the prefix, and put it into the prefix cache."""
         ready = dict(lookup.hits)
         if self.prefix_cache is not None and lookup.to_prefill:
-            states = [passage.states for passage in lookup.to_prefill.values()]
-            prefilled = self.query_side.prefill(lookup.prefix, states, DECODE_BATCH, self.prefix_cache.dtype)
+            side, states = self.query_side, [passage.states for passage in lookup.to_prefill.values()]
+            prefilled = side.prefill(lookup.prefix, states, side.batch_pairs, self.prefix_cache.dtype)
             for (doc_id, passage), prefix_kv in zip(lookup.to_prefill.items(), prefilled, strict=True):
                 ready[doc_id] = cached = CachedPrefix(passage.tokens, passage.truncated, prefix_kv)
                 self.prefix_cache.put(self._key(doc_id, lookup.chunk_size, lookup.prefix), cached)

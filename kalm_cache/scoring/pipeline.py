@@ -20,7 +20,6 @@ from kalm_cache.errors import DamagedRecordError
 from kalm_cache.first_stage import Candidates, z_scores
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
-from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
 from kalm_cache.scoring.query_side import QuerySide, score_of
 from kalm_cache.scoring.ranking import Answer, SearchResult, best_first, interpolate
@@ -170,7 +169,7 @@ class InlineDriver:
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]
     ) -> list[float]:
         """Decode, timed."""
-        return await self.read("decode", lambda: side.margins(prompts, passages, DECODE_BATCH))
+        return await self.read("decode", lambda: side.margins(prompts, passages, side.batch_pairs))
 
     def finished(self) -> dict[str, float]:
         """The timings, with `total` since the driver was made."""

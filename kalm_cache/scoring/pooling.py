@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kalm_cache.errors import UsageError
+from kalm_cache.model.layers.transfer import move_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,10 @@ def mean_pool(states: Tensor, tokens: Sequence[int], chunk_size: int, *, stored_
     # A weighted sum of runs of rows, unequal in length, in one call and without padding: bag i holds the rows from
     # starts[i] to the next start, and rows are looked up as if `states` were a table of embeddings.
     # float32: half-precision sums lose digits that the mean needs
-    rows, device = torch.arange(len(states)), states.device
-    sums = F.embedding_bag(
-        rows.to(device), states.float(), starts.to(device), mode="sum", per_sample_weights=weights.to(device)
-    )
+    rows, starts, weights, sizes = move_together([torch.arange(len(states)), starts, weights, sizes], states.device)
+    sums = F.embedding_bag(rows, states.float(), starts, mode="sum", per_sample_weights=weights)
     # (ΣP', D) / (ΣP', 1)
-    return list((sums / sizes.to(device).unsqueeze(1)).to(states.dtype).split(wanted.tolist()))
+    return list((sums / sizes.unsqueeze(1)).to(states.dtype).split(wanted.tolist()))
 
 
 def _ceil(tokens: Tensor, chunk_size: int) -> Tensor:

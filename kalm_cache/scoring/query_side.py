@@ -22,7 +22,13 @@ from kalm_cache.model.layers.int8 import int8_products
 from kalm_cache.model.precision import describe_device, dtype_name
 from kalm_cache.model.prompts import Prompt, PromptTokenizer, PromptTokens, Tokens, load_prompt_tokenizer
 from kalm_cache.model.runtime import load_decoder
-from kalm_cache.scoring.batching import DECODE_BATCH, Pair, compute_in_batches, distinct_prompts
+from kalm_cache.scoring.batching import (
+    Pair,
+    batch_pairs,
+    batch_tokens,
+    compute_in_batches,
+    distinct_prompts,
+)
 from kalm_cache.scoring.room import Room
 
 
@@ -47,6 +53,16 @@ class QuerySide:
         kernels = self.decoder.stack.kernels.name
         return f"{dtype_name(self.dtype)} on {describe_device(self.device)}, {kernels} kernels{products}"
 
+    @property
+    def batch_pairs(self) -> int:
+        """Pairs that the device decodes together."""
+        return batch_pairs(self.device)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Prompt tokens and pooled states that the device decodes together."""
+        return batch_tokens(self.device)
+
     def tokenize(self, prompt: Prompt) -> PromptTokens:
         """The whole prompt's tokens; `truncated` says whether the query was cut."""
         return self.tokenizer.prompt(prompt, self.query_max_length)
@@ -70,7 +86,7 @@ class QuerySide:
             DeviceMemoryError: the device has no memory for one pair alone.
             DeviceLostError: the device fails until the process ends.
         """
-        return compute_in_batches(prompts, passages, batch_size, self.decode)
+        return compute_in_batches(prompts, passages, batch_size, self.decode, self.batch_tokens)
 
     def decode(self, batch: Sequence[Pair]) -> list[float]:
         """The margins of one batch: pairs of one kind, decoded together where they fit. Raises as `margins`."""
@@ -111,25 +127,31 @@ class QuerySide:
 
         # one object, repeated: one prompt for all passages
         prompts = [Tokens(list(prefix), False)] * len(pooled)
-        return compute_in_batches(prompts, pooled, batch_size, lambda batch: self.room.compute(batch, _tokens_of, run))
+
+        def compute(batch: Sequence[Pair]) -> list[PrefixKV]:
+            return self.room.compute(batch, _tokens_of, run)
+
+        return compute_in_batches(prompts, pooled, batch_size, compute, self.batch_tokens)
 
     def warm_up(self) -> None:
         """Decode pairs of nothing once, of common sizes: what is made or read at the first use is, before a query."""
         prompts, states = self.warm_up_pairs()
         for count in (1, len(prompts)):
-            self.margins(prompts[:count], states[:count], DECODE_BATCH)
+            self.margins(prompts[:count], states[:count], self.batch_pairs)
 
     def warm_up_pairs(self) -> tuple[list[Tokens], list[Tensor]]:
         """A batch of pairs of nothing, of a common size: to warm up with, or to measure what a batch takes."""
         prompt = self.tokenize(Prompt(""))
         # clones: pairs of the very same two objects would be decoded once
         states = torch.zeros(64, self.decoder.stack.config.hidden_size)
-        return [prompt] * DECODE_BATCH, [states.clone() for _ in range(DECODE_BATCH)]
+        return [prompt] * self.batch_pairs, [states.clone() for _ in range(self.batch_pairs)]
 
     def _pack(self, states: Sequence[Tensor]) -> Tensor:
-        """(sum of P, D) in the decoder's dtype, on its device."""
-        stack = self.decoder.stack
-        return torch.cat([pooled.to(stack.device, stack.dtype) for pooled in states])  # (P, D) each -> (ΣP, D)
+        """(sum of P, D) in the decoder's dtype, where they are, or else on its device."""
+        stack, places = self.decoder.stack, {pooled.device for pooled in states}
+        # one tensor, wherever it lies: it goes to the device with all that the batch needs there
+        place = places.pop() if len(places) == 1 else stack.device
+        return torch.cat([pooled.to(place, stack.dtype) for pooled in states])  # (P, D) each -> (ΣP, D)
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ from torch import Tensor
 from kalm_cache.errors import DeviceLostError
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.scoring.batching import DECODE_BATCH, DistinctPairs, Pair, by_size, fill_batch
+from kalm_cache.scoring.batching import DistinctPairs, Pair, by_size, fill_batch
 from kalm_cache.scoring.query_side import QuerySide
 from query_service.engine.cost import WEIGHT_OF_THE_LATEST, CostModel
 
@@ -103,10 +103,13 @@ class Engine:
         cost: CostModel,
         on_batch: OnBatch | None = None,
         *,
-        batch_pairs: int = DECODE_BATCH,
+        batch_pairs: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Decode at most `batch_pairs` pairs together; `cost` learns from every batch; `clock` gives seconds."""
+        """Decode at most `batch_pairs` pairs together; `cost` learns from every batch; `clock` gives seconds.
+
+        `None`: as many as suit the device of the side that decodes.
+        """
         self.cost = cost
         self._on_batch, self._batch_pairs, self._clock = on_batch, batch_pairs, clock
         self._jobs: list[_Steps | _Decode] = []  # the most urgent one first
@@ -232,7 +235,8 @@ class Engine:
             return first
         jobs = [job for job in self._jobs if isinstance(job, _Decode) and job.side is first.side]
         entries = [_Entry(job, place) for job in jobs for place in job.left]
-        batch = [entries[i] for i in fill_batch((entry.pair for entry in entries), self._batch_pairs)]
+        limit = self._batch_pairs or first.side.batch_pairs
+        batch = [entries[i] for i in fill_batch((entry.pair for entry in entries), limit, first.side.batch_tokens)]
         for entry in batch:
             entry.job.left.remove(entry.place)
         self._jobs = [job for job in self._jobs if isinstance(job, _Steps) or job.left]

@@ -21,7 +21,6 @@ from torch import Tensor
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Tokens
-from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
 from kalm_cache.scoring.query_side import QuerySide
 from query_service.answering.notes import AnswerNotes
@@ -106,7 +105,7 @@ class RequestContext(AnswerNotes):
         self.counts.found(found, damaged=len(lookup.damaged), read_bytes=lookup.payload_bytes)
         parts = [
             replace(lookup, ids=list(some), hits={}, to_prefill=some)
-            for some in _in_parts(lookup.to_prefill, DECODE_BATCH)
+            for some in _in_parts(lookup.to_prefill, stored.query_side.batch_pairs)
         ]
         steps = [Step(partial(stored.prepare, part), len(part.ids) * len(part.prefix)) for part in parts]
         hits = dict(lookup.hits)

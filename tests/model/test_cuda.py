@@ -71,8 +71,8 @@ def test_margins_go_on_from_kept_prefixes(mini: Checkpoint, cached: torch.dtype)
     assert side.margins([prompt] * len(states), entries, 8) == pytest.approx(whole, abs=within)
 
 
-def test_everything_but_the_embeddings_lies_on_the_gpu(mini: Checkpoint):
+def test_everything_lies_on_the_gpu_the_embeddings_too(mini: Checkpoint):
     stack = query_side(mini, CUDA, torch.bfloat16).decoder.stack
     assert {tensor.device.type for tensor in stack.tensors()} == {"cuda"}
-    assert stack.embed.table.device.type == "cpu"
+    assert stack.embed.table.device.type == "cuda"
     assert stack.kernels.name == "triton"

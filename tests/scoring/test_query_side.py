@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -290,3 +291,9 @@ def test_scores_of_extreme_margins_neither_overflow_nor_leave_the_unit_interval(
     assert score_of(1e4) == 1.0
     assert score_of(-1e4) == 0.0
     assert 0.0 < score_of(-700.0) < score_of(-699.0) < score_of(30.0) < score_of(31.0) < 1.0
+
+
+def test_a_gpu_decodes_eight_times_as_much_together(side: QuerySide):
+    on_gpu = replace(side, device=torch.device("cuda"))
+    assert (side.batch_pairs, side.batch_tokens) == (32, 16_384)
+    assert (on_gpu.batch_pairs, on_gpu.batch_tokens) == (256, 131_072)

@@ -50,8 +50,14 @@ class Kernels(Protocol):
         Heads with a weight are normalised and, with `rope`, rotated.
         """
 
-    def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
-        """Write layer `index` of each sequence's cached keys and values to the first slots of `out` (2, N, K, S, E)."""
+    def locate(self, cached: Sequence[PrefixKV]) -> Sequence[Tensor]:
+        """What `load_kv` has to know on the device of a batch's entries, to be moved there once; on the CPU."""
+
+    def load_kv(self, cached: Sequence[PrefixKV], located: Sequence[Tensor], index: int, out: Tensor) -> None:
+        """Write layer `index` of each sequence's cached keys and values to the first slots of `out` (2, N, K, S, E).
+
+        `located`: what `locate` gave for `cached`, on the device.
+        """
 
     def visible(self, spans: Tensor, keys: int, group: int) -> Tensor:
         """What `attend` takes for spans (N, T, 4) int32: key slots [a, b) and [c, d) of S = `keys` are seen."""

@@ -126,7 +126,11 @@ class NativeKernels:
             *rotation,
         )
 
-    def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
+    def locate(self, cached: Sequence[PrefixKV]) -> Sequence[Tensor]:
+        """As `Kernels.locate`: nothing."""
+        return ()
+
+    def load_kv(self, cached: Sequence[PrefixKV], located: Sequence[Tensor], index: int, out: Tensor) -> None:
         """As `Kernels.load_kv`."""
         assert len({entry.states.dtype for entry in cached}) == 1
         entries = (_PrefixKV * len(cached))(*(_cached(entry, index) for entry in cached))

@@ -72,7 +72,11 @@ class TorchKernels:
             # two index tensors apart from each other: their (R,) comes first, (R, K, G, E) on both sides
             part.out[part.slot // slots, :, part.slot % slots] = heads.to(part.out.dtype)
 
-    def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
+    def locate(self, cached: Sequence[PrefixKV]) -> Sequence[Tensor]:
+        """As `Kernels.locate`: nothing."""
+        return ()
+
+    def load_kv(self, cached: Sequence[PrefixKV], located: Sequence[Tensor], index: int, out: Tensor) -> None:
         """As `Kernels.load_kv`."""
         for n, entry in enumerate(cached):
             states = entry.states[index]  # (2, K, L + P, E)

@@ -16,6 +16,7 @@ from kalm_cache.model.kernels.activations import Activation, Product, Quantized,
 from kalm_cache.model.layers.linear import Linear, ScratchBuffer
 
 MLP_BYTES = 16 << 20  # of one block's gates (rows, 2·I): bounds what a long batch needs
+GPU_SHARE = 64  # on a GPU a 64th of its memory: every block is three launches
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,19 @@ class Layer:
         rows = len(x.values if isinstance(x, Quantized) else x)
         out = self.down.empty(rows, x)  # (R, D)
         item_bytes = 4 if quantized else dtype.itemsize  # int8 products come in int32
-        for block in _blocks(rows, max(1, MLP_BYTES // (item_bytes * len(self.gate_up.weight)))):
+        most = mlp_bytes(self.gate_up.weight.device)
+        for block in _blocks(rows, max(1, most // (item_bytes * len(self.gate_up.weight)))):
             gate_up = scratch.product(self.gate_up, select_activation(x, block))  # (block, D) -> (block, 2·I)
             # (block, 2·I) -> (block, I) -> (block, D)
             self.down.fill(out, block.start, kernels.gated_gelu(gate_up, dtype, quantized=quantized))
         return out
+
+
+def mlp_bytes(device: torch.device) -> int:
+    """Bytes of one block's gates on a device."""
+    if device.type != "cuda":
+        return MLP_BYTES
+    return max(MLP_BYTES, torch.cuda.get_device_properties(device).total_memory // GPU_SHARE)
 
 
 def _blocks(rows: int, step: int) -> list[slice]:

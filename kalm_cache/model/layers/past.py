@@ -19,11 +19,20 @@ from kalm_cache.model.layers.stack import Stack
 
 
 class Past(Protocol):
-    """The slots before the new tokens: `prefix` prompt tokens, then `pooled` (N,) states, padded to `slots`."""
+    """The slots before the new tokens: `prefix` prompt tokens, then `pooled` (N,) states, padded to `slots`.
+
+    `inputs` are on the CPU, or anywhere; `start` takes them on the device, where whoever runs the batch moves them
+    together with what it needs itself.
+    """
 
     prefix: int
     pooled: Tensor
     slots: int
+    inputs: Sequence[Tensor]
+
+    def start(self, inputs: Sequence[Tensor]) -> None:
+        """Begin a run. inputs: as `inputs`, on the device."""
+        ...
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
         """Buffers of S = `slots` + new slots for one layer, the past written; valid until the next call."""
@@ -36,17 +45,24 @@ class PooledPast:
     prefix = 0
 
     def __init__(self, stack: Stack, pooled: Tensor, counts: Sequence[int], new_slots: int) -> None:
-        """pooled (sum of counts, D) in the stream's dtype, end to end; `new_slots` are left free after the past."""
+        """pooled (sum of counts, D) in the stream's dtype, end to end, on the device or a CPU.
+
+        `new_slots` are left free after the past.
+        """
         rows = pack_rows(counts).padded()  # a common number of rows: int8 and bfloat16 products compile for the shape
         self.pooled, self.slots = rows.lengths, _past_slots(rows.longest, new_slots)
         self._stack = stack
+        self.inputs = (pooled, rows.slots(self.slots + new_slots))  # (ΣP, D); (ΣP + padding,) of N·S
+        self._buffers = key_buffers(len(counts), self.slots + new_slots, stack.config, stack.dtype, stack.device)
+
+    def start(self, inputs: Sequence[Tensor]) -> None:
+        """Take the pooled states as every layer's product does."""
+        pooled, self._slot = inputs
         # padded rows repeat the last state, and are written to its slot again: the same numbers, so no harm
-        padding = len(rows.position) - len(pooled)
+        padding = len(self._slot) - len(pooled)
         pooled = torch.cat((pooled, pooled[-1:].expand(padding, -1)))  # (ΣP, D) -> (ΣP + padding, D)
         # states enter every layer as they are: they are quantised once
-        self._states = stack.kernels.quantize(pooled) if stack.quantized else pooled
-        self._slot = stack.move(rows.slots(self.slots + new_slots))  # (ΣP + padding,) of N·S
-        self._buffers = key_buffers(len(counts), self.slots + new_slots, stack.config, stack.dtype, stack.device)
+        self._states = self._stack.kernels.quantize(pooled) if self._stack.quantized else pooled
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
         """The same buffers every time."""
@@ -64,11 +80,17 @@ class PrefixPast:
         # one buffer for all pairs: the prefix is equally long, pooled states are not, and padding comes after them
         self.slots = _past_slots(self.prefix + int(self.pooled.max()), new_slots)
         self._cached, self._kernels = cached, stack.kernels
+        self.inputs = stack.kernels.locate(cached)
         self._buffers = key_buffers(len(cached), self.slots + new_slots, stack.config, stack.dtype, stack.device)
+
+    def start(self, inputs: Sequence[Tensor]) -> None:
+        """Keep where the entries lie."""
+        self._located = inputs
 
     def buffers(self, index: int, layer: Layer) -> KeyBuffers:
         """The same buffers every time."""
-        self._kernels.load_kv(self._cached, index, self._buffers.both.squeeze(-2))  # (2, N, K, S, 1, E) -> without 1
+        both = self._buffers.both.squeeze(-2)  # (2, N, K, S, 1, E) -> (2, N, K, S, E)
+        self._kernels.load_kv(self._cached, self._located, index, both)
         return self._buffers
 
 

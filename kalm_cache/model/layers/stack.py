@@ -11,9 +11,10 @@ from torch import Tensor
 from kalm_cache.model.config import StackConfig
 from kalm_cache.model.kernels import Kernels
 from kalm_cache.model.kernels.activations import Activation
-from kalm_cache.model.layers.embedding import TokenEmbedding
+from kalm_cache.model.layers.embedding import Embedding
 from kalm_cache.model.layers.layer import Layer
 from kalm_cache.model.layers.linear import ScratchBuffer
+from kalm_cache.model.layers.transfer import move_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Stack:
     """
 
     config: StackConfig
-    embed: TokenEmbedding
+    embed: Embedding
     layers: tuple[Layer, ...]
     norm: Tensor
     kernels: Kernels
@@ -52,11 +53,12 @@ class Stack:
         )
 
     def tensors(self) -> Iterator[Tensor]:
-        """What it keeps in memory; the embedding table, mapped from disk, is not among it."""
+        """What it keeps in memory; an embedding table that is mapped from disk is not among it."""
         yield self.norm
+        yield from self.embed.tensors()
         for layer in self.layers:
             yield from layer.tensors()
 
-    def move(self, x: Tensor) -> Tensor:
-        """To the device."""
-        return x.to(self.device, non_blocking=True)
+    def move(self, *tensors: Tensor) -> list[Tensor]:
+        """To the device, in one copy."""
+        return move_together(tensors, self.device)

@@ -82,7 +82,7 @@ def compile_all(dtype: torch.dtype) -> dict[str, dict[str, int]]:
     )
     for cached in {dtype, torch.int8}:
         entry = make_prefix_kv((1,), 3, torch.ones(2, 2, K, 4, E), cached)
-        kernels.load_kv([entry] * SEQUENCES, 1, both.squeeze(-2))
+        kernels.load_kv([entry] * SEQUENCES, kernels.locate([entry] * SEQUENCES), 1, both.squeeze(-2))
     spans = torch.zeros(SEQUENCES, TOKENS, 4, dtype=torch.int32)
     keys, values = both.squeeze(-2)
     for tokens in (TOKENS, 1):  # of an answer, one

@@ -220,7 +220,8 @@ def test_what_was_kept_is_recalled_to_the_first_places(kernels: Kernels):
     first = torch.arange(16.0).reshape(2, 2, 1, 2, 2)
     second = torch.full((2, 2, 1, 1, 2), -3.0)
     out = torch.full((2, 2, 1, 3, 2), 99.0)
-    kernels.load_kv([PrefixKV((1,), 1, first), PrefixKV((1,), 0, second)], 1, out)
+    cached = [PrefixKV((1,), 1, first), PrefixKV((1,), 0, second)]
+    kernels.load_kv(cached, kernels.locate(cached), 1, out)
     assert out[:, 0, 0].tolist() == [
         [[8.0, 9.0], [10.0, 11.0], [99.0, 99.0]],
         [[12.0, 13.0], [14.0, 15.0], [99.0, 99.0]],
@@ -233,7 +234,8 @@ def test_what_was_kept_in_int8_is_multiplied_by_the_scale_of_its_vector(kernels:
     states = torch.tensor([[[[[1, 2], [3, 4]]], [[[5, 6], [-127, 0]]]]], dtype=torch.int8)  # (1, 2, 1, 2, 2)
     scale = torch.tensor([[[[0.5, 2.0]], [[1.0, 0.25]]]])  # (1, 2, 1, 2)
     out = torch.zeros(2, 1, 1, 2, 2, dtype=dtype)
-    kernels.load_kv([PrefixKV((1,), 1, states, scale)], 0, out)
+    cached = [PrefixKV((1,), 1, states, scale)]
+    kernels.load_kv(cached, kernels.locate(cached), 0, out)
     assert out.tolist() == [[[[[0.5, 1.0], [6.0, 8.0]]]], [[[[5.0, 6.0], [-31.75, 0.0]]]]]
 
 

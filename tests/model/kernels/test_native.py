@@ -115,8 +115,8 @@ def test_loading_cached_keys_and_values_equals_torchs(
     ]
     ours, theirs = (torch.full((2, 3, kv_heads, 9, width), 7.0, dtype=stream) for _ in range(2))
     for index in range(3):
-        native.load_kv(cached, index, ours)
-        SLOW.load_kv(cached, index, theirs)
+        native.load_kv(cached, (), index, ours)
+        SLOW.load_kv(cached, (), index, theirs)
         assert torch.equal(ours, theirs)
 
 

@@ -112,8 +112,8 @@ def test_loading_cached_keys_and_values_equals_torchs(triton: Kernels, dtype: to
     draw = draws("float32")
     cached = [make_prefix_kv((1, 2), pooled, draw.states(3, 2, 2, 2 + pooled, 6), dtype) for pooled in (1, 40, 3)]
     ours, theirs = (torch.full((2, 3, 2, 44, 6), 7.0) for _ in range(2))
-    triton.load_kv(cached, 2, ours)
-    SLOW.load_kv(cached, 2, theirs)
+    triton.load_kv(cached, triton.locate(cached), 2, ours)
+    SLOW.load_kv(cached, (), 2, theirs)
     assert torch.equal(ours, theirs)
 
 

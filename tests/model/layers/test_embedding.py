@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from kalm_cache.model.layers.embedding import TokenEmbedding
@@ -28,3 +29,14 @@ def test_every_call_gives_rows_of_its_own():
     embedding = TokenEmbedding(torch.ones(3, 4), None, eoi_token_index=5, dtype=torch.float32)
     embedding(torch.tensor([0, 1])).zero_()
     assert embedding(torch.tensor([0, 1])).tolist() == [[2.0] * 4] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_table_on_a_device_has_the_very_rows_that_a_mapped_one_gives(dtype: torch.dtype):
+    draw = torch.Generator().manual_seed(0)
+    table, eoi = torch.randn(5, 640, generator=draw), torch.randn(640, generator=draw)
+    mapped = TokenEmbedding(table.to(torch.bfloat16), eoi, eoi_token_index=3, dtype=dtype)
+    ids = torch.tensor([0, 3, 4, 3, 1, 2])
+    on_device = mapped.on(torch.device("cpu"))
+    assert torch.equal(on_device(ids), mapped(ids))
+    assert [tensor.shape for tensor in on_device.tensors()] == [(5, 640)]

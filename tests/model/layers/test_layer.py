@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from kalm_cache.model.checkpoint import Checkpoint
-from kalm_cache.model.layers.layer import _blocks
+from kalm_cache.model.layers.layer import _blocks, mlp_bytes
 from kalm_cache.model.runtime import load_decoder
 from tests.checkpoints import MINI
 
@@ -41,3 +43,10 @@ def test_the_attentions_scale_is_in_the_norm_of_the_queries(mini: Checkpoint):
 )
 def test_rows_go_in_blocks_and_a_small_rest_with_the_last(rows: int, bounds: list[tuple[int, int]]):
     assert [(block.start, block.stop) for block in _blocks(rows, 8)] == bounds
+
+
+def test_a_block_of_gates_takes_a_64th_of_a_gpus_memory(monkeypatch: pytest.MonkeyPatch):
+    memory = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert mlp_bytes(torch.device("cuda")) == 1280 << 20
+    assert mlp_bytes(torch.device("cpu")) == 16 << 20

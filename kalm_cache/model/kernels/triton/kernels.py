@@ -106,19 +106,20 @@ class TritonKernels(TorchKernels):
             num_warps=1,
         )  # fmt: skip
 
-    def load_kv(self, cached: Sequence[PrefixKV], index: int, out: Tensor) -> None:
+    def locate(self, cached: Sequence[PrefixKV]) -> Sequence[Tensor]:
+        """As `Kernels.locate`: the addresses of states and of scales, and L + P, of each entry; (N,) int64 each."""
+        scales = [0 if entry.scale is None else entry.scale.data_ptr() for entry in cached]
+        addresses, lengths = [entry.states.data_ptr() for entry in cached], [entry.states.shape[3] for entry in cached]
+        return [torch.tensor(numbers) for numbers in (addresses, scales, lengths)]
+
+    def load_kv(self, cached: Sequence[PrefixKV], located: Sequence[Tensor], index: int, out: Tensor) -> None:
         """As `Kernels.load_kv`."""
         assert len({entry.states.dtype for entry in cached}) == 1
         _, sequences, kv_heads, slots, width = out.shape  # (2, N, K, S, E)
-        scales = [0 if entry.scale is None else entry.scale.data_ptr() for entry in cached]
-        table = [[entry.states.data_ptr() for entry in cached], scales, [entry.states.shape[3] for entry in cached]]
-        addresses, scale_addresses, lengths = torch.tensor(table).to(out.device)  # (3, N) int64
         _launch(
             prefix.load_kv,
             sequences * 2 * kv_heads,
-            addresses,
-            scale_addresses,
-            lengths,
+            *located,
             index,
             out,
             sequences,
