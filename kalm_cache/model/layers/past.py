@@ -52,7 +52,8 @@ class PooledPast:
         rows = pack_rows(counts).padded()  # a common number of rows: int8 and bfloat16 products compile for the shape
         self.pooled, self.slots = rows.lengths, _past_slots(rows.longest, new_slots)
         self._stack = stack
-        self.inputs = (pooled, rows.slots(self.slots + new_slots))  # (ΣP, D); (ΣP + padding,) of N·S
+        # (ΣP, D); (ΣP + padding,) of N·S
+        self.inputs: Sequence[Tensor] = (pooled, rows.slots(self.slots + new_slots))
         self._buffers = key_buffers(len(counts), self.slots + new_slots, stack.config, stack.dtype, stack.device)
 
     def start(self, inputs: Sequence[Tensor]) -> None:
