@@ -2,8 +2,8 @@
 FROM python:3.11-slim
 
 # The decoder's kernels are compiled at the first start, for the processor that runs them (else plain torch is used).
-# tini is process 1: it passes signals on from the first moment, and buries what others leave behind.
-RUN apt-get update && apt-get install -y --no-install-recommends g++ tini && rm -rf /var/lib/apt/lists/*
+# tini is process 1: it passes signals on from the first moment, and buries what others leave behind. KubeRay probes with wget.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ tini wget && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 kalm && mkdir /index /corpus /models /text-cache && chown kalm /index /models /text-cache
 WORKDIR /app
 COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
@@ -12,7 +12,9 @@ COPY indexer indexer
 COPY query_service query_service
 # For a machine without a GPU, give PyTorch's CPU index: --build-arg TORCH_INDEX=URL; else pip fetches CUDA libraries.
 ARG TORCH_INDEX=
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt ".[cloud,otel,parquet]"
+# For Ray: --build-arg EXTRAS=cloud,otel,parquet,ray
+ARG EXTRAS=cloud,otel,parquet
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt ".[$EXTRAS]"
 COPY configs configs
 
 USER kalm
