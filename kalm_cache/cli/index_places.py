@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from kalm_cache.settings import Settings
 
 
-def remote_copy(index: str, settings: Settings | None = None) -> RemoteCopy | None:
+def remote_copy(
+    index: str, settings: Settings | None = None, shards: tuple[int, ...] | None = None
+) -> RemoteCopy | None:
     """As `kalm_cache.index.remote.remote_copy`, imported where there is a URL."""
     from kalm_cache.object_store.location import is_remote
 
@@ -20,7 +22,7 @@ def remote_copy(index: str, settings: Settings | None = None) -> RemoteCopy | No
         return None
     from kalm_cache.index.remote import remote_copy as copy_of
 
-    return copy_of(index, settings)
+    return copy_of(index, settings, shards)
 
 
 @contextmanager

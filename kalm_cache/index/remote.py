@@ -10,8 +10,10 @@ from kalm_cache.object_store.location import is_remote, parse_location
 from kalm_cache.settings import Settings, load_settings
 
 
-def remote_copy(index: str, settings: Settings | None = None) -> RemoteCopy | None:
-    """The local copies of a remote index; `None` for a folder.
+def remote_copy(
+    index: str, settings: Settings | None = None, shards: tuple[int, ...] | None = None
+) -> RemoteCopy | None:
+    """The local copies of a remote index, of which readers want all shards or some; `None` for a folder.
 
     Raises:
         UsageError: the URL cannot be one of an index.
@@ -21,7 +23,7 @@ def remote_copy(index: str, settings: Settings | None = None) -> RemoteCopy | No
         return None
     settings = settings or load_settings()
     home = Path(settings.cache_folder).expanduser() if settings.cache_folder else _default_folder()
-    return RemoteCopy(parse_location(index), CopyCache(home, int(settings.cache_gib * 2**30)))
+    return RemoteCopy(parse_location(index), CopyCache(home, int(settings.cache_gib * 2**30)), shards=shards)
 
 
 def _default_folder() -> Path:

@@ -60,7 +60,7 @@ def serve(
 
     with exit_codes():
         settings = opt.settings_from(config, service, model)
-        remote = None if index is None else remote_copy(index, settings)
+        remote = None if index is None else remote_copy(index, settings, settings.served_shards)
         if remote is None:
             run_server(None if index is None else Path(index), settings)
             return

@@ -3,6 +3,7 @@
 CACHE/remote/KEY/LOCK      held (flock) by the one process here that changes the index
 CACHE/remote/KEY/READING   held (flock) by the one process here that pulls for readers
 CACHE/remote/KEY/reading/  an index folder: the live generation, and those that are being read
+CACHE/remote/KEY/reading-0-3/  the same for readers of the shards 0 and 3, with their files alone
 CACHE/remote/KEY/writing/  an index folder: all generations, earlier ones without their segments; unfinished builds
 
 Files of both are linked, not copied. What was built and could not be pushed stays, and is pushed by the next change.
@@ -47,8 +48,20 @@ class CopyCache:
 class RemoteCopy:
     """The local copies of one remote index."""
 
-    def __init__(self, location: Location, cache: CopyCache, store: ObjectStore | None = None) -> None:
-        """`store`: that of the location, if it is open already.
+    def __init__(
+        self,
+        location: Location,
+        cache: CopyCache,
+        store: ObjectStore | None = None,
+        shards: tuple[int, ...] | None = None,
+    ) -> None:
+        """The copies, of which nothing is pulled yet.
+
+        Args:
+            location: where the index is.
+            cache: where copies lie.
+            store: that of the location, if it is open already.
+            shards: those of the base that readers want; `None` = all.
 
         Raises:
             StoreError: the cache is on a network file system, where LMDB files cannot be opened.
@@ -56,13 +69,14 @@ class RemoteCopy:
         kind = file_system_of(cache.folder)
         if is_network(kind):
             raise StoreError(f"cache_folder {cache.folder}: is on a network file system ({kind}); use a local disk")
-        self.location, self.cache, self._store = location, cache, store
+        self.location, self.cache, self.shards, self._store = location, cache, shards, store
         self.home = cache.folder / "remote" / location.key
-        self.reading, self.writing = self.home / "reading", self.home / "writing"
+        self.reading = self.home / "-".join(["reading", *map(str, shards or ())])
+        self.writing = self.home / "writing"
 
     def __reduce__(self) -> tuple[object, ...]:
         """In another process, the store is opened again."""
-        return RemoteCopy, (self.location, self.cache)
+        return RemoteCopy, (self.location, self.cache, None, self.shards)
 
     def open_store(self, *, create: bool = False) -> ObjectStore:
         """The store of the location, opened once. Errors and `create` as in `open_backend`."""
@@ -74,11 +88,12 @@ class RemoteCopy:
         """Bring the folder `reading` to the live generation; `None` where it was there. Errors as in `pull`."""
         store = self.open_store()
         root, _ = require_root(store)
-        if is_current(self.reading, root):
+        if is_current(self.reading, root, self.shards):
             return None
         self.home.mkdir(parents=True, exist_ok=True)
         with waiting_lock(self.home / "READING"):  # others may have pulled it meanwhile
-            return pull(store, self.reading, at_hand=[self.writing], exact=True, make_room=self._make_room)
+            at_hand = [self.writing, *self.home.glob("reading*/")]
+            return pull(store, self.reading, at_hand=at_hand, exact=True, shards=self.shards, make_room=self._make_room)
 
     @contextmanager
     def changing(self, *, create: bool = False) -> Iterator[Path]:
@@ -148,11 +163,11 @@ def refresh_elsewhere(copy: RemoteCopy) -> None:
     """
     require_obstore()
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        process.submit(_refresh, copy.location, copy.cache).result()
+        process.submit(_refresh, copy.location, copy.cache, copy.shards).result()
 
 
-def _refresh(location: Location, cache: CopyCache) -> None:
-    RemoteCopy(location, cache).refresh()
+def _refresh(location: Location, cache: CopyCache, shards: tuple[int, ...] | None) -> None:
+    RemoteCopy(location, cache, shards=shards).refresh()
 
 
 def _drop_unused(home: Path) -> None:
@@ -163,7 +178,7 @@ def _drop_unused(home: Path) -> None:
         if (
             unfinished_builds(writing)
             or is_ahead(writing, base)
-            or any(_is_read(manifest) for manifest in home.glob(f"reading/generations/*/{MANIFEST}"))
+            or any(_is_read(manifest) for manifest in home.glob(f"reading*/generations/*/{MANIFEST}"))
         ):
             return
         logger.info("dropping the local copy %s to make room", home)

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.generations.current import current_name, write_current
-from kalm_cache.generations.generation import REMOVING, Generation, published_names, remove_unless_read
+from kalm_cache.generations.generation import (
+    REMOVING,
+    Generation,
+    open_generation,
+    published_names,
+    remove_unless_read,
+)
 from kalm_cache.generations.journal import JOURNAL
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt, Manifest, read_manifest
 from kalm_cache.generations.remote.lease import leased
@@ -29,7 +35,7 @@ Room = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class PullReport:
-    """What arrived: `moved_bytes` over the network, of `bytes` in all files of the live generation."""
+    """What arrived: `moved_bytes` over the network, of `bytes` in all files that are wanted of the live generation."""
 
     index: str
     url: str
@@ -54,6 +60,7 @@ def pull(
     at_hand: Sequence[Path] = (),
     every: bool = False,
     exact: bool = False,
+    shards: Collection[int] | None = None,
     make_room: Room = lambda count: None,
 ) -> PullReport:
     """Make the live generation of a remote index the live one of a folder. The caller is alone in changing it.
@@ -64,6 +71,7 @@ def pull(
         at_hand: other index folders whose files may be linked.
         every: the other generations, too, without their segments: their manifests and tombstones.
         exact: remove generations that the store does not have, unless somebody reads them.
+        shards: those of the base that are wanted; `None` = all.
         make_room: called with the bytes that are going to be fetched.
 
     Raises:
@@ -74,7 +82,7 @@ def pull(
     for _ in range(LOOKS):
         root, _found = require_root(store)
         try:
-            moved = _pull_root(store, root, folder, at_hand, every, make_room)
+            moved = _pull_root(store, root, folder, at_hand, every, shards, make_room)
         except FileNotFoundError:  # gc removed it: another generation is live
             logger.info("%s changed during the pull: once more", store)
             continue
@@ -84,15 +92,15 @@ def pull(
         raise StoreError(f"{store}: changed {LOOKS} times during the pull, or lacks files; run the same command again")
     if exact:
         _remove_others(folder, root.generations if every else {root.live})
-    manifest = read_manifest(folder / "generations" / root.live)
+    live = open_generation(folder / "generations" / root.live)
     return PullReport(
         index=str(folder),
         url=str(store),
         generation=root.live,
-        passages=manifest.counts.passages,
+        passages=live.manifest.counts.passages,
         moved_bytes=moved.bytes,
         moved_files=moved.files,
-        bytes=sum(receipt.bytes for receipt in manifest.files.values()),
+        bytes=sum(receipt.bytes for receipt in live.files(shards).values()),
         seconds=round(time.perf_counter() - started, 3),
     )
 
@@ -169,20 +177,26 @@ def is_ahead(folder: Path, base: Root | None) -> bool:
     return base is None or base.generations.get(name) != digest
 
 
-def is_current(folder: Path, root: Root) -> bool:
-    """Whether the folder's live generation is the root's, and complete."""
+def is_current(folder: Path, root: Root, shards: Collection[int] | None = None) -> bool:
+    """Whether the folder's live generation is the root's, and complete, as far as `shards` go."""
     try:
-        return current_name(folder) == root.live and _has(folder, root, root.live, whole=True)
+        return current_name(folder) == root.live and _has(folder, root, root.live, shards)
     except KalmCacheError:
         return False
 
 
 def _pull_root(
-    store: ObjectStore, root: Root, folder: Path, at_hand: Sequence[Path], every: bool, make_room: Room
+    store: ObjectStore,
+    root: Root,
+    folder: Path,
+    at_hand: Sequence[Path],
+    every: bool,
+    shards: Collection[int] | None,
+    make_room: Room,
 ) -> _Moved | None:
     """Bring the folder to a root; `None` where the root lost its live generation before the lease held."""
     wanted = sorted(root.generations) if every else [root.live]
-    missing = [name for name in wanted if not _has(folder, root, name, whole=name == root.live)]
+    missing = [name for name in wanted if not _has(folder, root, name, shards)]
     moved = _Moved()
     if missing:
         with leased(store, root.live, root.live_manifest) as lease:
@@ -196,21 +210,21 @@ def _pull_root(
 
             hands = _files_at_hand([folder, *at_hand])
             for name in missing:
-                moved.files += _fetch(store, root, name, folder, hands, make_room, on_part)
-    if not is_current(folder, root) or recorded_root(folder) != root:
+                moved.files += _fetch(store, root, name, folder, shards, hands, make_room, on_part)
+    if not is_current(folder, root, shards) or recorded_root(folder) != root:
         write_atomically(folder / JOURNAL, root.journal().to_json())
         write_current(folder, root.live)
         record_root(folder, root)
     return moved
 
 
-def _has(folder: Path, root: Root, name: str, *, whole: bool) -> bool:
-    """Whether the folder has a generation of the root; `whole`: with all its files, in their sizes."""
+def _has(folder: Path, root: Root, name: str, shards: Collection[int] | None) -> bool:
+    """Whether the folder has a generation of the root; the live one with all files that are wanted, in their sizes."""
     generation = folder / "generations" / name
     if not (generation / MANIFEST).is_file() or file_digest(generation / MANIFEST) != root.generations[name]:
         return False
-    return not whole or all(
-        _size(generation / path) == receipt.bytes for path, receipt in read_manifest(generation).files.items()
+    return name != root.live or all(
+        _size(generation / path) == receipt.bytes for path, receipt in open_generation(generation).files(shards).items()
     )
 
 
@@ -239,6 +253,7 @@ def _fetch(
     root: Root,
     name: str,
     folder: Path,
+    shards: Collection[int] | None,
     hands: dict[str, Path],
     make_room: Room,
     on_part: Callable[[int], None],
@@ -249,8 +264,8 @@ def _fetch(
     content, manifest = read_remote_manifest(store, root.generations[name])
     if manifest.generation != name:
         raise StoreError(f"{store}: the manifest of generation {name} is that of generation {manifest.generation}")
-    wanted = _wanted(manifest, whole=name == root.live)
     _begin(pulling, content)
+    wanted = _wanted(open_generation(pulling), shards, whole=name == root.live)
     missing: list[tuple[Path, FileReceipt]] = []
     for path, receipt in wanted.items():
         if (pulling / path).is_file():
@@ -268,8 +283,9 @@ def _fetch(
     return len(missing)
 
 
-def _wanted(manifest: Manifest, *, whole: bool) -> dict[str, FileReceipt]:
-    return {path: receipt for path, receipt in manifest.files.items() if whole or not path.startswith("shards/")}
+def _wanted(generation: Generation, shards: Collection[int] | None, *, whole: bool) -> dict[str, FileReceipt]:
+    files = generation.files(shards)
+    return {path: receipt for path, receipt in files.items() if whole or not path.startswith("shards/")}
 
 
 def _begin(pulling: Path, manifest: bytes) -> None:

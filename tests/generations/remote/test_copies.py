@@ -21,6 +21,8 @@ from kalm_cache.generations.remote.copies import CopyCache, RemoteCopy
 from kalm_cache.generations.remote.push import push
 from kalm_cache.generations.remote.root import require_root
 from tests.indexer.changes import texts_of, valid
+from tests.indexer.sharded import MANY, answers_of, shards_of
+from tests.indexes import build, settings_for
 from tests.object_store.places import Place, memory_place
 
 Copy = Callable[..., Path]
@@ -53,6 +55,40 @@ def test_readers_get_what_is_live_and_drop_what_nobody_reads(place: Place, copy:
     remote.refresh()
     assert published_names(remote.reading) == ["000003"]
     assert valid(remote.reading)
+
+
+def test_readers_of_some_shards_pull_these_alone(
+    place: Place, mini_folder: Path, embedder_folder: Path, tmp_path: Path
+) -> None:
+    settings, index = settings_for(mini_folder, embedder_folder), tmp_path / "index"
+    build(index, settings, MANY, shards=4)
+    push(place.store(), index)
+    cache = CopyCache(tmp_path / "cache", ROOMY)
+    some = RemoteCopy(place.location, cache, place.store(), shards=(1, 3))
+    assert moved_by(some) == len(files_of(index, 1, 3))
+    assert sorted(path.name for path in some.reading.glob("generations/*/shards/*")) == ["00001", "00003"]
+    assert some.refresh() is None
+    with PassageIndex.open(some.reading, device="cpu", shards=(1, 3)) as opened:
+        assert len(opened) == shards_of(index)[1] + shards_of(index)[3]
+    more = RemoteCopy(place.location, cache, place.store(), shards=(0, 1))
+    assert moved_by(more) == len(files_of(index, 0) - files_of(index, 1, 3))  # the files of shard 1 are at hand
+    whole = copy_of(place, tmp_path / "cache")
+    assert moved_by(whole) == len(files_of(index, 2) - files_of(index, 0, 1, 3))
+    assert answers_of(whole.reading) == answers_of(index)
+    assert sorted(path.name for path in some.reading.glob("generations/*/shards/*")) == ["00001", "00003"]
+
+
+def moved_by(remote: RemoteCopy) -> int:
+    """Files that a refresh fetches."""
+    report = remote.refresh()
+    return 0 if report is None else report.moved_files
+
+
+def files_of(index: Path, *shards: int) -> set[str]:
+    """Digests of the files that a reader of these shards needs; equal files are one."""
+    files = open_current(index).manifest.files
+    others = tuple(f"shards/{number:05d}/" for number in range(4) if number not in shards)
+    return {one.sha256 for name, one in files.items() if not name.startswith(others)}
 
 
 def test_readers_that_come_together_pull_once(place: Place, copy: Copy, tmp_path: Path) -> None:
