@@ -11,6 +11,7 @@ from kalm_cache.cli.output import EXIT_PARTIAL
 from kalm_cache.errors import IndexMismatchError, UsageError
 from kalm_cache.object_store.location import parse_location
 from kalm_cache.settings import ENV_PREFIX, Settings
+from query_service.middleware.keys import PUBLIC_PATHS
 from tests.configs.manifests import (
     FOLDER,
     OBJECTS,
@@ -20,7 +21,9 @@ from tests.configs.manifests import (
     Object,
     commands,
     container_of,
+    expanded,
     named,
+    parsed,
     templates_in,
 )
 
@@ -32,18 +35,15 @@ each_template = pytest.mark.parametrize("template", [one for _, one in TEMPLATES
 @pytest.mark.parametrize("manifest", OBJECTS, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
 def test_a_manifest_is_valid(manifest: Object) -> None:
     validator = pytest.importorskip("kubernetes_validate")
-    templates = templates_in(manifest)
-    if manifest["apiVersion"] == CUSTOM:
-        assert templates
-        pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": one["spec"]} for one in templates]
-        assert [validator.validate(pod, VERSION, strict=True) for pod in pods] == [VERSION] * len(templates)
-    else:
-        assert validator.validate(manifest, VERSION, strict=True) == VERSION
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": one["spec"]} for one in templates_in(manifest)]
+    checked = pods if manifest["apiVersion"] == CUSTOM else [manifest]
+    assert len(checked) >= 1
+    assert [validator.validate(one, VERSION, strict=True) for one in checked] == [VERSION] * len(checked)
 
 
 def test_a_wrong_manifest_is_seen() -> None:
     validator = pytest.importorskip("kubernetes_validate")
-    wrong = named("Job", "kalm-cache-plan")
+    wrong = named("Deployment", "kalm-cache-router")
     wrong["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     with pytest.raises(validator.ValidationError):
         validator.validate(wrong, VERSION, strict=True)
@@ -56,6 +56,8 @@ def test_every_command_is_one_that_the_command_line_takes() -> None:
         "kalm-cache-build: partition build",
         "kalm-cache-commit: partition commit",
         "kalm-cache-reindex: reindex",
+        "kalm-cache-router: router",
+        "kalm-cache-shards-a: serve",
         "kalm-cache-index: index",
     ]
     places = {str(params["index"]) for params in found.values() if "index" in params}
@@ -66,8 +68,9 @@ def test_every_command_is_one_that_the_command_line_takes() -> None:
 def test_shards_are_as_many_wherever_they_are_counted() -> None:
     planned = commands()["kalm-cache-plan: partition plan"]["shards"]
     assert commands()["kalm-cache-index: index"]["shards"] == planned
-    build = named("Job", "kalm-cache-build")["spec"]
-    assert (build["completionMode"], build["completions"]) == ("Indexed", planned)
+    build, services = named("Job", "kalm-cache-build")["spec"], named("StatefulSet", "kalm-cache-shards-a")["spec"]
+    assert (build["completions"], services["replicas"]) == (planned, planned)
+    assert build["completionMode"] == "Indexed"
 
 
 def test_settings_are_ones_that_exist_and_places_are_urls() -> None:
@@ -104,6 +107,43 @@ def test_what_a_pod_writes_lies_in_its_volumes(template: Object) -> None:
     if "cache" in {mount["name"] for mount in container_of(template)["volumeMounts"]}:
         written += [SETTINGS[name] for name in ("KALM_CACHE_CACHE_FOLDER", "HF_HOME", "HOME")]
     assert [path for path in written if not any(path == at or path.startswith(f"{at}/") for at in mounts)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("Deployment", "kalm-cache-router"), ("StatefulSet", "kalm-cache-shards-a")]
+)
+def test_probes_ports_and_time_to_drain_are_those_of_the_service(kind: str, name: str) -> None:
+    template = named(kind, name)["spec"]["template"]
+    container = container_of(template)
+    _, params = parsed([expanded(word) for word in container["args"]])
+    assert params["host"] == "0.0.0.0"
+    assert container["ports"] == [{"name": "http", "containerPort": params["port"]}]
+    probes = {probe: container[probe]["httpGet"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert {get["port"] for get in probes.values()} == {"http"}
+    assert {get["path"] for get in probes.values()} == {"/health", "/ready"} <= PUBLIC_PATHS
+    assert probes["readinessProbe"]["path"] == "/ready"
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert template["spec"]["terminationGracePeriodSeconds"] > pause + Settings.model_fields["drain_seconds"].default
+
+
+def test_the_router_looks_where_the_shards_are_and_they_let_it_in() -> None:
+    service, shards = named("Service", "kalm-cache-shards"), named("StatefulSet", "kalm-cache-shards-a")
+    (port,) = service["spec"]["ports"]
+    assert commands()["kalm-cache-router: router"]["discover"] == f"http://kalm-cache-shards:{port['port']}"
+    assert port["port"] == container_of(shards["spec"]["template"])["ports"][0]["containerPort"]  # DNS has no ports
+    assert service["spec"]["clusterIP"] == "None"
+    assert shards["spec"]["serviceName"] == service["metadata"]["name"]
+    (rule,) = named("NetworkPolicy", "kalm-cache-shards")["spec"]["ingress"]
+    allowed = rule["from"][0]["podSelector"]["matchLabels"]
+    assert allowed.items() <= named("Deployment", "kalm-cache-router")["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_what_selects_pods_selects_some() -> None:
+    labels = [template["metadata"]["labels"] for _, template in TEMPLATES if "metadata" in template]
+    selectors = [one["spec"].get("selector", one["spec"].get("podSelector", {})) for one in OBJECTS if "spec" in one]
+    wanted = [selector.get("matchLabels", selector) for selector in selectors if selector]
+    assert len(wanted) == 7
+    assert [one for one in wanted if not any(one.items() <= have.items() for have in labels)] == []
 
 
 def test_jobs_give_up_where_the_same_would_happen_again() -> None:

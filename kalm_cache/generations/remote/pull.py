@@ -100,7 +100,7 @@ def pull(
         passages=live.manifest.counts.passages,
         moved_bytes=moved.bytes,
         moved_files=moved.files,
-        bytes=sum(receipt.bytes for receipt in live.files(shards).values()),
+        bytes=sum(receipt.bytes for receipt in live.files(live.segments_of(shards)).values()),
         seconds=round(time.perf_counter() - started, 3),
     )
 
@@ -223,9 +223,10 @@ def _has(folder: Path, root: Root, name: str, shards: Collection[int] | None) ->
     generation = folder / "generations" / name
     if not (generation / MANIFEST).is_file() or file_digest(generation / MANIFEST) != root.generations[name]:
         return False
-    return name != root.live or all(
-        _size(generation / path) == receipt.bytes for path, receipt in open_generation(generation).files(shards).items()
-    )
+    if name != root.live:
+        return True
+    wanted = _wanted(open_generation(generation), shards, whole=True)
+    return all(_size(generation / path) == receipt.bytes for path, receipt in wanted.items())
 
 
 def _size(path: Path) -> int | None:
@@ -284,8 +285,7 @@ def _fetch(
 
 
 def _wanted(generation: Generation, shards: Collection[int] | None, *, whole: bool) -> dict[str, FileReceipt]:
-    files = generation.files(shards)
-    return {path: receipt for path, receipt in files.items() if whole or not path.startswith("shards/")}
+    return generation.files(generation.segments_of(shards) if whole else ())
 
 
 def _begin(pulling: Path, manifest: bytes) -> None:
