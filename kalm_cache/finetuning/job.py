@@ -21,6 +21,7 @@ from kalm_cache.finetuning.passages import Passages, open_passages
 from kalm_cache.finetuning.results.comparison import Comparison, compare_decoders
 from kalm_cache.finetuning.results.held_out import HeldOutQuery, Prompts, held_out_queries
 from kalm_cache.finetuning.results.merged import write_merged
+from kalm_cache.finetuning.results.plot import plot_log
 from kalm_cache.finetuning.training.lists import Steps
 from kalm_cache.finetuning.training.losses import NEED_SCORES
 from kalm_cache.finetuning.training.run_state import RunFolder
@@ -127,7 +128,7 @@ def finetune(
     Raises:
         UsageError: options that do not fit, too few queries, or `out` holds another run.
         CorpusError: the data cannot be read.
-        MissingExtraError: peft or scipy is not installed.
+        MissingExtraError: peft, scipy or matplotlib is not installed.
     """
     _require_extras(training)
     stored = source.index.generation.manifest.fingerprint.chunk_size
@@ -158,6 +159,7 @@ def finetune(
         str(out), len(split.train), len(split.watch), trainer.step, trainer.best_step, trainer.seconds, comparison
     )
     write_atomically(folder.folder / "report.json", json.dumps(report.to_json(), indent=2).encode())
+    plot_log(folder.log_lines(), folder.folder / "training.png")
     folder.forget_state()
     return report
 
@@ -287,8 +289,10 @@ def _require_apart(source: Source, out: Path) -> None:
 def _require_extras(training: TrainingOptions) -> None:
     """Raise `MissingExtraError` before anything is computed."""
     from kalm_cache.evaluation.measures.significance import load_scipy_stats
+    from kalm_cache.evaluation.reports.plots import load_figure
     from kalm_cache.finetuning.training.trained_decoder import require_peft
 
     load_scipy_stats()
+    load_figure()
     if training.lora is not None:
         require_peft()

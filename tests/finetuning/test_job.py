@@ -64,6 +64,7 @@ def test_a_run_writes_a_checkpoint_that_has_the_encoder_and_loads_here_and_in_tr
     assert json.loads((out / RUN / "report.json").read_text())["best_step"] == report.best_step > 0
     assert (out / "adapter" / "adapter_model.safetensors").is_file() == (lora is not None)
     assert not (out / RUN / "state.pt").exists()
+    assert (out / RUN / "training.png").read_bytes().startswith(b"\x89PNG")
     tuned = open_checkpoint(str(out))
     changed = {name for name in mini.files if not torch.equal(mini.tensor(name), tuned.tensor(name))}
     assert {name for name in changed if not name.startswith("model.decoder.")} == set()
