@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import IndexMismatchError
@@ -27,9 +29,9 @@ OF_AN_INDEX = (
 
 @dataclass(frozen=True, slots=True)
 class BuildModels:
-    """What a build computes with. `passage_side`: `None` where nothing may have to be encoded."""
+    """What a build computes with. `passage_sides`: alike, one a device; none where nothing may have to be encoded."""
 
-    passage_side: PassageSide | None
+    passage_sides: tuple[PassageSide, ...]
     embedder: Embedder
     codec: Codec
 
@@ -39,7 +41,7 @@ class Encoders:
     """The models of a job, loaded once, and the fingerprint of what they will write.
 
     `codec`: rounds by the checkpoint's sensitivity, where it has one. `decoder`: the checkpoint's, which answers over
-    what is encoded unless another one is set.
+    what is encoded unless another one is set. `on_other_devices`: further passage sides, one for each GPU more.
     """
 
     checkpoint: Checkpoint
@@ -48,11 +50,12 @@ class Encoders:
     codec: Codec
     fingerprint: Fingerprint
     decoder: ServingDecoder
+    on_other_devices: tuple[PassageSide, ...] = ()
 
     @property
     def build_models(self) -> BuildModels:
         """Those that a build computes with."""
-        return BuildModels(self.passage_side, self.embedder, self.codec)
+        return BuildModels((self.passage_side, *self.on_other_devices), self.embedder, self.codec)
 
 
 def load_encoders(settings: Settings) -> Encoders:
@@ -90,6 +93,26 @@ def load_encoders(settings: Settings) -> Encoders:
     )
     decoder = ServingDecoder.of(checkpoint, absolute_model_name(settings.model))
     return Encoders(checkpoint, passage_side, embedder, codec, fingerprint, decoder)
+
+
+def on_all_gpus(encoders: Encoders, settings: Settings) -> Encoders:
+    """The same models, with a passage side on every GPU, where the settings name no single one. Errors as above."""
+    first = encoders.passage_side
+    if first.device.type != "cuda" or settings.device not in ("auto", "cuda"):
+        return encoders
+    others = tuple(
+        load_passage_side(
+            encoders.checkpoint,
+            device=torch.device("cuda", number),
+            dtype=first.dtype,
+            max_length=first.max_length,
+            chunk_size=first.chunk_size,
+            tokenizer=first.tokenizer,
+        )
+        for number in range(torch.cuda.device_count())
+        if number != torch.cuda.current_device()
+    )
+    return replace(encoders, on_other_devices=others)
 
 
 def built_settings_overridden(manifest: Manifest, overrides: Settings) -> Settings:

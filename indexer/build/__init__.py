@@ -5,7 +5,8 @@ spec                what a build is made with, as one value: all that tells inde
 build               the driver: plan, compute and commit in a loop, then seal and publish
 plan                passages of the corpus -> batches: what is taken from where it is stored, what is encoded
 batching            items -> batches that fit a token budget
-compute             a batch -> its records and vectors. A function of values, that touches no file
+compute             a batch -> its records and vectors. Functions of values, that touch no file
+overlap             the three of them side by side, on threads joined by bounded queues
 commit              computed batches, in order -> ordinals, and both files of the unfinished build
 resume_log          what has been encoded so far: all that a resumed build knows
 accepted_passages   what the present pass over the corpus has met and accepted; a resumed build begins it anew

@@ -11,16 +11,16 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages, Origins
 from indexer.build.batching import batched
 from indexer.build.commit import Commit
-from indexer.build.compute import compute
 from indexer.build.counts import BuildCounts
-from indexer.build.first_stage import SCAN, FirstStageBuild
+from indexer.build.first_stage import FOLDER, SCAN, FirstStageBuild
+from indexer.build.overlap import computed_in_order
 from indexer.build.plan import BatchPlanner, Reject
 from indexer.build.resume_log import ORDINALS_FILE, RESUME_LOG_FILE, Reservations, ResumeLog
 from indexer.build.seal import seal
@@ -85,15 +85,36 @@ def build_segment(
         own = stack.enter_context(Reservations(folder / ORDINALS_FILE, _first_ordinal(spec, origins)))
         ordinals = spec.ordinals or own
         commit = Commit(spec, accepted, origins, counts, ordinals)
-        for batch in BatchPlanner(spec, accepted, origins, counts, ordinals).batches(lines, on_reject):
-            commit.write(compute(batch, spec.models))
-            on_progress(counts)
+        batches = BatchPlanner(spec, accepted, origins, counts, ordinals).batches(lines, on_reject)
+        with closing(computed_in_order(batches, spec.models, counts.stage_seconds)) as computed:
+            for batch in computed:
+                with _timed(counts, "commit"):
+                    commit.write(batch)
+                on_progress(counts)
         counts.deleted = _count_left_behind(accepted, origins)
         on_progress(counts)
-        stored = seal(folder, accepted, origins, store_text=spec.fingerprint.store_text, end=ordinals.next)
-        FirstStageBuild(folder, accepted, origins).build(spec, commit.postings)
+        with _timed(counts, "seal"):
+            stored = seal(folder, accepted, origins, store_text=spec.fingerprint.store_text, end=ordinals.next)
+        with _timed(counts, "first stage"):
+            FirstStageBuild(folder, accepted, origins).build(spec, commit.postings)
+    counts.stage_bytes.update(_bytes_of(folder))
     _drop_leftovers(folder)
     return BuiltSegment(folder, stored, ordinals.next, counts, started)
+
+
+@contextmanager
+def _timed(counts: BuildCounts, stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    counts.stage_seconds[stage] += time.perf_counter() - started
+
+
+def _bytes_of(folder: Path) -> dict[str, int]:
+    """What the stages that write have on disk."""
+    sizes = {path: path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()}
+    first_stage = sum(size for path, size in sizes.items() if FOLDER in path.parts)
+    commit = sum(sizes.get(folder / name, 0) for name in (RESUME_LOG_FILE, ORDINALS_FILE, ACCEPTED_FILE))
+    return {"commit": commit, "seal": sum(sizes.values()) - first_stage - commit, "first stage": first_stage}
 
 
 def _open_origins(spec: BuildSpec, folder: Path, earlier: Path | None, stack: ExitStack) -> Origins:

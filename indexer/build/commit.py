@@ -56,11 +56,15 @@ class Commit:
 
     def _count(self, computed: ComputedBatch) -> None:
         counts, batch, passages = self._counts, computed.batch, len(computed.batch.wanted)
+        counts.stage_bytes["plan"] += sum(len(wanted.passage.text.encode()) for wanted in batch.wanted)
+        counts.stage_bytes["encode"] += computed.state_bytes
+        vector_bytes = 0 if computed.vectors is None else computed.vectors.nbytes
+        counts.stage_bytes["finish"] += sum(len(record.payload) for record in computed.records) + vector_bytes
         match batch:
             case EncodeBatch():
                 counts.encoded += passages
                 counts.tokens += sum(len(tokens.ids) for tokens in batch.tokens)
-                counts.encoding_seconds += computed.seconds
+                counts.encoding_seconds += sum(computed.seconds.values())
             case RecodeBatch() if batch.recoding.changes_states:
                 counts.recoded += passages
             case ReuseBatch() if self._origins.is_resumed(batch.origin):

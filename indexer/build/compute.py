@@ -1,4 +1,6 @@
-"""Compute: a batch -> the records and vectors that it lacks. A function of values: it reads and writes no file.
+"""Compute: a batch -> the records and vectors that it lacks. Functions of values: they read and write no file.
+
+In two steps, so that another batch may be encoded meanwhile: `encode` on the device, `finish` on the processor.
 
 Shapes: n passages, P pooled states of a passage, D their width, E width of a first-stage vector.
 """
@@ -6,6 +8,7 @@ Shapes: n passages, P pooled states of a passage, D their width, E width of a fi
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +18,6 @@ from torch import Tensor
 
 from indexer.build.plan import Batch, EncodeBatch, RecodeBatch, ReuseBatch
 from indexer.models import BuildModels
-from kalm_cache.model.prompts import Tokens
 from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.storage.record import Record
 
@@ -27,17 +29,41 @@ class ComputedBatch:
     """A batch, ready to be committed.
 
     `records`: one a passage; none where they stay where they are. `vectors` (n, E) float32; `None` where these stay.
-    `seconds`: what computing took.
+    `state_bytes`: of what left the encoder. `seconds`: what "encode" and "finish" took.
     """
 
     batch: Batch
     records: list[Record]
     vectors: NDArray[np.float32] | None
-    seconds: float
+    state_bytes: int
+    seconds: dict[str, float]
 
 
 def compute(batch: Batch, models: BuildModels) -> ComputedBatch:
-    """Compute what a batch lacks; the same for the same batch, whenever and wherever it is called.
+    """Both steps, one after the other; raises as they do."""
+    started = time.perf_counter()
+    states = encode(batch, models.passage_sides[0]) if isinstance(batch, EncodeBatch) else []
+    return finish(batch, states, models, time.perf_counter() - started)
+
+
+def encode(batch: EncodeBatch, side: PassageSide) -> list[Tensor]:
+    """States (P, D) of each passage, on the device: the same for the same batch, whenever and wherever it is called.
+
+    They do not depend on what else is in the batch, to the last bit: where all passages are short, BLAS takes another
+    kernel in float32, which adds up in another order. So a longer one is put beside them, and left out again.
+
+    Raises as `PassageSide.encode`.
+    """
+    tokens = batch.tokens
+    in_float32 = side.dtype == torch.float32 and side.device.type == "cpu"
+    if not in_float32 or max(len(one.ids) for one in tokens) >= LEAST_TOKENS:
+        return side.encode(tokens)
+    longer = replace(tokens[0], ids=(tokens[0].ids * LEAST_TOKENS)[:LEAST_TOKENS])
+    return side.encode([*tokens, longer])[:-1]
+
+
+def finish(batch: Batch, states: Sequence[Tensor], models: BuildModels, encode_seconds: float) -> ComputedBatch:
+    """What the batch lacks, made of its states where it was encoded; the same for the same batch at any time and place.
 
     Raises:
         StoreError: records that are to be recoded do not decode.
@@ -47,42 +73,29 @@ def compute(batch: Batch, models: BuildModels) -> ComputedBatch:
     vectors: NDArray[np.float32] | None = None
     match batch:
         case EncodeBatch():
-            records, vectors = _encode(batch, models), _embed(batch, models)
+            records, vectors = _records(batch, states, models), _embed(batch, models)
         case RecodeBatch():
             records = batch.recoding.recode(batch.records)
             vectors = _embed(batch, models) if batch.vectors is None else batch.vectors
         case ReuseBatch(lacks_vectors=True):
             vectors = _embed(batch, models)
-    return ComputedBatch(batch, records, vectors, time.perf_counter() - started)
+    seconds = {"encode": encode_seconds, "finish": time.perf_counter() - started}
+    return ComputedBatch(batch, records, vectors, sum(one.nbytes for one in states), seconds)
 
 
-def _encode(batch: EncodeBatch, models: BuildModels) -> list[Record]:
-    side, codec = models.passage_side, models.codec
-    assert side is not None  # nothing is planned to be encoded without one
+def _records(batch: EncodeBatch, states: Sequence[Tensor], models: BuildModels) -> list[Record]:
+    codec = models.codec
     return [
         Record(
             codec=codec.number,
-            chunk_size=side.chunk_size,
-            width=states.shape[1],
+            chunk_size=models.passage_sides[0].chunk_size,
+            width=one.shape[1],
             tokens=len(tokens.ids),
             truncated=tokens.truncated,
-            payload=codec.encode(states.float().cpu().numpy()),  # (P, D) float32 -> bytes
+            payload=codec.encode(one.float().cpu().numpy()),  # (P, D) float32 -> bytes
         )
-        for tokens, states in zip(batch.tokens, _states(batch.tokens, side), strict=True)
+        for tokens, one in zip(batch.tokens, states, strict=True)
     ]
-
-
-def _states(tokens: list[Tokens], side: PassageSide) -> list[Tensor]:
-    """States (P, D) of each passage, which do not depend on what else is in the batch, to the last bit.
-
-    Where all passages are short, BLAS takes another kernel in float32, which adds up in another order: a longer one is
-    put beside them, and left out again.
-    """
-    in_float32 = side.dtype == torch.float32 and side.device.type == "cpu"
-    if not in_float32 or max(len(one.ids) for one in tokens) >= LEAST_TOKENS:
-        return side.encode(tokens)
-    longer = replace(tokens[0], ids=(tokens[0].ids * LEAST_TOKENS)[:LEAST_TOKENS])
-    return side.encode([*tokens, longer])[:-1]
 
 
 def _embed(batch: Batch, models: BuildModels) -> NDArray[np.float32]:

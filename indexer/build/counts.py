@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import reduce
+from typing import Any
+
+STAGES = ("plan", "encode", "finish", "commit", "seal", "first stage")
+
+
+def _stages() -> dict[str, Any]:
+    return dict.fromkeys(STAGES, 0)  # all keys from the beginning: others may look while a build counts
 
 
 @dataclass(slots=True)
@@ -13,6 +21,10 @@ class BuildCounts:
     Of what the corpus has: `encoded` now, `resumed` (an interrupted run had encoded it), `copied` or `recoded` from a
     sealed segment. `kept`: what the corpus does not have, and stays; it is in one of these, too. `deleted`: what an
     interrupted run had encoded and the corpus no longer has. `tokens` and `encoding_seconds` are of `encoded`.
+
+    `stage_seconds`: of "plan" (reading, looking up, tokenising), "encode", "finish" (off the device, codec, embedding),
+    "commit", "seal" and "first stage"; those before "seal" run side by side. `stage_bytes`: what each made: texts,
+    states, payloads and vectors, and the files' bytes on disk.
     """
 
     encoded: int = 0
@@ -24,14 +36,22 @@ class BuildCounts:
     rejected: int = 0
     tokens: int = 0
     encoding_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=_stages)
+    stage_bytes: dict[str, int] = field(default_factory=_stages)
 
     @staticmethod
     def total(parts: Iterable[BuildCounts]) -> BuildCounts:
         """The counts of several builds together."""
         values = [[getattr(part, field.name) for field in fields(BuildCounts)] for part in parts]
-        return BuildCounts(*map(sum, zip(*values, strict=True)))
+        return BuildCounts(*(reduce(_added, column) for column in zip(*values, strict=True)))
 
     @property
     def done(self) -> int:
         """Passages that need no more encoding."""
         return self.encoded + self.resumed + self.copied + self.recoded
+
+
+def _added(first: Any, second: Any) -> Any:
+    if isinstance(first, dict):
+        return {stage: first[stage] + second[stage] for stage in STAGES}
+    return first + second

@@ -43,7 +43,8 @@ SAMPLE, SEED = 64, 0  # passages that a dry run encodes, to learn bytes and seco
 class IndexReport:
     """What a finished job did. `encoded + resumed + copied` = `passages`; `tokens` counts the whole generation.
 
-    `unused_fields`: how many lines of the corpus have each field that is no part of a passage.
+    `unused_fields`: how many lines of the corpus have each field that is no part of a passage. `stage_seconds` and
+    `stage_bytes`: see `BuildCounts`.
     """
 
     index: str
@@ -60,6 +61,8 @@ class IndexReport:
     file_bytes: int
     seconds: float
     unused_fields: dict[str, int]
+    stage_seconds: dict[str, float]
+    stage_bytes: dict[str, int]
 
 
 def is_built(index: Path, encoders: Encoders) -> bool:
@@ -158,6 +161,8 @@ def report_of(
         file_bytes=sum(receipt.bytes for receipt in manifest.files.values()),
         seconds=round(seconds, 3),
         unused_fields=unused_fields,
+        stage_seconds={stage: round(value, 3) for stage, value in counts.stage_seconds.items() if value},
+        stage_bytes={stage: value for stage, value in counts.stage_bytes.items() if value},
     )
 
 

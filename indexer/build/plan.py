@@ -146,12 +146,12 @@ class BatchPlanner:
         yield from self._batches_to_encode(window.to_encode, has_texts=has_texts)
 
     def _batches_to_encode(self, wanted: list[PlannedPassage], *, has_texts: bool) -> Iterator[EncodeBatch]:
-        side = self._spec.models.passage_side
-        if side is None or not has_texts:
+        sides = self._spec.models.passage_sides
+        if not sides or not has_texts:
             for passage, *_ in wanted:
                 self._spec.on_lost(passage.doc_id)
             return
-        tokens = side.tokenize([passage.text for passage, *_ in wanted]) if wanted else []
+        tokens = sides[0].tokenize([passage.text for passage, *_ in wanted]) if wanted else []
         for batch in batch_by_tokens(
             zip(self._with_ordinals(wanted), tokens, strict=True),
             length=lambda pair: len(pair[1].ids),

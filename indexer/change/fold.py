@@ -134,7 +134,7 @@ def build_folded(
             operation="fold",
             template=replace(manifest, dense_index="auto"),
             parent=generation,
-            models=BuildModels(None, StoredEmbedder(generation), codec),  # nothing is encoded
+            models=BuildModels((), StoredEmbedder(generation), codec),  # nothing is encoded
             batch_tokens=1,
             sources=sources,
             keep_missing=True,

@@ -109,7 +109,7 @@ def compact(
             operation=operation,
             template=live.manifest,
             parent=live,
-            models=BuildModels(None, StoredEmbedder(live), codec),
+            models=BuildModels((), StoredEmbedder(live), codec),
             batch_tokens=1,
             sources=open_to_copy(live, codec, stack),
             keep_missing=True,

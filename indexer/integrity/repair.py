@@ -145,7 +145,7 @@ def _models(live: Generation, saved: _Saved, overrides: Settings) -> tuple[Build
     """What to compute with, and the tokens of a batch: the encoder is loaded only if something must be encoded."""
     if not saved.texts and all(segment.vectors is not None for segment in saved.segments):
         with suppress(KalmCacheError):  # the dense index may be damaged
-            models = BuildModels(None, StoredEmbedder(live), get_codec(live.manifest.fingerprint.codec))
+            models = BuildModels((), StoredEmbedder(live), get_codec(live.manifest.fingerprint.codec))
             return models, overrides.batch_tokens
     settings, encoders = load_encoders_of(live.manifest, overrides)
     return encoders.build_models, settings.batch_tokens

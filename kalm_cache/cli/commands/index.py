@@ -53,6 +53,7 @@ def _index(
     from indexer.build.index_job import load_encoders, run_index_job
     from indexer.corpus.rejects import ErrorsFile
     from indexer.distributed.jobs import index_in_partitions, place_of
+    from indexer.models import on_all_gpus
 
     lines = source.lines(settings.passage_template)
     with (
@@ -71,7 +72,7 @@ def _index(
         else:
             with index_to_change(index, settings, create=True) as folder:
                 report = run_index_job(
-                    *(lines, folder, settings, encoders),
+                    *(lines, folder, settings, on_all_gpus(encoders, settings)),
                     on_reject=rejects.add,
                     on_progress=on_progress,
                     shards=shards,
