@@ -153,5 +153,12 @@ def check_weight(value: Any, name: str) -> float:
     return float(value)
 
 
+def check_probability(value: Any, name: str) -> float | None:
+    """A number from 0 to 1, or `None`. Raises `UsageError`."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1):
+        raise UsageError(f"{name} is {_shown(value)}, expected a number from 0 to 1")
+    return None if value is None else float(value)
+
+
 def _shown(value: Any) -> str:
     return _SHORT.repr(value)

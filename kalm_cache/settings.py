@@ -82,10 +82,12 @@ class Settings(BaseModel):
     k: int = Field(100, ge=1, description="candidates that the first stage hands to the reranker")
     top_n: int = Field(10, ge=1, description="results returned")
     first_stage: Literal["dense", "bm25", "fused"] | None = Field(None, description="none: the best the index has")
-    first_stage_weight: float | None = Field(
+    first_stage_weight: Annotated[float, Field(ge=0.0)] | Literal["auto"] | None = Field(
         None,
-        ge=0.0,
-        description="of the first stage's z-score beside the margin; none: 1 for tiny, 0 for other models",
+        description="of the first stage's z-score beside the margin; auto: by calibrate; none: tiny 1, other models 0",
+    )
+    min_probability: float | None = Field(
+        None, ge=0.0, le=1.0, description="results below it are left out, which takes a calibration; none: all stay"
     )
     prefix_cache_gib: float = Field(0.0, ge=0.0, description="memory for passages under a prompt's prefix; 0: none")
     prefix_cache_dtype: Literal["float32", "bfloat16", "int8"] = Field("bfloat16", description="precision of these")
@@ -166,7 +168,7 @@ class Settings(BaseModel):
         """The numbers of `shards`, rising; `None` = all."""
         return tuple(sorted({int(number) for number in self.shards.split(",")})) if self.shards else None
 
-    def first_stage_weight_for(self, model: str) -> float:
+    def first_stage_weight_for(self, model: str) -> float | Literal["auto"]:
         """`first_stage_weight`, or the default of `model`, the name that the index's manifest holds."""
         default = FIRST_STAGE_WEIGHTS.get(model, 0.0)
         return default if self.first_stage_weight is None else self.first_stage_weight

@@ -177,6 +177,7 @@ def test_the_base_file_lists_every_setting_with_its_default():
     without_value = {
         "first_stage",
         "first_stage_weight",
+        "min_probability",
         "text_cache_ttl_seconds",
         "api_keys_file",
         "admin_keys_file",

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from indexer.models import BuildModels, Encoders, absolute_model_name
 from indexer.reuse.reusable_segments import ReusableSegments
+from kalm_cache.calibration import FittedCalibration
 from kalm_cache.errors import StoreError
 from kalm_cache.first_stage import CollectionStatistics
 from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
@@ -86,9 +87,11 @@ def new_manifest(
 ) -> Manifest:
     """The manifest of a base that these settings and models build, as far as it is known before.
 
-    A decoder that was set over the states of the `parent` stays, where these are the states of the same model.
+    A decoder that was set over the states of the `parent` stays, where these are the states of the same model; and so
+    does a calibration of the decoder.
     """
     model = absolute_model_name(settings.model)
+    decoder = _decoder_set(parent, model, encoders.fingerprint) or encoders.decoder
     return Manifest(
         generation="",
         created_at="",
@@ -106,8 +109,18 @@ def new_manifest(
         dense_index=settings.dense_index,
         passage_template=settings.passage_template,
         sharding=sharding,
-        decoder=_decoder_set(parent, model, encoders.fingerprint) or encoders.decoder,
+        decoder=decoder,
+        calibration=_calibration_of(parent, decoder, encoders.fingerprint),
     )
+
+
+def _calibration_of(
+    parent: Generation | None, decoder: ServingDecoder, fingerprint: Fingerprint
+) -> FittedCalibration | None:
+    fitted = None if parent is None else parent.manifest.calibration
+    if parent is None or fitted is None or parent.manifest.fingerprint.model != fingerprint.model:
+        return None
+    return fitted if fitted.decoder == decoder.digest else None
 
 
 def _decoder_set(parent: Generation | None, model: str, fingerprint: Fingerprint) -> ServingDecoder | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from indexer.change.fold import fold_small
 from indexer.change.retention import retire
+from kalm_cache.generations.build_folders import begin
 from kalm_cache.generations.generation import Generation
 from kalm_cache.generations.manifest import Counts, Manifest, SegmentReceipt
 from kalm_cache.generations.publish import name_for, now, publish, receipts
@@ -49,6 +51,13 @@ def publish_on_parent(
     live = publish(index, building, manifest)
     retire(index, live)
     return live
+
+
+def publish_changed(index: Path, operation: str, parent: Generation, **changes: Any) -> Generation:
+    """Publish all of the parent under a manifest with other values: nothing is written but that."""
+    changed = replace(parent, manifest=replace(parent.manifest, **changes))
+    counts = parent.manifest.counts
+    return publish_on_parent(index, begin(index, operation), operation, changed, parent.tombstones(), counts)
 
 
 def assemble(

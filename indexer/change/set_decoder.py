@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.change.publish_on_parent import publish_on_parent
+from indexer.change.publish_on_parent import publish_changed
 from indexer.models import absolute_model_name
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.generations.build_folders import begin, locked_live_generation
+from kalm_cache.generations.build_folders import locked_live_generation
 from kalm_cache.generations.fingerprint import ServingDecoder
 from kalm_cache.generations.generation import Generation, open_current, require_valid
 from kalm_cache.index.decoders import decoder_of, require_encoder, updated_generation
@@ -75,9 +75,8 @@ def set_decoder(index: Path, name: str, model: str | None = None) -> DecoderRepo
         before, decoder = decoder_of(live), ServingDecoder.of(checkpoint, absolute_model_name(name))
         if decoder == before:
             return _report(index, live, before)
-        parent = replace(live, manifest=replace(live.manifest, decoder=decoder))
-        tombstones, counts = live.tombstones(), live.manifest.counts
-        published = publish_on_parent(index, begin(index, "decoder"), "decoder", parent, tombstones, counts)
+        fitted = live.manifest.calibration if decoder.digest == before.digest else None  # it is of one decoder
+        published = publish_changed(index, "decoder", live, decoder=decoder, calibration=fitted)
     return _report(index, published, before)
 
 

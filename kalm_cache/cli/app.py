@@ -30,6 +30,7 @@ COMMANDS = {  # name -> module in commands/, and its function; a module alone ha
     "rollback": "upkeep.rollback",
     "fold": "upkeep.fold",
     "gc": "upkeep.gc",
+    "calibrate": "calibrate.calibrate",
     "push": "transfer.push",
     "pull": "transfer.pull",
     "warm": "warm.warm",

@@ -16,7 +16,8 @@ SNIPPET_CHARS = 200  # the terminal's width cuts it further
 def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table:
     """Rank before → after, score, id, snippet. `marked` ids are known to be relevant, and get a ✓."""
     table = Table(title=Text(answer.query, style="bold"), title_justify="left", box=None, pad_edge=False, expand=True)
-    for name in ("before", "", "after", "P(yes)", "margin"):
+    calibrated = any(result.probability is not None for result in answer.results)
+    for name in ("before", "", "after", "P(yes)", "margin", *(["probability"] if calibrated else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("id", overflow="fold")  # never cut
     table.add_column("passage", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -28,6 +29,7 @@ def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table
             str(result.rank),
             f"{result.score:.3f}",
             f"{result.margin:+.2f}",
+            *([f"{result.probability:.3f}"] if result.probability is not None else []),
             Text(result.doc_id + (" ✓" if result.doc_id in marked else "")),
             Text(_snippet(result.text)),
         )

@@ -57,11 +57,15 @@ class ServedAnswer(Answer):
 
 @dataclass(frozen=True, slots=True)
 class PairScore:
-    """One pair: `score` = P(yes), `margin` = yes_logit − no_logit, `label` = the caller's own tag, sent along."""
+    """One pair: `score` = P(yes), `margin` = yes_logit − no_logit, `label` = the caller's own tag, sent along.
+
+    `probability` that it is relevant, where the index is calibrated.
+    """
 
     score: float
     margin: float
     label: str | int | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,10 @@ def read_scores(body: Mapping[str, Any]) -> list[PairScore]:
     unused = (body.get("meta") or {}).get("unused_fields")
     if unused:
         logger.warning("fields that are no part of a passage were not used: %s", ", ".join(map(str, unused)))
-    return [PairScore(float(pair["score"]), float(pair["margin"]), _named(pair, "label")) for pair in body["results"]]
+    return [
+        PairScore(float(pair["score"]), float(pair["margin"]), _named(pair, "label"), pair.get("probability"))
+        for pair in body["results"]
+    ]
 
 
 def read_explanation(body: Mapping[str, Any]) -> Explanation:
@@ -151,6 +158,7 @@ def _search_result(result: Mapping[str, Any]) -> ServedResult:
         first_stage_rank=result.get("first_stage_rank"),
         first_stage_score=result.get("first_stage_score"),
         text=result.get("text"),
+        probability=result.get("probability"),
     )
 
 
@@ -166,6 +174,7 @@ def _rerank_result(rank: int, result: Mapping[str, Any], texts: Sequence[str | N
         first_stage_rank=None,
         first_stage_score=None,
         text=text,
+        probability=result.get("probability"),
         index=index,
         cache=result.get("cache"),
     )

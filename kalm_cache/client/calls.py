@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
 import httpx
 
@@ -54,7 +54,9 @@ class SearchOptions(TypedDict, total=False):
     k: candidates that are reranked; 100.
     top_n: results; 10, `None` = all.
     first_stage: `dense`, `bm25`, `fused`; `None` = the service's.
-    first_stage_weight: results are ordered by margin + this · the first stage's z-score; `None` = the service's.
+    first_stage_weight: results are ordered by margin + this · the first stage's z-score; `auto` = as the index is
+        calibrated, `None` = the service's.
+    min_probability: results with a lower `probability` are left out; takes a calibrated index.
     instruction: what the query asks for; `None` = the service's.
     chunk_size: pooling ratio of this answer; `None` = the service's.
     with_text: fill `text` of the results; true.
@@ -65,7 +67,8 @@ class SearchOptions(TypedDict, total=False):
     k: int
     top_n: int | None
     first_stage: Mode | None
-    first_stage_weight: float | None
+    first_stage_weight: float | Literal["auto"] | None
+    min_probability: float | None
     instruction: str | None
     chunk_size: int | None
     with_text: bool
@@ -77,7 +80,7 @@ class RerankOptions(TypedDict, total=False):
     """Options of `rerank`: those of `PassageIndex.rerank`, and what a service adds.
 
     top_n: results; `None` = all, the default.
-    instruction, chunk_size, with_text, timeout_ms: as for a search.
+    instruction, chunk_size, min_probability, with_text, timeout_ms: as for a search.
     on_missing: what becomes of what the index does not hold: `error`, `skip`, or `encode` (where there is a text, and
         the service has the encoder); `None` = error for ids, encode for documents.
     truncate: false makes too long a text an error; true cuts it, and the answer says so.
@@ -87,6 +90,7 @@ class RerankOptions(TypedDict, total=False):
     top_n: int | None
     instruction: str | None
     chunk_size: int | None
+    min_probability: float | None
     with_text: bool
     on_missing: OnMissing | None
     truncate: bool
@@ -165,7 +169,8 @@ def search(query: str, options: SearchOptions) -> Call[ServedAnswer]:
         k=check_count(options.get("k", 100), "k"),
         top_n=top_n or 0,  # a service takes null as its own default, and 0 as all
         return_documents=options.get("with_text", True),
-        **_same(options, "first_stage", "first_stage_weight", "instruction", "chunk_size", "budget_ms", "timeout_ms"),
+        **_same(options, "first_stage", "first_stage_weight", "min_probability", "instruction", "chunk_size"),
+        **_same(options, "budget_ms", "timeout_ms"),
     )
     return Call("/search", body, read_search)
 
@@ -189,7 +194,9 @@ def rerank(
         top_n=check_limit(options.get("top_n"), "top_n"),
         return_margin=True,
         return_documents=with_text and (texts is None or None in texts),  # what fields make, the service says
-        **_same(options, "instruction", "chunk_size", "on_missing", "truncate", "cache", "timeout_ms"),
+        **_same(
+            options, "instruction", "chunk_size", "min_probability", "on_missing", "truncate", "cache", "timeout_ms"
+        ),
     )
     return Call("/rerank", body, lambda answer: read_rerank(answer, query, texts if with_text else None))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from kalm_cache.calibration import FittedCalibration
 from kalm_cache.errors import DamagedRecordError, IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.foreign_files import (
     STRICT,
@@ -131,7 +132,8 @@ class Manifest:
     `next_ordinal` or a higher one. `passages_per_second` was measured when all of it was encoded last, if it ever was.
     `passage_template` made the passages of records; it is no part of the fingerprint, as another one makes other texts.
     `sharding`: of its base, `None` where that is one segment. `decoder` answers over it; `None`: that of `model`, as in
-    earlier versions, where one digest vouches for both.
+    earlier versions, where one digest vouches for both. `calibration`: of that decoder over this index, if there is
+    one.
     """
 
     generation: GenerationName
@@ -154,6 +156,7 @@ class Manifest:
     passage_template: str = DEFAULT_TEMPLATE
     sharding: Sharding | None = None
     decoder: ServingDecoder | None = None
+    calibration: FittedCalibration | None = None
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = STRICT
 
@@ -185,7 +188,7 @@ class Manifest:
         fields = asdict(self)
         if self.passage_template == DEFAULT_TEMPLATE:
             del fields["passage_template"]
-        for name in ("sharding", "decoder"):
+        for name in ("sharding", "decoder", "calibration"):
             if fields[name] is None:
                 del fields[name]
         if self.fingerprint.sensitivity is None:

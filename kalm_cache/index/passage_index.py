@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 
-from kalm_cache.arguments import check_count, check_doc_ids, check_limit, check_text, check_weight
+from kalm_cache.arguments import check_count, check_doc_ids, check_limit, check_probability, check_text, check_weight
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.first_stage import Candidates, Mode, fuse
@@ -21,7 +22,7 @@ from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.cached_passages import CachedPassages
-from kalm_cache.scoring.pipeline import FindTexts, InlineDriver, RankingRules, Shortlist, rerank, run_inline
+from kalm_cache.scoring.pipeline import InlineDriver, RankingRules, Shortlist, rerank, run_inline
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.ranking import Answer, SearchResult
 from kalm_cache.scoring.state_reader import StateReader
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 class PassageIndex:
     """One generation with the decoder that answers over it. Use as a context manager, or `close()` it.
 
-    `decoder`: which one that is. `stored` reads its passages, step by step; `damaged_reads` counts passages and texts
-    that answers had to do without.
+    `decoder`: which one that is; `calibration`: its own over this index, if there is one. `stored` reads its passages,
+    step by step; `damaged_reads` counts passages and texts that answers had to do without.
     """
 
     def __init__(self, parts: IndexParts) -> None:
@@ -43,6 +44,8 @@ class PassageIndex:
         self._parts = parts
         self.generation, self.store, self.first_stage = parts.generation, parts.store, parts.first_stage
         self.decoder, self.query_side, self.embedder = parts.decoder, parts.query_side, parts.embedder
+        fitted = parts.generation.manifest.calibration
+        self.calibration = fitted if fitted is not None and fitted.decoder == parts.decoder.digest else None
         self.chunk_size, self.prefix_cache = parts.chunk_size, parts.prefix_cache
         self.damaged_reads = 0
         stored = parts.generation.manifest.fingerprint
@@ -158,7 +161,8 @@ class PassageIndex:
         instruction: str = DEFAULT_INSTRUCTION,
         system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
         chunk_size: int | None = None,
-        first_stage_weight: float = 0.0,
+        first_stage_weight: float | Literal["auto"] = 0.0,
+        min_probability: float | None = None,
         with_text: bool = True,
     ) -> Answer:
         """The `top_n` best of the first stage's `k` candidates, by the reranker's margin.
@@ -171,16 +175,23 @@ class PassageIndex:
             instruction: what the query asks for.
             system_instruction: the prompt's first line.
             chunk_size: pooling ratio of this answer; `None` = the index's default.
-            first_stage_weight: of the first stage's z-scores, added to margins in ordering; see `interpolate`.
+            first_stage_weight: of the first stage's z-scores, added to margins in ordering; see `interpolate`. `auto` =
+                the one that `kalm-cache calibrate` found for the chunk size.
+            min_probability: leave results with a lower `probability` out; takes a calibration. `None` = none.
             with_text: fill `SearchResult.text`, where the index keeps texts.
 
         Raises:
-            UsageError: a count below 1, a weight that is no number of 0 or more, a mode that was not built.
+            UsageError: a count below 1, a weight that is no number of 0 or more, a mode that was not built; `auto` or
+                `min_probability` without a calibration at the chunk size.
         """
         k, top_n = check_count(k, "k"), check_limit(top_n, "top_n")
-        weight = check_weight(first_stage_weight, "first_stage_weight")
         prompt = _prompt(query, instruction, system_instruction)
-        options = _rules(chunk_size, top_n, self.find_texts if with_text else None, weight)
+        options = replace(
+            self._rules(chunk_size, top_n, min_probability, with_text),
+            first_stage_weight="auto"
+            if first_stage_weight == "auto"
+            else check_weight(first_stage_weight, "first_stage_weight"),
+        )
         driver = InlineDriver()
         shortlist = run_inline(driver.read("first_stage", lambda: self.find(prompt.query, k, first_stage)))
         return run_inline(rerank(driver, self.stored, prompt, shortlist, options))
@@ -194,6 +205,7 @@ class PassageIndex:
         instruction: str = DEFAULT_INSTRUCTION,
         system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
         chunk_size: int | None = None,
+        min_probability: float | None = None,
         with_text: bool = True,
     ) -> Answer:
         """Rank stored passages for a query by their ids alone: no text is read to score them, no encoder runs.
@@ -203,10 +215,11 @@ class PassageIndex:
 
         Raises:
             UnknownIdError: ids that the index does not hold.
-            UsageError: `ids` is no list of ids, or `top_n` below 1.
+            UsageError: `ids` is no list of ids, or `top_n` below 1; `min_probability` without a calibration at the
+                chunk size.
         """
         prompt = _prompt(query, instruction, system_instruction)
-        options = _rules(chunk_size, check_limit(top_n, "top_n"), self.find_texts if with_text else None)
+        options = self._rules(chunk_size, check_limit(top_n, "top_n"), min_probability, with_text)
         return run_inline(rerank(InlineDriver(), self.stored, prompt, Shortlist(check_doc_ids(ids)), options))
 
     def margins(
@@ -233,7 +246,8 @@ class PassageIndex:
 
     def find(self, query: str, k: int, first_stage: Mode | None = None) -> Shortlist:
         """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
-        return self.name(fuse(self.find_lists(query, k, first_stage), k))
+        mode = first_stage or self.first_stage.modes[-1]
+        return replace(self.name(fuse(self.find_lists(query, k, mode), k)), first_stage=mode)
 
     def find_lists(self, query: str, k: int, first_stage: Mode | None = None) -> tuple[Candidates, ...]:
         """The lists that `find` fuses; those of several parts of an index are merged first, see `FirstStage.lists`."""
@@ -264,6 +278,17 @@ class PassageIndex:
         """
         return self.stored.reader.read(check_doc_ids(ids), self.chunk_size if chunk_size is None else chunk_size)
 
+    def _rules(
+        self, chunk_size: int | None, top_n: int | None, min_probability: float | None, with_text: bool
+    ) -> RankingRules:
+        return RankingRules(
+            check_limit(chunk_size, "chunk_size", least=None),
+            top_n,
+            find_texts=self.find_texts if with_text else None,
+            calibration=self.calibration,
+            min_probability=check_probability(min_probability, "min_probability"),
+        )
+
     def _count_damage(self, problems: Sequence[str]) -> None:
         self.damaged_reads += len(problems)
         for problem in problems:
@@ -276,9 +301,3 @@ def _prompt(query: str, instruction: str, system_instruction: str) -> Prompt:
         check_text(instruction, "instruction"),
         check_text(system_instruction, "system_instruction"),
     )
-
-
-def _rules(
-    chunk_size: int | None, top_n: int | None, find_texts: FindTexts | None, weight: float = 0.0
-) -> RankingRules:
-    return RankingRules(check_limit(chunk_size, "chunk_size", least=None), top_n, weight, find_texts)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
+from kalm_cache.calibration import FittedCalibration
+from kalm_cache.calibration.fitted import fitted_weight, require_curve
 from kalm_cache.errors import DamagedRecordError
-from kalm_cache.first_stage import Candidates, z_scores
+from kalm_cache.first_stage import Candidates, Mode, z_scores
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
@@ -34,11 +36,13 @@ class Shortlist:
 
     candidates: their first-stage scores, in this order; `None` = ids were given.
     damaged: names candidates whose id cannot be read, which are not in the list.
+    first_stage: the mode that found them; `None` = ids were given, or it is not known.
     """
 
     doc_ids: Sequence[str]
     candidates: Candidates | None = None
     damaged: list[str] = field(default_factory=list)
+    first_stage: Mode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +51,45 @@ class RankingRules:
 
     chunk_size: pooling ratio; `None` = that of the stored passages.
     top_n: how many results; `None` = all.
-    first_stage_weight: of the first stage's z-scores in the order, see `interpolate`; 0 = the margins alone.
+    first_stage_weight: of the first stage's z-scores in the order, see `interpolate`; 0 = the margins alone; `auto` =
+        the one that `calibration` has for the chunk size.
     find_texts: fills `SearchResult.text`, as `PassageIndex.find_texts` does; `None` = leaves it empty.
     shorten: leaves out a part of the look-up before it is decoded.
+    calibration: gives results a probability, at the chunk sizes that it has.
+    min_probability: results below it are left out; `None` = none.
     """
 
     chunk_size: int | None = None
     top_n: int | None = None
-    first_stage_weight: float = 0.0
+    first_stage_weight: float | Literal["auto"] = 0.0
     find_texts: FindTexts | None = None
     shorten: Callable[[PromptTokens, LookUp], LookUp] = lambda prompt, lookup: lookup
+    calibration: FittedCalibration | None = None
+    min_probability: float | None = None
+
+    def at(self, chunk_size: int, shortlist: Shortlist) -> RankingRules:
+        """The rules with a weight that is a number, at the chunk size that is decoded.
+
+        Raises:
+            UsageError: what is asked for takes a calibration at this chunk size, and there is none.
+        """
+        if self.min_probability is not None:
+            require_curve(self.calibration, chunk_size, "min_probability")
+        weight = self.first_stage_weight
+        if weight == "auto":
+            weight = fitted_weight(self.calibration, chunk_size, shortlist.first_stage)
+        return replace(self, chunk_size=chunk_size, first_stage_weight=weight)
+
+    @property
+    def weight(self) -> float:
+        """`first_stage_weight` of rules that `at` has made."""
+        assert self.first_stage_weight != "auto"
+        return self.first_stage_weight
+
+    def probability(self, margin: float) -> float | None:
+        """By the calibration at these rules' chunk size; `None` where there is none."""
+        curve = None if self.calibration is None or self.chunk_size is None else self.calibration.find(self.chunk_size)
+        return None if curve is None else curve.probability(margin)
 
 
 class Driver(Protocol):
@@ -87,21 +120,21 @@ async def rerank(
 
     Raises:
         UnknownIdError: ids that are not stored.
-        UsageError: a chunk size that is no multiple of the stored one.
+        UsageError: a chunk size that is no multiple of the stored one, or without the calibration that is needed.
         NonFiniteLogitsError: the model overflowed.
     """
 
-    def look_up() -> tuple[PromptTokens, LookUp]:
+    def look_up() -> tuple[PromptTokens, LookUp, RankingRules]:
         tokens = stored.query_side.tokenize(prompt)
-        lookup = stored.look_up(shortlist.doc_ids, [tokens], options.chunk_size)
-        return tokens, options.shorten(tokens, lookup)
+        lookup = options.shorten(tokens, stored.look_up(shortlist.doc_ids, [tokens], options.chunk_size))
+        return tokens, lookup, options.at(lookup.chunk_size, shortlist)
 
     async with driver.holding_states():
-        tokens, lookup = await driver.read("read", look_up)
+        tokens, lookup, rules = await driver.read("read", look_up)
         read = await driver.prepare(stored, lookup)
         states = [passage.states for passage in read.passages]
         margins = await driver.margins(stored.query_side, [tokens] * len(states), states)
-    results, textless = await driver.read("read", lambda: rank(shortlist, read.positions, margins, options))
+    results, textless = await driver.read("read", lambda: rank(shortlist, read.positions, margins, rules))
     damaged = dict.fromkeys([*shortlist.damaged, *(record.doc_id for record in read.damaged), *textless])
     return Answer(prompt.query, tokens.truncated, results, driver.finished(), list(damaged))
 
@@ -111,10 +144,12 @@ def rank(
 ) -> tuple[list[SearchResult], list[str]]:
     """Results, best first, and the ids among them whose text is damaged.
 
-    `positions` says where in `shortlist` the passage of each margin is.
+    `positions` says where in `shortlist` the passage of each margin is; `options` are of `RankingRules.at`.
     """
-    candidates = shortlist.candidates
-    order = best_first(_ordering(margins, positions, candidates, options.first_stage_weight), options.top_n)
+    candidates, weight = shortlist.candidates, options.weight
+    probabilities = [options.probability(margin) for margin in margins]
+    order = best_first(_ordering(margins, positions, candidates, weight), None)
+    order = [i for i in order if _is_probable(probabilities[i], options.min_probability)][: options.top_n]
     places = [positions[i] for i in order]
     doc_ids = [shortlist.doc_ids[place] for place in places]
     texts = [None] * len(order) if options.find_texts is None else options.find_texts(doc_ids)
@@ -127,10 +162,15 @@ def rank(
             first_stage_rank=None if candidates is None else place + 1,
             first_stage_score=None if candidates is None else float(candidates.scores[place]),
             text=text if isinstance(text, str) else None,
+            probability=probabilities[i],
         )
         for number, (i, place, text) in enumerate(zip(order, places, texts, strict=True), start=1)
     ]
     return results, [id_ for id_, text in zip(doc_ids, texts, strict=True) if isinstance(text, DamagedRecordError)]
+
+
+def _is_probable(probability: float | None, least: float | None) -> bool:
+    return least is None or (probability is not None and probability >= least)
 
 
 def _ordering(

@@ -6,13 +6,13 @@ Letters in shapes: `kalm_cache.model`.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from kalm_cache.calibration import sigmoid
 from kalm_cache.errors import NonFiniteLogitsError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.decoder import QueryDecoder
@@ -181,9 +181,5 @@ def load_query_side(
 
 
 def score_of(margin: float) -> float:
-    """P(yes) = sigmoid(margin), in float64: no ties where half precision would saturate."""
-    # the exponent is never positive: nothing overflows
-    if margin >= 0:
-        return 1.0 / (1.0 + math.exp(-margin))
-    odds = math.exp(margin)
-    return odds / (1.0 + odds)
+    """P(yes) = sigmoid(margin)."""
+    return sigmoid(margin)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 class SearchResult:
     """One passage of an answer. Ranks count from 1; the first-stage fields are `None` when ids were given.
 
-    `score` and `margin` are the reranker's alone, also where the order is by interpolated scores.
+    `score` and `margin` are the reranker's alone, also where the order is by interpolated scores. `probability`: how
+    probable it is that the passage is relevant, by the index's calibration; `None` where there is none.
     """
 
     doc_id: str
@@ -20,6 +21,7 @@ class SearchResult:
     first_stage_rank: int | None
     first_stage_score: float | None
     text: str | None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

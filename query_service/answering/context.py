@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import Prompt
@@ -20,7 +20,8 @@ from query_service.answering.scores import Scores
 class Search:
     """What is searched: a query, and how; the fields are those of `PassageIndex.search`.
 
-    weight: of the first stage's z-scores. budget_ms: of the whole answer; `None` = no budget.
+    weight: of the first stage's z-scores. min_probability: results below it are left out. budget_ms: of the whole
+    answer; `None` = no budget.
     """
 
     prompt: Prompt
@@ -28,7 +29,8 @@ class Search:
     mode: Mode | None
     chunk_size: int | None
     top_n: int | None
-    weight: float
+    weight: float | Literal["auto"]
+    min_probability: float | None
     with_text: bool
     budget_ms: float | None
 
@@ -100,7 +102,8 @@ class AnswerContext(Protocol):
 
         Raises:
             NoIndexError: there is none.
-            UsageError: a first stage that was not built; a chunk size that is no multiple of the stored one.
+            UsageError: a first stage that was not built; a chunk size that is no multiple of the stored one, or at
+                which the decoder is not calibrated, where the search needs that.
         """
 
     async def score_pairs(

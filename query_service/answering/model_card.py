@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kalm_cache.calibration import FittedCalibration
 from kalm_cache.errors import UsageError
 from kalm_cache.generations.fingerprint import ServingDecoder
 from kalm_cache.model.checkpoint import ALIASES
@@ -22,14 +23,15 @@ class ModelCard:
     """A decoder, and how it takes texts.
 
     name: alias, folder or hub id of the checkpoint that encodes. encoded_by: its digests. decoder: which one answers.
-    created: when the index was made, or the service started, seconds since 1970. max_length, query_max_length: tokens
-    of a passage and of a query that count. chunk_size: pooling ratio of answers that say none. stored_chunk_size,
-    codec: of states that are kept.
+    calibration: of that decoder over the index, if there is one. created: when the index was made, or the service
+    started, seconds since 1970. max_length, query_max_length: tokens of a passage and of a query that count.
+    chunk_size: pooling ratio of answers that say none. stored_chunk_size, codec: of states that are kept.
     """
 
     name: str
     encoded_by: EncodedBy
     decoder: ServingDecoder
+    calibration: FittedCalibration | None
     created: int
     passage_template: PassageTemplate
     max_length: int

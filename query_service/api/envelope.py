@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kalm_cache.calibration import FittedCurve
 from kalm_cache.scoring.query_side import score_of
 from query_service.answering.context import AnswerContext
 from query_service.answering.scores import Score, Scores
@@ -17,6 +18,17 @@ def value_of(score: Score, request: PairOptions) -> float:
 def margin_of(score: Score, request: PairOptions) -> float | None:
     """The margin, where the request asks for it."""
     return score.margin if request.return_margin else None
+
+
+def curve_of(request: PairOptions, context: AnswerContext) -> FittedCurve | None:
+    """The calibration at the request's chunk size, if there is one."""
+    calibration = context.model.calibration
+    return None if calibration is None else calibration.find(request.chunk_size or context.model.chunk_size)
+
+
+def probability_of(score: Score, curve: FittedCurve | None) -> float | None:
+    """How probable it is that the passage is relevant; `None` without a calibration."""
+    return None if curve is None else curve.probability(score.margin)
 
 
 def usage_of(scores: Scores) -> Usage:

@@ -55,6 +55,9 @@ TopN = Annotated[Whole, Field(ge=0)]
 TokensPerDoc = Annotated[int, Field(ge=1), BeforeValidator(_tokens_per_doc)]
 TimeoutMs = Annotated[Whole, Field(ge=1, description="answer by then or with 504; the service's own limit holds too")]
 ChunkSize = Annotated[Whole, Field(ge=1, le=1 << 20, description="pooling ratio: the stored one or a multiple of it")]
+Probability = Annotated[
+    Real, Field(ge=0, le=1, description="results with a lower `probability` are left out; takes a calibrated index")
+]
 ON_MISSING = (
     "what becomes of passages that the index does not hold: error (404; the default of ids), skip, "
     "or encode their text (the default of documents)"
@@ -123,9 +126,10 @@ class SearchRequest(Request):
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
     first_stage: Mode | None = Field(None, description="null = the service's (the best that the index has)")
-    first_stage_weight: Real | None = Field(
-        None, ge=0, description="order by margin + this · the first stage's z-score"
+    first_stage_weight: Annotated[Real, Field(ge=0)] | Literal["auto"] | None = Field(
+        None, description="order by margin + this · the first stage's z-score; auto: as the index is calibrated"
     )
+    min_probability: Probability | None = None
     return_documents: Flag = True
     budget_ms: Real | None = Field(
         None, gt=0, description="time for the whole answer: fewer candidates or a coarser ratio are chosen to keep it"
@@ -210,6 +214,7 @@ class RerankRequest(PairOptions):
     rank_fields: Annotated[list[Name], Field(min_length=1)] | None = Field(
         None, description="fields of the documents that make their passages, in this order; null = the index's template"
     )
+    min_probability: Probability | None = None
     return_documents: Flag | None = Field(
         None, description="texts in the results; null = only in vLLM's dialect, which has them always"
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
+from kalm_cache.calibration import FittedCurve
+from kalm_cache.calibration.fitted import require_curve
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.ranking import best_first
 from query_service.answering.context import AnswerContext
@@ -14,7 +16,7 @@ from query_service.answering.errors import EmptyError
 from query_service.answering.passages import AnyPassage, StoredPassage
 from query_service.answering.scores import Score, Scores
 from query_service.api.body.limits import ItemId
-from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
+from query_service.api.envelope import curve_of, margin_of, meta_of, probability_of, usage_of, value_of
 from query_service.api.request_values import (
     check_count,
     passage_of,
@@ -60,22 +62,25 @@ async def answer_rerank(
     Raises:
         TooManyError: more documents than the service takes.
         EmptyError: no texts, in the dialect of Text Embeddings Inference.
-        EncoderOffError, UnknownIdError, UsageError: as `score_pairs`.
+        EncoderOffError, UnknownIdError, UsageError: as `score_pairs`; `min_probability` without a calibration.
         DamagedRecordError: a damaged passage, where the answer is a bare array.
     """
     if dialect == "tei" and not request.texts:
         raise EmptyError("texts")
+    curve, least = curve_of(request, context), _least(request, context)
     items, scores = await _score(request, context)
     if request.texts is not None:
         scores.require_undamaged()  # their clients count the elements of the array
     scored = scores.by_position
+    if least is not None and curve is not None:
+        scored = {i: score for i, score in scored.items() if curve.probability(score.margin) >= least}
     positions = list(scored)
     best = best_first([score.margin for score in scored.values()], request.limit)
     order = [positions[place] for place in best]
     texts: list[str | None] = [None] * len(order)
     if dialect == "vllm" if request.wants_documents is None else request.wants_documents:
         texts = await _texts([items[i].passage for i in order], context)
-    results = [_result(i, items[i], scored[i], text, request) for i, text in zip(order, texts, strict=True)]
+    results = [_result(i, items[i], scored[i], text, request, curve) for i, text in zip(order, texts, strict=True)]
     if request.texts is not None:
         return [_text_result(result) for result in results]
     return RerankResponse(
@@ -141,7 +146,17 @@ def _item(document: str | Document, template: PassageTemplate, name: str) -> _It
     return _Item(passage, document.doc_id if document.stored_id is None else document.stored_id, document.id)
 
 
-def _result(index: int, item: _Item, score: Score, text: str | None, request: RerankRequest) -> RerankResult:
+def _least(request: RerankRequest, context: AnswerContext) -> float | None:
+    """The probability that results must have. Raises `UsageError` where nothing says how probable they are."""
+    least = context.settings.min_probability if request.min_probability is None else request.min_probability
+    if least is not None:
+        require_curve(context.model.calibration, request.chunk_size or context.model.chunk_size, "min_probability")
+    return least
+
+
+def _result(
+    index: int, item: _Item, score: Score, text: str | None, request: RerankRequest, curve: FittedCurve | None
+) -> RerankResult:
     value = value_of(score, request)
     return RerankResult(
         index=index,
@@ -150,6 +165,7 @@ def _result(index: int, item: _Item, score: Score, text: str | None, request: Re
         doc_id=item.doc_id,
         id=item.id,
         margin=margin_of(score, request),
+        probability=probability_of(score, curve),
         cache=score.cache,
         document=None if text is None else DocumentText(text=text),
     )
@@ -157,7 +173,9 @@ def _result(index: int, item: _Item, score: Score, text: str | None, request: Re
 
 def _text_result(result: RerankResult) -> TextResult:
     text = None if result.document is None else result.document.text
-    return TextResult(**result.model_dump(include={"index", "score", "doc_id", "id", "margin"}), text=text)
+    return TextResult(
+        **result.model_dump(include={"index", "score", "doc_id", "id", "margin", "probability"}), text=text
+    )
 
 
 async def _texts(passages: Sequence[AnyPassage], context: AnswerContext) -> list[str | None]:

@@ -91,6 +91,7 @@ class _Ranked(BaseModel, Generic[_Document]):
     doc_id: ItemId | None = None
     id: ItemId | None = None
     margin: float | None = None
+    probability: float | None = None
     cache: Literal["hit", "encoded"]
     document: _Document | None = None
 
@@ -129,6 +130,7 @@ class TextResult(BaseModel):
     doc_id: ItemId | None = None
     id: ItemId | None = None
     margin: float | None = None
+    probability: float | None = None
     text: str | None = None
 
 
@@ -141,6 +143,7 @@ class PairResult(BaseModel):
     doc_id: ItemId | None = None
     score: float
     margin: float | None = None
+    probability: float | None = None
 
 
 class PairsResponse(BaseModel):
@@ -160,6 +163,7 @@ class ScoreData(BaseModel):
     object: Literal["score"] = "score"
     score: float
     margin: float | None = None
+    probability: float | None = None
 
 
 class ScoreResponse(BaseModel):
@@ -175,7 +179,10 @@ class ScoreResponse(BaseModel):
 
 
 class SearchHit(BaseModel):
-    """One passage of an answer; ranks count from 1, `text` is null where the index has none, or it is not wanted."""
+    """One passage of an answer; ranks count from 1, `text` is null where the index has none, or it is not wanted.
+
+    `probability` that it is relevant: null where the index is not calibrated at this chunk size.
+    """
 
     doc_id: str
     score: float
@@ -184,6 +191,7 @@ class SearchHit(BaseModel):
     first_stage_rank: int | None
     first_stage_score: float | None
     text: str | None
+    probability: float | None = None
 
 
 class Plan(BaseModel):

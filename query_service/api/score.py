@@ -10,7 +10,7 @@ from query_service.answering.context import AnswerContext
 from query_service.answering.errors import EmptyError
 from query_service.answering.passages import AnyPassage, StoredPassage
 from query_service.answering.scores import Score
-from query_service.api.envelope import margin_of, meta_of, usage_of, value_of
+from query_service.api.envelope import curve_of, margin_of, meta_of, probability_of, usage_of, value_of
 from query_service.api.request_values import check_count, passage_of, prompt_of, scoring_options, unused_fields
 from query_service.api.requests import ScorePair, ScoreRequest
 from query_service.api.responses import PairResult, PairsResponse, ScoreData, ScoreResponse
@@ -42,13 +42,19 @@ async def _answer_columns(request: ScoreRequest, context: AnswerContext) -> Scor
     passages = [passage_of(document, template, f"documents.{i}") for i, document in enumerate(documents)]
     context.notes.unused_fields = unused_fields(request, documents, template)
     scores = await context.score_pairs(prompts, passages, scoring_options(request, on_missing="encode"))
+    curve = curve_of(request, context)
     scores.require_undamaged()
     return ScoreResponse(
         id=f"score-{uuid4().hex}",
         created=int(time.time()),
         model=context.notes.model_name,
         data=[
-            ScoreData(index=i, score=value_of(score, request), margin=margin_of(score, request))
+            ScoreData(
+                index=i,
+                score=value_of(score, request),
+                margin=margin_of(score, request),
+                probability=probability_of(score, curve),
+            )
             for i, score in scores.by_position.items()
         ],
         usage=usage_of(scores),
@@ -67,7 +73,13 @@ async def _answer_pairs(request: ScoreRequest, pairs: list[ScorePair], context: 
     context.notes.unused_fields = unused_fields(request, documents, template)
     scores = await context.score_pairs(prompts, passages, options)
     scores.require_undamaged()
-    results = [_pair_result(i, pairs[i], passages[i], score, request) for i, score in scores.by_position.items()]
+    curve = curve_of(request, context)
+    results = [
+        _pair_result(i, pairs[i], passages[i], score, request).model_copy(
+            update={"probability": probability_of(score, curve)}
+        )
+        for i, score in scores.by_position.items()
+    ]
     return PairsResponse(
         model=context.notes.model_name, results=results, usage=usage_of(scores), meta=meta_of(scores, context)
     )

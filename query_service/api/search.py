@@ -28,6 +28,7 @@ async def answer_search(request: SearchRequest, context: AnswerContext) -> Searc
         chunk_size=request.chunk_size,
         top_n=(settings.top_n if request.top_n is None else request.top_n) or None,
         weight=settings.first_stage_weight_for(context.model.name) if weight is None else weight,
+        min_probability=settings.min_probability if request.min_probability is None else request.min_probability,
         with_text=request.return_documents,
         budget_ms=request.budget_ms,
     )

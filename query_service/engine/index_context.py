@@ -59,7 +59,14 @@ class IndexContext:
         shortlist = await self.request.read(
             "first_stage", lambda: index.find(search.prompt.query, search.k, search.mode)
         )
-        rules = RankingRules(search.chunk_size, search.top_n, search.weight, find)
+        rules = RankingRules(
+            search.chunk_size,
+            search.top_n,
+            search.weight,
+            find,
+            calibration=index.calibration,
+            min_probability=search.min_probability,
+        )
         return await self.rank(search.prompt, shortlist, rules, search.budget_ms)
 
     async def rank(self, prompt: Prompt, shortlist: Shortlist, rules: RankingRules, budget_ms: float | None) -> Found:

@@ -70,8 +70,16 @@ class ShardsContext:
 
     async def search(self, search: Search) -> Found:
         """See `AnswerContext.search`. Lists are merged before they are fused: z-scores are of the whole index."""
+        rules = RankingRules(
+            top_n=search.top_n,
+            first_stage_weight=search.weight,
+            calibration=self.model.calibration,
+            min_probability=search.min_probability,
+        )
+        rules = rules.at(search.chunk_size or self.model.chunk_size, Shortlist([], first_stage=search.mode))
         candidates, homes = await self._find(search.prompt.query, search.k, search.mode)
-        bonus = search.weight * z_scores(candidates.scores) if search.weight else None
+        weight = rules.weight
+        bonus = weight * z_scores(candidates.scores) if weight else None
         rows: dict[Part, list[int]] = {}
         for row, ordinal in enumerate(candidates.ordinals.tolist()):
             rows.setdefault(homes[ordinal], []).append(row)
@@ -96,7 +104,7 @@ class ShardsContext:
             },
         )
         self._note([answer.timings_ms for answer in ranked.values()], [answer.counts for answer in ranked.values()])
-        found = _merged(candidates, {part: rows[part] for part in ranked}, ranked, search)
+        found = _merged(candidates, {part: rows[part] for part in ranked}, ranked, search, rules)
         return replace(found, answer=replace(found.answer, timings_ms=self.notes.finished()))
 
     async def score_pairs(
@@ -261,9 +269,13 @@ class ShardsContext:
 
 
 def _merged(
-    candidates: Candidates, rows: Mapping[Part, Sequence[int]], ranked: Mapping[Part, m.Ranked], search: Search
+    candidates: Candidates,
+    rows: Mapping[Part, Sequence[int]],
+    ranked: Mapping[Part, m.Ranked],
+    search: Search,
+    rules: RankingRules,
 ) -> Found:
-    """The margins of all parts in one order, as `rank` has it of a whole index."""
+    """The margins of all parts in one order, as `rank` has it of a whole index; `rules` are of `RankingRules.at`."""
     names: list[str | None] = [None] * len(candidates)
     margins: dict[int, float] = {}
     answered = sorted(row for some in rows.values() for row in some)
@@ -278,7 +290,9 @@ def _merged(
         [str(names[row]) for row in named], Candidates(candidates.ordinals[named], candidates.scores[named])
     )
     positions = [place for place, row in enumerate(named) if row in margins]
-    rules = RankingRules(top_n=search.top_n, first_stage_weight=search.weight)
+    plan = _joint_plan([each.plan for each in ranked.values() if each.plan is not None])
+    if plan is not None:  # a budget may have chosen a coarser ratio
+        rules = replace(rules, chunk_size=plan.chunk_size)
     results, _ = rank(shortlist, positions, [margins[named[place]] for place in positions], rules)
     texts = {doc_id: text for answer in ranked.values() for doc_id, text in answer.texts.items()}
     damaged = {doc_id for answer in ranked.values() for doc_id in answer.damaged}
@@ -292,7 +306,7 @@ def _merged(
         {},
         [*nameless, *records, *textless],
     )
-    return Found(answer, _joint_plan([each.plan for each in ranked.values() if each.plan is not None]))
+    return Found(answer, plan)
 
 
 def _with_text(result: SearchResult, texts: Mapping[str, str | None]) -> SearchResult:

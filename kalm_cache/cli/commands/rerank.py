@@ -53,6 +53,9 @@ class ScoringOptions:
     ] = None
     chunk_size: Annotated[str | None, typer.Option("--chunk-size", help="Pooling ratio, or none.")] = None
     instruction: opt.Instruction = None
+    min_probability: Annotated[
+        float | None, typer.Option("--min-probability", help="Of stored passages, leave those below it out.")
+    ] = None
 
     def as_flags(self) -> dict[str, Any]:
         """The settings among them. Raises `UsageError`."""
@@ -61,6 +64,7 @@ class ScoringOptions:
             "max_length": self.max_length,
             "chunk_size": _chunk_size(self.chunk_size),
             "instruction": self.instruction,
+            "min_probability": self.min_probability,
         }
 
 
@@ -105,11 +109,16 @@ def _rerank_stored(
             query,
             doc_ids,
             top_n=top_k,
+            min_probability=settings.min_probability,
             instruction=settings.instruction,
             system_instruction=settings.system_instruction,
             with_text=False,
         )
-    return [{"doc_id": result.doc_id, "score": result.score, "margin": result.margin} for result in answer.results]
+    return [
+        {"doc_id": result.doc_id, "score": result.score, "margin": result.margin}
+        | ({} if result.probability is None else {"probability": result.probability})
+        for result in answer.results
+    ]
 
 
 def _rerank_texts(

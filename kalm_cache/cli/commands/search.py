@@ -22,8 +22,14 @@ class RankingOptions:
     chunk_size: opt.ChunkSize = None
     first_stage: opt.FirstStageMode = None
     first_stage_weight: Annotated[
-        float | None,
-        typer.Option("--first-stage-weight", help="Order by margin + this x the first stage's z-score; 0: margin."),
+        str | None,
+        typer.Option(
+            "--first-stage-weight",
+            help="Order by margin + this x the first stage's z-score; 0: margin; auto: calibrated.",
+        ),
+    ] = None
+    min_probability: Annotated[
+        float | None, typer.Option("--min-probability", help="Leave results below it out; takes a calibration.")
     ] = None
     instruction: opt.Instruction = None
 
@@ -49,6 +55,7 @@ def search(
                 top_n=settings.top_n,
                 first_stage=settings.first_stage,
                 first_stage_weight=settings.first_stage_weight_for(passages.generation.manifest.model),
+                min_probability=settings.min_probability,
                 instruction=settings.instruction,
                 system_instruction=settings.system_instruction,
             )

@@ -177,6 +177,8 @@ def _load(source: CollectionConfig, data: Path, split: str, qrels_format: QrelsF
 def _weights(flag: str | None, file: EvalConfig | None, settings: Settings) -> tuple[float, ...]:
     """The weights of the flag, or else of the file, or else of the model. 0 is always measured, and left out here."""
     default = settings.first_stage_weight_for(settings.model)
+    if default == "auto":
+        raise UsageError('first_stage_weight "auto" is of a calibrated index; name weights with --first-stage-weights')
     weights: Sequence[float] = (file.first_stage_weights if file else None) or [default]
     if flag is not None:
         try:

@@ -41,15 +41,22 @@ def load_beir(folder: str | Path, split: str = "test", qrels_format: QrelsFormat
         CorpusError: a file is missing or unreadable, a line is bad (named as `file:line`), or there is no such split.
     """
     folder = Path(folder)
-    qrels_path = _qrels_file(folder, split)
-    texts = _read_queries(_queries_file(folder))
+    return read_task(folder.resolve().name, split, _qrels_file(folder, split), queries_file(folder), qrels_format)
+
+
+def read_task(
+    name: str, split: str, qrels_path: Path, queries_path: Path, qrels_format: QrelsFormat = GUESSED
+) -> BeirTask:
+    """As `load_beir`, of two files wherever they lie."""
+    texts = _read_queries(queries_path)
     qrels = judged(str(qrels_path), read_qrels(qrels_path, texts, qrels_format), texts)
     if not qrels:
         raise CorpusError(f"{qrels_path} holds no judgment; expected lines of query id, passage id, grade")
-    return BeirTask(folder.resolve().name, split, {query_id: texts[query_id] for query_id in qrels}, qrels)
+    return BeirTask(name, split, {query_id: texts[query_id] for query_id in qrels}, qrels)
 
 
-def _queries_file(folder: Path) -> Path:
+def queries_file(folder: Path) -> Path:
+    """The queries of a folder laid out as BEIR does. Raises `CorpusError` where there are none."""
     for path in (folder / "queries.jsonl", folder / "queries.jsonl.gz"):
         if path.is_file():
             return path

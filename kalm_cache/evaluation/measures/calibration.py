@@ -98,11 +98,17 @@ def calibrate(qrels: Qrels, run: ScoredRun) -> Calibration | None:
     return Calibration(
         pairs=len(scores),
         relevant=float(labels.mean()),
-        ece=sum(bin_.pairs * abs(bin_.mean_score - bin_.relevant) for bin_ in bins) / len(scores),
+        ece=expected_error(scores, labels),
         brier=float(((scores - labels) ** 2).mean()),
         bins=bins,
         threshold=threshold_of(qrels, run),
     )
+
+
+def expected_error(scores: Margins, labels: Labels) -> float:
+    """`Calibration.ece` of probabilities (n,) against relevance (n,)."""
+    bins = reliability(scores, labels)
+    return sum(bin_.pairs * abs(bin_.mean_score - bin_.relevant) for bin_ in bins) / len(scores)
 
 
 def reliability(scores: Margins, labels: Labels, bins: int = BINS) -> list[Bin]:
