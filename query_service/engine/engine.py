@@ -9,6 +9,8 @@ Knows nothing of HTTP, indexes or generations.
 from __future__ import annotations
 
 import bisect
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -104,13 +106,15 @@ class Engine:
         on_batch: OnBatch | None = None,
         *,
         batch_pairs: int | None = None,
+        nice: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Decode at most `batch_pairs` pairs together; `cost` learns from every batch; `clock` gives seconds.
 
-        `None`: as many as suit the device of the side that decodes.
+        `batch_pairs` `None`: as many as suit the device of the side that decodes. `nice`: by how much other threads come
+        first, as of nice(1); 0 where the system knows no such thing of a thread.
         """
-        self.cost = cost
+        self.cost, self._nice = cost, nice
         self._on_batch, self._batch_pairs, self._clock = on_batch, batch_pairs, clock
         self._jobs: list[_Steps | _Decode] = []  # the most urgent one first
         self._request_units = 0.0  # of one request, on average
@@ -210,6 +214,10 @@ class Engine:
         bisect.insort(self._jobs, job, key=lambda queued: queued.due)
 
     def _run(self) -> None:
+        if (
+            self._nice and sys.platform == "linux"
+        ):  # there it is the thread's own, and of those that it starts for OpenMP
+            os.nice(self._nice)
         while (work := self._next()) is not None:
             if isinstance(work, _Steps):
                 self._step(work)

@@ -41,10 +41,12 @@ class RequestContext(AnswerNotes):
     """What the answer to one request is made with; it drives the steps of a rerank (`scoring.pipeline.Driver`).
 
     flights: texts that requests look up or encode now.
+    encoding_engine: what texts are encoded on.
     """
 
     served: Served
     engine: Engine
+    encoding_engine: Engine
     readers: Executor
     admission: Admission
     flights: Flights
@@ -89,11 +91,15 @@ class RequestContext(AnswerNotes):
         """Run what computes on the engine's thread, between batches; timed likewise."""
         return await self._timed(stage, step, self.engine.call)
 
-    async def compute_all(self, stage: str, steps: Sequence[Step]) -> list[Any]:
+    async def encode(self, steps: Sequence[Step]) -> None:
+        """Run steps of the encoder, with other requests' work between them."""
+        await self._compute_all("encode", steps, self.encoding_engine)
+
+    async def _compute_all(self, stage: str, steps: Sequence[Step], engine: Engine) -> list[Any]:
         """As `compute`, one step after the other, with other requests' work between them; the results in order."""
         asked = time.monotonic()
         timed = [replace(step, function=partial(_timed, step.function)) for step in steps]
-        results = await asyncio.wrap_future(self.engine.run(timed))
+        results = await asyncio.wrap_future(engine.run(timed))
         took = sum(ended - began for _, began, ended in results)
         self._add("queue", (time.monotonic() - asked - took) * 1000)
         self._add(stage, took * 1000)
@@ -109,7 +115,7 @@ class RequestContext(AnswerNotes):
         ]
         steps = [Step(partial(stored.prepare, part), len(part.ids) * len(part.prefix)) for part in parts]
         hits = dict(lookup.hits)
-        for part, ready in zip(parts, await self.compute_all("decode", steps), strict=True):
+        for part, ready in zip(parts, await self._compute_all("decode", steps, self.engine), strict=True):
             hits |= zip(part.ids, ready.passages, strict=True)
         return stored.prepare(replace(lookup, hits=hits, to_prefill={}))
 

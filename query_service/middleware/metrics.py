@@ -71,7 +71,7 @@ class Metrics:
             "kalm_cache_stage_seconds", "Time in a stage of a request.", ["stage"], buckets=SECONDS
         )
         self._in_flight = total("kalm_cache_requests_in_flight", "Requests under way.")
-        self._queue_depth = total("kalm_cache_queue_depth", "Requests that wait for the decoder.")
+        self._queue_depth = total("kalm_cache_queue_depth", "Requests that wait for the model.")
         self._rejected = counter(
             "kalm_cache_rejected", "Requests given up: 429, 504, client gone, stopping.", ["reason"]
         )

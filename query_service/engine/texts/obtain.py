@@ -92,9 +92,9 @@ async def _encode(
     if not encoder.loaded:  # on a thread of its own: others go on to be read and decoded
         await asyncio.to_thread(encoder.load)
     longest_first = dict(sorted(tokens.items(), key=lambda item: -len(item[1].ids)))
-    most = min(max(LEAST_ENCODE_TOKENS, context.engine.tokens_within(ENCODE_MS)), ENCODE_TOKENS)
+    most = min(max(LEAST_ENCODE_TOKENS, context.encoding_engine.tokens_within(ENCODE_MS)), ENCODE_TOKENS)
     steps = [Step(partial(encode, batch), _size(batch)) for batch in _batches(longest_first, most)]
-    await context.compute_all("encode", steps)
+    await context.encode(steps)
 
 
 def _obtained(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
@@ -318,3 +320,14 @@ def test_a_steps_tokens_follow_what_a_token_took(engine: Engine) -> None:
     assert engine.tokens_within(100.0) == 100  # before the first one: as a prompt's token, 1 ms
     engine.run([Step(lambda: time.sleep(0.02), tokens=10)]).result()
     assert 0 < engine.tokens_within(100.0) <= 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a priority of a thread's own is Linux's")
+def test_an_engine_that_is_nice_leaves_the_other_threads_as_they_are() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    nice = Engine(CostModel(), nice=3)
+    nice.start()
+    theirs = nice.call(lambda: os.getpriority(os.PRIO_PROCESS, 0)).result()
+    nice.close()
+    assert theirs == min(before + 3, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

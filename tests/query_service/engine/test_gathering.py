@@ -56,34 +56,17 @@ def served(index_folder: Path, small_pieces: None) -> Iterator[tuple[Service, ht
         yield service, client
 
 
-def test_stored_passages_are_answered_between_the_steps_of_raw_ones(
-    served: tuple[Service, httpx.Client], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service, client = served
-    encoded = Watched("encode", monkeypatch)
-    with ThreadPoolExecutor() as threads:
-        long = threads.submit(client.post, "/rerank", json=RAW)
-        assert encoded.entered.wait(60)
-        short = threads.submit(client.post, "/rerank", json=STORED)
-        wait_for(lambda: service.engine.depth == 1)  # the other one is being computed
-        short.add_done_callback(lambda _: done.append(encoded.calls))
-        done: list[int] = []
-        encoded.go_on.set()
-        assert (short.result().status_code, long.result().status_code) == (200, 200)
-    assert encoded.calls == len(RAW["documents"])
-    assert done[0] < encoded.calls
-
-
-def test_stored_passages_are_read_while_texts_are_tokenised(
-    served: tuple[Service, httpx.Client], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["tokenize", "encode"])
+def test_stored_passages_are_answered_while_texts_are_under_way(
+    served: tuple[Service, httpx.Client], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     _, client = served
-    tokenized = Watched("tokenize", monkeypatch)
+    watched = Watched(name, monkeypatch)
     with ThreadPoolExecutor() as threads:
         long = threads.submit(client.post, "/rerank", json=RAW)
-        assert tokenized.entered.wait(60)
+        assert watched.entered.wait(60)
         assert client.post("/rerank", json=STORED).status_code == 200
-        tokenized.go_on.set()
+        watched.go_on.set()
         assert long.result().status_code == 200
 
 
@@ -96,7 +79,7 @@ def test_nothing_more_is_done_for_a_request_that_is_late(
     assert client.post("/rerank", json=RAW | {"timeout_ms": 100}).status_code == 504
     watched.go_on.set()
     assert client.post("/rerank", json=STORED).status_code == 200
-    wait_for(lambda: service.engine.depth == 0)
+    wait_for(lambda: service.depth == 0)
     assert watched.calls <= 1
 
 
