@@ -242,7 +242,7 @@ class Service:
             model=served.model,
             first_stage=[] if index is None else list(index.first_stage.modes),
             encodes_documents=served.documents is not None,
-            waiting=self.engine.depth,
+            waiting=self.depth,
             under_way=self.admission.under_way,
             damaged_reads=0 if index is None else index.damaged_reads,
             behind=None if behind is None else Behind(behind.generation, behind.reason, behind.seconds),
