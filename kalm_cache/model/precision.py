@@ -75,7 +75,7 @@ def has_native_bfloat16() -> bool:
 
 @functools.cache
 def lacks_bfloat16() -> bool:
-    """Whether torch multiplies bfloat16 number by number on this CPU: some sixteen times slower than float32.
+    """Whether torch multiplies bfloat16 number by number on this CPU: several times slower than float32.
 
     oneDNN has bfloat16 from AVX-512 on, whether or not the processor multiplies it.
     """
