@@ -8,7 +8,7 @@ from kalm_cache.errors import UsageError
 from kalm_cache.finetuning.training.losses import get_loss
 from kalm_cache.finetuning.training.trained_decoder import LoraOptions
 
-LORA_RATE, FULL_RATE = 2e-4, 2e-5  # learning rates that were tried
+LORA_RATE, FULL_RATE = 2e-4, 2e-5  # learning rates; no trial has chosen them yet
 MULTIPLES = (1, 2, 4, 8)  # of the stored chunk size: what is trained and reported, unless it is said
 MAX_CHUNK_SIZE = 32
 
@@ -51,7 +51,7 @@ class TrainingOptions:
     Args:
         loss: a name in `losses`.
         lora: adapters; `None` = the whole decoder.
-        learning_rate: `None` = what was tried for LoRA, or for the whole decoder.
+        learning_rate: `None` = `LORA_RATE`, or `FULL_RATE` for the whole decoder.
         epochs: passes over the training queries.
         minutes: of training, at most; the plan is shortened to what they hold.
         queries: of one step.
