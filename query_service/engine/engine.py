@@ -111,8 +111,8 @@ class Engine:
     ) -> None:
         """Decode at most `batch_pairs` pairs together; `cost` learns from every batch; `clock` gives seconds.
 
-        `batch_pairs` `None`: as many as suit the device of the side that decodes. `nice`: by how much other threads come
-        first, as of nice(1); 0 where the system knows no such thing of a thread.
+        `batch_pairs` `None`: as many as suit the device of the side that decodes. `nice`: by how much other threads
+        come first, as of nice(1); it has no effect where the system knows no such thing of a thread.
         """
         self.cost, self._nice = cost, nice
         self._on_batch, self._batch_pairs, self._clock = on_batch, batch_pairs, clock
