@@ -32,6 +32,7 @@ def test_health_says_what_is_served(service: httpx.Client, index: PassageIndex) 
         "behind": None,
         "prefix_cache": None,
         "text_cache": None,
+        "missing_shards": [],
     }
 
 
