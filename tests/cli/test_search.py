@@ -21,7 +21,7 @@ def test_search_prints_ranks_scores_texts_and_timings_as_json(run: Run, index: P
     assert answer["query"] == QUERY
     assert [one["rank"] for one in answer["results"]] == [1, 2, 3]
     assert set(answer["results"][0]) == {
-        *("doc_id", "score", "margin", "rank", "first_stage_rank", "first_stage_score", "text"),
+        *("doc_id", "score", "margin", "rank", "first_stage_rank", "first_stage_score", "text", "probability"),
     }
     margins = [one["margin"] for one in answer["results"]]
     assert margins == sorted(margins, reverse=True)
