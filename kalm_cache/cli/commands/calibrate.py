@@ -62,8 +62,8 @@ def calibrate(
 ) -> None:
     """Fit probabilities and the first stage's weight to judged queries, and keep them beside the decoder.
 
-    Results have a `probability` from then on, `--min-probability` and `--first-stage-weight auto` work, and one
-    threshold holds for every chunk size. Fitted on these queries; the errors shown are of queries left out of the fit.
+    Results have a `probability` from then on, and `--min-probability` and `--first-stage-weight auto` work. Fitted on
+    these queries, for each chunk size; the errors shown are of queries left out of the fit.
     """
     with exit_codes():
         from indexer.change.set_calibration import set_calibration
