@@ -137,7 +137,7 @@ def replay_flooded(bench: Bench) -> tuple[dict[str, Asked], dict[str, Any]]:
     answers = {"writer idle": Asked(), "writer at its limit": Asked()}
     written: list[dict[str, Any]] = []
     with bench.cached(bench.full, prefix, OMP_NUM_THREADS="1") as service:
-        ask(service, bench.bodies(small.requests(5, HISTORY)))
+        ask(service, bench.bodies(small.requests(args.settling, HISTORY)))
         for turn in range(args.rounds):
             for name in list(answers)[:: 1 if turn % 2 == 0 else -1]:
                 some = _share(bodies, turn, args.rounds)
@@ -224,7 +224,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cold-requests", type=int, default=10)
     parser.add_argument("--lru-mib", type=int, default=256)
     parser.add_argument("--history", type=int, default=400, help="requests that the LRU has seen before")
-    parser.add_argument("--settling", type=int, default=20, help="first requests of a new process, not counted")
+    parser.add_argument("--settling", type=int, default=20, help="first requests of a process, not counted")
     parser.add_argument("--gib", type=float, default=5.0, help="bound of a text cache")
     parser.add_argument("--writer-requests", type=int, default=150, help="with the writer idle, and at its limit")
     parser.add_argument("--writer-documents", type=int, default=10, help="of these requests")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kalm_cache.errors import KalmCacheError, StoreError
@@ -20,7 +21,7 @@ from kalm_cache.storage.text_cache.cached_blocks import Put
 
 BATCH_BYTES = 4 << 20  # at most, whatever the file's size
 WAIT_SECONDS = 0.2  # for more, so that a batch fills its blocks
-GIVE_WAY = 2.0  # times as long as it made a record, the thread pauses
+GIVE_WAY = 3.0  # times as long as it made a record or wrote a batch, the thread pauses
 logger = logging.getLogger(__name__)
 
 
@@ -67,7 +68,7 @@ class WriteBehind:
     """Gives batches to `write`, which returns how many records left. `off` says why nothing is written any more.
 
     queue_bytes: more than this is not queued. batch_bytes: written at once. on_off: gets the reason, once. gives_way:
-    the thread pauses after each record.
+    the thread pauses after each record, and after each batch.
     """
 
     write: Callable[[Sequence[Put]], int]
@@ -166,7 +167,9 @@ class WriteBehind:
         try:
             puts = [put for pending in self._writing.values() if (put := self._made(pending)) is not None]
             self.counts.dropped += len(self._writing) - len(puts)
-            self.counts.evicted += self.write(puts) if puts else 0
+            if puts:
+                with self._giving_way():
+                    self.counts.evicted += self.write(puts)
             self.counts.written += len(puts)
         except NoRoomError:
             self.counts.dropped += len(self._writing)
@@ -174,11 +177,16 @@ class WriteBehind:
             self._turn_off(str(exc))
 
     def _made(self, pending: Pending) -> Put | None:
+        with self._giving_way():
+            return pending.put()
+
+    @contextmanager
+    def _giving_way(self) -> Iterator[None]:
+        """After the block, the pause that it costs."""
         started = time.perf_counter()
-        put = pending.put()
+        yield
         if self.gives_way:
             self._hurry.wait(GIVE_WAY * (time.perf_counter() - started))
-        return put
 
     def _turn_off(self, why: str) -> None:
         with self._changed:

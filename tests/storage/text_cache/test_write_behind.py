@@ -41,3 +41,23 @@ def test_the_writer_pauses_between_records_until_somebody_waits_for_it(monkeypat
     assert writer.flush(60)
     assert made == written == [b"a", b"b"]
     writer.close()
+
+
+def test_the_writer_pauses_between_batches_until_somebody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused = Event()
+    written: list[bytes] = []
+
+    def write(puts: Sequence[Put]) -> int:
+        monkeypatch.setattr(write_behind, "GIVE_WAY", 1e9)  # from here on, no pause ends by itself
+        written.extend(put.key for put in puts)
+        paused.set()
+        return 0
+
+    writer = WriteBehind(write, queue_bytes=100, batch_bytes=10, on_off=pytest.fail, gives_way=True)
+    for key in (b"a", b"b"):
+        writer.add(Pending(key, 10, lambda: Record(1, 4, 8, 3, False, b"states"), written=0))
+    assert paused.wait(60)
+    assert written == [b"a"]
+    assert writer.flush(60)
+    assert written == [b"a", b"b"]
+    writer.close()
