@@ -22,7 +22,7 @@ CLASSES = {
     each.name: each
     for each in (
         ProcessorClass("amx", "amx_int8", {}),
-        ProcessorClass("avx512-bf16", "avx512_bf16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}),
+        ProcessorClass("avx512-bf16", "avx512_bf16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", MARCH: "cooperlake"}),
         ProcessorClass("avx512-vnni", "avx512_vnni", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", MARCH: "cascadelake"}),
         ProcessorClass(
             "avx2",

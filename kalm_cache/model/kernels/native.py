@@ -162,7 +162,7 @@ class NativeKernels:
 
     @property
     def int8_instructions(self) -> str:
-        """What `multiply_int8` was compiled to: `AVX-512 VNNI`, `AVX-VNNI`, `AVX2`, `dot product`, or `plain`."""
+        """What `multiply_int8` uses: `AMX`, `AVX-512 VNNI`, `AVX-VNNI`, `AVX2`, `dot product`, or `plain`."""
         self._library.int8_instructions.restype = ctypes.c_char_p
         name: bytes = self._library.int8_instructions()
         return name.decode("ascii")

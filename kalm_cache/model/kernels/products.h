@@ -3,13 +3,16 @@
 //
 // A tile is TILE_ROWS rows times TILE_COLUMNS outputs, summed along the depth: both matrices lie that way in memory.
 // `Lanes` fixes what a register holds of a row (Row) and of an output's weights (Column), and how many (COUNT). Rows are
-// widened once for all outputs of a task, weights once for all rows; both end in zeros up to a whole register.
+// widened once for all outputs of a task, weights once for all rows; both end in zeros up to a whole register. A processor
+// with AMX takes amx.h instead.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+
+#include "amx.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -165,6 +168,9 @@ inline void multiply_task(
 // out (rows, outputs) = x (rows, depth) · weightᵀ (outputs, depth). Whole numbers: the same on any number of threads.
 inline void multiply(
     const int8_t* x, const int8_t* weight, int64_t rows, int64_t outputs, int64_t depth, int32_t* out, int threads) {
+#if KALM_AMX
+    if (amx::permitted()) return amx::multiply(x, weight, rows, outputs, depth, out, threads);
+#endif
     const int64_t bytes = std::max<int64_t>(1, depth * static_cast<int64_t>(sizeof(Lanes::Row)));
     const int64_t height = std::max(TILE_ROWS, TASK_BYTES / bytes / TILE_ROWS * TILE_ROWS);
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
@@ -175,6 +181,14 @@ inline void multiply(
                 std::min(TASK_OUTPUTS, outputs - first), depth, out + top * outputs + first, outputs);
         }
     }
+}
+
+// What `multiply` uses.
+inline const char* instructions() {
+#if KALM_AMX
+    if (amx::permitted()) return "AMX";
+#endif
+    return Lanes::NAME;
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ from kalm_cache.model.kernels import CHOICE, choose_kernels
 from kalm_cache.model.kernels.native import NativeKernels
 from kalm_cache.model.precision import cpu_capabilities
 
+AMX = "AMX"  # as the native kernels name it. torch asks oneDNN for its older GEMM, two to four times as slow with AMX
 EXACT_COLUMNS = 1024  # 127² · 1024 < 2^24: every partial sum of so many products is a whole number that float32 holds
 WAY_OUT = f"take dtype float32; to go on with an index that was built in int8, set {CHOICE}=torch: exact, but slower"
 logger = logging.getLogger(__name__)
@@ -46,13 +47,14 @@ def multiply_int8(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tenso
 
 @functools.cache
 def int8_products() -> Int8Products:
-    """How this process multiplies int8 on the CPU: by torch where that is fast and exact, else natively."""
-    if _torch_is_fast() and _torch_is_exact():
-        return TORCH
+    """How this process multiplies int8 on the CPU: by torch where that is fast and exact, and no AMX; else natively."""
     kernels = choose_kernels(torch.device("cpu"), torch.float32)
+    instructions = kernels.int8_instructions if isinstance(kernels, NativeKernels) else None
+    if instructions != AMX and _torch_is_fast() and _torch_is_exact():
+        return TORCH
     if not isinstance(kernels, NativeKernels):
         return Int8Products("float32", _in_float32, "int8 needs AVX-512 VNNI, or the native kernels and a C++ compiler")
-    instructions, capabilities = kernels.int8_instructions, cpu_capabilities()
+    capabilities = cpu_capabilities()
     problem = ""
     if instructions == "plain":
         problem = "this processor has neither AVX2 nor VNNI"
@@ -91,7 +93,7 @@ TORCH = Int8Products("oneDNN", _by_torch)
 def _torch_is_fast() -> bool:
     """torch multiplies int8 by oneDNN where the processor has AVX-512 VNNI (pytorch pull request 136942).
 
-    With AMX, oneDNN takes its tiles. Elsewhere a plain loop does it, some fifty times slower than float32.
+    With AMX, oneDNN takes its tiles, too. Elsewhere a plain loop does it, some fifty times slower than float32.
     """
     return bool(cpu_capabilities().get("avx512_vnni"))
 

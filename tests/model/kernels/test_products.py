@@ -17,6 +17,7 @@ from kalm_cache.model.precision import cpu_capabilities
 SOURCE = Path(__file__).with_name("products.cpp")
 NEEDS = {  # -march, what the processor must have, and what `Lanes` takes then
     "native": (None, None),
+    "sapphirerapids": ("amx_int8", "AMX"),
     "cascadelake": ("avx512_vnni", "AVX-512 VNNI"),
     "alderlake": ("avx_vnni", "AVX-VNNI"),
     "x86-64-v3": ("avx2", "AVX2"),
@@ -53,8 +54,10 @@ def product(kernels: NativeKernels, x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 17])
-@pytest.mark.parametrize(("outputs", "width"), [(1, 1), (4, 16), (5, 31), (3, 33), (9, 640), (257, 64), (6, 10_241)])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 17, 64])
+@pytest.mark.parametrize(
+    ("outputs", "width"), [(1, 1), (4, 16), (5, 31), (3, 33), (9, 640), (257, 64), (48, 128), (6, 10_241)]
+)
 def test_products_of_any_size_equal_whole_numbers_multiplied(
     products: NativeKernels, rows: int, outputs: int, width: int
 ):
@@ -93,6 +96,15 @@ def test_any_number_of_threads_gives_the_same_product(products: NativeKernels):
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_torchs_products_by_tiles_are_the_same_between_native_ones(products: NativeKernels):
+    # both set the tiles of the thread up, each for its own shapes
+    x, weight = draw(40, 192, 1), draw(24, 192, 2)
+    before = torch.mm(x.bfloat16(), weight.t().bfloat16())
+    for _ in range(2):
+        assert torch.equal(product(products, x, weight).long(), x.long() @ weight.long().t())
+        assert torch.equal(torch.mm(x.bfloat16(), weight.t().bfloat16()), before)
 
 
 def test_the_kernel_that_this_processor_cannot_run_compiles_without_a_warning(tmp_path: Path):

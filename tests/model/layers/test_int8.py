@@ -47,6 +47,8 @@ def test_the_largest_int8_products_are_exact(width: int):
     [
         (VNNI, True, "AVX-512 VNNI", "oneDNN", ""),
         (VNNI, False, "AVX2", "native, AVX2", ""),  # oneDNN and the compiler were told to do without
+        (VNNI | {"amx_int8": True}, True, "AMX", "native, AMX", ""),
+        (VNNI | {"amx_int8": True}, True, None, "oneDNN", ""),
         (VNNI, True, None, "oneDNN", ""),
         ({"avx2": True}, True, "AVX2", "native, AVX2", ""),
         ({"avx2": True, "avx_vnni": True}, True, "AVX-VNNI", "native, AVX-VNNI", ""),
@@ -56,7 +58,7 @@ def test_the_largest_int8_products_are_exact(width: int):
         ({}, True, "dot product", "native, dot product", ""),
     ],
 )
-def test_torchs_products_are_taken_where_they_are_fast_and_exact_and_else_native_ones(
+def test_native_products_are_taken_with_amx_then_torchs_where_they_are_fast_and_exact_and_else_native_ones(
     monkeypatch: pytest.MonkeyPatch,
     native: NativeKernels,
     capabilities: dict[str, object],
