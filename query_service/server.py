@@ -36,6 +36,7 @@ from query_service.engine.served import load_model
 from query_service.engine.service import Service
 from query_service.middleware.logs import configure_logging
 from query_service.router.addresses import Addresses
+from query_service.router.over_http import OverHttp
 from query_service.router.service import Router
 from query_service.workers import run_workers
 
@@ -90,8 +91,9 @@ def run_router(addresses: Addresses, settings: Settings) -> None:
     configure_logging(settings.log_format)
     raise_open_files_limit()
     settings = settings.model_copy(update={"device": "cpu"})  # nothing is computed here
+    key = settings.shard_api_key.get_secret_value()
     with bind(settings.host, settings.port) as listener:
-        _run(settings, listener, lambda: None, lambda own, _: Router(addresses, own))
+        _run(settings, listener, lambda: None, lambda own, _: Router(OverHttp(addresses, key), own))
     logger.info("stopped: every request that had begun was answered")
 
 

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import aiohttp
-
 from kalm_cache.errors import UsageError
 from kalm_cache.generations.sharding import Sharding
-from query_service.router.addresses import Addresses
 from query_service.router.errors import NoShardsError
 from query_service.router.messages import Status
 from query_service.router.replica import Replica
+from query_service.router.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -54,36 +52,30 @@ class Pin:
 
 
 class Fleet:
-    """The services at some addresses, looked at again and again. Used on one event loop; `open` it, `close` it."""
+    """The services that a transport finds, looked at again and again. Used on one event loop; `open` it, `close` it."""
 
-    def __init__(self, addresses: Addresses, every_seconds: float, headers: dict[str, str]) -> None:
-        """`headers` go with every question."""
-        self._addresses, self._every, self._headers = addresses, every_seconds, headers
+    def __init__(self, transport: Transport, every_seconds: float) -> None:
+        """The transport is opened and closed with the fleet."""
+        self._transport, self._every = transport, every_seconds
         self._replicas: dict[str, Replica] = {}
-        self._http: aiohttp.ClientSession | None = None
         self._watching: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._complaint = ""
 
     async def open(self) -> None:
         """Look once, and begin to watch."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0)  # the services close them after 5 s
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
-        self._http = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=self._headers, auto_decompress=False
-        )
+        await self._transport.open()
         await self.look()
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Leave the services."""
         for task in (self._watching, self._looking):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-        if self._http is not None:
-            await self._http.close()
+        await self._transport.close()
 
     async def look(self) -> None:
         """Look at all services now; who asks while a look is under way gets that one."""
@@ -134,7 +126,7 @@ class Fleet:
 
     async def _look(self) -> None:
         try:
-            addresses = await self._addresses()
+            addresses = await self._transport.addresses()
         except UsageError as exc:  # a file that is being written, a name server that is away: what is known goes on
             if str(exc) != self._complaint:
                 logger.error("%s", exc)
@@ -142,10 +134,9 @@ class Fleet:
             addresses = list(self._replicas)
         else:
             self._complaint = ""
-        assert self._http is not None
         for address in addresses:
             if address not in self._replicas:
-                self._replicas[address] = Replica(address, self._http)
+                self._replicas[address] = Replica(address, self._transport)
         for gone in self._replicas.keys() - set(addresses):
             del self._replicas[gone]
         await asyncio.gather(*(replica.look() for replica in self._replicas.values()))

@@ -1,4 +1,4 @@
-"""One service of shards, over HTTP: its connections, what it says of itself, and whether it lives."""
+"""One service of shards: what it says of itself, whether it lives, and what it is asked. Knows nothing of networks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
 from pydantic import ValidationError
 
 from query_service.answering.errors import DeadlineError
 from query_service.router import messages as m
 from query_service.router.errors import GenerationLostError, RelayedError, ReplicaFailedError
+from query_service.router.transport import Reply, Transport
 
 LOOK_SECONDS = 2.0  # a service that does not say what it is by then does not live
 logger = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ class Replica:
     status: what it said last; `None` = it does not answer, or has no shards.
     """
 
-    def __init__(self, address: str, http: aiohttp.ClientSession) -> None:
-        self.address, self._http = address, http
+    def __init__(self, address: str, transport: Transport) -> None:
+        self.address, self._transport = address, transport
         self.status: m.Status | None = None
         self._asking: set[asyncio.Task[Any]] = set()
         self._problem = ""
@@ -39,12 +39,12 @@ class Replica:
     async def look(self) -> None:
         """Ask what it is. Where it does not say, the questions that it has are given up: others may answer these."""
         try:
-            async with asyncio.timeout(LOOK_SECONDS), self._http.get(f"{self.address}{m.STATUS_PATH}") as response:
-                content = await response.read()
-                if response.status != 200:
-                    raise ReplicaFailedError(f"it answers {response.status} to {m.STATUS_PATH}: is it one of shards?")
-                status = m.STATUS.validate_json(content)
-        except (aiohttp.ClientError, OSError, TimeoutError, ReplicaFailedError, ValidationError) as exc:
+            async with asyncio.timeout(LOOK_SECONDS):
+                reply = await self._transport.status(self.address)
+            if reply.status != 200:
+                raise ReplicaFailedError(f"it answers {reply.status} to {m.STATUS_PATH}: is it one of shards?")
+            status = m.STATUS.validate_json(reply.content)
+        except (TimeoutError, ReplicaFailedError, ValidationError) as exc:
             self._lose(str(exc) or type(exc).__name__)
             return
         if self.status is None:
@@ -65,7 +65,7 @@ class Replica:
         self._asking.add(task)
         try:
             async with asyncio.timeout(seconds):
-                return await self._post(path, question, headers)
+                return await self._send(path, question, headers)
         except TimeoutError as exc:
             raise DeadlineError(seconds * 1000) from exc
         except asyncio.CancelledError:
@@ -75,15 +75,11 @@ class Replica:
         finally:
             self._asking.discard(task)
 
-    async def _post(self, path: str, question: bytes, headers: Mapping[str, str]) -> bytes:
-        try:
-            async with self._http.post(f"{self.address}{path}", data=question, headers=headers) as response:
-                content = await response.read()
-                if response.status == 200:
-                    return content
-                raise _failure(self.address, response, content)
-        except (aiohttp.ClientError, OSError) as exc:
-            raise ReplicaFailedError(f"{self.address}: {exc}") from exc
+    async def _send(self, path: str, question: bytes, headers: Mapping[str, str]) -> bytes:
+        reply = await self._transport.ask(self.address, path, question, headers)
+        if reply.status != 200:
+            raise _failure(self.address, reply)
+        return reply.content
 
     def _lose(self, problem: str) -> None:
         if problem != self._problem:
@@ -94,14 +90,14 @@ class Replica:
             task.cancel()
 
 
-def _failure(address: str, response: aiohttp.ClientResponse, content: bytes) -> Exception:
-    error = _error_of(content)
-    kind, message = str(error.get("type", "")), str(error.get("message", f"{address} answered {response.status}"))
+def _failure(address: str, reply: Reply) -> Exception:
+    error = _error_of(reply.content)
+    kind, message = str(error.get("type", "")), str(error.get("message", f"{address} answered {reply.status}"))
     if kind == "OtherGenerationError":
         return GenerationLostError(message)
-    if response.status in (502, 503):
+    if reply.status in (502, 503):
         return ReplicaFailedError(f"{address}: {message}")
-    return RelayedError(response.status, kind, message, error.get("ids"), response.headers.get("Retry-After"))
+    return RelayedError(reply.status, kind, message, error.get("ids"), reply.retry_after)
 
 
 def _error_of(content: bytes) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from query_service.middleware.metrics import Metrics
 from query_service.middleware.request_log import current_request_id
 from query_service.middleware.tracing import start_tracing, trace_headers
 from query_service.router import messages as m
-from query_service.router.addresses import Addresses
 from query_service.router.context import ShardsContext
 from query_service.router.errors import (
     GenerationLostError,
@@ -32,6 +31,7 @@ from query_service.router.errors import (
 from query_service.router.fleet import Fleet, Part, Pin
 from query_service.router.hedging import HedgeDelay, first_answer
 from query_service.router.replica import Replica
+from query_service.router.transport import Transport
 
 SPREAD_SECONDS = 10.0  # a generation has reached all services of shards by then
 PAUSE_SECONDS = 0.05  # between two looks for one that all have
@@ -41,8 +41,8 @@ _Result = TypeVar("_Result")
 class Router:
     """Scatters each request over the services of a fleet, and gathers their answers."""
 
-    def __init__(self, addresses: Addresses, settings: Settings) -> None:
-        """Ask the services at these addresses.
+    def __init__(self, transport: Transport, settings: Settings) -> None:
+        """Ask the services that the transport finds.
 
         Raises:
             MissingExtraError: traces are wanted, and the extra `otel` is not installed.
@@ -50,9 +50,7 @@ class Router:
         self.settings, self.metrics = settings, Metrics()
         self.metrics.routes()
         self.tracing = start_tracing() if settings.tracing else None
-        key = settings.shard_api_key.get_secret_value()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._fleet = Fleet(addresses, settings.watch_seconds or 1.0, headers)
+        self._fleet = Fleet(transport, settings.watch_seconds or 1.0)
         hedge_seconds = None if settings.hedge_ms is None else settings.hedge_ms / 1000
         self._delays: defaultdict[str, HedgeDelay] = defaultdict(lambda: HedgeDelay(hedge_seconds))
         self._under_way = 0

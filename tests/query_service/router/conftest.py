@@ -12,6 +12,7 @@ import pytest
 from kalm_cache.settings import Settings, load_settings
 from query_service.app import create_app
 from query_service.router.addresses import addresses_in_file
+from query_service.router.over_http import OverHttp
 from query_service.router.service import Router
 from tests import indexes
 from tests.query_service.conftest import CORPUS, MAX_LENGTH, running, serving
@@ -37,7 +38,9 @@ def routing(addresses: list[str], folder: Path, **given: object) -> Iterator[htt
     """A client of a router to services at these addresses."""
     file = folder / "shards.txt"
     file.write_text("".join(f"{address}\n" for address in addresses))
-    with running(create_app(Router(addresses_in_file(file), load_settings(**given)))) as client:
+    settings = load_settings(**given)
+    transport = OverHttp(addresses_in_file(file), settings.shard_api_key.get_secret_value())
+    with running(create_app(Router(transport, settings))) as client:
         yield client
 
 
