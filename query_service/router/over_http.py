@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import aiohttp
+from pydantic import ValidationError
 
 from query_service.router import messages as m
 from query_service.router.addresses import Addresses
@@ -34,9 +35,15 @@ class OverHttp:
         if self._session is not None:
             await self._session.close()
 
-    async def status(self, address: str) -> Reply:
+    async def status(self, address: str) -> m.Status:
         """See `Transport.status`."""
-        return await self._request("GET", address, m.STATUS_PATH)
+        reply = await self._request("GET", address, m.STATUS_PATH)
+        if reply.status != 200:
+            raise ReplicaFailedError(f"it answers {reply.status} to {m.STATUS_PATH}: is it one of shards?")
+        try:
+            return m.STATUS.validate_json(reply.content)
+        except ValidationError as exc:
+            raise ReplicaFailedError(f"what it says of itself is not of this version: {exc}") from exc
 
     async def ask(self, address: str, path: str, question: bytes, headers: Mapping[str, str]) -> Reply:
         """See `Transport.ask`."""
@@ -50,4 +57,4 @@ class OverHttp:
             async with self._session.request(method, f"{address}{path}", data=body, headers=headers) as response:
                 return Reply(response.status, await response.read(), response.headers.get("Retry-After"))
         except (aiohttp.ClientError, OSError) as exc:
-            raise ReplicaFailedError(f"{address}: {exc or type(exc).__name__}") from exc
+            raise ReplicaFailedError(f"{address}: {exc}") from exc

@@ -1,10 +1,12 @@
-"""`Transport`: how the services of shards are found and asked. Knows nothing of what is asked."""
+"""`Transport`: how the services of shards are found and asked. Knows nothing of what becomes of their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from query_service.router.messages import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,14 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Leave the services."""
 
-    async def addresses(self) -> list[str]:
+    def addresses(self) -> Awaitable[list[str]]:
         """Where services are now. Raises `UsageError` where that cannot be told."""
 
-    async def status(self, address: str) -> Reply:
-        """What the service at an address says of itself: `messages.Status`.
+    async def status(self, address: str) -> Status:
+        """What the service at an address says of itself.
 
         Raises:
-            ReplicaFailedError: it does not answer.
+            ReplicaFailedError: it does not answer, or is none of shards.
         """
 
     async def ask(self, address: str, path: str, question: bytes, headers: Mapping[str, str]) -> Reply:

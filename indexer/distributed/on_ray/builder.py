@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from indexer.build.counts import BuildCounts
-from indexer.distributed.on_ray.cluster import Workforce, connected, workforce
+from indexer.distributed.on_ray.cluster import Workforce, workforce
 from indexer.distributed.on_ray.encoder import PartitionEncoder
 from indexer.distributed.places.place import Place
 from indexer.distributed.receipt import Receipt
 from kalm_cache.errors import DeviceLostError, StoreError
+from kalm_cache.ray_connection import connected
 from kalm_cache.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at how far the encoders are

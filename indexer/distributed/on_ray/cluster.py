@@ -1,20 +1,10 @@
-"""A connection to Ray: to a cluster that runs, or to processes of its own on this machine. Builds nothing."""
+"""What encoders there are on a Ray cluster, and what each may use of it. Builds nothing."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from kalm_cache.errors import MissingExtraError, UsageError
-from kalm_cache.stopping import SIGNALS
-
-LOCAL = "local"
+from kalm_cache.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,50 +14,6 @@ class Workforce:
     encoders: int
     cpus: int
     gpus: float
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Be connected to Ray while this lasts; whoever is connected already stays so.
-
-    Args:
-        address: of a cluster; `auto`: the one that runs on this machine; `None`: processes of one's own, here.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        UsageError: there is no cluster at the address, it runs other versions of Python or Ray, or it does not start.
-    """
-    try:
-        import ray
-    except ImportError as exc:
-        raise MissingExtraError("ray", "ray") from exc
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is begun here tells nobody
-    options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-    try:
-        with _signals_kept():
-            ray.init(address or LOCAL, logging_level=logging.WARNING, log_to_driver=False, **options)
-    except Exception as exc:  # Ray raises bare ones, too
-        first_line = str(exc).strip().partition("\n")[0]
-        raise UsageError(f"no Ray cluster could be used at {address or LOCAL}: {first_line}") from exc
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray sets a handler for SIGTERM where it is begun in the main thread; ours stay."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
 
 def workforce(encoders: int | None, gpus_per_encoder: float | None) -> Workforce:

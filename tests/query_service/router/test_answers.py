@@ -14,7 +14,7 @@ FLEETING = {"id", "created", "timings_ms", "plan"}
 
 
 def same(one: Any, other: Any, path: str = "") -> bool:
-    """Whether two answers say the same: numbers to 1e-6, or to that part of them, and nothing of ids and times that every answer has anew."""
+    """Whether two answers say the same: large numbers to 1e-6 of them, nothing of ids and times that each has anew."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = (one.keys() | other.keys()) - (FLEETING if "label" not in one else set())
         return all(same(one.get(name), other.get(name), f"{path}.{name}") for name in names)

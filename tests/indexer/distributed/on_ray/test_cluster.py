@@ -1,25 +1,13 @@
-"""Connecting to Ray: what cannot be had is named."""
+"""The flags of `--engine ray`: which go together."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from indexer.distributed.on_ray.cluster import connected
 from kalm_cache.cli.app import app
-from kalm_cache.errors import MissingExtraError
-
-
-def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with (
-        pytest.raises(MissingExtraError, match=r"ray is not installed; run: pip install 'kalm-cache\[ray\]'"),
-        connected(None),
-    ):
-        pass
 
 
 @pytest.mark.parametrize(
