@@ -47,18 +47,27 @@ inline void load_row<int32_t>(
     for (int64_t i = 0; i < width; ++i) out[i] = load(row[i]) * (scale * column_scale[i]);
 }
 
-// Hadamard transform over `blocks` parts of a row, in place, not normalised; rotation.py says what for.
+// Hadamard transform over `blocks` parts of a row, in place, not normalised; rotation.py says what for. Two rounds of sums
+// and differences at a time, so that each number is loaded and stored half as often.
 inline void rotate(float* row, int64_t width, int64_t blocks) {
-    for (int64_t part = width / blocks; part < width; part *= 2) {
-        for (int64_t first = 0; first < width; first += 2 * part) {
-            float *__restrict a = row + first, *__restrict b = row + first + part;
+    int64_t part = width / blocks;
+    for (; 4 * part <= width; part *= 4) {
+        for (int64_t first = 0; first < width; first += 4 * part) {
+            float *__restrict a = row + first, *__restrict b = a + part, *__restrict c = b + part, *__restrict d = c + part;
 #pragma omp simd
             for (int64_t i = 0; i < part; ++i) {
-                const float x = a[i], y = b[i];
-                a[i] = x + y;
-                b[i] = x - y;
+                const float p = a[i] + b[i], q = a[i] - b[i], r = c[i] + d[i], s = c[i] - d[i];
+                a[i] = p + r;
+                b[i] = q + s;
+                c[i] = p - r;
+                d[i] = q - s;
             }
         }
+    }
+    for (int64_t i = 0; i < part && part < width; ++i) {  // what is left is one round over the row's halves
+        const float x = row[i], y = row[part + i];
+        row[i] = x + y;
+        row[part + i] = x - y;
     }
 }
 
