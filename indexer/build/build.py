@@ -15,16 +15,16 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages, Origins
 from indexer.build.batching import batched
 from indexer.build.commit import Commit
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import FOLDER, SCAN, FirstStageBuild
 from indexer.build.overlap import computed_in_order
 from indexer.build.plan import BatchPlanner, Reject
-from indexer.build.resume_log import ORDINALS_FILE, RESUME_LOG_FILE, Reservations, ResumeLog
 from indexer.build.seal import seal
 from indexer.build.spec import BuildSpec, NewBase
+from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages, Origins
+from indexer.build.unfinished.resume_log import ORDINALS_FILE, RESUME_LOG_FILE, Reservations, ResumeLog
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.reusable_segments import require_keepable

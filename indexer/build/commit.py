@@ -5,13 +5,13 @@ What was computed is in the resume log before its passages are accepted: a build
 
 from __future__ import annotations
 
-from indexer.build.accepted_passages import RESUME_LOG, AcceptedPassages, Origins
 from indexer.build.compute import ComputedBatch
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import ReusedPostings
 from indexer.build.plan import Batch, EncodeBatch, RecodeBatch, ReuseBatch
-from indexer.build.resume_log import EncodedPassage
 from indexer.build.spec import BuildSpec, Ordinals
+from indexer.build.unfinished.accepted_passages import RESUME_LOG, AcceptedPassages, Origins
+from indexer.build.unfinished.resume_log import EncodedPassage
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.storage.passage_store import PassageMeta
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.accepted_passages import AcceptedPassages, Origins
 from indexer.build.batching import batched
 from indexer.build.spec import BuildSpec
+from indexer.build.unfinished.accepted_passages import AcceptedPassages, Origins
 from kalm_cache.first_stage import BM25Index, DenseIndex, ReusedDocuments
 from kalm_cache.storage.passage_store import PassageStore, doc_id_of
 

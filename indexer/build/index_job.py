@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.build.batching import Sample, batch_by_tokens
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, accepted_windows
 from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
+from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders, load_encoders
 from indexer.reuse.reusable_segments import open_sources

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.accepted_passages import AcceptedPassages, Origins
 from indexer.build.batching import batch_by_tokens, batched
 from indexer.build.counts import BuildCounts
 from indexer.build.spec import BuildSpec, Ordinals
+from indexer.build.unfinished.accepted_passages import AcceptedPassages, Origins
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.recode import RecodedSegment, Recoding

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from indexer.build.accepted_passages import AcceptedPassages, Origins
+from indexer.build.unfinished.accepted_passages import AcceptedPassages, Origins
 from indexer.reuse.origins import RisingReader
 from kalm_cache.generations.manifest import Counts, RecordTally
 from kalm_cache.storage.record import unpack_record

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.build.batching import batched
 from indexer.build.counts import BuildCounts
 from indexer.build.first_stage import SCAN
 from indexer.build.plan import PlannedPassage, Reject, accepted_windows, plan_window
 from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
+from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
 from indexer.models import Encoders
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources, require_keepable

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from indexer.build.accepted_passages import AcceptedPassages
 from indexer.build.batching import batched
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import live_or_none, newest_alike
@@ -17,6 +16,7 @@ from indexer.build.plan import WINDOW, Reject
 from indexer.build.shards.one_process import PLAN_FOLDER, shard_folder
 from indexer.build.shards.shuffle import planned_ordinals, shuffle
 from indexer.build.spec import BuildSpec, new_manifest, refuse_to_lose
+from indexer.build.unfinished.accepted_passages import AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.corpus.unused_fields import UnusedFields
 from indexer.distributed.plan import PLAN_FILE, Partition, Plan

@@ -2,7 +2,8 @@
 
 What a build was started as stands in its `build.json`, written before anything else is. A build that holds encoded work
 is finished by the same command, and stands in the way of others that would encode; one that holds none is dropped by
-whichever command comes next. What a build has encoded so far, its resume log knows (indexer/build/resume_log.py).
+whichever command comes next. What a build has encoded so far, its resume log knows
+(indexer/build/unfinished/resume_log.py).
 """
 
 from __future__ import annotations

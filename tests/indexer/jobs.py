@@ -10,7 +10,7 @@ import pytest
 
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders, run_index_job
-from indexer.build.resume_log import RESUME_LOG_FILE, ResumeLog
+from indexer.build.unfinished.resume_log import RESUME_LOG_FILE, ResumeLog
 from indexer.integrity.verify import verify_index
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings

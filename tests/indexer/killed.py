@@ -16,6 +16,7 @@ import torch
 import indexer.build.plan
 from indexer.distributed.commit_job import commit_partitions
 from kalm_cache.settings import Settings
+from kalm_cache.stopping import catch_signals
 from tests.indexes import build
 
 WINDOW = 8  # so that the test corpora have several windows
@@ -51,7 +52,7 @@ def _run(job: Callable[..., object], arguments: tuple[Any, ...], trap: tuple[str
 
 def _trapped(job: Callable[..., object], arguments: tuple[Any, ...], trap: tuple[str, int, int]) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    catch_signals()  # as the command line does
     _set_trap(*trap)
     job(*arguments)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import zstandard
 
-from indexer.build.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import PlannedPassage, Reject, accepted_windows
-from indexer.build.resume_log import ORDINALS_FILE, Reservations
 from indexer.build.spec import BuildSpec
+from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
+from indexer.build.unfinished.resume_log import ORDINALS_FILE, Reservations
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
 from kalm_cache.errors import StoreError

@@ -73,7 +73,7 @@ def test_a_killed_reindex_copies_and_encodes_nothing_twice(
 ):
     index = Path(shutil.copytree(undisturbed, tmp_path / "index"))
     changed = LONGER | {f"n{i}": f"a new passage, number {i}" for i in range(10)}
-    run_until_killed(index, settings, changed, "indexer.build.resume_log:ResumeLog.write", 2, signal.SIGKILL)
+    run_until_killed(index, settings, changed, "indexer.build.unfinished.resume_log:ResumeLog.write", 2, signal.SIGKILL)
     assert open_current(index).manifest.generation == "000001"
     stored = stored_ids(index)
     report = build(index, settings, changed, encoders=encoders)

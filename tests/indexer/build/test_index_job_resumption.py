@@ -9,7 +9,7 @@ import lmdb
 import pytest
 
 from indexer.build.index_job import Encoders, run_index_job
-from indexer.build.resume_log import RESUME_LOG_FILE
+from indexer.build.unfinished.resume_log import RESUME_LOG_FILE
 from kalm_cache.errors import CorpusError, IndexMismatchError, StoreError
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import PassageStore
@@ -18,11 +18,14 @@ from tests.indexer.killed import run_until_killed
 from tests.indexes import TEXTS, build, lines_of, settings_for, shard_of
 
 pytestmark = pytest.mark.usefixtures("small_windows")
+WRITE = "indexer.build.unfinished.resume_log:ResumeLog.write"
+IN_THREADS = ["indexer.build.overlap:encode", "indexer.build.overlap:finish"]  # not called in the main one
 KILLS = [
     # the job calls each of these at least once; writes are one for each batch
-    ("indexer.build.resume_log:ResumeLog.write", 1),
-    ("indexer.build.resume_log:ResumeLog.write", 4),
-    ("indexer.build.accepted_passages:AcceptedPassages.accept", 9),  # in a later window
+    *((call, 4) for call in IN_THREADS),
+    (WRITE, 1),
+    (WRITE, 4),
+    ("indexer.build.unfinished.accepted_passages:AcceptedPassages.accept", 9),  # in a later window
     ("indexer.build.seal:StoreWriter", 1),
     ("kalm_cache.storage.store_writer:_publish", 2),  # one of the two sealed files is in its place
     ("kalm_cache.storage.store_writer:write_atomically", 1),
@@ -55,7 +58,7 @@ def test_a_killed_job_encodes_nothing_twice_and_ends_like_one_that_was_not_kille
 def test_a_job_may_be_killed_again_and_again(tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path):
     index, stored = tmp_path / "index", []
     for nth in (2, 3, 1):
-        run_until_killed(index, settings, LONGER, "indexer.build.resume_log:ResumeLog.write", nth, signal.SIGKILL)
+        run_until_killed(index, settings, LONGER, WRITE, nth, signal.SIGKILL)
         stored.append(len(stored_ids(index)))
     assert 0 < stored[0] < stored[1] == stored[2] < len(LONGER)
     report = build(index, settings, LONGER, encoders=encoders)
@@ -74,11 +77,13 @@ def test_a_job_killed_before_current_is_written_is_copied_by_the_next(
     assert content(index) == content(undisturbed)
 
 
-def test_an_interrupted_job_goes_on_where_it_stopped(
-    tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("call", [*IN_THREADS, WRITE])
+def test_an_interrupted_job_ends_without_its_threads_and_goes_on_where_it_stopped(
+    tmp_path: Path, settings: Settings, encoders: Encoders, undisturbed: Path, call: str, sign: int
 ):
     index = tmp_path / "index"
-    run_until_killed(index, settings, LONGER, "indexer.build.resume_log:ResumeLog.write", 4, signal.SIGINT)
+    run_until_killed(index, settings, LONGER, call, 4, sign)
     stored = stored_ids(index)
     assert 0 < len(stored) < len(LONGER)
     report = build(index, settings, LONGER, encoders=encoders)
@@ -170,7 +175,7 @@ def test_a_text_that_was_staged_when_its_passage_was_stored_otherwise_is_staged_
     index = tmp_path / "index"
     interrupt(index, settings, encoders, LONGER, after=30)  # all are stored
     edited = LONGER | {"p7": "Honey bees dance"}
-    run_until_killed(index, settings, edited, "indexer.build.resume_log:ResumeLog.write", 1, signal.SIGKILL)
+    run_until_killed(index, settings, edited, WRITE, 1, signal.SIGKILL)
     report = build(index, settings, LONGER, encoders=encoders)  # and the edit is taken back
     assert (report.resumed, report.encoded) == (30, 0)
     assert content(index) == content(undisturbed)

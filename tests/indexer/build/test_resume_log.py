@@ -8,7 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from indexer.build.resume_log import EncodedPassage, Reservations, ResumeLog, verify_checksum, with_checksum
+from indexer.build.unfinished.resume_log import EncodedPassage, Reservations, ResumeLog, verify_checksum, with_checksum
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.storage import lmdb_file
 from kalm_cache.storage.passage_store import PassageMeta

@@ -220,9 +220,9 @@ def test_a_passage_in_the_wrong_shard_is_found_by_verify(three: Path):
 
 
 KILLS = [
-    ("indexer.build.resume_log:ResumeLog.write", 1),
-    ("indexer.build.resume_log:ResumeLog.write", 7),  # in a later shard
-    ("indexer.build.resume_log:Reservations.reserve", 3),  # while texts are shuffled
+    ("indexer.build.unfinished.resume_log:ResumeLog.write", 1),
+    ("indexer.build.unfinished.resume_log:ResumeLog.write", 7),  # in a later shard
+    ("indexer.build.unfinished.resume_log:Reservations.reserve", 3),  # while texts are shuffled
     ("indexer.build.shards.one_process:finish_first_stage", 1),
     ("kalm_cache.first_stage.bm25.collection:publish_file", 2),  # one shard of three has its scores
     ("indexer.build.build:receipts", 1),

@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.resume_log import ResumeLog, verify_checksum, with_checksum
+from indexer.build.unfinished.resume_log import ResumeLog, verify_checksum, with_checksum
 from indexer.corpus import CorpusLine
 from indexer.reuse.origins import SealedSegment
 from kalm_cache.errors import StoreError
