@@ -92,6 +92,10 @@ class Settings(BaseModel):
     prefix_cache_gib: float = Field(0.0, ge=0.0, description="memory for passages under a prompt's prefix; 0: none")
     prefix_cache_dtype: Literal["float32", "bfloat16", "int8"] = Field("bfloat16", description="precision of these")
 
+    shared_prefix: Literal["mean"] | None = Field(
+        None, description="mean: a prompt's tokens before the query are the same for all passages; none: exactly"
+    )
+
     # service
     host: str = Field("127.0.0.1", description="address that serve binds")
     port: int = Field(8080, ge=0, le=65535, description="port that serve binds; 0 = any free one")

@@ -139,6 +139,11 @@ def open_text_service(settings: Settings, reuse_from: Served | None = None) -> S
         CheckpointError: the model is missing or incomplete.
         UsageError: a setting that does not fit the model.
     """
+    if settings.shared_prefix is not None:
+        raise UsageError(
+            f"shared_prefix = {settings.shared_prefix!r} is over passages of an index, and there is none: "
+            "give --index, or leave it out"
+        )
     if settings.prefix_cache_gib:
         logger.warning("prefix_cache_gib has no effect: the prefix cache is of stored passages, and there is no index")
     text_cache = open_text_cache(settings)

@@ -178,6 +178,7 @@ def test_the_base_file_lists_every_setting_with_its_default():
         "first_stage",
         "first_stage_weight",
         "min_probability",
+        "shared_prefix",
         "text_cache_ttl_seconds",
         "api_keys_file",
         "admin_keys_file",

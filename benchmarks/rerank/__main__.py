@@ -5,11 +5,11 @@
         [--ours cached:float32,…] [--baselines reference:float32,minilm-l6:float32,…] [--repeats 5]
         [--baseline-candidates N] [--full]
 
-A contender is `kind:dtype`; kinds are those of `contenders.py`: `cached` is our decoder with an empty prefix
-cache, `prefix-D` with a full one that keeps dtype D. All of a run are timed in turns, on the same
-random token ids, every call with a query of its own. Tokenizers are left out on all sides. Prints one JSON line for the
-machine, one for each contender of each case, and a table of milliseconds a pair for each case. `x ours` is a
-contender's time ÷ ours, both medians a pair.
+A contender is `kind:dtype`; kinds are those of `contenders.py`: `cached` is our decoder with an empty prefix cache,
+`prefix-D` with a full one that keeps dtype D, `shared` with one prefix for all passages. All of a run are timed in
+turns, on the same random token ids, every call with a query of its own. Tokenizers are left out on all sides. Prints
+one JSON line for the machine, one for each contender of each case, and a table of milliseconds a pair for each case.
+`x ours` is a contender's time ÷ ours, both medians a pair.
 
 The margins of KaLM's contenders are compared on the same query; ours in float32 must be within 1e-3 of transformers' in
 float32, else the run fails. With `--baseline-candidates` the baselines read fewer passages than ours (their time is

@@ -24,10 +24,12 @@ from benchmarks.rerank.cross_encoders import CROSS_ENCODERS, CrossEncoder
 from benchmarks.rerank.onnx_models import OnnxCrossEncoder
 from benchmarks.rerank.pairs import PREFIX_TOKENS, QUERY_TOKENS, Candidates
 from kalm_cache.model.checkpoint import open_checkpoint
-from kalm_cache.model.kernels.prefix_kv import PrefixKV
-from kalm_cache.model.prompts import Tokens, load_prompt_tokenizer
+from kalm_cache.model.kernels.prefix_kv import PrefixKV, SharedPrefixKV
+from kalm_cache.model.prompts import Prompt, Tokens, load_prompt_tokenizer
+from kalm_cache.scoring.batching import SharedPrompt
 from kalm_cache.scoring.prefix_cache import PREFIX_DTYPES
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
+from kalm_cache.scoring.shared_prefix import SAMPLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,26 @@ class Prefix(Cached):
             self._kept = self.side.prefill(prefix, candidates.pooled, self.batch_size, self.kept_dtype)
             self._filled_with = candidates
         return self.side.margins([prompt] * len(candidates), self._kept, self.batch_size)
+
+    def tokens_read(self, prompt: Tokens, passage: Tokens) -> int:
+        """The prompt's after its prefix."""
+        return len(prompt.ids) - self.prefix_tokens
+
+
+class Shared(Cached):
+    """Ours with a prefix that all passages share, the mean over the first ones: nothing else is known of a passage."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.prefix_tokens = setup.prefix_tokens
+        self._mean: SharedPrefixKV | None = None
+
+    def score(self, prompt: Tokens, candidates: Candidates) -> list[float]:
+        """The margins. The first call computes the mean: not to be timed."""
+        if self._mean is None:
+            self._mean = self.side.mean_prefix(tuple(prompt.ids[: self.prefix_tokens]), candidates.pooled[:SAMPLE])
+        shared = SharedPrompt(prompt.ids, False, Prompt(""), self._mean)
+        return self.side.margins([shared] * len(candidates), candidates.pooled, self.batch_size)
 
     def tokens_read(self, prompt: Tokens, passage: Tokens) -> int:
         """The prompt's after its prefix."""
@@ -184,6 +206,7 @@ class PairReader:
 
 OURS: dict[str, Callable[[Setup], Contender]] = {
     "cached": Cached,
+    "shared": Shared,
     **{f"prefix-{name}": partial(Prefix, kept_dtype=dtype) for name, dtype in PREFIX_DTYPES.items()},
 }
 TRANSFORMERS: dict[str, Callable[[Setup], Contender]] = {

@@ -63,6 +63,7 @@ class FittedCalibration:
 
     decoder: its digest; the curves are of no other. instruction, first_stage, k: of the judged searches; `first_stage`
     is empty where pairs were judged. judgments: SHA-256 of their file. queries, pairs: how many were judged.
+    shared_prefix: as it was when the margins were computed.
     """
 
     decoder: str
@@ -73,6 +74,7 @@ class FittedCalibration:
     queries: Count
     pairs: Count
     curves: Annotated[list[FittedCurve], Field(min_length=1)]
+    shared_prefix: str | None = None
     __pydantic_config__ = STRICT
 
     def find(self, chunk_size: int) -> FittedCurve | None:

@@ -55,6 +55,7 @@ class EvalConfig(BaseModel):
     dense: list[str] = []
     bi_encoders: list[str] = []
     first_stage_weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = []
+    shared_prefix: Literal["mean"] | None = None
     max_queries: int | None = Field(default=None, ge=1)
 
 

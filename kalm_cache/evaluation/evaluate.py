@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kalm_cache.evaluation.collections.beir import BeirTask
 from kalm_cache.evaluation.collections.collection import Collection, drops_own_id
 from kalm_cache.evaluation.plan import Plan, sample_queries
-from kalm_cache.evaluation.points import Point
+from kalm_cache.evaluation.points import points_of
 from kalm_cache.evaluation.reports.report import EvaluationReport, reports_of
 from kalm_cache.evaluation.reports.results import measured, per_query_of
 from kalm_cache.evaluation.study import study
@@ -29,6 +29,7 @@ def evaluate(
     first_stage: Mode | None = None,
     chunk_sizes: Sequence[int] | None = None,
     first_stage_weights: Sequence[float] = (),
+    shared_prefix: Literal["mean"] | None = None,
     max_queries: int | None = None,
     instruction: str = DEFAULT_INSTRUCTION,
     system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
@@ -44,6 +45,7 @@ def evaluate(
         first_stage: `dense`, `bm25` or `fused`; `None` = the best that the index has.
         chunk_sizes: pooling ratios: the stored one or multiples of it; `None` = the index's default alone.
         first_stage_weights: every chunk size is also reported with the first stage interpolated, at each weight.
+        shared_prefix: every chunk size is also reported with the prefix that prompts share, see `PassageIndex.open`.
         max_queries: ask a sample of so many queries, the same in every run; `None` = all.
         instruction: what the queries ask for.
         system_instruction: the prompt's first line.
@@ -54,7 +56,7 @@ def evaluate(
         UsageError: an option does not fit, or the index holds none of the relevant passages.
     """
     plan = Plan(
-        points=tuple(Point(size) for size in ([index.chunk_size] if chunk_sizes is None else chunk_sizes)),
+        points=points_of([index.chunk_size] if chunk_sizes is None else chunk_sizes, [None], shared_prefix),
         k=k,
         first_stage=first_stage,
         first_stage_weights=tuple(first_stage_weights),

@@ -120,6 +120,7 @@ def fit_calibration(
         measures.append(measure)
     calibration = FittedCalibration(
         decoder=index.decoder.digest,
+        shared_prefix=index.shared_prefix,
         instruction=plan.instruction,
         first_stage=mode if judged.searched else "",
         k=plan.k if judged.searched else 0,

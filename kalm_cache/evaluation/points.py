@@ -34,15 +34,28 @@ RECODED = 256  # passages recoded together
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A pooling ratio r, and the codec that its states are stored in; `None` = the index's own store."""
+    """A pooling ratio r, and the codec that its states are stored in; `None` = the index's own store.
+
+    shared_prefix: `mean`: the prompts' prefix is that over passages of the index, see `scoring.shared_prefix`.
+    """
 
     chunk_size: int
     codec: str | None = None
+    shared_prefix: str | None = None
 
     @property
     def name(self) -> str:
-        """What reports call it: `r=4`, `int8 r=4`."""
-        return f"r={self.chunk_size}" if self.codec is None else f"{self.codec} r={self.chunk_size}"
+        """What reports call it: `r=4`, `int8 r=4`, `r=4 shared prefix`."""
+        name = f"r={self.chunk_size}" if self.codec is None else f"{self.codec} r={self.chunk_size}"
+        return f"{name} shared prefix" if self.shared_prefix else name
+
+
+def points_of(
+    chunk_sizes: Sequence[int], codecs: Sequence[str | None], shared_prefix: str | None = None
+) -> tuple[Point, ...]:
+    """Each codec at each chunk size; with `shared_prefix`, after all of these the same with the prefix shared."""
+    kinds = dict.fromkeys((None, shared_prefix))
+    return tuple(dict.fromkeys(Point(r, codec, kind) for kind in kinds for codec in codecs for r in chunk_sizes))
 
 
 @dataclass(frozen=True, slots=True)

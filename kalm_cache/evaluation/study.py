@@ -38,6 +38,7 @@ from kalm_cache.evaluation.systems import (
 )
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import Prompt, PromptTokens
+from kalm_cache.scoring.shared_prefix import SAMPLE
 
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
@@ -163,8 +164,10 @@ def _measure(
     workspace: Path | None,
     on_query: Callable[[], None],
 ) -> System:
-    with open_point(index, point, distinct_ids(candidates.values()), sensitivity, workspace) as opened:
-        return rerank(index.query_side, opened, point.name, prompts, candidates, on_query)
+    sample = index.store.sample(SAMPLE) if point.shared_prefix else None
+    doc_ids = list(dict.fromkeys([*distinct_ids(candidates.values()), *(sample or ())]))
+    with open_point(index, point, doc_ids, sensitivity, workspace) as opened:
+        return rerank(index.query_side, opened, point.name, prompts, candidates, on_query, sample)
 
 
 def _counted(on_progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:

@@ -23,6 +23,7 @@ from kalm_cache.scoring.cached_passages import CachedPassages
 from kalm_cache.scoring.pipeline import InlineDriver, RankingRules, Shortlist, run_inline
 from kalm_cache.scoring.query_side import QuerySide
 from kalm_cache.scoring.ranking import best_first, interpolate
+from kalm_cache.scoring.shared_prefix import MeanPrefixes
 
 if TYPE_CHECKING:
     from kalm_cache.index.passage_index import PassageIndex
@@ -39,7 +40,7 @@ class Cost:
     Milliseconds are medians over the queries, asked one after the other: `search_ms` of a first stage; `read_ms` of
     finding and decoding the candidates' states, `decode_ms` of the reranker's decoder over them. `bytes_per_passage` is
     that of the states' file. A first stage's own files do not count. `seconds` are of all queries together.
-    `first_stage_weight` is the first stage's in an interpolated order.
+    `first_stage_weight` is the first stage's in an interpolated order. `shared_prefix`: `mean` where prompts had one.
     """
 
     chunk_size: int | None = None
@@ -50,6 +51,7 @@ class Cost:
     decode_ms: float | None = None
     seconds: float = 0.0
     first_stage_weight: float = 0.0
+    shared_prefix: str | None = None
 
     @property
     def rerank_ms(self) -> float | None:
@@ -131,6 +133,7 @@ def rerank(
     prompts: Mapping[str, PromptTokens],
     candidates: ScoredRun,
     on_query: Callable[[], None],
+    sample: Sequence[str] | None = None,
 ) -> System:
     """The candidates in the order of their margins over a point's states; damaged passages are left out and logged.
 
@@ -141,8 +144,10 @@ def rerank(
         prompts: by query id.
         candidates: by query id; equal margins keep their order.
         on_query: called after each query.
+        sample: passages of the point, the mean of whose prefixes all prompts share; `None` = each passage its own.
     """
-    stored = CachedPassages(name, point.reader, query_side, point.chunk_size, _log_damage)
+    means = None if sample is None else MeanPrefixes(point.reader, query_side, sample, _log_damage)
+    stored = CachedPassages(name, point.reader, query_side, point.chunk_size, _log_damage, means=means)
     run, timings = {}, []
     for query_id, ranked in candidates.items():
         prompt, shortlist = prompts[query_id].prompt, Shortlist([hit.doc_id for hit in ranked])
@@ -157,6 +162,7 @@ def rerank(
         read_ms=median(timing["read"] for timing in timings),
         decode_ms=median(timing["decode"] for timing in timings),
         seconds=sum(timing["read"] + timing["decode"] for timing in timings) / 1000,
+        shared_prefix=None if sample is None else "mean",
     )
     return System(name, "reranker", run, cost)
 

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -180,6 +181,23 @@ class SegmentSet:
     def ordinals(self) -> Iterator[tuple[int, str]]:
         """(ordinal, doc id) of every passage that is shown, by rising ordinal. Raises `DamagedRecordError`."""
         return heapq.merge(*(segment.ordinals() for segment in self.segments))
+
+    def sample(self, count: int) -> list[str]:
+        """The ids of at most `count` passages that are shown, spread over the ordinals: the same ones at every call.
+
+        Of 4 · `count` ordinals at equal distances, those whose passages are shown, and of these as many at equal
+        distances. Where there are none of these, the first ones that are shown. Damaged ids are left out.
+
+        Raises:
+            DamagedRecordError: it was necessary to look for passages one by one, and their list is damaged.
+        """
+        probes = dict.fromkeys(i * self.next_ordinal() // (4 * count) for i in range(4 * count))
+        found = [doc_id for doc_id in self.find_doc_ids(probes) if isinstance(doc_id, str)]
+        distinct = list(dict.fromkeys(found))
+        shown = [id_ for id_, meta in zip(distinct, self.metas(distinct), strict=True) if isinstance(meta, PassageMeta)]
+        if not shown:
+            return [doc_id for _, doc_id in islice(self.ordinals(), count)]
+        return [shown[i * len(shown) // count] for i in range(count)] if len(shown) > count else shown
 
     def ask(
         self, doc_ids: Sequence[str], find: Callable[[int, list[str]], Sequence[_T | DamagedRecordError | None]]

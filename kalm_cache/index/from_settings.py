@@ -26,6 +26,7 @@ def open_index(folder: Path, settings: Settings, reuse_from: PassageIndex | None
         passage_template=settings.passage_template if "passage_template" in given else None,
         prefix_cache_gib=settings.prefix_cache_gib,
         prefix_cache_dtype=settings.prefix_cache_dtype,
+        shared_prefix=settings.shared_prefix,
         shards=settings.served_shards,
         reuse_from=reuse_from,
     )

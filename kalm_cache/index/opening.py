@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import IndexMismatchError
+from kalm_cache.errors import IndexMismatchError, UsageError
 from kalm_cache.first_stage import Embedder, FirstStage, FirstStageSet, load_embedder
 from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
@@ -22,6 +23,9 @@ from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.scoring.prefix_cache import PrefixCache, gib_with_room
 from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from kalm_cache.storage.locks import SharedLock
+
+MEAN = "mean"  # of `shared_prefix`
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class OpenOptions:
     query_max_length: int = 512
     prefix_cache_gib: float = 0.0
     prefix_cache_dtype: str = "bfloat16"
+    shared_prefix: str | None = None
     check_first_stage: bool = True
     shards: tuple[int, ...] | None = None
 
@@ -48,6 +53,7 @@ class IndexParts:
 
     fingerprint: as it is on disk; `generation` has a manifest as this version writes it, whichever wrote it.
     decoder: which one `query_side` is.
+    shared_prefix: `mean` or `None`, as `PassageIndex.open` takes it.
     """
 
     generation: Generation
@@ -59,6 +65,7 @@ class IndexParts:
     embedder: Embedder
     chunk_size: int
     prefix_cache: PrefixCache | None
+    shared_prefix: str | None
     lock: SharedLock
 
 
@@ -67,6 +74,7 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
 
     Raises as `PassageIndex.open`.
     """
+    check_shared_prefix(options)
     stored, lock = open_and_share(folder)
     with ExitStack() as stack:
         stack.callback(lock.release)
@@ -94,11 +102,29 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
         embedder,
         chunk_size,
         prefix_cache,
+        options.shared_prefix,
         lock,
     )
 
 
+def check_shared_prefix(options: OpenOptions) -> None:
+    """Raise `UsageError` where prompts cannot share a prefix as it is asked for; warn of what has no effect then."""
+    if options.shared_prefix is None:
+        return
+    if options.shared_prefix != MEAN:
+        raise UsageError(f"shared_prefix {options.shared_prefix!r} is not known: use {MEAN}, or leave it out")
+    if options.shards is not None:
+        raise UsageError(
+            f"shared_prefix = {MEAN} is over passages of the whole index, and shards alone were asked for: each would "
+            "have a mean of its own, and their margins would not compare; leave one of the two out"
+        )
+    if options.prefix_cache_gib:
+        logger.warning("prefix_cache_gib has no effect: with shared_prefix no passage has a prefix of its own")
+
+
 def _prefix_cache(options: OpenOptions, device: torch.device, reuse_from: IndexParts | None) -> PrefixCache | None:
+    if options.shared_prefix is not None:
+        return None
     if reuse_from is not None and reuse_from.prefix_cache is not None:
         return reuse_from.prefix_cache
     if not options.prefix_cache_gib:

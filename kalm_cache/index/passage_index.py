@@ -15,8 +15,9 @@ from typing import Literal, NoReturn
 import torch
 
 from kalm_cache.arguments import check_count, check_doc_ids, check_limit, check_probability, check_text, check_weight
+from kalm_cache.calibration import FittedCalibration
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import DamagedRecordError
+from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.first_stage import Candidates, Mode, fuse
 from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
@@ -25,6 +26,7 @@ from kalm_cache.scoring.cached_passages import CachedPassages
 from kalm_cache.scoring.pipeline import InlineDriver, RankingRules, Shortlist, rerank, run_inline
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.ranking import Answer, SearchResult
+from kalm_cache.scoring.shared_prefix import SAMPLE, MeanPrefixes
 from kalm_cache.scoring.state_reader import StateReader
 
 __all__ = ["Answer", "PassageIndex", "SearchResult", "Shortlist"]
@@ -35,8 +37,9 @@ logger = logging.getLogger(__name__)
 class PassageIndex:
     """One generation with the decoder that answers over it. Use as a context manager, or `close()` it.
 
-    `decoder`: which one that is; `calibration`: its own over this index, if there is one. `stored` reads its passages,
-    step by step; `damaged_reads` counts passages and texts that answers had to do without.
+    `decoder`: which one that is; `shared_prefix`: `mean` where prompts share their prefix; `calibration`: of margins
+    that are computed so, if there is one. `stored` reads its passages, step by step; `damaged_reads` counts passages
+    and texts that answers had to do without.
     """
 
     def __init__(self, parts: IndexParts) -> None:
@@ -44,12 +47,15 @@ class PassageIndex:
         self._parts = parts
         self.generation, self.store, self.first_stage = parts.generation, parts.store, parts.first_stage
         self.decoder, self.query_side, self.embedder = parts.decoder, parts.query_side, parts.embedder
-        fitted = parts.generation.manifest.calibration
-        self.calibration = fitted if fitted is not None and fitted.decoder == parts.decoder.digest else None
+        self.shared_prefix = parts.shared_prefix
+        self.calibration = self._fitting(parts.generation.manifest.calibration)
         self.chunk_size, self.prefix_cache = parts.chunk_size, parts.prefix_cache
         self.damaged_reads = 0
         stored = parts.generation.manifest.fingerprint
         reader = StateReader(parts.store, get_codec(stored.codec), stored.chunk_size)
+        means = None
+        if self.shared_prefix is not None:
+            means = MeanPrefixes(reader, parts.query_side, parts.store.sample(SAMPLE), self._count_damage)
         self.stored = CachedPassages(
             parts.generation.name,
             reader,
@@ -58,6 +64,7 @@ class PassageIndex:
             self._count_damage,
             parts.prefix_cache,
             parts.decoder.digest,
+            means,
         )
 
     @classmethod
@@ -75,6 +82,7 @@ class PassageIndex:
         query_max_length: int = 512,
         prefix_cache_gib: float = 0.0,
         prefix_cache_dtype: str = "bfloat16",
+        shared_prefix: Literal["mean"] | None = None,
         check_first_stage: bool = True,
         shards: Sequence[int] | None = None,
         reuse_from: PassageIndex | None = None,
@@ -94,6 +102,9 @@ class PassageIndex:
             query_max_length: tokens of a query that count.
             prefix_cache_gib: GiB of memory for passages' keys and values under a prompt's prefix; 0 = none.
             prefix_cache_dtype: what these are stored in: float32, bfloat16, int8.
+            shared_prefix: `mean`: prompt tokens before the query have the same keys and values for all passages, their
+                mean over some of the index's, so that they cost nothing. Margins differ a little; there is no prefix
+                cache then. `None` = each passage its own.
             check_first_stage: read its files once, so that a flipped bit in them is an error and not another ranking.
             shards: the numbers of those that are opened; `None` = all. Passages of others are unknown then.
             reuse_from: an open index of an earlier generation. Its decoder and embedder are used again where the new
@@ -105,6 +116,7 @@ class PassageIndex:
             StoreError: a file is missing or damaged.
             IndexMismatchError: model, decoder, codec, chunk size, template or shards do not fit what is stored; says
                 both sides.
+            UsageError: `shared_prefix` is not known, or some shards alone are opened.
         """
         options = OpenOptions(
             model,
@@ -117,6 +129,7 @@ class PassageIndex:
             check_count(query_max_length, "query_max_length"),
             prefix_cache_gib,
             prefix_cache_dtype,
+            shared_prefix,
             check_first_stage,
             None if shards is None else tuple(shards),
         )
@@ -133,11 +146,18 @@ class PassageIndex:
         self.store.close()
         self._parts.lock.release()
 
-    def warm_up(self) -> None:
-        """Search and read once, so that what is loaded at the first use is loaded before a query. Decodes nothing."""
+    def warm_up(self, before: PassageIndex | None = None) -> None:
+        """Search and read once, so that what is loaded at the first use is loaded before a query. Decodes no pair.
+
+        The prefixes that prompts share in `before`, the generation that this one takes over from, are computed.
+        """
         shortlist = self.find("", 1)
         with suppress(DamagedRecordError):
             self.pooled(shortlist.doc_ids)
+        if self.stored.means is not None and before is not None and before.stored.means is not None:
+            for prefix, chunk_size in before.stored.means.known:
+                with suppress(UsageError):  # it was of another stored chunk size
+                    self.stored.means.mean(prefix, chunk_size)
 
     def __reduce__(self) -> NoReturn:
         """An open index is files, maps and a lock: these stay in their process, and in those that it forks."""
@@ -241,6 +261,7 @@ class PassageIndex:
         doc_ids, chunk_size = check_doc_ids(ids), check_limit(chunk_size, "chunk_size", least=None)
         prompt = self.query_side.tokenize(_prompt(query, instruction, system_instruction))
         passages = self.stored.read(doc_ids, [prompt], chunk_size)
+        [prompt] = self.stored.share([prompt], chunk_size)
         side, states = self.query_side, [passage.states for passage in passages]
         return side.margins([prompt] * len(doc_ids), states, side.batch_pairs)
 
@@ -277,6 +298,12 @@ class PassageIndex:
             UsageError: a chunk size that is no multiple of the stored one; `ids` is no list of ids.
         """
         return self.stored.reader.read(check_doc_ids(ids), self.chunk_size if chunk_size is None else chunk_size)
+
+    def _fitting(self, fitted: FittedCalibration | None) -> FittedCalibration | None:
+        """A calibration of margins as this index computes them, or none."""
+        if fitted is None or (fitted.decoder, fitted.shared_prefix) != (self.decoder.digest, self.shared_prefix):
+            return None
+        return fitted
 
     def _rules(
         self, chunk_size: int | None, top_n: int | None, min_probability: float | None, with_text: bool

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kalm_cache.model.kernels.prefix_kv import PrefixKV, make_prefix_kv
+from kalm_cache.model.kernels.prefix_kv import PrefixKV, SharedPrefixKV, make_prefix_kv
 from kalm_cache.model.layers.attention import KeyBuffers
 from kalm_cache.model.layers.decoder_pass import DecoderPass, Prompts
 from kalm_cache.model.layers.past import Past, PooledPast, PrefixPast
@@ -29,18 +29,21 @@ class QueryDecoder:
     answer_rows: Tensor
 
     @torch.inference_mode()
-    def margins(self, prompts: Prompts, pooled: Tensor, counts: Sequence[int]) -> Tensor:
+    def margins(
+        self, prompts: Prompts, pooled: Tensor, counts: Sequence[int], shared: SharedPrefixKV | None = None
+    ) -> Tensor:
         """The margin yes_logit − no_logit of every pair.
 
         Args:
-            prompts: whole prompts.
+            prompts: whole prompts, or what comes after the shared prefix in each, a token or more.
             pooled: (sum of counts, D) pooled states of the pairs' passages, end to end, in the stream's dtype.
             counts: P of each pair.
+            shared: what all prompts begin with, its keys and values the same for all passages; `None` = nothing.
 
         Returns:
             (N,) float32 on the decoder's device.
         """
-        return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.slots))
+        return self._margins(prompts, PooledPast(self.stack, pooled, counts, prompts.slots, shared))
 
     @torch.inference_mode()
     def margins_after(self, rests: Prompts, cached: Sequence[PrefixKV]) -> Tensor:

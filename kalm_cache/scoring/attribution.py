@@ -30,12 +30,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kalm_cache.errors import StoreError
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 from kalm_cache.model.layers.decoder_pass import Prompts
-from kalm_cache.model.prompts import PASSAGE_PREFIX, Prompt, PromptTokenizer, Tokens
+from kalm_cache.model.prompts import PASSAGE_PREFIX, PromptTokenizer, PromptTokens, Tokens
+from kalm_cache.scoring.batching import SharedPrompt
 from kalm_cache.scoring.pooling import PooledPassage, pooled_length
 from kalm_cache.scoring.query_side import QuerySide
 
@@ -75,13 +77,13 @@ class Attribution:
 
 
 def attribute(
-    side: QuerySide, prompt: Prompt, text: str, passage: PooledPassage, *, chunk_size: int, max_length: int
+    side: QuerySide, prompt: PromptTokens, text: str, passage: PooledPassage, *, chunk_size: int, max_length: int
 ) -> Attribution:
     """Decode one pair, and say how the query's tokens attended to each chunk of the passage's text.
 
     Args:
         side: whose decoder runs.
-        prompt: query and instruction.
+        prompt: query and instruction, with the prefix that it shares, if there is one.
         text: the passage's text, of which `passage` was encoded.
         passage: its states, pooled at `chunk_size`.
         chunk_size: tokens of a chunk.
@@ -95,13 +97,12 @@ def attribute(
         raise StoreError(
             f"the text has {len(chunks)} chunks of {chunk_size} tokens, but {len(passage.states)} are stored"
         )
-    tokens = side.tokenize(prompt)
-    query = query_tokens(tokens.ids, side.tokenize(replace(prompt, query="")).ids)
-    attention = observe(side, tokens, passage.states)
+    query = query_tokens(prompt.ids, side.tokenize(replace(prompt.prompt, query="")).ids)
+    attention = observe(side, prompt, passage.states)
     with_text = [i for i, chunk in enumerate(chunks) if chunk.end > chunk.start]
     # (H, T, P) -> (H, query tokens, chunks with text), without the last layer
     weights = focused_mean([layer[:, query.start : query.stop, with_text] for layer in attention.layers[:-1]])
-    return Attribution(attention.margin, tokens.truncated, [chunks[i] for i in with_text], weights.tolist())
+    return Attribution(attention.margin, prompt.truncated, [chunks[i] for i in with_text], weights.tolist())
 
 
 @torch.inference_mode()
@@ -118,11 +119,14 @@ def observe(side: QuerySide, prompt: Tokens, pooled: Tensor) -> Attention:
     kernels = ObservedKernels(stack.config.num_attention_heads // stack.config.num_key_value_heads)
     decoder = replace(side.decoder, stack=replace(stack, kernels=kernels))
     states = pooled.to(stack.device, stack.dtype)
-    # this run has no cached prefix, so that a buffer's first slots are the pooled states
-    margin = float(decoder.margins(Prompts([prompt.ids], [0]), states, [len(states)]))
-    # (H, T, S) -> (H, prompt tokens, P)
-    layers = [layer[:, : len(prompt.ids), : len(states)].cpu() for layer in kernels.probabilities]  # without padding
-    return Attention(margin, layers)
+    shared = prompt.shared if isinstance(prompt, SharedPrompt) else None
+    prefix = 0 if shared is None else len(shared.prefix)  # a buffer's first slots; the pooled states come after them
+    margin = float(decoder.margins(Prompts([prompt.ids[prefix:]], [0]), states, [len(states)], shared))
+    # (H, T, S) -> (H, prompt tokens after the prefix, P), without padding
+    rest = len(prompt.ids) - prefix
+    layers = [layer[:, :rest, prefix : prefix + len(states)].cpu() for layer in kernels.probabilities]
+    # shared tokens were not computed, and see no passage: (H, prompt tokens, P), but for the last layer's one token
+    return Attention(margin, [*(F.pad(layer, (0, 0, prefix, 0)) for layer in layers[:-1]), layers[-1]])
 
 
 def focused_mean(layers: Sequence[Tensor]) -> Tensor:

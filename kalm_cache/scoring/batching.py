@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kalm_cache.model.kernels.prefix_kv import PrefixKV
-from kalm_cache.model.prompts import Tokens
+from kalm_cache.model.kernels.prefix_kv import PrefixKV, SharedPrefixKV
+from kalm_cache.model.prompts import PromptTokens, Tokens
 
 DECODE_BATCH = 32  # pairs decoded together, unless the caller says otherwise
 BATCH_TOKENS = 16_384  # prompt tokens and pooled states decoded together: bounds the buffers of keys and scores
@@ -29,11 +29,19 @@ def batch_tokens(device: torch.device) -> int:
     return BATCH_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
 
 
+@dataclass(frozen=True, slots=True)
+class SharedPrompt(PromptTokens):
+    """A prompt that begins with `shared`: these tokens have the same keys and values whatever the passage."""
+
+    shared: SharedPrefixKV
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class PairSize:
     """What pairs of one batch must have in common (`kind`), and what should be alike, as a batch is padded.
 
-    kind: tokens of the cached prefix and the dtype it is stored in; (0, "") for pooled states.
+    kind: tokens of the prefix that is not computed, and which it is: the dtype that it is cached in, or the very object
+        that is shared; (0, "") where all of the prompt is.
     prompt: prompt tokens after the prefix.
     pooled: pooled states.
     """
@@ -146,4 +154,7 @@ def _size(prompt: Tokens, passage: Tensor | PrefixKV) -> PairSize:
     if isinstance(passage, PrefixKV):
         prefix = len(passage.prefix)
         return PairSize((prefix, str(passage.states.dtype)), len(prompt.ids) - prefix, passage.pooled)
+    if isinstance(prompt, SharedPrompt):
+        prefix = len(prompt.shared.prefix)
+        return PairSize((prefix, f"shared {id(prompt.shared)}"), len(prompt.ids) - prefix, len(passage))
     return PairSize((0, ""), len(prompt.ids), len(passage))

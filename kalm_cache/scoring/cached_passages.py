@@ -14,6 +14,7 @@ from kalm_cache.model.prompts import PromptTokens
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix, PrefixCache, PrefixKey
 from kalm_cache.scoring.query_side import QuerySide
+from kalm_cache.scoring.shared_prefix import MeanPrefixes
 from kalm_cache.scoring.state_reader import DamagedPassage, StateReader
 
 
@@ -50,6 +51,8 @@ class CachedPassages:
     on_damage: gets the problems of damaged records, which look-ups leave out.
     prefix_cache: may be shared with other generations and decoders, as its keys name them.
     decoder: digest of the one that `query_side` is, for these keys.
+    means: what prompts share; then nothing is prefilled, and there is no prefix cache. `None` = each passage has its
+        own keys and values of a prompt's prefix.
     """
 
     generation: str
@@ -59,6 +62,25 @@ class CachedPassages:
     on_damage: Callable[[Sequence[str]], None]
     prefix_cache: PrefixCache | None = None
     decoder: str = ""
+    means: MeanPrefixes | None = None
+
+    def shared_tokens(self, prompt: PromptTokens) -> int:
+        """How many tokens of a prompt `share` leaves nothing to compute of."""
+        return 0 if self.means is None else self.means.length(prompt)
+
+    def can_share(self, prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> bool:
+        """Whether `share` has nothing to compute."""
+        at = self.chunk_size if chunk_size is None else chunk_size
+        return self.means is None or all(self.means.is_known(prompt, at) for prompt in prompts)
+
+    def share(self, prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> list[PromptTokens]:
+        """Prompts as the decoder takes them, with the prefix that all passages share, where there is one.
+
+        Raises:
+            UsageError: a ratio that is no multiple of the stored one.
+        """
+        at = self.chunk_size if chunk_size is None else chunk_size
+        return list(prompts) if self.means is None else [self.means.share(prompt, at) for prompt in prompts]
 
     def look_up(self, ids: Sequence[str], prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> LookUp:
         """Find passages for prompts of one instruction: in the prefix cache, else in the store.

@@ -104,6 +104,11 @@ class Driver(Protocol):
     async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadyPassages:
         """Run `stored.prepare(lookup)`, which may compute."""
 
+    async def share(
+        self, stored: CachedPassages, prompts: Sequence[PromptTokens], chunk_size: int
+    ) -> list[PromptTokens]:
+        """Run `stored.share(prompts, chunk_size)`, which may compute."""
+
     async def margins(
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]
     ) -> list[float]:
@@ -132,8 +137,9 @@ async def rerank(
     async with driver.holding_states():
         tokens, lookup, rules = await driver.read("read", look_up)
         read = await driver.prepare(stored, lookup)
+        [decoded] = await driver.share(stored, [tokens], lookup.chunk_size)
         states = [passage.states for passage in read.passages]
-        margins = await driver.margins(stored.query_side, [tokens] * len(states), states)
+        margins = await driver.margins(stored.query_side, [decoded] * len(states), states)
     results, textless = await driver.read("read", lambda: rank(shortlist, read.positions, margins, rules))
     damaged = dict.fromkeys([*shortlist.damaged, *(record.doc_id for record in read.damaged), *textless])
     return Answer(prompt.query, tokens.truncated, results, driver.finished(), list(damaged))
@@ -204,6 +210,12 @@ class InlineDriver:
     async def prepare(self, stored: CachedPassages, lookup: LookUp) -> ReadyPassages:
         """Prefill, timed as decoding."""
         return await self.read("decode", lambda: stored.prepare(lookup))
+
+    async def share(
+        self, stored: CachedPassages, prompts: Sequence[PromptTokens], chunk_size: int
+    ) -> list[PromptTokens]:
+        """Share, timed as decoding."""
+        return await self.read("decode", lambda: stored.share(prompts, chunk_size))
 
     async def margins(
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]

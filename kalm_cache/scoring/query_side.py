@@ -16,7 +16,7 @@ from kalm_cache.calibration import sigmoid
 from kalm_cache.errors import NonFiniteLogitsError
 from kalm_cache.model.checkpoint import Checkpoint
 from kalm_cache.model.decoder import QueryDecoder
-from kalm_cache.model.kernels.prefix_kv import PrefixKV
+from kalm_cache.model.kernels.prefix_kv import PrefixKV, SharedPrefixKV
 from kalm_cache.model.layers.decoder_pass import Prompts
 from kalm_cache.model.layers.int8 import int8_products
 from kalm_cache.model.precision import describe_device, dtype_name
@@ -24,12 +24,15 @@ from kalm_cache.model.prompts import Prompt, PromptTokenizer, PromptTokens, Toke
 from kalm_cache.model.runtime import load_decoder
 from kalm_cache.scoring.batching import (
     Pair,
+    SharedPrompt,
     batch_pairs,
     batch_tokens,
     compute_in_batches,
     distinct_prompts,
 )
 from kalm_cache.scoring.room import Room
+
+PREFILLED = 8  # passages at a time, of those that a mean is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,10 @@ class QuerySide:
             prefix = len(cached[0].prefix)  # L, the same for all pairs of one kind
             margins = self.decoder.margins_after(Prompts([each[prefix:] for each in ids], of_pair), cached)
         else:
-            states = _states(batch)
-            margins = self.decoder.margins(Prompts(ids, of_pair), self._pack(states), _counts(states))
+            states, shared = _states(batch), _shared(batch[0].prompt)
+            prefix = 0 if shared is None else len(shared.prefix)
+            rests = Prompts([each[prefix:] for each in ids], of_pair)
+            margins = self.decoder.margins(rests, self._pack(states), _counts(states), shared)
         margins = margins.cpu()  # (N,), one transfer
         if not bool(margins.isfinite().all()):
             raise NonFiniteLogitsError(
@@ -132,6 +137,19 @@ class QuerySide:
             return self.room.compute(batch, _tokens_of, run)
 
         return compute_in_batches(prompts, pooled, batch_size, compute, self.batch_tokens)
+
+    def mean_prefix(self, prefix: tuple[int, ...], pooled: Sequence[Tensor]) -> SharedPrefixKV:
+        """The mean of a prefix's keys and values over passages, each of which counts as much.
+
+        Args:
+            prefix: of `prefix()`.
+            pooled: states (P, D) of a passage or more.
+        """
+        stack, total = self.decoder.stack, torch.zeros(())
+        for start in range(0, len(pooled), PREFILLED):  # all of a passage's are kept for a moment: some at a time
+            some = self.prefill(prefix, pooled[start : start + PREFILLED], PREFILLED, torch.float32)
+            total = total.to(stack.device) + sum(each.states[..., : len(prefix), :] for each in some)
+        return SharedPrefixKV(prefix, (total / len(pooled)).to(stack.dtype).contiguous())  # (layers, 2, K, L, E)
 
     def warm_up(self) -> None:
         """Decode pairs of nothing once, of common sizes: what is made or read at the first use is, before a query."""
@@ -165,6 +183,10 @@ def _tokens_of(pair: Pair) -> int:
 
 def _states(batch: Sequence[Pair]) -> list[Tensor]:
     return [pair.passage for pair in batch if isinstance(pair.passage, Tensor)]
+
+
+def _shared(prompt: Tokens) -> SharedPrefixKV | None:
+    return prompt.shared if isinstance(prompt, SharedPrompt) else None
 
 
 def _counts(states: Sequence[Tensor]) -> list[int]:

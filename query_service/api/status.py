@@ -135,8 +135,9 @@ class Info(BaseModel):
     """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them.
 
     `model_sha` is of the encoder, tokenizer included, which made the stored states; `decoder` answers over them.
-    `text_cache_gib` is null where there is no text cache. `max_batch_requests`, `sha` and `docker_label` are null: Text
-    Embeddings Inference has them.
+    `shared_prefix` is `mean` where prompt tokens before the query have the same keys and values for all passages, the
+    mean over `shared_prefix_passages` of the index; else null. `text_cache_gib` is null where there is no text cache.
+    `max_batch_requests`, `sha` and `docker_label` are null: Text Embeddings Inference has them.
     """
 
     version: str
@@ -153,6 +154,8 @@ class Info(BaseModel):
     codec: str
     chunk_size: int
     first_stage: list[str]
+    shared_prefix: str | None
+    shared_prefix_passages: int
     encodes_documents: bool
     text_cache_gib: float | None
     max_input_length: int
@@ -227,6 +230,8 @@ def answer_info(service: AnswerService) -> Info:
         codec=model.codec,
         chunk_size=model.chunk_size,
         first_stage=facts.first_stage,
+        shared_prefix=model.shared_prefix,
+        shared_prefix_passages=model.shared_prefix_passages,
         encodes_documents=facts.encodes_documents,
         text_cache_gib=None if facts.text_cache is None else settings.text_cache_gib,
         max_input_length=model.max_length,

@@ -98,9 +98,10 @@ def _explain(index: PassageIndex, prompt: Prompt, doc_id: str, chunk_size: int |
     chunk_size = chunk_size or index.chunk_size
     [passage] = index.pooled([doc_id], chunk_size=chunk_size)
     text = _text(doc_id, index)
+    [tokens] = index.stored.share([index.query_side.tokenize(prompt)], chunk_size)
     attribution = attribute(
         index.query_side,
-        prompt,
+        tokens,
         text,
         passage,
         chunk_size=chunk_size,

@@ -32,7 +32,8 @@ Open = Callable[[PassageIndex | None], PassageIndex]
 class Served:
     """A model, its encoder (`None` = off), the open generation of an index, if any, and how many requests use it.
 
-    signature: the generation's name, and a digest of its manifest and decoder: another index has another one.
+    signature: the generation's name, and a digest of its manifest, decoder and shared prefix: another index has
+        another one.
     """
 
     model: ServedModel
@@ -43,6 +44,8 @@ class Served:
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(self.model.decoder.digest.encode(), digest_size=8)
+        if self.model.shared_prefix is not None:
+            digest.update(f", shared prefix: {self.model.shared_prefix}".encode())
         if self.index is not None:
             digest.update((self.index.generation.folder / MANIFEST).read_bytes())
         self.signature = f"{self.version}-{digest.hexdigest()}"
@@ -216,7 +219,7 @@ class LiveIndex:
 
     def _serve(self, before: Served | None) -> Served:
         index = self._open(before.index if before else None)
-        index.warm_up()
+        index.warm_up(before.index if before else None)
         if before is not None and index.query_side is not before.model.query_side:
             index.query_side.warm_up()  # another decoder: what it loads at its first use, no request waits for
         model = model_of_index(index)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
-from kalm_cache.model.prompts import Tokens
+from kalm_cache.model.prompts import PromptTokens, Tokens
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
 from kalm_cache.scoring.query_side import QuerySide
 from query_service.answering.notes import AnswerNotes
@@ -118,6 +118,14 @@ class RequestContext(AnswerNotes):
         for part, ready in zip(parts, await self._compute_all("decode", steps, self.engine), strict=True):
             hits |= zip(part.ids, ready.passages, strict=True)
         return stored.prepare(replace(lookup, hits=hits, to_prefill={}))
+
+    async def share(
+        self, stored: CachedPassages, prompts: Sequence[PromptTokens], chunk_size: int
+    ) -> list[PromptTokens]:
+        """The prompts with the prefix that all passages share; an instruction's first one waits for it."""
+        if stored.can_share(prompts, chunk_size):
+            return stored.share(prompts, chunk_size)
+        return await self.compute("decode", lambda: stored.share(prompts, chunk_size))
 
     async def margins(
         self, side: QuerySide, prompts: Sequence[Tokens], passages: Sequence[Tensor | PrefixKV]

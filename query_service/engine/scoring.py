@@ -35,6 +35,10 @@ async def score_pairs(
     async with context.encoding() if gathered.encodes else nullcontext(), context.holding_states():
         await gather(context, list(tokens.values()), options, gathered)
         _count_cuts(context, tokens.values(), gathered.ready.values(), options)
+        if context.served.index is not None:
+            chunk_size = options.chunk_size or context.model.chunk_size
+            shared = await context.share(context.served.index.stored, list(tokens.values()), chunk_size)
+            tokens = dict(zip(tokens, shared, strict=True))
         pairs = [
             (tokens[prompt], gathered.ready[passage])
             for prompt, passage in zip(prompts, passages, strict=True)

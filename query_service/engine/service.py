@@ -192,6 +192,8 @@ class Service:
         if served.index is not None and served.index.prefix_cache is not None:
             stats = served.index.prefix_cache.stats()
             self.metrics.prefix_cache(stats.hits, stats.misses)
+        if served.index is not None and served.index.stored.means is not None:
+            self.metrics.shares_prefixes(served.index.stored.means.stats().kept)
         self._measure_text_cache()
 
     def _measure_text_cache(self) -> None:

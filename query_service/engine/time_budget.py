@@ -75,7 +75,8 @@ class TimeBudget:
         engine = self.context.engine
         passages = {**lookup.hits, **lookup.to_prefill}
         under_prefix = any(isinstance(passage, CachedPrefix) for passage in passages.values()) or lookup.to_prefill
-        prompt_tokens = len(prompt.ids) - (len(lookup.prefix) if under_prefix else 0)
+        shared = len(lookup.prefix) if under_prefix else self.context.index.stored.shared_tokens(prompt)
+        prompt_tokens = len(prompt.ids) - shared
         weight = 0.0 if under_prefix else state_weight(self.context.model.query_side)
         self.plan = fit(
             [passages[doc_id].tokens for doc_id in lookup.ids if doc_id in passages],

@@ -102,6 +102,9 @@ class Metrics:
         self._behind = highest(
             "kalm_cache_generation_behind_seconds", "For how long a published generation could not be served."
         )
+        self._shared_prefixes = highest(
+            "kalm_cache_shared_prefixes", "Prefixes whose keys and values all passages share, kept now."
+        )
         self._indexed = highest("kalm_cache_indexed_passages", "Passages of the index.")
         self._decoder = highest("kalm_cache_decoder", "1: the decoder that answers, 0: one before.", ["digest"])
         self._decoders: set[str] = set()
@@ -173,6 +176,10 @@ class Metrics:
                 self._text_cache.labels(event).inc(count - self._text_cache_seen.get(event, 0))
             self._text_cache_seen = dict(counts)
         self._text_cache_off.set(is_off)
+
+    def shares_prefixes(self, kept: int) -> None:
+        """So many prefixes are kept that all passages share."""
+        self._shared_prefixes.set(kept)
 
     def prefix_cache(self, hits: int, misses: int) -> None:
         """The prefix cache's counts since it was made; start again at 0 with a new cache. Call from one thread."""

@@ -42,6 +42,13 @@ def test_every_line_says_what_was_timed_and_all_of_kalm_agree(mini_folder: Path,
     assert "40 tokens, r = 4, N = 3" in table
 
 
+def test_a_shared_prefix_is_timed_on_what_comes_after_it(mini_folder: Path, run_benchmark: Run) -> None:
+    (_, cached, shared), _ = run_benchmark(
+        rerank.main, "--model", mini_folder, *SMALL_CASE, "--ours", "cached,shared", "--baselines", ""
+    )
+    assert (cached["tokens_read"], shared["tokens_read"]) == (65, 12)
+
+
 def test_baselines_may_read_fewer_passages(mini_folder: Path, run_benchmark: Run) -> None:
     (_, ours, decoder), _ = run_benchmark(
         rerank.main, "--model", mini_folder, *SMALL_CASE, "--baseline-candidates", 1,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import scipy.stats
 
 from kalm_cache.errors import UsageError
 from kalm_cache.evaluation import BeirTask, EvaluationReport, evaluate
@@ -178,3 +179,18 @@ def test_options_that_do_not_fit_are_refused_before_a_query_is_answered(
 ) -> None:
     with pytest.raises(UsageError, match=reason):
         evaluate(index, task, on_progress=lambda done, total: pytest.fail("answered"), **options)
+
+
+def test_the_prefix_that_passages_share_is_measured_beside_the_exact_one(index: PassageIndex, task: BeirTask) -> None:
+    exact, shared = evaluate(index, task, k=15, shared_prefix="mean")
+    assert (exact.shared_prefix, exact.tau) == (None, None)
+    assert qualities(exact) == qualities(evaluate(index, task, k=15)[0])
+    assert shared.shared_prefix == "mean"
+    with PassageIndex.open(index.generation.folder.parent.parent, device="cpu", shared_prefix="mean") as mean:
+        run = sorted_by_margin(mean, task, 15, index.chunk_size)
+        assert shared.reranked.ndcg_at_10 == pytest.approx(slow_mean(slow_ndcg, task, run, 10))
+        taus = []
+        for query_id, ids in run.items():
+            margins = [side.margins(task.queries[query_id], ids) for side in (index, mean)]
+            taus.append(scipy.stats.kendalltau(*margins, variant="b").statistic)  # without ties, a is b
+    assert shared.tau == pytest.approx(sum(taus) / len(taus), abs=1e-3)

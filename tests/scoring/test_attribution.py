@@ -59,7 +59,7 @@ def attentions(reference: SlowReference, pooled: Tensor) -> list[Tensor]:
 def explain(side: QuerySide, reference: SlowReference, text: str, chunk_size: int = 4, query: str = QUERY):
     return attribute(
         side,
-        Prompt(query, INSTRUCTION, SYSTEM),
+        side.tokenize(Prompt(query, INSTRUCTION, SYSTEM)),
         text,
         pooled_of(reference, text, chunk_size),
         chunk_size=chunk_size,
@@ -127,7 +127,7 @@ def test_text_of_another_passage_is_refused(side: QuerySide, mini_reference: Slo
     with pytest.raises(StoreError, match="chunks"):
         attribute(
             side,
-            Prompt(QUERY, INSTRUCTION, SYSTEM),
+            side.tokenize(Prompt(QUERY, INSTRUCTION, SYSTEM)),
             TEXT + " and more of it than before, by far",
             pooled_of(mini_reference, TEXT, 1),
             chunk_size=1,

@@ -192,9 +192,9 @@ def _watch_batches(monkeypatch: pytest.MonkeyPatch, batch_tokens: int) -> list[t
     sizes: list[tuple[int, int]] = []
     margins = QueryDecoder.margins
 
-    def watched(self: QueryDecoder, prompts: Prompts, pooled: Tensor, counts: list[int]) -> Tensor:
+    def watched(self: QueryDecoder, prompts: Prompts, pooled: Tensor, counts: list[int], shared: None) -> Tensor:
         sizes.append((len(counts), max(map(len, prompts.ids)) + max(counts)))
-        return margins(self, prompts, pooled, counts)
+        return margins(self, prompts, pooled, counts, shared)
 
     monkeypatch.setattr(batching, "BATCH_TOKENS", batch_tokens)
     monkeypatch.setattr(QueryDecoder, "margins", watched)

@@ -165,8 +165,10 @@ def _command(context: typer.Context) -> str:
 def _line(report: EvaluationReport) -> str:
     before, after = report.first_stage, report.reranked
     interpolated = f", first stage's weight {report.first_stage_weight:g}" if report.first_stage_weight else ""
+    tau = "" if report.tau is None else f" (Kendall's tau of margins to those without {report.tau:.3f})"
+    shared = f", shared prefix{tau}" if report.shared_prefix else ""
     return (
-        f"{report.dataset} {report.split}, {report.queries:,} queries, r = {report.chunk_size}, {report.codec}"
+        f"{report.dataset} {report.split}, {report.queries:,} queries, r = {report.chunk_size}, {report.codec}{shared}"
         f"{interpolated}: nDCG@10 {before.ndcg_at_10:.4f} → {after.ndcg_at_10:.4f}, MRR@10 {after.mrr_at_10:.4f}, "
         f"recall@100 {before.recall_at_100:.4f}, {report.states_bytes_per_passage:,.0f} bytes of states a passage"
     )

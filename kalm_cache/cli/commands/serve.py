@@ -26,6 +26,10 @@ class ServiceOptions:
     prefix_cache_gib: Annotated[
         float | None, typer.Option("--prefix-cache-gib", help="Memory for passages met before; 0 = none.")
     ] = None
+    shared_prefix: Annotated[
+        str | None,
+        typer.Option("--shared-prefix", help="mean: tokens before the query cost nothing; margins differ a bit."),
+    ] = None
     with_encoder: Annotated[
         bool | None, typer.Option("--with-encoder/--without-encoder", help="Score raw documents too.")
     ] = None

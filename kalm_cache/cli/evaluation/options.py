@@ -102,6 +102,10 @@ class PlanOptions:
             help="Also order by margin + weight x the first stage's z-score, at each, as 1,2.",
         ),
     ] = None
+    shared_prefix: Annotated[
+        str | None,
+        typer.Option("--shared-prefix", help="mean: also with the prefix that passages share, and how margins change."),
+    ] = None
     instruction: opt.Instruction = None
 
 

@@ -88,6 +88,7 @@ def read_request(
         *settings,
         k=file.k if file and plan.k is None else plan.k,
         first_stage=file.first_stage if file and plan.first_stage is None else plan.first_stage,
+        shared_prefix=file.shared_prefix if file and plan.shared_prefix is None else plan.shared_prefix,
         instruction=plan.instruction,
     )
     return Request(
@@ -128,7 +129,7 @@ def _sources(given: CollectionOptions, file: EvalConfig | None) -> list[Collecti
 def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every_first_stage: bool) -> Plan:
     """What is measured: by the flags, or else by the file, or else by the settings."""
     from kalm_cache.evaluation.plan import Plan
-    from kalm_cache.evaluation.points import Point
+    from kalm_cache.evaluation.points import points_of
 
     chunk_sizes = _chunk_sizes(given.chunk_size) or (file.chunk_sizes if file else None) or [settings.chunk_size]
     codecs: Sequence[str | None] = (
@@ -136,7 +137,7 @@ def _plan(given: PlanOptions, file: EvalConfig | None, settings: Settings, every
     )
     modes: tuple[Mode, ...] = ("dense", "bm25", "fused") if settings.bm25 else ("dense",)
     return Plan(
-        points=tuple(dict.fromkeys(Point(chunk_size, codec) for codec in codecs for chunk_size in chunk_sizes)),
+        points=points_of(chunk_sizes, codecs, settings.shared_prefix),
         k=settings.k,
         first_stage=settings.first_stage,
         compared=modes if every_first_stage else (),

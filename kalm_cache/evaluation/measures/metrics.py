@@ -16,6 +16,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kalm_cache.errors import UsageError
 
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> passage id -> grade
@@ -49,6 +51,16 @@ def measure_queries(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str
     for metric in evaluator.iter_calc(_scored(qrels, run)):
         values[metric.query_id][names[metric.measure]] = float(metric.value)
     return values
+
+
+def kendall_tau(ones: Sequence[float], others: Sequence[float]) -> float:
+    """Kendall's τ-a: pairs of places that two lists order alike minus those ordered otherwise, over all; ties count 0.
+
+    From 1, the same order, to −1, the reverse. Both lists have the same length, 2 or more.
+    """
+    pairs = len(ones) * (len(ones) - 1)
+    signs = [np.sign(np.subtract.outer(values, values)) for values in (np.asarray(ones), np.asarray(others))]
+    return float((signs[0] * signs[1]).sum() / pairs)
 
 
 def _scored(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:

@@ -184,7 +184,9 @@ def _calibration(result: CollectionResult) -> list[str]:
         if (moved := system.shift) is not None:
             numbers = [moved.mean, moved.deviation, moved.relevant, moved.others]
             cells = [system.name, moved.reference, *(_number(number, 3) for number in numbers)]
-            shifts.append([*cells, _number(moved.correlation, 3), f"{moved.decisions_changed:.4f}"])
+            shifts.append(
+                [*cells, _number(moved.correlation, 3), _number(system.tau, 3), f"{moved.decisions_changed:.4f}"]
+            )
     header = ["P(yes)", "pairs", "relevant", "ECE", "Brier", "threshold", "precision", "recall", "F1"]
     parts = [f"{table(header, rows)}\n\nThresholds: best F1 on half of the queries, measured on the other half."]
     if shifts:
@@ -196,6 +198,7 @@ def _calibration(result: CollectionResult) -> list[str]:
             "of relevant",
             "of others",
             "correlation",
+            "Kendall's τ",
             "decisions changed",
         ]
         parts.append(table(header, shifts))

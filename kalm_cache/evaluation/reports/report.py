@@ -41,8 +41,9 @@ class EvaluationReport:
 
     `bytes_per_passage` are those of the generation's files, at `stored_chunk_size`; `states_bytes_per_passage` of the
     file that the states were read from. `sampled_from` counts the split's queries, of which `queries` were asked.
-    `missing_passages` are relevant ones that the index does not hold: they count as not found. `seconds` and
-    `ms_per_query` cover first stage and reranking, one query at a time.
+    `missing_passages` are relevant ones that the index does not hold: they count as not found.
+    `shared_prefix`: `mean` where prompts had one, and `tau` is Kendall's between its margins and those without.
+    `seconds` and `ms_per_query` cover first stage and reranking, one query at a time.
     """
 
     dataset: str
@@ -56,6 +57,8 @@ class EvaluationReport:
     states_bytes_per_passage: float
     k: int
     first_stage_weight: float
+    shared_prefix: str | None
+    tau: float | None
     stored_chunk_size: int
     sampled_from: int
     missing_passages: int
@@ -87,6 +90,8 @@ def _report(result: CollectionResult, point: SystemResult) -> EvaluationReport:
         chunk_size=cost.chunk_size or 0,
         codec=cost.codec or "",
         first_stage_weight=cost.first_stage_weight,
+        shared_prefix=cost.shared_prefix,
+        tau=None if point.tau is None else round(point.tau, 4),
         bytes_per_passage=facts.bytes_per_passage,
         states_bytes_per_passage=round(cost.bytes_per_passage or 0, 1),
         k=result.k,

@@ -9,7 +9,7 @@ from typing import Any
 from kalm_cache.evaluation.collections.trec import ids_of
 from kalm_cache.evaluation.index_facts import Facts
 from kalm_cache.evaluation.measures.calibration import Calibration, MarginShift, calibrate, margin_shift
-from kalm_cache.evaluation.measures.metrics import MEASURES, measure_queries
+from kalm_cache.evaluation.measures.metrics import MEASURES, kendall_tau, measure_queries
 from kalm_cache.evaluation.measures.significance import Comparison, compare
 from kalm_cache.evaluation.study import Study
 from kalm_cache.evaluation.systems import Cost, System
@@ -24,6 +24,8 @@ class SystemResult:
 
     `to_candidates` compares with the first stage whose candidates it ranked, `to_reference` with the reranker's first
     point (the finest codec and the smallest ratio, as plans order them). Both families are corrected on their own.
+    `tau`: of a point with a shared prefix, Kendall's τ-a between its margins and those of the same point without, over
+    the candidates of a query, the mean over queries.
     """
 
     name: str
@@ -34,6 +36,7 @@ class SystemResult:
     to_reference: Comparison | None = None
     calibration: Calibration | None = None
     shift: MarginShift | None = None
+    tau: float | None = None
 
     @property
     def rerank_ms(self) -> float | None:
@@ -65,7 +68,8 @@ class CollectionResult:
 def measured(study: Study, per_query: dict[str, PerQuery]) -> CollectionResult:
     """A study's systems with their means and costs, and nothing that compares them; `per_query`: of `per_query_of`."""
     systems = [
-        SystemResult(system.name, system.kind, _means(per_query[system.name]), system.cost) for system in study.systems
+        SystemResult(system.name, system.kind, _means(per_query[system.name]), system.cost, tau=_tau(study, system))
+        for system in study.systems
     ]
     task = study.task
     return CollectionResult(task.name, task.split, len(task.queries), study.sampled_from, study.k, study.facts, systems)
@@ -117,9 +121,35 @@ def _compare(values: dict[str, PerQuery], systems: list[System], baseline: Syste
     return compare(columns, baseline.name, [query[COMPARED_MEASURE] for query in values[baseline.name].values()])
 
 
+def _exact(study: Study, system: System) -> System | None:
+    """The same point without a shared prefix, of a reranker's point with one."""
+    if system.kind != "reranker" or not system.cost.shared_prefix:
+        return None
+    wanted = (system.cost.codec, system.cost.chunk_size, None)
+    points = study.of_kind("reranker")
+    return next(
+        (one for one in points if (one.cost.codec, one.cost.chunk_size, one.cost.shared_prefix) == wanted), None
+    )
+
+
+def _tau(study: Study, system: System) -> float | None:
+    exact = _exact(study, system)
+    if exact is None:
+        return None
+    found = []
+    for query_id, ranked in exact.run.items():
+        margins = {hit.doc_id: hit.score for hit in system.run[query_id]}
+        both = [(hit.score, margins[hit.doc_id]) for hit in ranked if hit.doc_id in margins]
+        if len(both) > 1:
+            found.append(kendall_tau(*zip(*both, strict=True)))
+    return math.fsum(found) / len(found) if found else None
+
+
 def _shift(study: Study, system: System, points: list[System]) -> MarginShift | None:
-    """Against the point of the same codec with the smallest ratio."""
-    same = [point for point in points if point.cost.codec == system.cost.codec]
+    """Against the point of the same codec with the smallest ratio; with a shared prefix, against that without."""
+    same = [point for point in points if point.cost.codec == system.cost.codec and not point.cost.shared_prefix]
+    if (exact := _exact(study, system)) is not None:
+        return margin_shift(study.task.qrels, exact.name, exact.run, system.run)
     reference = min(same, key=lambda point: point.cost.chunk_size or 0)
     if reference is system:
         return None

@@ -1,4 +1,4 @@
-"""Keys and values of an earlier run, for the prefix cache.
+"""Keys and values of an earlier run: of one passage, for the prefix cache, or of a prefix that all passages share.
 
 Letters in shapes: `kalm_cache.model`.
 """
@@ -28,6 +28,23 @@ class PrefixKV:
     def nbytes(self) -> int:
         """Bytes that it holds."""
         return self.states.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedPrefixKV:
+    """Keys and values of a prompt's first tokens, all layers, that are taken to be the same for all passages.
+
+    prefix: the L token ids that the prompt must begin with.
+    states (layers, 2, K, L, E), keys first, in the stream's dtype, on the decoder's device.
+    """
+
+    prefix: tuple[int, ...]
+    states: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return self.states.nbytes
 
 
 def make_prefix_kv(prefix: tuple[int, ...], pooled: int, states: Tensor, dtype: torch.dtype) -> PrefixKV:

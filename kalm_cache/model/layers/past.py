@@ -1,4 +1,4 @@
-"""What a batch's new tokens see before them: the passages' pooled states, or a cached prefix and pooled states.
+"""What a batch's new tokens see before them: a prefix, cached or shared by all passages, and pooled states.
 
 Letters in shapes: `kalm_cache.model`.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kalm_cache.model.kernels.prefix_kv import PrefixKV
+from kalm_cache.model.kernels.prefix_kv import PrefixKV, SharedPrefixKV
 from kalm_cache.model.layers.attention import KeyBuffers, key_buffers
 from kalm_cache.model.layers.layer import Layer
 from kalm_cache.model.layers.rows import pack_rows, pad_to_bucket
@@ -40,20 +40,29 @@ class Past(Protocol):
 
 
 class PooledPast:
-    """The passages' pooled states, projected layer by layer: all pairs' in one product. They are not rotated."""
+    """The passages' pooled states, projected layer by layer: all pairs' in one product. They are not rotated.
 
-    prefix = 0
+    Before them stands the prefix that the passages share, if there is one.
+    """
 
-    def __init__(self, stack: Stack, pooled: Tensor, counts: Sequence[int], new_slots: int) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        pooled: Tensor,
+        counts: Sequence[int],
+        new_slots: int,
+        shared: SharedPrefixKV | None = None,
+    ) -> None:
         """pooled (sum of counts, D) in the stream's dtype, end to end, on the device or a CPU.
 
         `new_slots` are left free after the past.
         """
         rows = pack_rows(counts).padded()  # a common number of rows: int8 and bfloat16 products compile for the shape
-        self.pooled, self.slots = rows.lengths, _past_slots(rows.longest, new_slots)
-        self._stack = stack
+        self.prefix = 0 if shared is None else len(shared.prefix)
+        self.pooled, self.slots = rows.lengths, _past_slots(self.prefix + rows.longest, new_slots)
+        self._stack, self._shared = stack, shared
         # (ΣP, D); (ΣP + padding,) of N·S
-        self.inputs: Sequence[Tensor] = (pooled, rows.slots(self.slots + new_slots))
+        self.inputs: Sequence[Tensor] = (pooled, rows.slots(self.slots + new_slots, self.prefix))
         self._buffers = key_buffers(len(counts), self.slots + new_slots, stack.config, stack.dtype, stack.device)
 
     def start(self, inputs: Sequence[Tensor]) -> None:
@@ -69,6 +78,9 @@ class PooledPast:
         """The same buffers every time."""
         # each layer writes the same slots: the others hold the zeros that they were made with
         self._buffers.write(layer.kv(self._states), self._slot, layer.norms, self._stack.kernels)  # (ΣP, 2·K·E)
+        if self._shared is not None:
+            prefix = self._shared.states[index]  # (2, K, L, E) -> (2, N, K, L, 1, E)
+            self._buffers.both[:, :, :, : self.prefix] = prefix.unsqueeze(1).unsqueeze(-2)
         return self._buffers
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from kalm_cache.errors import UsageError
-from kalm_cache.evaluation.measures.metrics import measure, measure_queries
+from kalm_cache.evaluation.measures.metrics import kendall_tau, measure, measure_queries
 from tests.evaluation.reference import slow_map, slow_mrr, slow_ndcg, slow_recall
 
 SLOW = {
@@ -101,3 +101,10 @@ def test_rank_is_the_place_in_the_list_whatever_the_ids(ranked: list[str]) -> No
 def test_an_unknown_measure_is_refused_with_those_that_are_known(name: str) -> None:
     with pytest.raises(UsageError, match="ndcg@K, recall@K, mrr@K, map@K"):
         measure({"q": {"a": 1}}, {"q": ["a"]}, [name])
+
+
+def test_kendalls_tau_of_lists_by_hand() -> None:
+    assert kendall_tau([1, 2, 3], [5, 6, 7]) == 1
+    assert kendall_tau([1, 2, 3], [7, 6, 5]) == -1
+    assert kendall_tau([1, 2, 3], [5, 7, 6]) == pytest.approx(1 / 3)  # two pairs alike, one otherwise
+    assert kendall_tau([1, 2, 3], [5, 5, 7]) == pytest.approx(2 / 3)  # a tie counts nothing
