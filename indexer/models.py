@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,24 +20,33 @@ from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE
+from kalm_cache.scoring.batching import encode_tokens
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.state_codec import codec_of
 from kalm_cache.settings import Settings
 
+logger = logging.getLogger(__name__)
 BUNDLED = ("tiny", "static")  # never a folder of that name
 OF_AN_INDEX = (
     *("model", "dtype", "max_length", "chunk_size", "codec", "store_text", "bm25", "dense_index", "passage_template"),
     *("embedder", "embedder_query_prompt", "embedder_passage_prompt"),
 )
 
+LoadSide = Callable[[], PassageSide]
+
 
 @dataclass(frozen=True, slots=True)
 class BuildModels:
-    """What a build computes with. `passage_sides`: alike, one a device; none where nothing may have to be encoded."""
+    """What a build computes with.
+
+    `passage_sides`: alike, one a device; none where nothing may have to be encoded. `on_other_devices` give one more
+    each; the first call loads it.
+    """
 
     passage_sides: tuple[PassageSide, ...]
     embedder: Embedder
     codec: Codec
+    on_other_devices: tuple[LoadSide, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +54,7 @@ class Encoders:
     """The models of a job, loaded once, and the fingerprint of what they will write.
 
     `codec`: rounds by the checkpoint's sensitivity, where it has one. `decoder`: the checkpoint's, which answers over
-    what is encoded unless another one is set. `on_other_devices`: further passage sides, one for each GPU more.
+    what is encoded unless another one is set. `on_other_devices`: as of `BuildModels`, one for each GPU more.
     """
 
     checkpoint: Checkpoint
@@ -50,12 +63,12 @@ class Encoders:
     codec: Codec
     fingerprint: Fingerprint
     decoder: ServingDecoder
-    on_other_devices: tuple[PassageSide, ...] = ()
+    on_other_devices: tuple[LoadSide, ...] = ()
 
     @property
     def build_models(self) -> BuildModels:
         """Those that a build computes with."""
-        return BuildModels((self.passage_side, *self.on_other_devices), self.embedder, self.codec)
+        return BuildModels((self.passage_side,), self.embedder, self.codec, self.on_other_devices)
 
 
 def load_encoders(settings: Settings) -> Encoders:
@@ -96,23 +109,39 @@ def load_encoders(settings: Settings) -> Encoders:
 
 
 def on_all_gpus(encoders: Encoders, settings: Settings) -> Encoders:
-    """The same models, with a passage side on every GPU, where the settings name no single one. Errors as above."""
+    """The same models, and for every other GPU a passage side that is loaded when there is work for it.
+
+    Where the settings name a single device, there is none.
+    """
     first = encoders.passage_side
     if first.device.type != "cuda" or settings.device not in ("auto", "cuda"):
         return encoders
-    others = tuple(
-        load_passage_side(
-            encoders.checkpoint,
-            device=torch.device("cuda", number),
-            dtype=first.dtype,
-            max_length=first.max_length,
-            chunk_size=first.chunk_size,
-            tokenizer=first.tokenizer,
+
+    def on_gpu(number: int) -> LoadSide:
+        # cached: a build of several segments loads it once
+        return functools.cache(
+            partial(
+                load_passage_side,
+                encoders.checkpoint,
+                device=torch.device("cuda", number),
+                dtype=first.dtype,
+                max_length=first.max_length,
+                chunk_size=first.chunk_size,
+                tokenizer=first.tokenizer,
+            )
         )
-        for number in range(torch.cuda.device_count())
-        if number != torch.cuda.current_device()
-    )
-    return replace(encoders, on_other_devices=others)
+
+    others = [number for number in range(torch.cuda.device_count()) if number != torch.cuda.current_device()]
+    return replace(encoders, on_other_devices=tuple(map(on_gpu, others)))
+
+
+def batch_tokens_of(settings: Settings, side: PassageSide) -> int:
+    """Tokens that are encoded together: what the settings say, or what suits the device, which is logged."""
+    if settings.batch_tokens != "auto":
+        return settings.batch_tokens
+    tokens = encode_tokens(side.device)
+    logger.info("batch_tokens auto is %d on %s", tokens, side.device)
+    return tokens
 
 
 def built_settings_overridden(manifest: Manifest, overrides: Settings) -> Settings:

@@ -60,7 +60,9 @@ class Settings(BaseModel):
     max_length: int = Field(1024, ge=1, description="tokens of a passage that count, its prefix included")
     chunk_size: int = Field(4, ge=1, le=128, description="pooling ratio r that is stored")
     codec: str = Field("fp16", description="how pooled states are stored: fp32 bf16 fp16 int8 int4 int3 int2, +zstdN")
-    batch_tokens: int = Field(4096, ge=1, description="tokens encoded together, padding included")
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="tokens encoded together, padding included; auto: by the device's memory, or by cores"
+    )
     store_text: bool = Field(True, description="keep the passages' text for results")
 
     # object stores

@@ -17,7 +17,7 @@ from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
-from indexer.models import Encoders, load_encoders
+from indexer.models import Encoders, batch_tokens_of, load_encoders
 from indexer.reuse.reusable_segments import open_sources
 from kalm_cache.errors import KalmCacheError
 from kalm_cache.generations.build_folders import recover, resume_or_begin
@@ -106,7 +106,7 @@ def run_index_job(
             template=new_manifest(settings, encoders, sharding, live),
             parent=live,
             models=encoders.build_models,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=batch_tokens_of(settings, encoders.passage_side),
             sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
         )
         generation, counts = build_base(

@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from queue import SimpleQueue
+from functools import partial
+from queue import LifoQueue
 
 import torch
 from torch import Tensor
 
 from indexer.build.compute import ComputedBatch, encode, finish
 from indexer.build.plan import Batch, EncodeBatch
-from indexer.models import BuildModels
+from indexer.models import BuildModels, LoadSide
 from kalm_cache.scoring.passage_side import PassageSide
 
 WAITING = 2  # batches beside those that are encoded now: one to be encoded next, and one that is finished or written
@@ -28,7 +29,11 @@ WAITING = 2  # batches beside those that are encoded now: one to be encoded next
 
 def batches_in_flight(models: BuildModels) -> int:
     """How many batches are planned and not committed, at most: what a killed build may have to encode again."""
-    return len(models.passage_sides) + WAITING
+    return _devices(models) + WAITING
+
+
+def _devices(models: BuildModels) -> int:
+    return len(models.passage_sides) + len(models.on_other_devices)
 
 
 def computed_in_order(
@@ -40,7 +45,7 @@ def computed_in_order(
 
     Args:
         batches: planned as they are asked for, in the thread that asks for the results.
-        models: what to compute with; `passage_sides` encode at the same time.
+        models: what to compute with; all devices encode at the same time, each from its first batch on.
         seconds: of each stage, added up there.
     """
     planned, flying = _Planned(batches, seconds), deque[Future[ComputedBatch]]()
@@ -84,10 +89,13 @@ class _Stages:
 
     def __init__(self, models: BuildModels) -> None:
         self._models = models
-        self._free: SimpleQueue[PassageSide] = SimpleQueue()
-        for side in models.passage_sides:
-            self._free.put(side)
-        self._encoders = ThreadPoolExecutor(max(1, len(models.passage_sides)), "encode")
+        # last in, first out: a device whose encoder is not loaded yet is taken when all others are at work
+        self._free: LifoQueue[LoadSide] = LifoQueue()
+        for load in models.on_other_devices[::-1]:
+            self._free.put(load)
+        for side in models.passage_sides[::-1]:
+            self._free.put(partial(_same, side))
+        self._encoders = ThreadPoolExecutor(max(1, _devices(models)), "encode")
         self._finisher = ThreadPoolExecutor(1, "finish")
 
     def __enter__(self) -> _Stages:
@@ -103,16 +111,22 @@ class _Stages:
         return self._finisher.submit(self._finish, batch, states)
 
     def _encode(self, batch: EncodeBatch) -> tuple[list[Tensor], float]:
-        side, started = self._free.get(), time.perf_counter()
+        load = self._free.get()
         try:
+            side = load()
+            started = time.perf_counter()
             with _on(side.device):
                 return encode(batch, side), time.perf_counter() - started
         finally:
-            self._free.put(side)
+            self._free.put(load)
 
     def _finish(self, batch: Batch, encoded: Future[tuple[list[Tensor], float]] | None) -> ComputedBatch:
         states, seconds = ([], 0.0) if encoded is None else encoded.result()
         return finish(batch, states, self._models, seconds)
+
+
+def _same(side: PassageSide) -> PassageSide:
+    return side
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

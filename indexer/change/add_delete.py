@@ -17,7 +17,7 @@ from indexer.build.plan import WINDOW, Reject, duplicate
 from indexer.build.spec import BuildSpec
 from indexer.change.publish_on_parent import drop_other_segments, publish_on_parent
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
-from indexer.models import Encoders
+from indexer.models import Encoders, batch_tokens_of
 from indexer.reuse.source_first_stage import base_statistics
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.generations.build_folders import begin, drop, locked_live_generation, resume_or_begin
@@ -156,7 +156,7 @@ def _spec(index: Path, live: Generation, settings: Settings, encoders: Encoders)
         template=replace(live.manifest, dense_index="auto"),  # what suits the base may not suit so few
         parent=live,
         models=encoders.build_models,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=batch_tokens_of(settings, encoders.passage_side),
         statistics_of=base_statistics(live),
     )
 

@@ -21,7 +21,7 @@ from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
-from indexer.models import Encoders
+from indexer.models import Encoders, batch_tokens_of
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources, require_keepable
 from kalm_cache.errors import UsageError
 from kalm_cache.generations.build_folders import locked_live_generation, resume_or_begin
@@ -100,7 +100,7 @@ def run_reindex(
             template=new_manifest(settings, encoders, sharding, live),
             parent=live,
             models=encoders.build_models,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=batch_tokens_of(settings, encoders.passage_side),
             sources=sources,
             keep_missing=keep_missing,
         )

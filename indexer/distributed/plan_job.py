@@ -21,7 +21,7 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.corpus.unused_fields import UnusedFields
 from indexer.distributed.plan import PLAN_FILE, Partition, Plan
 from indexer.distributed.receipt import ATTEMPTS
-from indexer.models import Encoders
+from indexer.models import Encoders, batch_tokens_of
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.generations.build_folders import locked_live_generation, recover, resume_or_begin
@@ -96,7 +96,7 @@ def plan_partitions(
             template=new_manifest(settings, encoders, sharding, live_or_none(index)),
             parent=None,
             models=encoders.build_models,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=batch_tokens_of(settings, encoders.passage_side),
             sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
             keep_missing=keep_missing,
         )

@@ -20,7 +20,7 @@ from indexer.build.shards.base import build_segments
 from indexer.build.spec import BuildSpec
 from indexer.corpus import CorpusLine
 from indexer.integrity.salvage import salvage
-from indexer.models import BuildModels, load_encoders_of
+from indexer.models import BuildModels, batch_tokens_of, load_encoders_of
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.reusable_segments import ReusableSegments
 from indexer.reuse.source_first_stage import source_postings, source_vectors
@@ -146,9 +146,9 @@ def _models(live: Generation, saved: _Saved, overrides: Settings) -> tuple[Build
     if not saved.texts and all(segment.vectors is not None for segment in saved.segments):
         with suppress(KalmCacheError):  # the dense index may be damaged
             models = BuildModels((), StoredEmbedder(live), get_codec(live.manifest.fingerprint.codec))
-            return models, overrides.batch_tokens
+            return models, 1  # nothing is encoded
     settings, encoders = load_encoders_of(live.manifest, overrides)
-    return encoders.build_models, settings.batch_tokens
+    return encoders.build_models, batch_tokens_of(settings, encoders.passage_side)
 
 
 def _write_quarantine(building: Path, report: RepairReport) -> None:

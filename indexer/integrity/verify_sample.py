@@ -13,7 +13,7 @@ from torch import Tensor
 
 from indexer.build.batching import Sample, batch_by_tokens
 from indexer.build.plan import WINDOW
-from indexer.models import Encoders, load_encoders_of
+from indexer.models import Encoders, batch_tokens_of, load_encoders_of
 from kalm_cache.errors import UsageError
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.prompts import Prompt
@@ -55,7 +55,7 @@ def verify_sample(index: Path, passages: int, overrides: Settings) -> SampleRepo
         if not doc_ids or len(texts) < len(doc_ids):
             raise UsageError(f"{index}: --sample needs passages with their texts, and this index keeps none")
         stored = [pooled.states for pooled in opened.pooled(doc_ids, chunk_size=settings.chunk_size)]
-        fresh = _encode(texts, encoders, settings.batch_tokens)
+        fresh = _encode(texts, encoders, batch_tokens_of(settings, encoders.passage_side))
         queries = [" ".join(text.split()[:QUERY_WORDS]) for text in texts[:QUERIES]]
         then, now = _margins(opened, queries, stored), _margins(opened, queries, fresh)
     drift = np.abs(then - now)

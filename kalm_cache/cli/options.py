@@ -25,7 +25,7 @@ MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens of a
 Template = Annotated[
     str | None, typer.Option("--passage-template", help="How a record's fields make a passage: '{title} {text}'.")
 ]
-BatchTokens = Annotated[int | None, typer.Option("--batch-tokens", help="Tokens encoded together.")]
+BatchTokens = Annotated[str | None, typer.Option("--batch-tokens", help="Tokens encoded together, or auto.")]
 Instruction = Annotated[str | None, typer.Option("--instruction", help="What the query asks for.")]
 FirstStageMode = Annotated[str | None, typer.Option("--first-stage", help="dense, bm25 or fused.")]
 Ids = Annotated[

@@ -14,6 +14,10 @@ from kalm_cache.model.prompts import PromptTokens, Tokens
 
 DECODE_BATCH = 32  # pairs decoded together, unless the caller says otherwise
 BATCH_TOKENS = 16_384  # prompt tokens and pooled states decoded together: bounds the buffers of keys and scores
+ENCODE_TOKENS = (4096, 16_384)  # passage tokens that a CPU encodes together, at least and at most
+ENCODE_TOKENS_A_CORE = 1024  # each core has rows enough then: more of them make no product faster
+GPU_ENCODE_TOKENS = (8192, 131_072)
+GPU_BYTES_A_TOKEN = 1 << 20  # of its memory, as a rule of thumb: what does not fit is halved (`Room`)
 GPU_FACTOR = 8  # a GPU decodes so many times as much together: a batch costs it hundreds of launches, whatever its size
 
 _T = TypeVar("_T")
@@ -27,6 +31,16 @@ def batch_pairs(device: torch.device) -> int:
 def batch_tokens(device: torch.device) -> int:
     """Prompt tokens and pooled states that a device decodes together."""
     return BATCH_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
+
+
+def encode_tokens(device: torch.device) -> int:
+    """Passage tokens that a device encodes together, padding included: by a GPU's memory, or by torch's threads."""
+    if device.type != "cuda":
+        least, most = ENCODE_TOKENS
+        return min(most, max(least, ENCODE_TOKENS_A_CORE * torch.get_num_threads()))
+    least, most = GPU_ENCODE_TOKENS
+    fitting = torch.cuda.get_device_properties(device).total_memory // GPU_BYTES_A_TOKEN
+    return min(most, max(least, 1 << (fitting.bit_length() - 1)))  # a power of two: few shapes
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,11 +96,13 @@ def indexed(report: IndexReport) -> str:
 def _project(source: CorpusOptions, settings: Settings, json: bool) -> int:
     from indexer.build.index_job import estimate_build, load_encoders
     from indexer.corpus.rejects import ErrorsFile
+    from indexer.models import batch_tokens_of
 
     lines = source.lines(settings.passage_template)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
-        projection = estimate_build(lines, encoders, settings.batch_tokens, on_reject=rejects.add)
+        tokens = batch_tokens_of(settings, encoders.passage_side)
+        projection = estimate_build(lines, encoders, tokens, on_reject=rejects.add)
     warn_of_rejects(rejects)
     warn_of_cut(projection.truncated, settings.max_length)
     in_words = (

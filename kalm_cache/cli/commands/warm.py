@@ -14,6 +14,7 @@ from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
+    from indexer.models import batch_tokens_of
     from indexer.warm import WarmReport
     from kalm_cache.settings import Settings
 
@@ -64,7 +65,7 @@ def _warm(source: CorpusOptions, settings: Settings) -> WarmReport:
             lines,
             states,
             side,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=batch_tokens_of(settings, side),
             on_reject=rejects.add,
             on_progress=on_progress,
         )

@@ -1,23 +1,28 @@
-"""The codec of a job: what rounds by a checkpoint's sensitivity, and what has none."""
+"""What a job computes with: the codec, which rounds by a checkpoint's sensitivity or not, and the size of batches."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from indexer.build.index_job import load_encoders
 from indexer.change.set_decoder import set_decoder
+from indexer.models import batch_tokens_of
 from kalm_cache import PassageIndex
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.codec.sensitivity import TENSOR, load_sensitivity
 from kalm_cache.errors import CheckpointError
 from kalm_cache.generations.generation import open_current
 from kalm_cache.model.checkpoint import SENSITIVITY_FILE
+from kalm_cache.scoring.batching import encode_tokens
 from kalm_cache.settings import Settings
 from tests.checkpoints import with_other_decoder
 from tests.indexer.changes import add, payloads_of, reindex
@@ -135,3 +140,28 @@ def test_a_codec_that_rounds_by_none_has_the_same_fingerprint_with_a_sensitivity
     )
     assert one.fingerprint == other.fingerprint
     assert one.fingerprint.sensitivity == ""
+
+
+@pytest.mark.parametrize(("threads", "tokens"), [(1, 4096), (4, 4096), (12, 12_288), (64, 16_384)])
+def test_batches_of_a_cpu_grow_with_its_threads(threads: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert encode_tokens(torch.device("cpu")) == tokens
+
+
+@pytest.mark.parametrize(("gib", "tokens"), [(4, 8192), (24, 16_384), (79, 65_536), (139, 131_072), (288, 131_072)])
+def test_batches_of_a_gpu_grow_with_its_memory(gib: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(total_memory=gib << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert encode_tokens(torch.device("cuda", 1)) == tokens
+
+
+def test_batch_tokens_that_are_set_are_taken_and_auto_is_logged(
+    mini_folder: Path, embedder_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(mini_folder, embedder_folder)
+    side = load_encoders(settings).passage_side
+    with caplog.at_level(logging.INFO, logger="indexer.models"):
+        assert batch_tokens_of(settings.model_copy(update={"batch_tokens": 77}), side) == 77
+        assert caplog.messages == []
+        tokens = batch_tokens_of(settings.model_copy(update={"batch_tokens": "auto"}), side)
+    assert caplog.messages == [f"batch_tokens auto is {tokens} on cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import traceback
@@ -15,15 +16,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 import indexer.models
+from indexer.build import overlap
 from indexer.build.batching import batched
-from indexer.build.compute import ComputedBatch, compute
+from indexer.build.compute import ComputedBatch, compute, encode
 from indexer.build.counts import BuildCounts
 from indexer.build.overlap import batches_in_flight, computed_in_order
 from indexer.build.plan import EncodeBatch, PlannedPassage
 from indexer.models import BuildModels, Encoders, load_encoders, on_all_gpus
 from kalm_cache.passage import Passage
+from kalm_cache.scoring.passage_side import PassageSide
 from tests.indexes import settings_for
 from tests.texts import long_text
 
@@ -145,11 +149,42 @@ def test_builds_in_several_threads_do_not_wait_for_each_other(encoders: Encoders
         assert list(pool.map(taken, range(4), timeout=120)) == [len(TEXTS)] * 4
 
 
-@pytest.mark.parametrize(("device", "used"), [("auto", ["cuda", "cuda:1", "cuda:2"]), ("cuda:0", ["cuda"])])
-def test_a_job_encodes_on_every_gpu_unless_it_names_one(
-    encoders: Encoders, device: str, used: list[str], monkeypatch: pytest.MonkeyPatch
+def test_another_device_gets_its_encoder_when_there_is_work_for_it(
+    encoders: Encoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first, other_is_loaded = encoders.passage_side, threading.Event()
+    loaded: list[PassageSide] = []
+
+    def load() -> PassageSide:
+        loaded.append(replace(first))
+        other_is_loaded.set()
+        return loaded[0]
+
+    models = replace(encoders.build_models, on_other_devices=(functools.cache(load),))
+    for batch in planned(encoders)[:2]:  # one after the other: the device that is there has time for both
+        list(computed_in_order(iter([batch]), models, BuildCounts().stage_seconds))
+    assert loaded == []
+
+    def encode_after_the_other(batch: EncodeBatch, side: PassageSide) -> list[Tensor]:
+        assert side is not first or other_is_loaded.wait(60)
+        return encode(batch, side)
+
+    monkeypatch.setattr(overlap, "encode", encode_after_the_other)
+    expected = [contents(compute(batch, encoders.build_models)) for batch in planned(encoders)]
+    for _ in range(2):
+        results = computed_in_order(iter(planned(encoders)), models, BuildCounts().stage_seconds)
+        assert [contents(each) for each in results] == expected
+    assert len(loaded) == 1  # for both builds
+
+
+@pytest.mark.parametrize(("device", "others"), [("auto", ["cuda:1", "cuda:2"]), ("cuda:0", [])])
+def test_a_job_may_encode_on_every_gpu_unless_it_names_one(
+    encoders: Encoders, device: str, others: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[torch.device] = []
+
     def loaded(_: object, *, device: torch.device, **__: object) -> object:
+        loads.append(device)
         return replace(encoders.passage_side, device=device)
 
     monkeypatch.setattr(indexer.models, "load_passage_side", loaded)
@@ -157,5 +192,7 @@ def test_a_job_encodes_on_every_gpu_unless_it_names_one(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     settings = settings_for(Path("tiny"), Path("static")).model_copy(update={"device": device})
     posed = replace(encoders, passage_side=replace(encoders.passage_side, device=torch.device("cuda")))
-    assert [str(side.device) for side in on_all_gpus(posed, settings).build_models.passage_sides] == used
+    models = on_all_gpus(posed, settings).build_models
+    assert ([str(side.device) for side in models.passage_sides], loads) == (["cuda"], [])
+    assert [str(load().device) for load in models.on_other_devices] == others
     assert on_all_gpus(encoders, settings) is encoders  # of the CPU
