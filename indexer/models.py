@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 BUNDLED = ("tiny", "static")  # never a folder of that name
 OF_AN_INDEX = (
     *("model", "dtype", "max_length", "chunk_size", "codec", "store_text", "bm25", "dense_index", "passage_template"),
+    *("language", "fold_diacritics"),
     *("embedder", "embedder_query_prompt", "embedder_passage_prompt"),
 )
 
@@ -156,6 +157,8 @@ def built_settings_overridden(manifest: Manifest, overrides: Settings) -> Settin
         "store_text": built.store_text,
         "bm25": built.bm25,
         "dense_index": manifest.dense_index,
+        "language": manifest.language,
+        "fold_diacritics": manifest.fold_diacritics,
         "passage_template": manifest.passage_template,
         "embedder": manifest.embedder,
         "embedder_query_prompt": manifest.embedder_query_prompt,

@@ -25,6 +25,7 @@ from pydantic import (
 
 from kalm_cache.environment import ENV_PREFIX, service_links, variables
 from kalm_cache.errors import UsageError
+from kalm_cache.first_stage.languages import AUTO, language_codes
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 from kalm_cache.passage import DEFAULT_TEMPLATE, TEXT, PassageTemplate
 
@@ -38,6 +39,10 @@ def _with_text(pattern: str) -> str:
     if TEXT not in PassageTemplate(pattern).fields:
         raise ValueError(f"{{{TEXT}}} is not in it; a passage without its text cannot be found by it")
     return pattern
+
+
+def _codes(languages: str) -> str:
+    return languages if languages == AUTO else ",".join(language_codes(languages)) or languages
 
 
 class Settings(BaseModel):
@@ -76,6 +81,10 @@ class Settings(BaseModel):
     embedder_query_prompt: str = Field("", description="put before a query for the embedder")
     embedder_passage_prompt: str = Field("", description="put before a passage for the embedder")
     bm25: bool = Field(True, description="build BM25 beside the dense index")
+    language: Annotated[str, AfterValidator(_codes)] = Field(
+        AUTO, description="codes of the corpus's languages, with commas: BM25 stems by them; none; auto: by its texts"
+    )
+    fold_diacritics: bool = Field(False, description="BM25 finds words with and without their diacritics alike")
     dense_index: Literal["auto", "flat", "hnsw", "ivf"] = Field(
         "auto", description="auto: exact up to 100,000 passages, ivf above"
     )

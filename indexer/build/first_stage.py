@@ -59,7 +59,11 @@ class FirstStageBuild:
             known = np.sort(np.concatenate([np.empty(0, np.int64), *(part.ordinals for part in parts)]))
             with PassageStore(self._folder) as store:
                 texts = self._texts(known, store if fingerprint.store_text else None)
-                BM25Index.build(texts, self._folder / FOLDER, spec.statistics_of, parts, keep_scores=spec.keep_scores)
+                BM25Index.build(
+                    *(texts, self._folder / FOLDER, spec.statistics_of, parts),
+                    keep_scores=spec.keep_scores,
+                    analysis=spec.template.analysis,
+                )
 
     def _vectors(self, dimension: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Ordinals (n,) and vectors (n, E) of accepted passages, by rising ordinal."""

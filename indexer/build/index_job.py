@@ -17,6 +17,7 @@ from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
+from indexer.corpus.languages import with_language
 from indexer.models import Encoders, batch_tokens_of, load_encoders
 from indexer.reuse.reusable_segments import open_sources
 from kalm_cache.errors import KalmCacheError
@@ -100,14 +101,16 @@ def run_index_job(
         recover(index)
         building = resume_or_begin(index, "index", encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
         source, live = newest_alike(index, encoders), live_or_none(index)
+        settings, lines = with_language(lines, settings)
+        template = new_manifest(settings, encoders, sharding, live)
         spec = BuildSpec(
             index=index,
             operation="index",
-            template=new_manifest(settings, encoders, sharding, live),
+            template=template,
             parent=live,
             models=encoders.build_models,
             batch_tokens=batch_tokens_of(settings, encoders.passage_side),
-            sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
+            sources=open_sources(*(source, encoders.fingerprint, encoders.codec, stack), analysis=template.analysis),
         )
         generation, counts = build_base(
             spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress

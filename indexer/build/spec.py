@@ -85,7 +85,7 @@ class BuildSpec(NewBase):
 def new_manifest(
     settings: Settings, encoders: Encoders, sharding: Sharding | None = None, parent: Generation | None = None
 ) -> Manifest:
-    """The manifest of a base that these settings and models build, as far as it is known before.
+    """The manifest of a base that these settings, their language settled, and models build, as far as known before.
 
     A decoder that was set over the states of the `parent` stays, where these are the states of the same model; and so
     does a calibration of the decoder.
@@ -107,6 +107,8 @@ def new_manifest(
         segments=[],
         next_ordinal=0,
         dense_index=settings.dense_index,
+        language=settings.language,
+        fold_diacritics=settings.fold_diacritics,
         passage_template=settings.passage_template,
         sharding=sharding,
         decoder=decoder,

@@ -147,8 +147,8 @@ def build_folded(
 
 
 def _require_one_analysis(sources: ReusableSegments) -> None:
-    """Raise `StoreError` where only some segments were made before texts were normalised: queries differ for them."""
-    if len({segment.postings.normalised for segment in sources.every if segment.postings is not None}) > 1:
+    """Raise `StoreError` where segments were made by texts' normal form and without it: queries differ for them."""
+    if len({segment.postings.analysis for segment in sources.every if segment.postings is not None}) > 1:
         raise StoreError("some segments were made by an earlier version: run kalm-cache reindex CORPUS, or fold --all")
 
 

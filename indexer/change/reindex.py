@@ -21,6 +21,7 @@ from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
+from indexer.corpus.languages import with_language
 from indexer.models import Encoders, batch_tokens_of
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources, require_keepable
 from kalm_cache.errors import UsageError
@@ -89,15 +90,17 @@ def run_reindex(
     started, unused = time.perf_counter(), UnusedFields()
     with locked_live_generation(index) as stored, ExitStack() as stack:
         live = stored.updated(encoders.checkpoint)
-        sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
+        settings, lines = with_language(lines, settings)
+        sharding = live.manifest.sharding if shards is None else Sharding(shards)
+        template = new_manifest(settings, encoders, sharding, live)
+        sources = open_sources(live, encoders.fingerprint, encoders.codec, stack, analysis=template.analysis)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
-        sharding = live.manifest.sharding if shards is None else Sharding(shards)
         building = resume_or_begin(index, "reindex", encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
         spec = BuildSpec(
             index=index,
             operation="reindex",
-            template=new_manifest(settings, encoders, sharding, live),
+            template=template,
             parent=live,
             models=encoders.build_models,
             batch_tokens=batch_tokens_of(settings, encoders.passage_side),
@@ -129,7 +132,7 @@ def plan_reindex(
         on_reject(line)
 
     with ExitStack() as stack:
-        sources = open_sources(live, encoders.fingerprint, encoders.codec, stack)
+        sources = open_sources(*(live, encoders.fingerprint, encoders.codec, stack), analysis=live.manifest.analysis)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
         folder = stack.enter_context(tempfile.TemporaryDirectory())

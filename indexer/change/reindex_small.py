@@ -17,6 +17,7 @@ from indexer.change.reindex import ReindexReport
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
 from kalm_cache.errors import IndexMismatchError
+from kalm_cache.first_stage.languages import AUTO
 from kalm_cache.generations.generation import open_current
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.settings import Settings
@@ -43,6 +44,11 @@ def run_small_reindex(
         raise IndexMismatchError(
             f"{index}: was built with passage_template {before.passage_template!r}; to change it, leave --incremental "
             "out"
+        )
+    if settings.language not in (AUTO, before.language) or settings.fold_diacritics != before.fold_diacritics:
+        raise IndexMismatchError(
+            f"{index}: was built with language {before.language!r}, fold_diacritics {before.fold_diacritics}; to "
+            "change them, leave --incremental out"
         )
     seen: set[bytes] = set()
 

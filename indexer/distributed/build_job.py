@@ -135,7 +135,9 @@ def _sources(place: Place, plan: Plan, shard: Shard, encoders: Encoders, stack: 
         if source is None:
             return ReusableSegments()
         source = source.updated(encoders.checkpoint)
-        return open_sources(source, encoders.fingerprint, encoders.codec, stack, shard=shard)
+        return open_sources(
+            *(source, encoders.fingerprint, encoders.codec, stack), analysis=plan.template.analysis, shard=shard
+        )
     except KalmCacheError as exc:
         logger.warning("nothing is copied from generation %s: %s", plan.source, exc)
         return ReusableSegments()

@@ -18,6 +18,7 @@ from indexer.build.shards.shuffle import planned_ordinals, shuffle
 from indexer.build.spec import BuildSpec, new_manifest, refuse_to_lose
 from indexer.build.unfinished.accepted_passages import AcceptedPassages
 from indexer.corpus import CorpusLine, RejectedLine
+from indexer.corpus.languages import with_language
 from indexer.corpus.unused_fields import UnusedFields
 from indexer.distributed.plan import PLAN_FILE, Partition, Plan
 from indexer.distributed.receipt import ATTEMPTS
@@ -90,14 +91,16 @@ def plan_partitions(
         building = resume_or_begin(index, operation, encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
         (building / PLAN_FOLDER / PLAN_FILE).unlink(missing_ok=True)  # its texts are about to change
         _keep_finished_shards(building, sharding)
+        settings, lines = with_language(lines, settings)
+        template = new_manifest(settings, encoders, sharding, live_or_none(index))
         spec = BuildSpec(
             index=index,
             operation=operation,
-            template=new_manifest(settings, encoders, sharding, live_or_none(index)),
+            template=template,
             parent=None,
             models=encoders.build_models,
             batch_tokens=batch_tokens_of(settings, encoders.passage_side),
-            sources=open_sources(source, encoders.fingerprint, encoders.codec, stack),
+            sources=open_sources(*(source, encoders.fingerprint, encoders.codec, stack), analysis=template.analysis),
             keep_missing=keep_missing,
         )
         unused = UnusedFields()

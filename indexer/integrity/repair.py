@@ -113,7 +113,7 @@ def _save(live: Generation, tombstones: Tombstones, workspace: Path, stack: Exit
     for part in live.parts():
         gone = frozenset(live.tombstones_of(part.manifest.segments[0], tombstones).keys)
         vectors = source_vectors(part, inexact=not live.manifest.fingerprint.store_text)
-        postings = source_postings(part)
+        postings = source_postings(part, live.manifest.analysis)
         if _is_valid(part):
             store = stack.enter_context(PassageStore(part.segment))
             saved.segments.append(SealedSegment(store, vectors, gone, postings))

@@ -15,6 +15,7 @@ from indexer.reuse.recode import RecodedSegment, Recoding, has_same_states, reco
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError, StoreError, UsageError
+from kalm_cache.first_stage.bm25.analysis import Analysis
 from kalm_cache.generations.fingerprint import Fingerprint
 from kalm_cache.generations.generation import Generation, require_valid
 from kalm_cache.generations.sharding import Shard
@@ -51,6 +52,7 @@ def open_sources(
     codec: Codec,
     stack: ExitStack,
     *,
+    analysis: Analysis,
     inexact_vectors: bool = False,
     only: Collection[str] | None = None,
     shard: Shard | None = None,
@@ -58,8 +60,9 @@ def open_sources(
     """The segments of a generation for a build with fingerprint `wanted` and `codec`; `stack` closes them.
 
     A segment that cannot be read is left out with a warning: what would have been taken from it is encoded.
-    `inexact_vectors`: rather take vectors of 8 bits a dimension than embed the texts again. `only`: names of the
-    segments that are wanted; `None` = all. `shard`: of which passages are wanted; `None` = of all.
+    `analysis`: of the postings that can be taken over. `inexact_vectors`: rather take vectors of 8 bits a dimension
+    than embed the texts again. `only`: names of the segments that are wanted; `None` = all. `shard`: of which passages
+    are wanted; `None` = of all.
     """
     sources = ReusableSegments()
     if generation is None:
@@ -81,7 +84,7 @@ def open_sources(
         try:
             require_valid(part, {part.segment_name})
             gone = frozenset(generation.tombstones_of(part.manifest.segments[0], tombstones).keys)
-            segment = _open_segment(part, gone, wanted, stack, inexact=inexact)
+            segment = _open_segment(part, gone, wanted, analysis, stack, inexact=inexact)
         except KalmCacheError as exc:
             logger.warning("nothing is taken from %s: %s", part.segment, exc)
             continue
@@ -100,7 +103,12 @@ def open_to_copy(
         StoreError: one cannot be read, so that what it holds would be lost.
     """
     fingerprint = generation.manifest.fingerprint
-    sources = open_sources(generation, fingerprint, codec, stack, inexact_vectors=True, only=only)
+    sources = open_sources(
+        *(generation, fingerprint, codec, stack),
+        analysis=generation.manifest.analysis,
+        inexact_vectors=True,
+        only=only,
+    )
     wanted = [segment.name for segment in generation.manifest.segments if only is None or segment.name in only]
     if len(sources.copied) != len(wanted):
         raise StoreError(f"{generation.folder}: not every segment can be read; run kalm-cache verify --repair")
@@ -108,7 +116,13 @@ def open_to_copy(
 
 
 def _open_segment(
-    part: Generation, tombstones: frozenset[bytes], wanted: Fingerprint, stack: ExitStack, *, inexact: bool
+    part: Generation,
+    tombstones: frozenset[bytes],
+    wanted: Fingerprint,
+    analysis: Analysis,
+    stack: ExitStack,
+    *,
+    inexact: bool,
 ) -> SealedSegment:
     store = stack.enter_context(PassageStore(part.segment))
     same_embedder = part.manifest.fingerprint.embedder == wanted.embedder
@@ -116,7 +130,7 @@ def _open_segment(
         store,
         source_vectors(part, inexact=inexact) if same_embedder else None,
         tombstones,
-        source_postings(part) if wanted.bm25 else None,
+        source_postings(part, analysis) if wanted.bm25 else None,
         part.shard,
     )
 

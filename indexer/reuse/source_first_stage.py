@@ -11,6 +11,7 @@ from pathlib import Path
 from indexer.reuse.origins import Vectors
 from kalm_cache.errors import IndexMismatchError, StoreError
 from kalm_cache.first_stage import BM25Index, CollectionStatistics, DenseIndex
+from kalm_cache.first_stage.bm25.analysis import PLAIN, Analysis
 from kalm_cache.first_stage.bm25.bm25_index import FOLDER_NAME
 from kalm_cache.first_stage.dense.dense_index import FILE_NAME
 from kalm_cache.generations.generation import Generation, segment_folder
@@ -46,8 +47,8 @@ def base_statistics(generation: Generation) -> CollectionStatistics | None:
     return BM25Index.collection([segment_folder(generation.folder, name) / "first_stage" for name in names])
 
 
-def source_postings(generation: Generation) -> BM25Index | None:
-    """The BM25 index of a published generation, if documents can be taken from it and its files are valid.
+def source_postings(generation: Generation, analysis: Analysis) -> BM25Index | None:
+    """The BM25 index of a published generation, if its files are valid and its documents were analysed so.
 
     One whose words are not in their normal form will do where the generation keeps no texts to analyse again.
     """
@@ -61,8 +62,8 @@ def source_postings(generation: Generation) -> BM25Index | None:
     except (OSError, StoreError, IndexMismatchError) as exc:
         logger.warning("no postings are copied from generation %s: %s", generation.manifest.generation, exc)
         return None
-    outdated = not index.normalised and generation.manifest.fingerprint.store_text
-    return index if index.has_counts and not outdated else None
+    may_differ = analysis == PLAIN and not index.normalised and not generation.manifest.fingerprint.store_text
+    return index if index.has_counts and (index.analysis == analysis or may_differ) else None
 
 
 def _require_valid(generation: Generation, path: Path) -> None:

@@ -34,6 +34,10 @@ Ids = Annotated[
 OneId = Annotated[list[str] | None, typer.Option("--id", help="A stored id as it is; repeat it for more.")]
 IdsFile = Annotated[Path | None, typer.Option("--ids-file", help="One id a line, beside those given.")]
 Candidates = Annotated[int | None, typer.Option("--k", help="Candidates that are reranked.")]
+Language = Annotated[
+    str | None, typer.Option("--language", help="Of the corpus, as de or de,en: BM25 stems by it; auto; none.")
+]
+Folding = Annotated[bool | None, typer.Option("--fold-diacritics/--keep-diacritics", help="BM25 finds café by cafe.")]
 NoText = Annotated[bool, typer.Option("--no-text", help="Do not keep the passages' text.")]
 Shards = Annotated[
     int | None, typer.Option("--shards", min=1, help="Segments that the index is made of, by the passages' ids.")
@@ -72,6 +76,8 @@ class EncodingOptions(StatesOptions):
     """What of a passage is encoded, stored and searched."""
 
     embedder: Embedder = None
+    language: Language = None
+    fold_diacritics: Folding = None
     dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kalm_cache.doctor.check import Report
 from kalm_cache.errors import CheckpointError, DamagedRecordError, KalmCacheError, StoreError
+from kalm_cache.first_stage.languages import only_english
 from kalm_cache.generations.build_folders import unfinished_builds
 from kalm_cache.generations.file_digests import require_valid_first_stage
 from kalm_cache.generations.generation import Generation, open_current, published_names, require_valid
@@ -110,7 +111,7 @@ def check_index(index: Path) -> Report:
     found = (
         f"generation {generation.name}: {counts.passages:,} passages, {counts.tokens:,} tokens, r = "
         f"{manifest.fingerprint.chunk_size}, {manifest.fingerprint.codec}, {len(manifest.segments)} segments, "
-        f"passages made by {manifest.passage_template!r}; {earlier} other generations"
+        f"passages made by {manifest.passage_template!r}, language {manifest.language}; {earlier} other generations"
     )
     is_changing, builds, warn = _is_changing(index), unfinished_builds(index), []
     if 1 + len(manifest.tail) > MANY_SEGMENTS:  # shards are no reason to fold
@@ -121,6 +122,7 @@ def check_index(index: Path) -> Report:
         warn.append(f"{', '.join(path.name for path in builds)} was not finished: run its command again to go on")
     if problem := journal_problem(index):
         warn.append(f"JOURNAL {problem}: the next publication writes it anew")
+    warn += only_english(manifest.model, manifest.embedder, manifest.language)
     return Report(found, warn=warn)
 
 

@@ -14,6 +14,8 @@ from pydantic import Field
 
 from kalm_cache.calibration import FittedCalibration
 from kalm_cache.errors import DamagedRecordError, IndexMismatchError, IndexNotFoundError, StoreError
+from kalm_cache.first_stage.bm25.analysis import Analysis
+from kalm_cache.first_stage.languages import ENGLISH
 from kalm_cache.foreign_files import (
     STRICT,
     Count,
@@ -133,7 +135,7 @@ class Manifest:
     `passage_template` made the passages of records; it is no part of the fingerprint, as another one makes other texts.
     `sharding`: of its base, `None` where that is one segment. `decoder` answers over it; `None`: that of `model`, as in
     earlier versions, where one digest vouches for both. `calibration`: of that decoder over this index, if there is
-    one.
+    one. `language` and `fold_diacritics`: what BM25 analyses passages and queries by; see `Analysis.of`.
     """
 
     generation: GenerationName
@@ -157,8 +159,15 @@ class Manifest:
     sharding: Sharding | None = None
     decoder: ServingDecoder | None = None
     calibration: FittedCalibration | None = None
+    language: str = ENGLISH
+    fold_diacritics: bool = False
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = STRICT
+
+    @property
+    def analysis(self) -> Analysis:
+        """How BM25 analyses what is added to the index."""
+        return Analysis.of(self.language, folded=self.fold_diacritics)
 
     @property
     def base(self) -> list[SegmentReceipt]:
@@ -188,6 +197,10 @@ class Manifest:
         fields = asdict(self)
         if self.passage_template == DEFAULT_TEMPLATE:
             del fields["passage_template"]
+        if self.language == ENGLISH:
+            del fields["language"]
+        if not self.fold_diacritics:
+            del fields["fold_diacritics"]
         for name in ("sharding", "decoder", "calibration"):
             if fields[name] is None:
                 del fields[name]

@@ -36,6 +36,8 @@ class IndexStats:
     store_text: bool
     passage_template: str
     embedder: str
+    language: str
+    fold_diacritics: bool
     decoder: str
     created_at: str
     width: int
@@ -85,6 +87,8 @@ def stats_of(manifest: Manifest, files: dict[str, int], index_bytes: int) -> Ind
         store_text=manifest.fingerprint.store_text,
         passage_template=manifest.passage_template,
         embedder=manifest.embedder,
+        language=manifest.language,
+        fold_diacritics=manifest.fold_diacritics,
         created_at=manifest.created_at,
         width=manifest.width,
         states_bytes=states_bytes,

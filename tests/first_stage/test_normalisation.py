@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from kalm_cache.first_stage import BM25Index, DenseIndex, load_embedder
-from kalm_cache.first_stage.bm25 import bm25_index
 from kalm_cache.first_stage.bm25.analysis import UNNORMALISED, terms_of
 from kalm_cache.first_stage.bm25.bm25_index import ReusedDocuments
 from kalm_cache.first_stage.normalisation import normalised, spellings
@@ -53,17 +52,15 @@ def test_ascii_is_normal_and_has_one_spelling() -> None:
     assert spellings("\u00e9") == ["\u00e9", "e\u0301"]
 
 
-def old_index(folder: Path, texts: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> BM25Index:
+def old_index(folder: Path, texts: dict[int, str]) -> BM25Index:
     """An index as the version before wrote it."""
-    with monkeypatch.context() as patch:
-        patch.setattr(bm25_index, "ANALYSIS", UNNORMALISED)
-        return BM25Index.build(texts.items(), folder)
+    return BM25Index.build(texts.items(), folder, analysis=UNNORMALISED)
 
 
-def test_an_index_of_unnormalised_words_finds_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_unnormalised_words_finds_both_forms(tmp_path: Path) -> None:
     texts = {1: "caf\u00e9 noir", 2: "cafe\u0301 noir", 3: "\uff23\uff21\uff26\uff25", 4: "cafe"}
-    old_index(tmp_path, texts, monkeypatch)
-    assert json.loads((tmp_path / "bm25/bm25.json").read_text())["analysis"] == UNNORMALISED
+    old_index(tmp_path, texts)
+    assert json.loads((tmp_path / "bm25/bm25.json").read_text())["analysis"] == UNNORMALISED.name
     old = BM25Index.open(tmp_path)
     assert not old.normalised
     found = [
@@ -76,8 +73,8 @@ def test_an_index_of_unnormalised_words_finds_both_forms(tmp_path: Path, monkeyp
     )
 
 
-def test_what_is_taken_from_an_unnormalised_index_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = old_index(tmp_path / "old", {1: "cafe\u0301"}, monkeypatch)
+def test_what_is_taken_from_an_unnormalised_index_stays_so(tmp_path: Path) -> None:
+    old = old_index(tmp_path / "old", {1: "cafe\u0301"})
     taken = BM25Index.build([(2, "caf\u00e9")], tmp_path, reused=[ReusedDocuments(old, np.array([1]))])
     assert not taken.normalised
     assert sorted(taken.search(["caf\u00e9"], 5)[0].ordinals.tolist()) == [1, 2]

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from kalm_cache.errors import IndexMismatchError
-from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED
+from kalm_cache.first_stage.bm25.analysis import PLAIN, Analysis
 from kalm_cache.first_stage.bm25.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, LENGTHS_NAME, TIMES_NAME
 from kalm_cache.first_stage.bm25.rows import load_row
 from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, decode_term
@@ -57,7 +56,7 @@ class BM25Files:
     data: NDArray[np.float32]
     mean_length: float
     counted: TermCounts | None
-    analysis: str = ANALYSIS
+    analysis: Analysis = PLAIN
 
     def postings_of(
         self, rows: NDArray[np.int64], term_ids: dict[str, int], *, keep_scores: bool
@@ -103,7 +102,7 @@ def load(path: Path, *, mapped: bool) -> BM25Files:
         OSError, ValueError: a file is missing or damaged.
     """
     stored = read_json_object(path / INFO_NAME)
-    _check_analysis(str(stored.get("analysis", ANALYSIS)))
+    analysis = Analysis.named(str(stored.get("analysis", PLAIN.name)))  # first: of another version, all may differ
     info = checked_fields(BM25Info, stored)
 
     def array_in(name: str, *kinds: type[np.generic]) -> NDArray[Any]:
@@ -120,7 +119,7 @@ def load(path: Path, *, mapped: bool) -> BM25Files:
         array_in(DATA_NAME, np.float32),
         info.mean_length,
         counted,
-        info.analysis,
+        analysis,
     )
     _check_sizes(files, info.documents)
     return files
@@ -134,11 +133,3 @@ def _check_sizes(files: BM25Files, documents: int) -> None:
     fit = fit and files.indptr[0] == 0 and bool((files.indptr[1:] >= files.indptr[:-1]).all())
     if not fit or (counted and (len(counted.lengths), len(counted.times)) != (documents, postings)):
         raise ValueError("the lengths of its files do not fit together")
-
-
-def _check_analysis(stored: str) -> None:
-    if stored not in (ANALYSIS, UNNORMALISED):
-        raise IndexMismatchError(
-            f"the BM25 index was built with text analysis {stored!r}, this version uses {ANALYSIS!r}; "
-            "index the corpus again"
-        )

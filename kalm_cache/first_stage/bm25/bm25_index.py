@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import IndexMismatchError, StoreError
-from kalm_cache.first_stage.bm25.analysis import ANALYSIS, UNNORMALISED, query_terms, terms_of
+from kalm_cache.first_stage.bm25.analysis import PLAIN, UNNORMALISED, Analysis, query_terms, terms_of
 from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, K1, ORDINALS_NAME, B, BM25Files, load
 from kalm_cache.first_stage.bm25.collection import Collection, CollectionStatistics
 from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
@@ -56,6 +56,7 @@ class BM25Index:
         reused: Sequence[ReusedDocuments] = (),
         *,
         keep_scores: bool = False,
+        analysis: Analysis = PLAIN,
     ) -> BM25Index:
         """Write `folder/bm25/` from pairs of ordinal and text, and return it opened.
 
@@ -72,8 +73,10 @@ class BM25Index:
                 bit, what their texts would have made in this order. Where one of them is not `normalised`, neither
                 is this one.
             keep_scores: documents that are reused keep the scores that they have, whatever scores were computed with.
+            analysis: how texts become terms; that of what is reused.
 
         Raises:
+            IndexMismatchError: what is reused was analysed in another way.
             StoreError: a file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,7 @@ class BM25Index:
         shutil.rmtree(written, ignore_errors=True)  # what a killed build left
         try:
             written.mkdir()
-            _write(documents, written, statistics_of, reused, keep_scores)
+            _write(documents, written, statistics_of, reused, keep_scores, _common_analysis(analysis, reused))
             publish_folder(written, folder / FOLDER_NAME)
         except OSError as exc:
             raise StoreError(f"{written}: cannot be written: {explained(exc, written)}") from exc
@@ -124,9 +127,14 @@ class BM25Index:
         return self._files.counted is not None
 
     @property
+    def analysis(self) -> Analysis:
+        """How its texts became terms, and queries do."""
+        return self._files.analysis
+
+    @property
     def normalised(self) -> bool:
         """Whether its words are in their normal form; those of an earlier version are as their texts spelt them."""
-        return self._files.analysis == ANALYSIS
+        return self.analysis.normalised
 
     def excluding(self, ordinals: NDArray[np.int64]) -> BM25Index:
         """The same index without some documents: searches go on to the next best, so `k` are found if there are."""
@@ -185,16 +193,26 @@ def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return np.flatnonzero(scores >= cut if cut > 0 else scores > 0)  # of booleans: of floats it takes 7 times as long
 
 
+def _common_analysis(wanted: Analysis, reused: Sequence[ReusedDocuments]) -> Analysis:
+    """`wanted`, or that of an earlier version where something reused has it. Raises `IndexMismatchError`."""
+    found = {part.source.analysis for part in reused} | {wanted}
+    if found <= {PLAIN, UNNORMALISED} and UNNORMALISED in found:
+        return UNNORMALISED
+    if found != {wanted}:
+        raise IndexMismatchError(f"text analyses differ: {', '.join(sorted(each.name for each in found))}")
+    return wanted
+
+
 def _write(
     documents: Iterable[tuple[int, str]],
     folder: Path,
     statistics_of: CollectionStatistics | None,
     reused: Sequence[ReusedDocuments],
     keep_scores: bool,
+    analysis: Analysis,
 ) -> None:
     ordinals = array("q")
     vocabulary: dict[str, int] = {}
-    analysis = ANALYSIS if all(part.source.normalised for part in reused) else UNNORMALISED
 
     def texts() -> Iterator[str]:
         for ordinal, text in documents:
@@ -216,7 +234,7 @@ def _write(
         rank[order] = np.arange(len(order))
         postings.write(rank, K1, B, scored_by)
     np.save(folder / ORDINALS_NAME, np.array(ordinals, np.int64))
-    info = {"analysis": analysis, "documents": len(ordinals), "mean_length": local.mean_length}
+    info = {"analysis": analysis.name, "documents": len(ordinals), "mean_length": local.mean_length}
     (folder / INFO_NAME).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 

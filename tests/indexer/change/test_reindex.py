@@ -19,7 +19,7 @@ from indexer.corpus import RejectedLine
 from kalm_cache import PassageIndex
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError, IndexNotFoundError, UsageError
-from kalm_cache.first_stage.bm25.analysis import terms_of
+from kalm_cache.first_stage.bm25.analysis import Analysis, terms_of
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
 from tests.checkpoints import MINI, make_checkpoint
@@ -193,7 +193,7 @@ def test_only_new_texts_are_analysed_and_scores_are_those_of_a_fresh_index(
 ):
     analysed: list[str] = []
 
-    def analyse(texts: Iterable[str], analysis: str) -> Iterator[list[str]]:
+    def analyse(texts: Iterable[str], analysis: Analysis) -> Iterator[list[str]]:
         for text in texts:
             analysed.append(text)
             yield from terms_of([text], analysis)
