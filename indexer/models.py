@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 BUNDLED = ("tiny", "static")  # never a folder of that name
 OF_AN_INDEX = (
     *("model", "dtype", "max_length", "chunk_size", "codec", "store_text", "bm25", "dense_index", "passage_template"),
-    *("language", "fold_diacritics"),
+    *("language", "fold_diacritics", "metadata"),
     *("embedder", "embedder_query_prompt", "embedder_passage_prompt"),
 )
 
@@ -160,6 +160,7 @@ def built_settings_overridden(manifest: Manifest, overrides: Settings) -> Settin
         "language": manifest.language,
         "fold_diacritics": manifest.fold_diacritics,
         "passage_template": manifest.passage_template,
+        "metadata": manifest.metadata,
         "embedder": manifest.embedder,
         "embedder_query_prompt": manifest.embedder_query_prompt,
         "embedder_passage_prompt": manifest.embedder_passage_prompt,

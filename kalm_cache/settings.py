@@ -26,6 +26,7 @@ from pydantic import (
 from kalm_cache.environment import ENV_PREFIX, service_links, variables
 from kalm_cache.errors import UsageError
 from kalm_cache.first_stage.languages import AUTO, language_codes
+from kalm_cache.metadata.fields import MetadataFields
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 from kalm_cache.passage import DEFAULT_TEMPLATE, TEXT, PassageTemplate
 
@@ -45,6 +46,11 @@ def _codes(languages: str) -> str:
     return languages if languages == AUTO else ",".join(language_codes(languages)) or languages
 
 
+def _parsed(metadata: str) -> str:
+    MetadataFields.parse(metadata)
+    return metadata
+
+
 class Settings(BaseModel):
     """Every setting with its default. The defaults run the bundled model, offline, on CUDA or else on the CPU."""
 
@@ -61,6 +67,9 @@ class Settings(BaseModel):
     # indexing
     passage_template: Annotated[str, AfterValidator(_with_text)] = Field(
         DEFAULT_TEMPLATE, description="how the fields of a record make a passage, in corpus and requests"
+    )
+    metadata: Annotated[str, AfterValidator(_parsed)] = Field(
+        "", description="fields kept for filters and results: names with commas, or all; NAME:TYPE; empty: none"
     )
     max_length: int = Field(1024, ge=1, description="tokens of a passage that count, its prefix included")
     chunk_size: int = Field(4, ge=1, le=128, description="pooling ratio r that is stored")

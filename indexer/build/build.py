@@ -33,6 +33,7 @@ from kalm_cache.generations.generation import Generation, high_water_marks
 from kalm_cache.generations.manifest import NO_COUNTS, Counts, FileReceipt, Manifest, SegmentReceipt
 from kalm_cache.generations.publish import name_for, now, publish, receipts
 from kalm_cache.generations.segments import SegmentSet
+from kalm_cache.metadata.column_writer import write_columns
 from kalm_cache.storage.durable import rename_durably
 from kalm_cache.storage.passage_store import SEAL_FILE, PassageStore
 from kalm_cache.storage.store_writer import unseal
@@ -95,11 +96,18 @@ def build_segment(
         on_progress(counts)
         with _timed(counts, "seal"):
             stored = seal(folder, accepted, origins, store_text=spec.fingerprint.store_text, end=ordinals.next)
+            _write_metadata(spec, folder, accepted)
         with _timed(counts, "first stage"):
             FirstStageBuild(folder, accepted, origins).build(spec, commit.postings)
     counts.stage_bytes.update(_bytes_of(folder))
     _drop_leftovers(folder)
     return BuiltSegment(folder, stored, ordinals.next, counts, started)
+
+
+def _write_metadata(spec: BuildSpec, folder: Path, accepted: AcceptedPassages) -> None:
+    """The columns of a segment; none where no metadata is kept."""
+    if spec.columns or spec.template.metadata:
+        write_columns(folder, spec.columns, accepted.metadata())
 
 
 @contextmanager
@@ -189,6 +197,7 @@ def base_manifest(
         operation=base.operation,
         deleted=deleted,
         passages_per_second=_rate(base, segments),
+        columns=dict(base.columns),
     )
 
 

@@ -45,6 +45,7 @@ class Commit:
             [wanted.passage.doc_id for wanted in batch.wanted],
             texts=() if has_texts else [wanted.passage.text for wanted in batch.wanted],
             vectors=None if computed.records else computed.vectors,  # else the resume log has them
+            metadata=[wanted.metadata for wanted in batch.wanted],
         )
 
     def _postings_of(self, batch: Batch) -> BM25Index | None:

@@ -16,7 +16,7 @@ from indexer.build.plan import WINDOW, Reject, accepted_windows
 from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
-from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
+from indexer.corpus import CorpusLine, RejectedLine, TypedMetadata, UnusedFields
 from indexer.corpus.languages import with_language
 from indexer.models import Encoders, batch_tokens_of, load_encoders
 from indexer.reuse.reusable_segments import open_sources
@@ -95,7 +95,7 @@ def run_index_job(
         IndexMismatchError: the unfinished build in the folder has another fingerprint.
         StoreError: the disk is full or cannot be written; what is stored stays.
     """
-    started, unused = time.perf_counter(), UnusedFields()
+    started, unused, metadata = time.perf_counter(), UnusedFields(), TypedMetadata(settings.metadata)
     sharding = None if shards is None else Sharding(shards)
     with build_lock(index), disk_errors(index), ExitStack() as stack:
         recover(index)
@@ -111,9 +111,10 @@ def run_index_job(
             models=encoders.build_models,
             batch_tokens=batch_tokens_of(settings, encoders.passage_side),
             sources=open_sources(*(source, encoders.fingerprint, encoders.codec, stack), analysis=template.analysis),
+            columns=metadata.schema,
         )
         generation, counts = build_base(
-            spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress
+            spec, metadata.watch(unused.watch(lines)), building, on_reject=on_reject, on_progress=on_progress
         )
     return report_of(index, generation, counts, time.perf_counter() - started, unused.counts())
 
@@ -188,13 +189,18 @@ class BuildEstimate:
 
 
 def estimate_build(
-    lines: Iterable[CorpusLine | RejectedLine], encoders: Encoders, batch_tokens: int, *, on_reject: Reject
+    lines: Iterable[CorpusLine | RejectedLine],
+    encoders: Encoders,
+    batch_tokens: int,
+    *,
+    metadata: str = "",
+    on_reject: Reject,
 ) -> BuildEstimate:
     """A dry run: read and tokenise the whole corpus, encode a random sample of it, store nothing."""
     side = encoders.passage_side
     passages = tokens = truncated = rows = rejected = id_bytes = 0
     sample: Sample[Tokens] = Sample(SAMPLE, SEED)
-    unused = UnusedFields()
+    unused, typed = UnusedFields(), TypedMetadata(metadata)
 
     def reject(line: RejectedLine) -> None:
         nonlocal rejected
@@ -202,7 +208,7 @@ def estimate_build(
         on_reject(line)
 
     with tempfile.TemporaryDirectory() as folder, AcceptedPassages(Path(folder) / ACCEPTED_FILE) as accepted:
-        for accepted_lines in accepted_windows(unused.watch(lines), accepted, reject):
+        for accepted_lines in accepted_windows(typed.watch(unused.watch(lines)), accepted, reject):
             window = [line.passage for line in accepted_lines]
             passages += len(window)
             id_bytes += sum(len(key_of(passage.doc_id)) for passage in window)

@@ -6,7 +6,7 @@ recoded. Where its text is the same, what is stored is taken; all others are tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from indexer.corpus import CorpusLine, RejectedLine
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.recode import RecodedSegment, Recoding
 from kalm_cache.errors import DamagedRecordError
+from kalm_cache.metadata import Value
 from kalm_cache.model.prompts import Tokens
 from kalm_cache.passage import Passage
 from kalm_cache.storage.passage_store import PassageMeta, doc_id_of
@@ -33,16 +34,20 @@ Reject = Callable[[RejectedLine], None]
 
 
 class PlannedPassage(NamedTuple):
-    """A passage that the segment shall have. `ordinal`: the one that it has already, `None` where it gets a new one."""
+    """A passage that the segment shall have. `ordinal`: the one that it has already, `None` where it gets a new one.
+
+    `metadata`: typed values by column.
+    """
 
     passage: Passage
     content_hash: bytes
     ordinal: int | None = None
+    metadata: Mapping[str, Value] = {}
 
     @staticmethod
     def of(line: CorpusLine) -> PlannedPassage:
         """What a line of a corpus asks for."""
-        return PlannedPassage(line.passage, line.passage.content_hash(), line.ordinal)
+        return PlannedPassage(line.passage, line.passage.content_hash(), line.ordinal, line.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +127,13 @@ class BatchPlanner:
         """What a segment has and the corpus has not."""
         for keys in batched(filter(self._is_of_shard, segment.keys()), WINDOW):
             doc_ids = [doc_id_of(key) for key in self._accepted.unseen(keys)]
-            texts, wanted = segment.store.find_texts(doc_ids), []
-            for doc_id, text, meta in zip(doc_ids, texts, segment.store.metas(doc_ids), strict=True):
+            texts, metas = segment.store.find_texts(doc_ids), segment.store.metas(doc_ids)
+            metadata, wanted = segment.metadata(metas, self._spec.columns), []
+            for doc_id, text, meta, values in zip(doc_ids, texts, metas, metadata, strict=True):
                 if isinstance(text, DamagedRecordError) or not isinstance(meta, PassageMeta):
                     self._spec.on_lost(doc_id)
                 else:
-                    wanted.append(PlannedPassage(Passage(doc_id, text or ""), meta.content_hash))
+                    wanted.append(PlannedPassage(Passage(doc_id, text or ""), meta.content_hash, metadata=values))
             self._counts.kept += len(wanted)
             yield from self._batches(wanted, has_texts=any(text is not None for text in texts))
 

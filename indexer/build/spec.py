@@ -16,6 +16,7 @@ from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.generation import Generation
 from kalm_cache.generations.manifest import NO_COUNTS, Manifest
 from kalm_cache.generations.sharding import Shard, Sharding
+from kalm_cache.metadata import Schema
 from kalm_cache.settings import Settings
 
 
@@ -43,12 +44,14 @@ class NewBase:
     operation: the command, as the manifest names it.
     template: the manifest to publish, but for what follows from the build. Its fingerprint says what is stored.
     parent: the generation that was live before, if any.
+    columns: of the metadata. Where a corpus shows them, they are all here when its lines have been read.
     """
 
     index: Path
     operation: str
     template: Manifest
     parent: Generation | None
+    columns: Schema = field(default_factory=dict, kw_only=True)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -113,6 +116,7 @@ def new_manifest(
         sharding=sharding,
         decoder=decoder,
         calibration=_calibration_of(parent, decoder, encoders.fingerprint),
+        metadata=settings.metadata,
     )
 
 

@@ -15,13 +15,14 @@ from indexer.build.build import BuiltSegment, build_segment
 from indexer.build.counts import BuildCounts
 from indexer.build.plan import WINDOW, Reject, duplicate
 from indexer.build.spec import BuildSpec
+from indexer.change.changed_metadata import ChangedMetadata
 from indexer.change.publish_on_parent import drop_other_segments, publish_on_parent
-from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
+from indexer.corpus import CorpusLine, RejectedLine, TypedMetadata, UnusedFields
 from indexer.models import Encoders, batch_tokens_of
 from indexer.reuse.source_first_stage import base_statistics
 from kalm_cache.errors import UnknownIdError
 from kalm_cache.generations.build_folders import begin, drop, locked_live_generation, resume_or_begin
-from kalm_cache.generations.file_digests import require_valid_first_stage
+from kalm_cache.generations.file_digests import METADATA, require_valid_arrays
 from kalm_cache.generations.fingerprint import require_equal
 from kalm_cache.generations.generation import (
     BUILDING,
@@ -32,6 +33,8 @@ from kalm_cache.generations.generation import (
 from kalm_cache.generations.manifest import Counts, RecordTally, SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.generations.tombstones import Tombstones
+from kalm_cache.index.stored_metadata import StoredMetadata
+from kalm_cache.metadata import Schema
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import PassageMeta, PassageStore, doc_id_of, key_of, require_undamaged
 from kalm_cache.storage.record import Record
@@ -40,6 +43,8 @@ from kalm_cache.storage.record import Record
 @dataclass(frozen=True, slots=True)
 class AddReport:
     """What was added. `added` ids are new, `replaced` ones had another text; `unchanged` ones were left as they are.
+
+    `updated` ones have the same text and other metadata: nothing of them is encoded.
 
     `passages`, `segments` and `generation` are those of the live index now; the generation is a new one if anything was
     added. `new_bytes`: of the segment that was made, before it was folded with others. `unused_fields`: how many lines
@@ -51,6 +56,7 @@ class AddReport:
     passages: int
     added: int
     replaced: int
+    updated: int
     unchanged: int
     rejected: int
     encoded: int
@@ -100,12 +106,13 @@ def add_passages(
         building = resume_or_begin(index, "add", encoders.fingerprint, checkpoint=encoders.checkpoint)
         name = _segment_name(building, live)
         drop_other_segments(building, name)
-        spec, folder = _spec(index, live, settings, encoders), segment_folder(building, name)
+        metadata = TypedMetadata(live.manifest.metadata, live.manifest.columns)
+        spec, folder = _spec(index, live, settings, encoders, metadata.schema), segment_folder(building, name)
         with SegmentSet(live) as segments:
-            changes = _Changes(segments, on_reject)
+            changes = _Changes(segments, metadata, on_reject)
             segment = build_segment(spec, changes.of(lines), folder, on_reject=changes.reject, on_progress=on_progress)
             new_bytes = _bytes_below(segment.folder) if segment.stored.passages else 0
-            live, replaced = _publish_added(index, building, live, segments, segment)
+            live, replaced = _publish_added(index, building, live, segments, segment, changes.metadata)
     return _report_added(index, live, segment, changes, replaced, new_bytes, time.perf_counter() - started)
 
 
@@ -124,6 +131,7 @@ def _report_added(
         passages=live.manifest.counts.passages,
         added=segment.stored.passages - replaced,
         replaced=replaced,
+        updated=len(changes.metadata.values),
         unchanged=changes.unchanged,
         rejected=changes.rejected,
         encoded=segment.counts.encoded,
@@ -143,13 +151,14 @@ def _segment_name(building: Path, live: Generation) -> str:
 
 def _require_addable(index: Path, live: Generation, encoders: Encoders) -> None:
     require_valid(live)
+    require_valid_arrays(live, METADATA)
     for segment in live.manifest.base:
-        require_valid_first_stage(live, f"shards/{segment.name}/first_stage/bm25/")  # its statistics are used
+        require_valid_arrays(live, f"shards/{segment.name}/first_stage/bm25/")  # its statistics are used
     way_out = "Run: kalm-cache reindex CORPUS, to change them."
     require_equal(live.manifest.fingerprint, encoders.fingerprint, f"{index}", way_out)
 
 
-def _spec(index: Path, live: Generation, settings: Settings, encoders: Encoders) -> BuildSpec:
+def _spec(index: Path, live: Generation, settings: Settings, encoders: Encoders, columns: Schema) -> BuildSpec:
     return BuildSpec(
         index=index,
         operation="add",
@@ -158,6 +167,7 @@ def _spec(index: Path, live: Generation, settings: Settings, encoders: Encoders)
         models=encoders.build_models,
         batch_tokens=batch_tokens_of(settings, encoders.passage_side),
         statistics_of=base_statistics(live),
+        columns=columns,
     )
 
 
@@ -196,8 +206,10 @@ def delete_passages(doc_ids: Sequence[str], index: Path) -> DeleteReport:
 class _Changes:
     """The lines of a file that change something, each id once; counts the others."""
 
-    def __init__(self, segments: SegmentSet, on_reject: Reject) -> None:
-        self._segments, self._on_reject = segments, on_reject
+    def __init__(self, segments: SegmentSet, typed: TypedMetadata, on_reject: Reject) -> None:
+        self._segments, self._typed, self._on_reject = segments, typed, on_reject
+        self._stored = StoredMetadata(segments)
+        self.metadata = ChangedMetadata(typed.schema)
         self._first: dict[str, str] = {}  # doc id -> where it was met first
         self.unchanged = self.rejected = 0
         self.unused = UnusedFields()
@@ -209,9 +221,10 @@ class _Changes:
 
     def of(self, lines: Iterable[CorpusLine | RejectedLine]) -> Iterator[CorpusLine | RejectedLine]:
         """Lines for `build_segment`."""
-        for window in batched(self.unused.watch(lines), WINDOW):
+        for window in batched(self._typed.watch(self.unused.watch(lines)), WINDOW):
             doc_ids = [line.passage.doc_id for line in window if isinstance(line, CorpusLine)]
             stored = dict(zip(doc_ids, _valid_metas(self._segments, doc_ids), strict=True))
+            metadata = dict(zip(doc_ids, self._stored.values(doc_ids, list(self._stored.schema)), strict=True))
             for line in window:
                 if isinstance(line, RejectedLine):
                     yield line
@@ -222,10 +235,12 @@ class _Changes:
                     yield duplicate(line, first)
                     continue
                 meta = stored[passage.doc_id]
-                if meta is not None and meta.content_hash == passage.content_hash():
-                    self.unchanged += 1
-                else:
+                if meta is None or meta.content_hash != passage.content_hash():
                     yield line
+                elif line.metadata != metadata[passage.doc_id]:
+                    self.metadata.values[passage.doc_id] = line.metadata
+                else:
+                    self.unchanged += 1
 
 
 def _valid_metas(segments: SegmentSet, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
@@ -262,12 +277,20 @@ class ShownPassages:
 
 
 def _publish_added(
-    index: Path, building: Path, live: Generation, segments: SegmentSet, segment: BuiltSegment
+    index: Path,
+    building: Path,
+    live: Generation,
+    segments: SegmentSet,
+    segment: BuiltSegment,
+    metadata: ChangedMetadata,
 ) -> tuple[Generation, int]:
     """The live generation now, and how many passages of the one before it replaces; the same if nothing was added."""
-    if not segment.stored.passages:
+    if not segment.stored.passages and not metadata.values:
         drop(building)
         return live, 0
+    if not segment.stored.passages:
+        counts, tombstones = live.manifest.counts, live.tombstones()
+        return publish_on_parent(index, building, "add", live, tombstones, counts, metadata=metadata), 0
     with PassageStore(segment.folder) as store:
         doc_ids = [doc_id_of(key) for key in store.keys()]  # noqa: SIM118 (not a dict)
         first, _ = next(store.ordinals())
@@ -275,7 +298,7 @@ def _publish_added(
     replaced = ShownPassages.of(doc_ids, segments)
     tombstones = replaced.added_to(live.tombstones(), deleted=False)
     shown = live.manifest.counts + segment.stored - replaced.counts
-    live = publish_on_parent(index, building, "add", live, tombstones, shown, added=receipt)
+    live = publish_on_parent(index, building, "add", live, tombstones, shown, added=receipt, metadata=metadata)
     return live, len(replaced.ordinals)
 
 

@@ -140,6 +140,7 @@ def build_folded(
             keep_missing=True,
             statistics_of=base_statistics(generation),
             keep_scores=True,
+            columns=dict(manifest.columns),
         )
         folder = segment_folder(building, name)
         built = build_segment(spec, (), folder, on_reject=lambda line: None, on_progress=on_progress)

@@ -113,6 +113,7 @@ def compact(
             batch_tokens=1,
             sources=open_to_copy(live, codec, stack),
             keep_missing=True,
+            columns=dict(live.manifest.columns),
         )
         compacted, _ = build_base(spec, (), building, on_reject=lambda line: None, on_progress=on_progress)
     return compacted

@@ -20,7 +20,7 @@ from indexer.build.plan import PlannedPassage, Reject, accepted_windows, plan_wi
 from indexer.build.shards.base import build_base
 from indexer.build.spec import BuildSpec, new_manifest
 from indexer.build.unfinished.accepted_passages import ACCEPTED_FILE, AcceptedPassages
-from indexer.corpus import CorpusLine, RejectedLine, UnusedFields
+from indexer.corpus import CorpusLine, RejectedLine, TypedMetadata, UnusedFields
 from indexer.corpus.languages import with_language
 from indexer.models import Encoders, batch_tokens_of
 from indexer.reuse.reusable_segments import ReusableSegments, open_sources, require_keepable
@@ -94,6 +94,7 @@ def run_reindex(
         sharding = live.manifest.sharding if shards is None else Sharding(shards)
         template = new_manifest(settings, encoders, sharding, live)
         sources = open_sources(live, encoders.fingerprint, encoders.codec, stack, analysis=template.analysis)
+        metadata = TypedMetadata(settings.metadata, live.manifest.columns)
         if keep_missing:
             _check_texts(live, sources, encoders.fingerprint)
         building = resume_or_begin(index, "reindex", encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
@@ -106,9 +107,10 @@ def run_reindex(
             batch_tokens=batch_tokens_of(settings, encoders.passage_side),
             sources=sources,
             keep_missing=keep_missing,
+            columns=metadata.schema,
         )
         generation, counts = build_base(
-            spec, unused.watch(lines), building, on_reject=on_reject, on_progress=on_progress
+            spec, metadata.watch(unused.watch(lines)), building, on_reject=on_reject, on_progress=on_progress
         )
     seconds = time.perf_counter() - started
     return reindex_report(index, generation.manifest, counts, sources.problem, unused.counts(), seconds)
@@ -119,10 +121,11 @@ def plan_reindex(
     index: Path,
     encoders: Encoders,
     *,
+    metadata: str = "",
     keep_missing: bool = False,
     on_reject: Reject,
 ) -> ReindexReport:
-    """What `run_reindex` would do, without doing it: nothing in the index folder changes."""
+    """What `run_reindex` would do, without doing it: nothing in the index folder changes. `metadata`: the setting."""
     started, rejected, unused = time.perf_counter(), 0, UnusedFields()
     live = open_current(index).updated(encoders.checkpoint)
 
@@ -137,8 +140,8 @@ def plan_reindex(
             _check_texts(live, sources, encoders.fingerprint)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         accepted = stack.enter_context(AcceptedPassages(Path(folder) / ACCEPTED_FILE))
-        dry_run = _DryRun(sources)
-        for window in accepted_windows(unused.watch(lines), accepted, reject):
+        dry_run, typed = _DryRun(sources), TypedMetadata(metadata, live.manifest.columns)
+        for window in accepted_windows(typed.watch(unused.watch(lines)), accepted, reject):
             dry_run.count([PlannedPassage.of(line) for line in window])
         dry_run.count_missing(accepted)
     report = dry_run.report(index, live, rejected, keep_missing, time.perf_counter() - started)

@@ -50,6 +50,11 @@ def run_small_reindex(
             f"{index}: was built with language {before.language!r}, fold_diacritics {before.fold_diacritics}; to "
             "change them, leave --incremental out"
         )
+    if settings.metadata != before.metadata:
+        raise IndexMismatchError(
+            f"{index}: keeps metadata {before.metadata!r}, {settings.metadata!r} was asked for; to change it, leave "
+            "--incremental out"
+        )
     seen: set[bytes] = set()
 
     def noted() -> Iterator[CorpusLine | RejectedLine]:
@@ -81,7 +86,7 @@ def _report(index: Path, added: AddReport, deleted: int, kept: int, seconds: flo
         generation=manifest.generation,
         dry_run=False,
         passages=manifest.counts.passages,
-        reused=added.unchanged + kept,
+        reused=added.unchanged + added.updated + kept,
         recoded=0,
         encoded=added.encoded + added.resumed,
         resumed=added.resumed,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from indexer.corpus.fields import to_line
+from indexer.corpus.fields import RecordFields
 from indexer.corpus.values import CorpusLine
 from kalm_cache.errors import CorpusError
-from kalm_cache.passage import ID_NAMES, TEXT_NAMES, PassageTemplate, first_present
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, first_present
 from kalm_cache.text.lines import BadLineError
 
 UNUSED = "-"  # the name of a column that is not read
@@ -32,7 +32,7 @@ def require_columns(names: Sequence[str], file_name: str) -> None:
             )
 
 
-def row_line(names: Sequence[str], cells: Sequence[str], template: PassageTemplate, location: str) -> CorpusLine:
+def row_line(names: Sequence[str], cells: Sequence[str], record: RecordFields, location: str) -> CorpusLine:
     """The passage of one row; empty cells beyond the last column are ignored.
 
     Raises:
@@ -43,4 +43,4 @@ def row_line(names: Sequence[str], cells: Sequence[str], template: PassageTempla
     if any(cells[len(names) :]):
         raise BadLineError(f"{len(cells)} columns, expected {len(names)}; a separator inside a field splits it")
     fields = {name: cell for name, cell in zip(names, cells, strict=False) if name != UNUSED}
-    return to_line(fields, template, location)
+    return record.line(fields, location, cells=True)

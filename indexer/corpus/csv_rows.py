@@ -7,16 +7,14 @@ import itertools
 from collections.abc import Iterator
 
 from indexer.corpus.columns import row_line
+from indexer.corpus.fields import RecordFields
 from indexer.corpus.layout import Layout
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError
-from kalm_cache.passage import PassageTemplate
 from kalm_cache.text.lines import MAX_LINE_BYTES, BadLineError, TextLine
 
 
-def read_csv(
-    lines: Iterator[TextLine], layout: Layout, template: PassageTemplate
-) -> Iterator[CorpusLine | RejectedLine]:
+def read_csv(lines: Iterator[TextLine], layout: Layout, record: RecordFields) -> Iterator[CorpusLine | RejectedLine]:
     """One value for each row that is not blank, without the header.
 
     Raises:
@@ -30,7 +28,7 @@ def read_csv(
             header = False
             _skip_header(first, lines, layout)
         else:
-            yield _read_row(layout, first, lines, template)
+            yield _read_row(layout, first, lines, record)
 
 
 def _skip_header(first: TextLine, following: Iterator[TextLine], layout: Layout) -> None:
@@ -41,11 +39,11 @@ def _skip_header(first: TextLine, following: Iterator[TextLine], layout: Layout)
 
 
 def _read_row(
-    layout: Layout, first: TextLine, following: Iterator[TextLine], template: PassageTemplate
+    layout: Layout, first: TextLine, following: Iterator[TextLine], record: RecordFields
 ) -> CorpusLine | RejectedLine:
     try:
         cells = _read_cells(first, following, layout.delimiter)
-        return row_line(layout.names, cells, template, first.location)
+        return row_line(layout.names, cells, record, first.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, first.location, first.raw)
 

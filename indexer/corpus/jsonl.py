@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from indexer.corpus.fields import to_line
+from indexer.corpus.fields import RecordFields
 from indexer.corpus.values import CorpusLine, RejectedLine
-from kalm_cache.passage import PassageTemplate
 from kalm_cache.text.lines import BadLineError, TextLine
 
 
-def read_jsonl(lines: Iterable[TextLine], template: PassageTemplate) -> Iterator[CorpusLine | RejectedLine]:
+def read_jsonl(lines: Iterable[TextLine], record: RecordFields) -> Iterator[CorpusLine | RejectedLine]:
     """One value for each line that is not blank."""
-    return (_read_line(line, template) for line in lines if line.data.strip())
+    return (_read_line(line, record) for line in lines if line.data.strip())
 
 
-def _read_line(line: TextLine, template: PassageTemplate) -> CorpusLine | RejectedLine:
+def _read_line(line: TextLine, record: RecordFields) -> CorpusLine | RejectedLine:
     try:
-        return to_line(_parse_object(line.text()), template, line.location)
+        return record.line(_parse_object(line.text()), line.location)
     except BadLineError as exc:
         return RejectedLine.of(exc, line.location, line.raw)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from indexer.corpus.columns import require_columns
-from indexer.corpus.fields import to_line
+from indexer.corpus.fields import RecordFields
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError, MissingExtraError
-from kalm_cache.passage import ID_NAMES, TEXT_NAMES, PassageTemplate, first_present
+from kalm_cache.passage import ID_NAMES, TEXT_NAMES, first_present
 from kalm_cache.text.lines import MAX_RAW_CHARS, BadLineError
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def require_pyarrow() -> None:
         raise MissingExtraError("pyarrow", "parquet") from exc
 
 
-def read_parquet(file: io.RawIOBase, name: str, template: PassageTemplate) -> Iterator[CorpusLine | RejectedLine]:
+def read_parquet(file: io.RawIOBase, name: str, record: RecordFields) -> Iterator[CorpusLine | RejectedLine]:
     """One value for each row; its location is `name:row`, from 1.
 
     Args:
         file: can be read anywhere.
         name: its path or URL.
-        template: how fields make a passage.
+        record: what becomes of the columns.
 
     Raises:
         CorpusError: the file is damaged or unreadable, or has no id or no text column.
@@ -48,17 +48,15 @@ def read_parquet(file: io.RawIOBase, name: str, template: PassageTemplate) -> It
 
     row = 0
     try:
-        for batch, unread in _batches(file, name, template):
+        for batch, unread in _batches(file, name, record):
             for fields in _rows(batch):
                 row += 1
-                yield _read_row(fields, f"{name}:{row}", template, unread)
+                yield _read_row(fields, f"{name}:{row}", record, unread)
     except (OSError, pyarrow.ArrowException) as exc:
         raise CorpusError(f"cannot read {name} beyond row {row}: {exc}; write or download it again") from exc
 
 
-def _batches(
-    file: io.RawIOBase, name: str, template: PassageTemplate
-) -> Iterator[tuple[pyarrow.RecordBatch, list[str]]]:
+def _batches(file: io.RawIOBase, name: str, record: RecordFields) -> Iterator[tuple[pyarrow.RecordBatch, list[str]]]:
     """The rows with the columns that count, and the names of the others."""
     import pyarrow.parquet
 
@@ -66,8 +64,8 @@ def _batches(
         names = table.schema_arrow.names
         require_columns(names, name)
         found = [first_present(accepted, names) for accepted in (ID_NAMES, TEXT_NAMES)]
-        wanted = {*found, *template.fields}
-        unread = [name for name in template.unused(names) if name not in wanted]
+        wanted = {*found, *record.template.fields, *record.metadata.columns_to_read(names)}
+        unread = [name for name in record.template.unused(names) if name not in wanted]
         for batch in table.iter_batches(_BATCH_ROWS, columns=[name for name in names if name in wanted]):
             yield batch, unread
 
@@ -88,13 +86,13 @@ def _value(scalar: pyarrow.Scalar) -> object:
 
 
 def _read_row(
-    fields: dict[str, Any], location: str, template: PassageTemplate, unread: list[str]
+    fields: dict[str, Any], location: str, record: RecordFields, unread: list[str]
 ) -> CorpusLine | RejectedLine:
     try:
         for name, value in fields.items():
             if isinstance(value, UnicodeDecodeError):
                 raise BadLineError(f"{name!r} is not UTF-8: {value.reason} at offset {value.start}")
-        return to_line(fields, template, location, unread)
+        return record.line(fields, location, unread)
     except BadLineError as exc:
         return RejectedLine.of(exc, location, _shown(fields))
 

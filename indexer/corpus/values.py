@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kalm_cache.passage import Passage
 from kalm_cache.text.lines import MAX_RAW_CHARS, BadLineError
@@ -14,12 +16,14 @@ class CorpusLine:
 
     `unused`: the fields with content that are no part of it.
     `ordinal`: the one that a plan has reserved for it, `None` where it gets one when it is built.
+    `metadata`: values by field, as they were read, or typed (see typed_metadata.py).
     """
 
     passage: Passage
     location: str
     unused: tuple[str, ...] = field(default=(), compare=False)
     ordinal: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ def _manifest(store: ObjectStore, root: Root | None, plan: Plan, chosen: Sequenc
     if root is not None:
         live = read_remote_manifest(store, root.live_manifest)[1]
         parent = Generation(work, live, live.segments[0].name)
-    base = NewBase(work, plan.operation, plan.template, parent)
+    base = NewBase(work, plan.operation, plan.template, parent, columns=dict(plan.template.columns))
     files = dict(sorted((_kept_files(chosen) | receipts(work)).items()))
     manifest = base_manifest(base, plan.template.generation, segments, files, plan.deleted)
     return replace(manifest, parent=None if root is None else root.live)

@@ -125,6 +125,7 @@ def _spec(building: Path, plan: Plan, encoders: Encoders, sources: ReusableSegme
         models=encoders.build_models,
         batch_tokens=plan.batch_tokens,
         sources=sources,
+        columns=dict(plan.template.columns),
     )
 
 

@@ -55,7 +55,7 @@ def commit_partitions(index: Path, given: Sequence[Path] = ()) -> IndexReport:
         finish_first_stage(plan.template, [segment.folder for segment in segments])
         known = _known(building, segments, chosen)
         _put_aside(building)
-        base = NewBase(index, plan.operation, plan.template, live_or_none(index))
+        base = NewBase(index, plan.operation, plan.template, live_or_none(index), columns=dict(plan.template.columns))
         generation = publish_base(base, building, segments, receipts(building, known))
         shutil.rmtree(_removing(building))
     counts = BuildCounts.total(receipt.build_counts() for receipt in chosen)

@@ -17,13 +17,13 @@ from indexer.build.shards.one_process import PLAN_FOLDER, shard_folder
 from indexer.build.shards.shuffle import planned_ordinals, shuffle
 from indexer.build.spec import BuildSpec, new_manifest, refuse_to_lose
 from indexer.build.unfinished.accepted_passages import AcceptedPassages
-from indexer.corpus import CorpusLine, RejectedLine
+from indexer.corpus import CorpusLine, RejectedLine, TypedMetadata
 from indexer.corpus.languages import with_language
 from indexer.corpus.unused_fields import UnusedFields
 from indexer.distributed.plan import PLAN_FILE, Partition, Plan
 from indexer.distributed.receipt import ATTEMPTS
 from indexer.models import Encoders, batch_tokens_of
-from indexer.reuse.reusable_segments import ReusableSegments, open_sources
+from indexer.reuse.reusable_segments import open_sources
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.generations.build_folders import locked_live_generation, recover, resume_or_begin
 from kalm_cache.generations.generation import BUILDING, Generation, high_water_marks
@@ -88,6 +88,8 @@ def plan_partitions(
     with _source(index, operation, encoders) as source, ExitStack() as stack:
         if keep_missing:
             _require_texts(source)
+        stored = source.manifest.columns if operation == "reindex" and source is not None else {}
+        metadata = TypedMetadata(settings.metadata, stored)
         building = resume_or_begin(index, operation, encoders.fingerprint, sharding, checkpoint=encoders.checkpoint)
         (building / PLAN_FOLDER / PLAN_FILE).unlink(missing_ok=True)  # its texts are about to change
         _keep_finished_shards(building, sharding)
@@ -102,9 +104,10 @@ def plan_partitions(
             batch_tokens=batch_tokens_of(settings, encoders.passage_side),
             sources=open_sources(*(source, encoders.fingerprint, encoders.codec, stack), analysis=template.analysis),
             keep_missing=keep_missing,
+            columns=metadata.schema,
         )
         unused = UnusedFields()
-        plan = _shuffled(spec, unused.watch(lines), building, on_reject, on_progress)
+        plan = _shuffled(spec, metadata.watch(unused.watch(lines)), building, on_reject, on_progress)
         plan = replace(plan, source=None if source is None else source.name)
         plan.write(building)
     return PlanReport(
@@ -141,17 +144,19 @@ def _require_texts(source: Generation | None) -> None:
         )
 
 
-def _kept(sources: ReusableSegments, accepted: AcceptedPassages) -> Iterator[list[CorpusLine]]:
+def _kept(spec: BuildSpec, accepted: AcceptedPassages) -> Iterator[list[CorpusLine]]:
     """What is stored and the corpus does not have, as lines of it."""
-    for segment in sources.every:
+    for segment in spec.sources.every:
         for keys in batched(segment.keys(), WINDOW):
             doc_ids = [doc_id_of(key) for key in accepted.unseen(keys)]
             window = []
-            for doc_id, text in zip(doc_ids, segment.store.find_texts(doc_ids), strict=True):
+            metadata = segment.metadata(segment.store.metas(doc_ids), spec.columns)
+            for doc_id, text, values in zip(doc_ids, segment.store.find_texts(doc_ids), metadata, strict=True):
                 if not isinstance(text, str):
                     refuse_to_lose(doc_id)
                 else:
-                    window.append(CorpusLine(Passage(doc_id, text), f"{segment.store.folder}: {doc_id!r}"))
+                    location = f"{segment.store.folder}: {doc_id!r}"
+                    window.append(CorpusLine(Passage(doc_id, text), location, metadata=values))
             yield window
 
 
@@ -164,7 +169,7 @@ class _Beside:
     def windows(self, accepted: AcceptedPassages) -> Iterator[list[CorpusLine]]:
         """What is kept. To be read to its end."""
         if self._spec.keep_missing:
-            yield from _kept(self._spec.sources, accepted)
+            yield from _kept(self._spec, accepted)
         else:
             self.deleted = _count_deleted(live_or_none(self._spec.index), accepted)
 
@@ -207,7 +212,7 @@ def _shuffled(
     ]
     name = building.name.removesuffix(BUILDING)
     nothing = [SegmentReceipt(f"{shard:05d}", NO_COUNTS, 0, 0, shard) for shard in range(len(partitions))]
-    template = replace(spec.template, generation=name, segments=nothing)
+    template = replace(spec.template, generation=name, segments=nothing, columns=dict(spec.columns))
     return Plan(
         operation=spec.operation,
         template=template,

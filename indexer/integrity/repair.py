@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,15 @@ from indexer.integrity.salvage import salvage
 from indexer.models import BuildModels, batch_tokens_of, load_encoders_of
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.reusable_segments import ReusableSegments
+from indexer.reuse.source_columns import source_columns
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from indexer.reuse.stored_embedder import StoredEmbedder
 from kalm_cache.codec import get_codec
-from kalm_cache.errors import KalmCacheError
+from kalm_cache.errors import KalmCacheError, StoreError
 from kalm_cache.generations.build_folders import SALVAGE, begin, locked_live_generation
 from kalm_cache.generations.generation import BUILDING, Generation
 from kalm_cache.generations.tombstones import Tombstones
+from kalm_cache.metadata import Value
 from kalm_cache.passage import Passage
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import PASSAGES_FILE, SEAL_FILE, STATES_FILE, PassageStore
@@ -40,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RepairReport:
-    """What was saved. `quarantined` ids are damaged, and no text of them is at hand; `nameless` have lost even that."""
+    """What was saved. `quarantined` ids are damaged, and no text of them is at hand; `nameless` have lost even that.
+
+    `without_metadata` counts stored passages whose metadata was damaged, and is gone: `add` and `reindex` restore it.
+    """
 
     index: str
     generation: str
@@ -50,6 +56,7 @@ class RepairReport:
     encoded: int = 0
     quarantined: list[str] = field(default_factory=list)
     nameless: int = 0
+    without_metadata: int = 0
     seconds: float = 0.0
 
 
@@ -59,8 +66,10 @@ class _Saved:
 
     segments: list[SealedSegment] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Mapping[str, Value]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     nameless: int = 0
+    without_metadata: int = 0
 
 
 def repair_index(index: Path, overrides: Settings) -> RepairReport:
@@ -82,6 +91,7 @@ def repair_index(index: Path, overrides: Settings) -> RepairReport:
         stack.callback(shutil.rmtree, workspace, ignore_errors=True)
         saved = _save(live, tombstones, workspace, stack)
         report.quarantined, report.nameless = saved.lost, saved.nameless
+        report.without_metadata = saved.without_metadata
         models, batch_tokens = _models(live, saved, overrides)
         spec = BuildSpec(
             index=index,
@@ -93,6 +103,7 @@ def repair_index(index: Path, overrides: Settings) -> RepairReport:
             sources=ReusableSegments(copied=saved.segments, every=saved.segments),
             keep_missing=True,
             on_lost=report.quarantined.append,
+            columns=dict(live.manifest.columns),
         )
         _rebuild(spec, building, saved, report)
     report.seconds = round(time.perf_counter() - started, 3)
@@ -100,7 +111,12 @@ def repair_index(index: Path, overrides: Settings) -> RepairReport:
 
 
 def _rebuild(spec: BuildSpec, building: Path, saved: _Saved, report: RepairReport) -> None:
-    lines = (CorpusLine(Passage(*item), f"{report.damaged_generation}:{item[0]}") for item in saved.texts.items())
+    lines = (
+        CorpusLine(
+            Passage(doc_id, text), f"{report.damaged_generation}:{doc_id}", metadata=saved.metadata.get(doc_id, {})
+        )
+        for doc_id, text in saved.texts.items()
+    )
     segments = build_segments(spec, lines, building, on_reject=lambda line: None, on_progress=lambda counts: None)
     _write_quarantine(building, report)
     repaired, counts = publish_base(spec, building, segments), BuildCounts.total(one.counts for one in segments)
@@ -114,14 +130,22 @@ def _save(live: Generation, tombstones: Tombstones, workspace: Path, stack: Exit
         gone = frozenset(live.tombstones_of(part.manifest.segments[0], tombstones).keys)
         vectors = source_vectors(part, inexact=not live.manifest.fingerprint.store_text)
         postings = source_postings(part, live.manifest.analysis)
+        columns = source_columns(part)
+        if isinstance(columns, StoreError):
+            logger.warning("the metadata of %s is damaged, and is left out: %s", part.segment, columns)
+            columns, lost = None, part.manifest.counts.passages - len(gone)
+            saved.without_metadata += lost
         if _is_valid(part):
             store = stack.enter_context(PassageStore(part.segment))
-            saved.segments.append(SealedSegment(store, vectors, gone, postings))
+            saved.segments.append(SealedSegment(store, vectors, gone, postings, columns=columns))
             continue
         logger.warning("%s is damaged: searching it for what is valid", part.segment)
         salvaged = salvage(part, gone, workspace / part.segment_name)
         store = stack.enter_context(PassageStore(workspace / part.segment_name))
-        saved.segments.append(SealedSegment(store, vectors, postings=postings))
+        segment = SealedSegment(store, vectors, postings=postings, columns=columns)
+        saved.segments.append(segment)
+        metas, schema = list(salvaged.metas.values()), dict(live.manifest.columns)
+        saved.metadata |= dict(zip(salvaged.metas, segment.metadata(metas, schema), strict=True))
         saved.texts |= salvaged.texts
         saved.lost += salvaged.lost
         saved.nameless += salvaged.nameless

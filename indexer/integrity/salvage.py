@@ -23,6 +23,7 @@ from kalm_cache.storage.passage_store import (
     PASSAGES,
     PASSAGES_FILE,
     STATES_FILE,
+    PassageMeta,
     doc_id_of,
     meta_of,
     unpack_text,
@@ -33,10 +34,11 @@ from kalm_cache.storage.store_writer import StoreWriter
 
 @dataclass(slots=True)
 class Salvaged:
-    """What became of a segment's passages; `texts` are of those that are to be encoded again."""
+    """What became of a segment's passages; `texts` and `metas` are of those that are to be encoded again."""
 
     valid: int = 0
     texts: dict[str, str] = field(default_factory=dict)
+    metas: dict[str, PassageMeta] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     nameless: int = 0
 
@@ -66,6 +68,7 @@ def salvage(part: Generation, tombstones: frozenset[bytes], folder: Path) -> Sal
                 salvaged.valid += 1
             elif passage is not None and (text := _text(passage.entry)) is not None:
                 salvaged.texts[doc_id_of(key)] = text
+                salvaged.metas[doc_id_of(key)] = meta_of(passage.entry)
             else:
                 salvaged.lost.append(doc_id_of(key))
         writer.finish(sorted(ordinals), receipt.next_ordinal)

@@ -30,12 +30,14 @@ from kalm_cache.generations.generation import Generation, open_current, open_gen
 from kalm_cache.generations.journal import JOURNAL, journal_problem
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE
+from kalm_cache.metadata import COLUMNS, Columns
 from kalm_cache.system import way_out
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """`checked` counts what was found valid: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`.
+    """`checked` counts what was found valid: `files`, `bytes`, `records`, `texts`, `vectors`, `bm25_documents`, and
+    `metadata`, passages that have a row of it.
 
     These are of all that is stored; `tombstones` of the records are not shown.
     """
@@ -97,6 +99,31 @@ def _check_part(part: Generation, broken: set[str], checked: Counter[str]) -> It
     if ordinals is not None and len(ordinals):
         yield from _check_range(part, ordinals[0], ordinals[-1])
     yield from _check_first_stage(part, ordinals, broken, checked)
+    yield from _check_columns(part, ordinals, broken, checked)
+
+
+def _check_columns(
+    part: Generation, ordinals: NDArray[np.int64] | None, broken: set[str], checked: Counter[str]
+) -> Iterator[IndexDamage]:
+    """The metadata of one segment; arguments as of `_check_first_stage`."""
+    folder = _in_segment(part, COLUMNS)
+    if any(name.startswith(folder + "/") for name in broken):
+        return  # reported already
+    try:
+        columns = Columns.open(part.segment)
+    except StoreError as exc:
+        yield IndexDamage(folder, None, str(exc))
+        return
+    if columns is None:
+        if part.manifest.columns:
+            yield IndexDamage(folder, None, "is missing, and the manifest names columns")
+        return
+    checked["metadata"] += len(columns)
+    if ordinals is not None and not np.array_equal(columns.ordinals, ordinals):
+        yield IndexDamage(folder, None, "its ordinals are not those of the store")
+    for name, type in columns.schema.items():
+        if part.manifest.columns.get(name) != type:
+            yield IndexDamage(folder, None, f"column {name!r} is {type}, which the manifest does not say")
 
 
 def _check_range(part: Generation, lowest: int, highest: int) -> Iterator[IndexDamage]:

@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.errors import DamagedRecordError, StoreError, UsageError
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.generations.sharding import Shard
+from kalm_cache.metadata import Columns, Schema, Value
 from kalm_cache.storage.block_file import BlockReader
 from kalm_cache.storage.checksummed_block import Block, Entry
 from kalm_cache.storage.passage_store import PassageMeta, PassageStore, key_of
@@ -30,7 +31,8 @@ class SealedSegment:
     """A sealed segment that passages are taken from, and what its first stage has of them.
 
     `vectors`: as they were made, `None` where none are at hand. `tombstones`: keys that do not count. `postings`: a
-    BM25 index that documents can be taken from. `shard`: that it is of; `None` = any passage may be in it.
+    BM25 index that documents can be taken from. `shard`: that it is of; `None` = any passage may be in it. `columns`:
+    its metadata, if there is any, or why that cannot be read.
     """
 
     store: PassageStore
@@ -38,6 +40,7 @@ class SealedSegment:
     tombstones: frozenset[bytes] = frozenset()
     postings: BM25Index | None = None
     shard: Shard | None = None
+    columns: Columns | StoreError | None = None
 
     def may_have(self, shard: Shard | None) -> bool:
         """Whether a passage of a shard can be in it; `None` = of any."""
@@ -53,6 +56,30 @@ class SealedSegment:
             return False
         stored = np.fromiter((ordinal for ordinal, _ in self.store.ordinals()), np.int64, len(self.store))
         return bool(np.isin(stored, self.postings.ordinals).all())
+
+    def metadata(
+        self, metas: Sequence[PassageMeta | DamagedRecordError | None], schema: Schema
+    ) -> list[dict[str, Value]]:
+        """The values of some of its passages, of the columns of `schema`; none for what is damaged or not there.
+
+        Raises:
+            StoreError: the metadata is damaged.
+            UsageError: a column is of another type here, so that what it holds cannot stay.
+        """
+        if isinstance(self.columns, StoreError):
+            raise self.columns
+        if self.columns is None:
+            return [{} for _ in metas]
+        for name, type in self.columns.schema.items():
+            if schema.get(name, type) != type:
+                raise UsageError(
+                    f"metadata {name!r} becomes {schema[name]}, and passages that stay have {type}: give the whole "
+                    "corpus and --delete-missing"
+                )
+        ordinals = np.array([one.ordinal if isinstance(one, PassageMeta) else -1 for one in metas], np.int64)
+        rows, present = self.columns.rows_of(ordinals)
+        values = self.columns.values(rows.tolist(), schema)
+        return [found if is_there else {} for found, is_there in zip(values, present.tolist(), strict=True)]
 
     def metas(self, doc_ids: Sequence[str]) -> list[PassageMeta | None]:
         """Of each id; `None` where the segment has no such passage, or it is damaged, or has a tombstone."""

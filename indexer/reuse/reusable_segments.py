@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from indexer.reuse.origins import SealedSegment
 from indexer.reuse.recode import RecodedSegment, Recoding, has_same_states, recoding_problem
+from indexer.reuse.source_columns import source_columns
 from indexer.reuse.source_first_stage import source_postings, source_vectors
 from kalm_cache.codec import Codec, get_codec
 from kalm_cache.errors import KalmCacheError, StoreError, UsageError
@@ -132,6 +133,7 @@ def _open_segment(
         tombstones,
         source_postings(part, analysis) if wanted.bm25 else None,
         part.shard,
+        source_columns(part),
     )
 
 

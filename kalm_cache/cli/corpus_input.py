@@ -53,11 +53,12 @@ class CorpusOptions:
         columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else None
         return TableFormat(columns, self.header, self.delimiter, self.quotes)
 
-    def lines(self, passage_template: str) -> Iterable[CorpusLine | RejectedLine]:
+    def lines(self, passage_template: str, metadata: str = "") -> Iterable[CorpusLine | RejectedLine]:
         """The corpus, opened. Call it before a model is loaded: a wrong path then costs no time.
 
         Args:
             passage_template: how the fields of its records make passages.
+            metadata: which other fields are kept.
 
         Raises:
             CorpusError: it cannot be read.
@@ -70,7 +71,9 @@ class CorpusOptions:
         if self.corpus == STDIN and sys.stdin.isatty():
             logger.info("reading the corpus from the terminal; Ctrl-D ends it")
         template = PassageTemplate(passage_template)
-        return read_corpus(self.corpus, stdin=sys.stdin.buffer, tables=self.tables, template=template)
+        return read_corpus(
+            self.corpus, stdin=sys.stdin.buffer, tables=self.tables, template=template, metadata=metadata
+        )
 
     def count(self) -> int | None:
         """How many lines there are, for a progress bar: reads the corpus once.
@@ -113,4 +116,7 @@ def with_unused(in_words: str, unused_fields: Mapping[str, int]) -> str:
     names = (
         f"{name if name and name.isprintable() else ascii(name)} ({lines:,})" for name, lines in unused_fields.items()
     )
-    return f"{in_words}\nno part of the passages (passage_template names what is): {', '.join(names)}"
+    return (
+        f"{in_words}\nno part of the passages (passage_template names what is, and metadata what is kept beside it): "
+        f"{', '.join(names)}"
+    )

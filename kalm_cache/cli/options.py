@@ -42,6 +42,10 @@ NoText = Annotated[bool, typer.Option("--no-text", help="Do not keep the passage
 Shards = Annotated[
     int | None, typer.Option("--shards", min=1, help="Segments that the index is made of, by the passages' ids.")
 ]
+Filter = Annotated[
+    str | None, typer.Option("--filter", help='Only passages whose metadata matches: \'{"lang": "de"}\'.')
+]
+Fields = Annotated[str | None, typer.Option("--fields", help="Metadata shown with results: names with commas, or all.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; logs stay on stderr.")]
 
 
@@ -78,6 +82,12 @@ class EncodingOptions(StatesOptions):
     embedder: Embedder = None
     language: Language = None
     fold_diacritics: Folding = None
+    metadata: Annotated[
+        str | None,
+        typer.Option(
+            "--metadata", help="Fields kept for filters and results: lang,year or all; year:number, tags:text[]."
+        ),
+    ] = None
     dense_index: Annotated[str | None, typer.Option("--dense-index", help="auto (by size), flat, ivf, hnsw.")] = None
 
 

@@ -20,6 +20,9 @@ def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table
     for name in ("before", "", "after", "P(yes)", "margin", *(["probability"] if calibrated else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("id", overflow="fold")  # never cut
+    fields = list(dict.fromkeys(name for result in answer.results for name in result.metadata or {}))
+    for name in fields:
+        table.add_column(Text(name), overflow="fold")
     table.add_column("passage", no_wrap=True, overflow="ellipsis", ratio=1)
     for result in answer.results:
         before = result.first_stage_rank
@@ -31,6 +34,7 @@ def ranking_table(answer: Answer, marked: frozenset[str] = frozenset()) -> Table
             f"{result.margin:+.2f}",
             *([f"{result.probability:.3f}"] if result.probability is not None else []),
             Text(result.doc_id + (" ✓" if result.doc_id in marked else "")),
+            *(Text(_cell((result.metadata or {}).get(name))) for name in fields),
             Text(_snippet(result.text)),
         )
     return table
@@ -47,6 +51,12 @@ def _arrow(before: int | None, after: int) -> str:
     if before is None:
         return ""
     return "↑" if after < before else "↓" if after > before else "="
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _snippet(text: str | None) -> str:

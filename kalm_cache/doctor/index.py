@@ -12,7 +12,7 @@ from kalm_cache.doctor.check import Report
 from kalm_cache.errors import CheckpointError, DamagedRecordError, KalmCacheError, StoreError
 from kalm_cache.first_stage.languages import only_english
 from kalm_cache.generations.build_folders import unfinished_builds
-from kalm_cache.generations.file_digests import require_valid_first_stage
+from kalm_cache.generations.file_digests import require_valid_arrays
 from kalm_cache.generations.generation import Generation, open_current, published_names, require_valid
 from kalm_cache.generations.journal import journal_problem
 from kalm_cache.generations.manifest import SegmentReceipt
@@ -106,7 +106,7 @@ def check_index(index: Path) -> Report:
     """Opens the live generation, reads its first stage, and looks for unfinished work."""
     generation = open_current(index)
     require_valid(generation)
-    require_valid_first_stage(generation)
+    require_valid_arrays(generation)
     manifest, counts, earlier = generation.manifest, generation.manifest.counts, len(published_names(index)) - 1
     found = (
         f"generation {generation.name}: {counts.passages:,} passages, {counts.tokens:,} tokens, r = "

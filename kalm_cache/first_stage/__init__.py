@@ -13,6 +13,7 @@ from kalm_cache.first_stage.embedders.embedder import Embedder, load_embedder
 from kalm_cache.first_stage.first_stage import FirstStage, FirstStageSet, Mode, list_depth
 from kalm_cache.first_stage.fusion import fuse, z_score_fusion, z_scores
 from kalm_cache.first_stage.multi_index import merge
+from kalm_cache.first_stage.selection import Selection
 
 __all__ = [
     "BM25Index",
@@ -27,6 +28,7 @@ __all__ = [
     "FirstStageSet",
     "Mode",
     "ReusedDocuments",
+    "Selection",
     "convert_shards",
     "fuse",
     "list_depth",

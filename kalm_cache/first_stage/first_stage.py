@@ -16,6 +16,7 @@ from kalm_cache.first_stage.dense.dense_index import DenseIndex
 from kalm_cache.first_stage.embedders.embedder import Embedder
 from kalm_cache.first_stage.fusion import fuse
 from kalm_cache.first_stage.multi_index import MultiIndex, Searchable
+from kalm_cache.first_stage.selection import Selection
 
 Mode = Literal["dense", "bm25", "fused"]
 FUSION_DEPTH = 100  # shorter lists would hide what is deep in one of them and deep in the other
@@ -68,6 +69,14 @@ class FirstStage:
         return FirstStage(
             None if self._dense is None else self._dense.excluding(ordinals),
             None if self._bm25 is None else self._bm25.excluding(ordinals),
+            self._embedder,
+        )
+
+    def selecting(self, selection: Selection) -> FirstStage:
+        """The same indexes with some passages alone: the best of these are found, however many others are better."""
+        return FirstStage(
+            None if self._dense is None else self._dense.selecting(selection),
+            None if self._bm25 is None else self._bm25.selecting(selection),
             self._embedder,
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.first_stage.candidates import Candidates, no_candidates, top_candidates
+from kalm_cache.first_stage.selection import Selection
 
 Queries = TypeVar("Queries", contravariant=True)
 
@@ -25,6 +26,9 @@ class Searchable(Protocol[Queries]):
 
     def excluding(self, ordinals: NDArray[np.int64], /) -> Searchable[Queries]:
         """The same index without some documents."""
+
+    def selecting(self, selection: Selection, /) -> Searchable[Queries]:
+        """The same index with some documents alone, as if it held no others."""
 
 
 class MultiIndex(Generic[Queries]):
@@ -41,6 +45,10 @@ class MultiIndex(Generic[Queries]):
     def excluding(self, ordinals: NDArray[np.int64], /) -> MultiIndex[Queries]:
         """The same indexes without some documents."""
         return MultiIndex([index.excluding(ordinals) for index in self._indexes])
+
+    def selecting(self, selection: Selection, /) -> MultiIndex[Queries]:
+        """The same indexes with some documents alone."""
+        return MultiIndex([index.selecting(selection) for index in self._indexes])
 
 
 def merge(runs: Sequence[Candidates], k: int) -> Candidates:

@@ -6,7 +6,7 @@ INDEX/LOCK                             held (flock) by the one process that may 
 INDEX/generations/000001/manifest.json what the generation is (see manifest.py); shared (flock) by who reads it
 INDEX/generations/000001/build.json    what its build was started with
 INDEX/generations/000001/hidden.bin    tombstones: stored passages that it does not show, if any (see tombstones.py)
-INDEX/generations/000001/shards/00000/ a segment: states.lmdb, passages.lmdb, store.json, first_stage/
+INDEX/generations/000001/shards/00000/ a segment: states.lmdb, passages.lmdb, store.json, first_stage/, columns/
                                        (the shards of a base are 00000, 00001, …)
 INDEX/generations/000002.building/     an unfinished build (see build_folders.py)
 INDEX/generations/000001.removing/     a generation that gc has not finished removing

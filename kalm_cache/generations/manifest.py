@@ -6,7 +6,7 @@ Knows how a manifest is written and read back; which generation is live and how 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ from kalm_cache.foreign_files import (
 )
 from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.sharding import Sharding
+from kalm_cache.metadata.column_types import ColumnType
 from kalm_cache.passage import DEFAULT_TEMPLATE
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
@@ -136,6 +137,8 @@ class Manifest:
     `sharding`: of its base, `None` where that is one segment. `decoder` answers over it; `None`: that of `model`, as in
     earlier versions, where one digest vouches for both. `calibration`: of that decoder over this index, if there is
     one. `language` and `fold_diacritics`: what BM25 analyses passages and queries by; see `Analysis.of`.
+    `metadata`: which fields of the corpus are kept, as the setting says it; `columns`: those that it had, and their
+    types.
     """
 
     generation: GenerationName
@@ -161,6 +164,8 @@ class Manifest:
     calibration: FittedCalibration | None = None
     language: str = ENGLISH
     fold_diacritics: bool = False
+    metadata: str = ""
+    columns: dict[str, ColumnType] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = STRICT
 
@@ -201,8 +206,8 @@ class Manifest:
             del fields["language"]
         if not self.fold_diacritics:
             del fields["fold_diacritics"]
-        for name in ("sharding", "decoder", "calibration"):
-            if fields[name] is None:
+        for name in ("sharding", "decoder", "calibration", "metadata", "columns"):
+            if not fields[name]:
                 del fields[name]
         if self.fingerprint.sensitivity is None:
             del fields["fingerprint"]["sensitivity"]

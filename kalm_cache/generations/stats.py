@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kalm_cache.generations.generation import open_current
 from kalm_cache.generations.manifest import Manifest
+from kalm_cache.metadata import COLUMNS
 from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
 
 
@@ -18,7 +19,8 @@ class IndexStats:
     compressed states alone, `states_bytes` the files that they are in; `states_overhead` is the one divided by all that
     is stored in them, tombstoned payloads included. `truncated` counts passages cut at `max_length`; `tombstones` are
     deleted and replaced ones whose bytes gc will remove. `index_bytes` are those of all generations, a file that
-    several of them share (by hard links) counted once. `files` are sizes by relative path.
+    several of them share (by hard links) counted once. `files` are sizes by relative path. `columns`: of the metadata,
+    with their types; `metadata_bytes`: their files.
     """
 
     passages: int
@@ -47,6 +49,8 @@ class IndexStats:
     states_bytes_per_token: float
     passages_bytes: int
     first_stage_bytes: int
+    columns: dict[str, str]
+    metadata_bytes: int
     segments: int
     tombstones: int
     tombstone_payload_bytes: int
@@ -97,6 +101,8 @@ def stats_of(manifest: Manifest, files: dict[str, int], index_bytes: int) -> Ind
         states_bytes_per_token=_average(states_bytes, counts.tokens),
         passages_bytes=_size_of(files, f"/{PASSAGES_FILE}"),
         first_stage_bytes=_size_of(files, "/first_stage/"),
+        columns=dict(manifest.columns),
+        metadata_bytes=_size_of(files, f"/{COLUMNS}/"),
         segments=len(manifest.segments),
         tombstones=sum(segment.counts.passages for segment in manifest.segments) - counts.passages,
         tombstone_payload_bytes=stored_bytes - counts.payload_bytes,

@@ -13,11 +13,12 @@ import torch
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import IndexMismatchError, UsageError
 from kalm_cache.first_stage import Embedder, FirstStage, FirstStageSet, load_embedder
-from kalm_cache.generations.file_digests import require_valid_first_stage
+from kalm_cache.generations.file_digests import require_valid_arrays
 from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.generation import Generation, open_and_share, require_valid
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.index.decoders import decoder_checkpoint, decoder_of, require_encoder, updated_generation
+from kalm_cache.index.stored_metadata import StoredMetadata
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.scoring.prefix_cache import PrefixCache, gib_with_room
@@ -60,6 +61,7 @@ class IndexParts:
     fingerprint: Fingerprint
     decoder: ServingDecoder
     store: SegmentSet
+    metadata: StoredMetadata
     first_stage: FirstStage
     query_side: QuerySide
     embedder: Embedder
@@ -83,12 +85,13 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
         segments = stored.segments_of(options.shards)
         require_valid(stored, segments)
         if options.check_first_stage:
-            require_valid_first_stage(stored, segments=segments)
+            require_valid_arrays(stored, segments=segments)
         generation = _updated(stored, folder, options, reuse_from)
         decoder, query_side = _with_decoder(generation, folder, options, reuse_from)
         prefix_cache = _prefix_cache(options, query_side.device, reuse_from)
         embedder = _embedder(generation, folder, query_side.device, reuse_from)
         store = stack.enter_context(SegmentSet(generation, options.shards))
+        metadata = StoredMetadata(store)
         first_stage = open_first_stage(store, embedder)
         stack.pop_all()
     chunk_size = options.chunk_size or generation.manifest.fingerprint.chunk_size
@@ -97,6 +100,7 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
         stored.manifest.fingerprint,
         decoder,
         store,
+        metadata,
         first_stage,
         query_side,
         embedder,

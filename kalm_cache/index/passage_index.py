@@ -6,11 +6,11 @@ A damaged record costs an answer that passage and no more: it is left out and na
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 
@@ -18,8 +18,9 @@ from kalm_cache.arguments import check_count, check_doc_ids, check_limit, check_
 from kalm_cache.calibration import FittedCalibration
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
-from kalm_cache.first_stage import Candidates, Mode, fuse
+from kalm_cache.first_stage import Candidates, Mode, Selection, fuse
 from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
+from kalm_cache.metadata import Filter
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import PassageTemplate
 from kalm_cache.scoring.cached_passages import CachedPassages
@@ -46,6 +47,7 @@ class PassageIndex:
         """The index takes over what `open_parts` has opened, and closes it."""
         self._parts = parts
         self.generation, self.store, self.first_stage = parts.generation, parts.store, parts.first_stage
+        self.metadata = parts.metadata
         self.decoder, self.query_side, self.embedder = parts.decoder, parts.query_side, parts.embedder
         self.shared_prefix = parts.shared_prefix
         self.calibration = self._fitting(parts.generation.manifest.calibration)
@@ -183,6 +185,8 @@ class PassageIndex:
         chunk_size: int | None = None,
         first_stage_weight: float | Literal["auto"] = 0.0,
         min_probability: float | None = None,
+        filter: Mapping[str, Any] | None = None,
+        fields: Sequence[str] = (),
         with_text: bool = True,
     ) -> Answer:
         """The `top_n` best of the first stage's `k` candidates, by the reranker's margin.
@@ -198,22 +202,26 @@ class PassageIndex:
             first_stage_weight: of the first stage's z-scores, added to margins in ordering; see `interpolate`. `auto` =
                 the one that `kalm-cache calibrate` found for the chunk size.
             min_probability: leave results with a lower `probability` out; takes a calibration. `None` = none.
+            filter: which passages count, by their metadata; see `kalm_cache.metadata.filters`. The `k` candidates are
+                the best of these, however few they are.
+            fields: names of metadata that results have in `SearchResult.metadata`; `*` = all of it.
             with_text: fill `SearchResult.text`, where the index keeps texts.
 
         Raises:
-            UsageError: a count below 1, a weight that is no number of 0 or more, a mode that was not built; `auto` or
-                `min_probability` without a calibration at the chunk size.
+            UsageError: a field that the index does not have, or a filter that does not fit it; a count below 1, a
+                weight that is no number of 0 or more, a mode that was not built; `auto` or `min_probability` without a
+                calibration at the chunk size.
         """
         k, top_n = check_count(k, "k"), check_limit(top_n, "top_n")
         prompt = _prompt(query, instruction, system_instruction)
         options = replace(
-            self._rules(chunk_size, top_n, min_probability, with_text),
+            self._rules(chunk_size, top_n, min_probability, with_text, fields),
             first_stage_weight="auto"
             if first_stage_weight == "auto"
             else check_weight(first_stage_weight, "first_stage_weight"),
         )
-        driver = InlineDriver()
-        shortlist = run_inline(driver.read("first_stage", lambda: self.find(prompt.query, k, first_stage)))
+        driver, checked = InlineDriver(), None if filter is None else self.metadata.parse(filter)
+        shortlist = run_inline(driver.read("first_stage", lambda: self.find(prompt.query, k, first_stage, checked)))
         return run_inline(rerank(driver, self.stored, prompt, shortlist, options))
 
     def rerank(
@@ -226,21 +234,26 @@ class PassageIndex:
         system_instruction: str = DEFAULT_SYSTEM_INSTRUCTION,
         chunk_size: int | None = None,
         min_probability: float | None = None,
+        filter: Mapping[str, Any] | None = None,
+        fields: Sequence[str] = (),
         with_text: bool = True,
     ) -> Answer:
         """Rank stored passages for a query by their ids alone: no text is read to score them, no encoder runs.
 
         An id is what the corpus takes as one: the number 101 means "101". Damaged passages are left out, and named in
-        the answer.
+        the answer. So passages are left out that the `filter` does not match; `filter`, `fields`: as of `search`.
 
         Raises:
             UnknownIdError: ids that the index does not hold.
-            UsageError: `ids` is no list of ids, or `top_n` below 1; `min_probability` without a calibration at the
-                chunk size.
+            UsageError: `ids` is no list of ids, or `top_n` below 1; a filter or fields that do not fit the index;
+                `min_probability` without a calibration at the chunk size.
         """
         prompt = _prompt(query, instruction, system_instruction)
-        options = self._rules(chunk_size, check_limit(top_n, "top_n"), min_probability, with_text)
-        return run_inline(rerank(InlineDriver(), self.stored, prompt, Shortlist(check_doc_ids(ids)), options))
+        options = self._rules(chunk_size, check_limit(top_n, "top_n"), min_probability, with_text, fields)
+        doc_ids = check_doc_ids(ids)
+        if filter is not None:
+            doc_ids = self._matching(doc_ids, self.metadata.parse(filter))
+        return run_inline(rerank(InlineDriver(), self.stored, prompt, Shortlist(doc_ids), options))
 
     def margins(
         self,
@@ -265,14 +278,22 @@ class PassageIndex:
         side, states = self.query_side, [passage.states for passage in passages]
         return side.margins([prompt] * len(doc_ids), states, side.batch_pairs)
 
-    def find(self, query: str, k: int, first_stage: Mode | None = None) -> Shortlist:
-        """The first stage's best `k` passages; `first_stage` `None` = the best mode that the index has."""
-        mode = first_stage or self.first_stage.modes[-1]
-        return replace(self.name(fuse(self.find_lists(query, k, mode), k)), first_stage=mode)
+    def find(self, query: str, k: int, first_stage: Mode | None = None, filter: Filter | None = None) -> Shortlist:
+        """The first stage's best `k` passages, of those that match the filter.
 
-    def find_lists(self, query: str, k: int, first_stage: Mode | None = None) -> tuple[Candidates, ...]:
+        `first_stage` `None` = the best mode that the index has.
+        """
+        mode = first_stage or self.first_stage.modes[-1]
+        return replace(self.name(fuse(self.find_lists(query, k, mode, filter), k)), first_stage=mode)
+
+    def find_lists(
+        self, query: str, k: int, first_stage: Mode | None = None, filter: Filter | None = None
+    ) -> tuple[Candidates, ...]:
         """The lists that `find` fuses; those of several parts of an index are merged first, see `FirstStage.lists`."""
-        return self.first_stage.lists([check_text(query, "query")], k, first_stage or self.first_stage.modes[-1])[0]
+        stage = self.first_stage
+        if filter is not None:
+            stage = stage.selecting(Selection(self.metadata.matching(filter)))
+        return stage.lists([check_text(query, "query")], k, first_stage or stage.modes[-1])[0]
 
     def name(self, candidates: Candidates) -> Shortlist:
         """Candidates with their ids; those whose id cannot be read are left out, and named as damaged."""
@@ -306,15 +327,30 @@ class PassageIndex:
         return fitted
 
     def _rules(
-        self, chunk_size: int | None, top_n: int | None, min_probability: float | None, with_text: bool
+        self,
+        chunk_size: int | None,
+        top_n: int | None,
+        min_probability: float | None,
+        with_text: bool,
+        fields: Sequence[str],
     ) -> RankingRules:
+        names = self.metadata.check_fields(fields)
         return RankingRules(
             check_limit(chunk_size, "chunk_size", least=None),
             top_n,
             find_texts=self.find_texts if with_text else None,
+            find_metadata=(lambda doc_ids: self.metadata.values(doc_ids, names)) if fields else None,
             calibration=self.calibration,
             min_probability=check_probability(min_probability, "min_probability"),
         )
+
+    def _matching(self, doc_ids: Sequence[str], filter: Filter) -> list[str]:
+        """The ids of passages that match; those that the index does not hold stay, to be named."""
+        matches = self.metadata.matches(doc_ids, filter)
+        stored = self.store.metas(doc_ids)
+        return [
+            doc_id for doc_id, is_match, meta in zip(doc_ids, matches, stored, strict=True) if is_match or meta is None
+        ]
 
     def _count_damage(self, problems: Sequence[str]) -> None:
         self.damaged_reads += len(problems)

@@ -9,7 +9,7 @@ that `run_inline` needs no event loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
@@ -20,6 +20,7 @@ from kalm_cache.calibration import FittedCalibration
 from kalm_cache.calibration.fitted import fitted_weight, require_curve
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.first_stage import Candidates, Mode, z_scores
+from kalm_cache.metadata import Value
 from kalm_cache.model.kernels.prefix_kv import PrefixKV
 from kalm_cache.model.prompts import Prompt, PromptTokens, Tokens
 from kalm_cache.scoring.cached_passages import CachedPassages, LookUp, ReadyPassages
@@ -27,6 +28,7 @@ from kalm_cache.scoring.query_side import QuerySide, score_of
 from kalm_cache.scoring.ranking import Answer, SearchResult, best_first, interpolate
 
 _T = TypeVar("_T")
+FindMetadata = Callable[[Sequence[str]], Sequence[Mapping[str, Value]]]
 FindTexts = Callable[[Sequence[str]], Sequence[str | DamagedRecordError | None]]
 
 
@@ -54,6 +56,7 @@ class RankingRules:
     first_stage_weight: of the first stage's z-scores in the order, see `interpolate`; 0 = the margins alone; `auto` =
         the one that `calibration` has for the chunk size.
     find_texts: fills `SearchResult.text`, as `PassageIndex.find_texts` does; `None` = leaves it empty.
+    find_metadata: fills `SearchResult.metadata`, as `StoredMetadata.values` does; `None` = leaves it empty.
     shorten: leaves out a part of the look-up before it is decoded.
     calibration: gives results a probability, at the chunk sizes that it has.
     min_probability: results below it are left out; `None` = none.
@@ -63,6 +66,7 @@ class RankingRules:
     top_n: int | None = None
     first_stage_weight: float | Literal["auto"] = 0.0
     find_texts: FindTexts | None = None
+    find_metadata: FindMetadata | None = None
     shorten: Callable[[PromptTokens, LookUp], LookUp] = lambda prompt, lookup: lookup
     calibration: FittedCalibration | None = None
     min_probability: float | None = None
@@ -159,6 +163,7 @@ def rank(
     places = [positions[i] for i in order]
     doc_ids = [shortlist.doc_ids[place] for place in places]
     texts = [None] * len(order) if options.find_texts is None else options.find_texts(doc_ids)
+    metadata = [None] * len(order) if options.find_metadata is None else options.find_metadata(doc_ids)
     results = [
         SearchResult(
             doc_id=shortlist.doc_ids[place],
@@ -169,8 +174,9 @@ def rank(
             first_stage_score=None if candidates is None else float(candidates.scores[place]),
             text=text if isinstance(text, str) else None,
             probability=probabilities[i],
+            metadata=values,
         )
-        for number, (i, place, text) in enumerate(zip(order, places, texts, strict=True), start=1)
+        for number, (i, place, text, values) in enumerate(zip(order, places, texts, metadata, strict=True), start=1)
     ]
     return results, [id_ for id_, text in zip(doc_ids, texts, strict=True) if isinstance(text, DamagedRecordError)]
 

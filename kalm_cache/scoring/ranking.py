@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from kalm_cache.metadata import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +13,8 @@ class SearchResult:
     """One passage of an answer. Ranks count from 1; the first-stage fields are `None` when ids were given.
 
     `score` and `margin` are the reranker's alone, also where the order is by interpolated scores. `probability`: how
-    probable it is that the passage is relevant, by the index's calibration; `None` where there is none.
+    probable it is that the passage is relevant, by the index's calibration; `None` where there is none. `metadata`: of
+    the fields that were asked for, those that the passage has; `None` where none was.
     """
 
     doc_id: str
@@ -22,6 +25,7 @@ class SearchResult:
     first_stage_score: float | None
     text: str | None
     probability: float | None = None
+    metadata: Mapping[str, Value] | None = None
 
 
 @dataclass(frozen=True, slots=True)

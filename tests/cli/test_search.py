@@ -22,6 +22,7 @@ def test_search_prints_ranks_scores_texts_and_timings_as_json(run: Run, index: P
     assert [one["rank"] for one in answer["results"]] == [1, 2, 3]
     assert set(answer["results"][0]) == {
         *("doc_id", "score", "margin", "rank", "first_stage_rank", "first_stage_score", "text", "probability"),
+        "metadata",
     }
     margins = [one["margin"] for one in answer["results"]]
     assert margins == sorted(margins, reverse=True)
@@ -135,3 +136,33 @@ def test_ids_with_commas_are_given_one_by_one(run: Run, tmp_path: Path) -> None:
     assert {result["doc_id"] for result in results} == set(texts)
     result = run("rerank", "--query", "bees", "--ids", "a,b", "--index", index)
     assert (result.exit_code, "not in the index: 'a', 'b'" in result.stderr) == (1, True)
+
+
+def test_a_filter_and_fields_are_taken_from_the_corpus_to_the_results(run: Run, tmp_path: Path) -> None:
+    corpus, index = tmp_path / "c.csv", tmp_path / "index"
+    corpus.write_text("id,text,lang,year\na,Beijing,zh,1949\nb,Gravity,en,\nc,Bees,en,1999\nd,Ferry,en,soon\n")
+    result = run("index", corpus, "--index", index, "--metadata", "lang,year:number", "--json")
+    assert result.exit_code == 3
+    assert "c.csv:5: the field 'year' holds 'soon', and the column is number" in result.stderr
+    arguments = ("search", "Gravity", "--index", index, "--filter", '{"lang": "en"}')
+    answer = json.loads(run(*arguments, "--fields", "all", "--json").stdout)
+    metadata = {one["doc_id"]: one["metadata"] for one in answer["results"]}
+    assert metadata == {"b": {"lang": "en"}, "c": {"lang": "en", "year": 1999}}
+    assert "1999" in run(*arguments, "--fields", "year").stdout
+    assert json.loads(run("stats", "--index", index, "--json").stdout)["columns"] == {"lang": "text", "year": "number"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--filter", '{"lang": "en"}', "the index keeps no metadata"),
+        ("--filter", "lang=en", "--filter is not JSON"),
+        ("--filter", "[1]", "write an object"),
+        ("--fields", "lang", "no field 'lang'"),
+        ("--fields", "lang,", "write names with commas"),
+    ],
+)
+def test_a_filter_that_cannot_be_exits_with_2(run: Run, index: Path, option: str, value: str, message: str) -> None:
+    result = run("search", QUERY, "--index", index, option, value)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -1,7 +1,8 @@
 """Lines of a corpus -> a file of texts for each shard, in the order of the corpus. Texts move, states never do.
 
 One pass finds what is rejected and which ids occur twice, and gives every passage its ordinal; what builds a shard
-needs nothing of the others. A file is zstd frames, end to end, of JSON lines: [ordinal, doc id, text, location].
+needs nothing of the others. A file is zstd frames, end to end, of JSON lines: [ordinal, doc id, text, location,
+metadata].
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class _TextsWriter:
     def _add(self, line: CorpusLine, ordinal: int) -> None:
         passage = line.passage
         shard = self._sharding.shard_of(key_of(passage.doc_id))
-        fields = [ordinal, passage.doc_id, passage.text, line.location]
+        fields = [ordinal, passage.doc_id, passage.text, line.location, line.metadata]
         self._waiting[shard] += json.dumps(fields).encode() + b"\n"
         self.passages[shard] += 1
         if len(self._waiting[shard]) >= FRAME_BYTES:
@@ -179,7 +180,7 @@ def read_texts(path: Path) -> Iterator[CorpusLine]:
         with path.open("rb") as file:
             stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
             for line in io.TextIOWrapper(stream, "utf-8", newline="\n"):
-                ordinal, doc_id, text, location = json.loads(line)
-                yield CorpusLine(Passage(doc_id, text), location, ordinal=ordinal)
+                ordinal, doc_id, text, location, metadata = json.loads(line)
+                yield CorpusLine(Passage(doc_id, text), location, ordinal=ordinal, metadata=metadata)
     except (OSError, ValueError, zstandard.ZstdError) as exc:
         raise StoreError(f"{path}: cannot be read: {exc}; plan the partitions again") from exc

@@ -8,11 +8,13 @@ staging.lmdb. Databases:
     numbers   ordinal, big-endian -> doc id
     texts     doc id -> crc32 of key and rest, zstd frame of the text; only of those that no store holds
     vectors   doc id -> crc32 of key and rest, float32; only of those that no store and no index holds
+    metadata  doc id -> JSON object of typed values by column; only of those that have any
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +22,19 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.build.batching import batched
 from indexer.build.unfinished.resume_log import ResumeLog, verify_checksum, with_checksum
 from indexer.corpus import CorpusLine
 from indexer.reuse.origins import SealedSegment
 from kalm_cache.errors import StoreError
+from kalm_cache.metadata import Value
 from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.passage_store import key_of, ordinal_key, ordinal_of, pack_text, unpack_text
 
+METADATA_SCAN = 4096  # passages whose metadata is read together
 ACCEPTED_FILE = "staging.lmdb"  # its name on disk from the first version
 RESUME_LOG = 0  # the origin of what this build encoded or recoded; those of sealed segments are 1, 2, …
-DATABASES = ("seen", "origins", "numbers", "texts", "vectors")
+DATABASES = ("seen", "origins", "numbers", "texts", "vectors", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class AcceptedPassages:
         *,
         texts: Sequence[str] = (),
         vectors: NDArray[np.float32] | None = None,
+        metadata: Sequence[Mapping[str, Value]] = (),
     ) -> None:
         """Note where these passages come from, under which ordinals, in one transaction.
 
@@ -105,6 +111,7 @@ class AcceptedPassages:
             doc_ids: their ids.
             texts: to be kept here, one for each; none where a store holds them.
             vectors: (n, E), to be kept here, where nothing else holds them.
+            metadata: values by column, one for each.
 
         Raises:
             StoreError: an ordinal was given twice.
@@ -116,6 +123,9 @@ class AcceptedPassages:
             for database, contents in (("texts", frames), ("vectors", _rows(vectors))):
                 for key, content in zip(keys, contents, strict=True) if contents else ():
                     txn.put(key, with_checksum(key, content), db=self._file[database])
+            for key, values in zip(keys, metadata, strict=True) if metadata else ():
+                if values:
+                    txn.put(key, json.dumps(values).encode(), db=self._file["metadata"])
             for ordinal, doc_id, key in zip(ordinals, doc_ids, keys, strict=True):
                 txn.put(key, origin.to_bytes(2, "big"), db=self._file["origins"])
                 if not txn.put(ordinal_key(ordinal), key, overwrite=False, db=self._file["numbers"]):
@@ -136,6 +146,14 @@ class AcceptedPassages:
     def ordinals(self) -> Iterator[tuple[int, bytes]]:
         """Ordinal and key of every accepted passage, by rising ordinal."""
         return ((ordinal_of(ordinal), key) for ordinal, key in self._file.scan("numbers"))
+
+    def metadata(self) -> Iterator[tuple[int, dict[str, Value]]]:
+        """Ordinal and metadata of every accepted passage, by rising ordinal."""
+        for pairs in batched(self.ordinals(), METADATA_SCAN):
+            with self._file.reading("metadata") as txn:
+                found = [txn.get(key) for _, key in pairs]
+            for (ordinal, _), values in zip(pairs, found, strict=True):
+                yield ordinal, {} if values is None else json.loads(values)
 
     def frame(self, key: bytes) -> bytes:
         """A text that is kept here, still compressed. Raises `DamagedRecordError`, also when it is not there."""

@@ -91,7 +91,9 @@ class PassageIndexSink(Datasink[list[str]]):
         """Index what the writes returned, on the driver. Errors as of `index_in_partitions`."""
         files = sorted(chain.from_iterable(write_result.write_returns))
         template = PassageTemplate(self._settings.passage_template)
-        lines = chain.from_iterable(read_corpus(file, template=template) for file in files)
+        lines = chain.from_iterable(
+            read_corpus(file, template=template, metadata=self._settings.metadata) for file in files
+        )
         with ray_builder(None, encoders=self._encoders, gpus_per_encoder=self._gpus) as builder:
             self.report = index_in_partitions(
                 *(lines, place_of(self._index, self._settings), self._settings, load_encoders(self._settings), builder),

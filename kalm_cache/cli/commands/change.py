@@ -84,12 +84,17 @@ def _reindex(source: CorpusOptions, index: Path, overrides: Settings, asked: _Re
     from kalm_cache.generations.generation import open_current
 
     settings = built_settings_overridden(open_current(index).manifest, overrides)
-    lines = source.lines(settings.passage_template)
+    lines = source.lines(settings.passage_template, settings.metadata)
     encoders = load_encoders(settings)
     run = run_small_reindex if asked.incremental else partial(run_reindex, shards=asked.shards)
     with ErrorsFile(source.errors) as rejects:
         if asked.dry_run:
-            report = plan_reindex(lines, index, encoders, keep_missing=asked.keep_missing, on_reject=rejects.add)
+            report = plan_reindex(
+                *(lines, index, encoders),
+                metadata=settings.metadata,
+                keep_missing=asked.keep_missing,
+                on_reject=rejects.add,
+            )
         else:
             with show_progress(source.count()) as on_progress:
                 report = run(
@@ -111,7 +116,7 @@ def _reindex_in_partitions(
 
     place = place_of(index, overrides)
     settings = built_settings_overridden(live_manifest_at(place), overrides)
-    lines = source.lines(settings.passage_template)
+    lines = source.lines(settings.passage_template, settings.metadata)
     with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
         report = reindex_in_partitions(
             *(lines, place, settings, load_encoders(settings), builder),
@@ -153,7 +158,7 @@ def _add(source: CorpusOptions, index: Path, overrides: Settings) -> AddReport:
     from kalm_cache.generations.generation import open_current
 
     manifest = open_current(index).manifest
-    lines = source.lines(manifest.passage_template)
+    lines = source.lines(manifest.passage_template, manifest.metadata)
     settings, encoders = load_encoders_of(manifest, overrides)
     with ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:
         report = add_passages(lines, index, settings, encoders, on_reject=rejects.add, on_progress=on_progress)
@@ -203,9 +208,10 @@ def _reindexed(report: ReindexReport) -> str:
 
 
 def _added(report: AddReport) -> str:
+    other_metadata = f"{report.updated:,} with other metadata, " if report.updated else ""
     return (
         f"generation {report.generation} of {report.index} holds {report.passages:,} passages: {report.added:,} added, "
-        f"{report.replaced:,} replaced, {report.unchanged:,} unchanged, {report.rejected:,} rejected; "
+        f"{report.replaced:,} replaced, {other_metadata}{report.unchanged:,} unchanged, {report.rejected:,} rejected; "
         f"{human_bytes(report.new_bytes)} more on disk, {report.seconds:.1f} s"
     )
 

@@ -55,7 +55,7 @@ def _index(
     from indexer.distributed.jobs import index_in_partitions, place_of
     from indexer.models import on_all_gpus
 
-    lines = source.lines(settings.passage_template)
+    lines = source.lines(settings.passage_template, settings.metadata)
     with (
         engine.builder() as builder,
         ErrorsFile(source.errors) as rejects,
@@ -98,11 +98,11 @@ def _project(source: CorpusOptions, settings: Settings, json: bool) -> int:
     from indexer.corpus.rejects import ErrorsFile
     from indexer.models import batch_tokens_of
 
-    lines = source.lines(settings.passage_template)
+    lines = source.lines(settings.passage_template, settings.metadata)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
         tokens = batch_tokens_of(settings, encoders.passage_side)
-        projection = estimate_build(lines, encoders, tokens, on_reject=rejects.add)
+        projection = estimate_build(lines, encoders, tokens, metadata=settings.metadata, on_reject=rejects.add)
     warn_of_rejects(rejects)
     warn_of_cut(projection.truncated, settings.max_length)
     in_words = (

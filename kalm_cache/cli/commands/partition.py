@@ -58,7 +58,7 @@ def _plan(source: CorpusOptions, index: str, settings: Settings, shards: int) ->
     from indexer.models import load_encoders
     from kalm_cache.stopping import stop_if_asked
 
-    lines = source.lines(settings.passage_template)
+    lines = source.lines(settings.passage_template, settings.metadata)
     encoders = load_encoders(settings)
     with ErrorsFile(source.errors) as rejects:
         report = plan_at(

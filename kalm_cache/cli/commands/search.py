@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from kalm_cache.cli import options as opt
+from kalm_cache.cli.filters import parsed_fields, parsed_filter
 from kalm_cache.cli.index_places import index_to_read
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 
@@ -41,12 +42,15 @@ def search(
     model: opt.ModelOptions,
     config: opt.ConfigFile = None,
     codec: opt.Codec = None,
+    filter: opt.Filter = None,
+    fields: opt.Fields = None,
     json: opt.AsJson = False,
 ) -> None:
     """First stage, then cached rerank: the passages that answer a query, best first."""
     from kalm_cache.index.from_settings import open_index
 
     with exit_codes():
+        wanted, names = parsed_filter(filter), parsed_fields(fields)
         settings = opt.settings_from(config, ranking, model, codec=codec)
         with index_to_read(index, settings) as folder, open_index(folder, settings) as passages:
             answer = passages.search(
@@ -56,6 +60,8 @@ def search(
                 first_stage=settings.first_stage,
                 first_stage_weight=settings.first_stage_weight_for(passages.generation.manifest.model),
                 min_probability=settings.min_probability,
+                filter=wanted,
+                fields=names,
                 instruction=settings.instruction,
                 system_instruction=settings.system_instruction,
             )

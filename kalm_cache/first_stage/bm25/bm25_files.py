@@ -13,9 +13,9 @@ from pydantic import Field
 
 from kalm_cache.first_stage.bm25.analysis import PLAIN, Analysis
 from kalm_cache.first_stage.bm25.postings import DATA_NAME, INDICES_NAME, INDPTR_NAME, LENGTHS_NAME, TIMES_NAME
-from kalm_cache.first_stage.bm25.rows import load_row
-from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, decode_term
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json_object
+from kalm_cache.storage.arrays.rows import load_row
+from kalm_cache.storage.arrays.vocabulary import Vocabulary, decode_term
 
 ORDINALS_NAME = "numbers.npy"  # its name on disk from the first version
 INFO_NAME = "bm25.json"

@@ -21,9 +21,10 @@ from kalm_cache.first_stage.bm25.analysis import PLAIN, UNNORMALISED, Analysis, 
 from kalm_cache.first_stage.bm25.bm25_files import INFO_NAME, K1, ORDINALS_NAME, B, BM25Files, load
 from kalm_cache.first_stage.bm25.collection import Collection, CollectionStatistics
 from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
-from kalm_cache.first_stage.bm25.vocabulary import Vocabulary, encode_term
 from kalm_cache.first_stage.candidates import Candidates, no_candidates, top_candidates
 from kalm_cache.first_stage.ordinals import OrdinalRows
+from kalm_cache.first_stage.selection import Selection
+from kalm_cache.storage.arrays.vocabulary import Vocabulary, encode_term
 from kalm_cache.storage.durable import publish_folder
 from kalm_cache.system import explained, refused
 
@@ -43,10 +44,10 @@ class ReusedDocuments:
 class BM25Index:
     """Postings of terms, and the ordinal of each row. Searches may run in several threads."""
 
-    def __init__(self, files: BM25Files, excluded: NDArray[np.int64] | None = None) -> None:
-        """`excluded`: rows that no search returns."""
+    def __init__(self, files: BM25Files, allowed: NDArray[np.bool_] | None = None) -> None:
+        """`allowed` (n,): rows that searches may return; `None` = all."""
         self._files = files
-        self._excluded = excluded
+        self._allowed = allowed
 
     @staticmethod
     def build(
@@ -138,8 +139,14 @@ class BM25Index:
 
     def excluding(self, ordinals: NDArray[np.int64]) -> BM25Index:
         """The same index without some documents: searches go on to the next best, so `k` are found if there are."""
-        rows = OrdinalRows(self._files.ordinals).known(np.asarray(ordinals, np.int64))
-        return BM25Index(self._files, rows if self._excluded is None else np.union1d(self._excluded, rows))
+        allowed = np.ones(self.ntotal, np.bool_) if self._allowed is None else self._allowed.copy()
+        allowed[OrdinalRows(self._files.ordinals).known(np.asarray(ordinals, np.int64))] = False
+        return BM25Index(self._files, allowed)
+
+    def selecting(self, selection: Selection) -> BM25Index:
+        """The same index with some documents alone. Scores stay those of the whole collection."""
+        selected = selection.mask(self._files.ordinals)
+        return BM25Index(self._files, selected if self._allowed is None else selected & self._allowed)
 
     def search(self, queries: Sequence[str], k: int) -> list[Candidates]:
         """One list for each query, of the `k` best documents that share a term with it (so there may be fewer).
@@ -175,8 +182,8 @@ class BM25Index:
                 np.add.at(scores, rows, each)  # a third of the time of scores[...] +=
         except (IndexError, ValueError) as exc:
             raise StoreError(f"a BM25 index is damaged; run kalm-cache verify: {exc}") from exc
-        if self._excluded is not None:
-            scores[self._excluded] = 0
+        if self._allowed is not None:
+            scores *= self._allowed
         best = _best_rows(scores, k)
         return top_candidates(files.ordinals[best], scores[best], k)
 

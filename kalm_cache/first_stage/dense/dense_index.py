@@ -29,10 +29,12 @@ from kalm_cache.first_stage.dense.faiss_types import (
     search_parameters,
     trained_index,
 )
+from kalm_cache.first_stage.dense.filtered import filtered_search
 from kalm_cache.first_stage.dense.recall import DEPTH, cheapest, exact_neighbours, synthetic_queries
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS, VectorSpool
 from kalm_cache.first_stage.normalisation import NORMALISATION
 from kalm_cache.first_stage.ordinals import OrdinalRows
+from kalm_cache.first_stage.selection import Selection
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json
 from kalm_cache.openmp import survive_forks
 from kalm_cache.storage.durable import publish_file
@@ -68,14 +70,15 @@ class DenseIndex:
     """A FAISS index and the ordinal of each of its rows, memory-mapped. Searches may run in several threads."""
 
     def __init__(
-        self, index: Any, threads: int, info: DenseInfo | None = None, excluded: NDArray[np.int64] | None = None
+        self, index: Any, threads: int, info: DenseInfo | None = None, allowed: NDArray[np.bool_] | None = None
     ) -> None:
+        """`allowed` (n,): rows that searches may return; `None` = all."""
         self._index = index
         self._threads = threads
         self.info = info or DenseInfo("flat", int(index.ntotal))
         self._rows: OrdinalRows | None = None
-        self._excluded = np.empty(0, np.int64) if excluded is None else excluded
-        self._selector = _selector_without(self._excluded) if len(self._excluded) else None
+        self._allowed = allowed
+        self._searchable = int(index.ntotal) if allowed is None else int(np.count_nonzero(allowed))
 
     @staticmethod
     def build(
@@ -173,8 +176,15 @@ class DenseIndex:
 
     def excluding(self, ordinals: NDArray[np.int64]) -> DenseIndex:
         """The same index without some passages: searches go on to the next best, so `k` are found if there are."""
-        excluded = np.union1d(self._excluded, np.asarray(ordinals, np.int64))
-        return DenseIndex(self._index, self._threads, self.info, excluded)
+        allowed = np.ones(self.ntotal, np.bool_) if self._allowed is None else self._allowed.copy()
+        allowed[OrdinalRows(self.ordinals).known(np.asarray(ordinals, np.int64))] = False
+        return DenseIndex(self._index, self._threads, self.info, allowed)
+
+    def selecting(self, selection: Selection) -> DenseIndex:
+        """The same index with some passages alone: the best of these are found, as `filtered_search` says."""
+        selected = selection.mask(self.ordinals)
+        allowed = selected if self._allowed is None else selected & self._allowed
+        return DenseIndex(self._index, self._threads, self.info, allowed)
 
     def search(self, vectors: NDArray[np.float32], k: int) -> list[Candidates]:
         """Vectors (q, E) -> one list for each, of the `k` largest inner products (fewer in a smaller index).
@@ -190,7 +200,7 @@ class DenseIndex:
                 "open it with the embedder that built it, or index the corpus again"
             )
         wider = -(-k // DEPTH)  # the parameter was measured for lists of 100
-        k = min(k, self.ntotal)
+        k = min(k, self._searchable)
         if k == 0 or len(vectors) == 0:
             return [no_candidates() for _ in vectors]
         scores, ordinals = self._search_with_ties(np.ascontiguousarray(vectors, np.float32), k, wider)
@@ -206,16 +216,25 @@ class DenseIndex:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and ordinals (q, k or more), best first, with what scores as the k-th: FAISS keeps any of these."""
         for more in TIES:
-            depth = min(k + more, self.ntotal)
-            parameters = search_parameters(self.info.type, self.info.parameter * wider, self._selector)
+            depth = min(k + more, self._searchable)
             with faiss_threads(self._threads), _damage():
-                scores, ordinals = self._index.search(vectors, depth, params=parameters)
+                scores, ordinals = self._search_to(vectors, depth, self.info.parameter * wider)
             is_complete = (
-                depth == self.ntotal or not ((scores[:, -1] == scores[:, k - 1]) & (ordinals[:, -1] >= 0)).any()
+                depth == self._searchable or not ((scores[:, -1] == scores[:, k - 1]) & (ordinals[:, -1] >= 0)).any()
             )
             if is_complete:
                 break
         return scores, ordinals
+
+    def _search_to(
+        self, vectors: NDArray[np.float32], depth: int, parameter: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and ordinals (q, depth), best first; -1: no more found."""
+        if self._allowed is None:
+            scores, ordinals = self._index.search(vectors, depth, params=search_parameters(self.info.type, parameter))
+            return scores, ordinals
+        scores, rows = filtered_search(self.info.type, _inner(self._index), vectors, depth, parameter, self._allowed)
+        return scores, np.append(self.ordinals, -1)[rows]
 
     def vectors(self, ordinals: NDArray[np.int64] | Sequence[int]) -> NDArray[np.float32]:
         """Stored vectors (n, E) by ordinal: those put in if `exact`, else as rounded to 8 bits a dimension.
@@ -257,12 +276,6 @@ def _inner(index: Any) -> Any:
     import faiss
 
     return faiss.downcast_index(index.index)
-
-
-def _selector_without(ordinals: NDArray[np.int64]) -> Any:
-    import faiss
-
-    return faiss.IDSelectorNot(faiss.IDSelectorBatch(ordinals))
 
 
 def measure(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kalm_cache.first_stage.bm25.rows import COPIED_BYTES, load_row
+from kalm_cache.storage.arrays.rows import COPIED_BYTES, load_row
 
 LARGE = COPIED_BYTES // 8 + 1
 

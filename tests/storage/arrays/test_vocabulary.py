@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kalm_cache.first_stage.bm25.vocabulary import Vocabulary
+from kalm_cache.storage.arrays.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize("terms", [[], ["a"], ["a", "aa", "ab", "b", "ö", "東京"]])

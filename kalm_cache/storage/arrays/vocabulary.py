@@ -1,4 +1,4 @@
-"""Term → id, in two memory-mapped arrays, so that opening reads nothing. Knows nothing of postings."""
+"""Sorted texts → ids, in two memory-mapped arrays, so that opening reads nothing. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm_cache.first_stage.bm25.rows import load_row
+from kalm_cache.storage.arrays.rows import load_row
 
 BYTES_NAME = "terms.npy"
 ENDS_NAME = "term_ends.npy"
