@@ -34,10 +34,9 @@ def check_speed(settings: Settings, index: Path | None, seconds: float) -> Repor
         return Report(f"not measured: {exc}")
     times = measure(sides, seconds)
     shown = ", ".join(f"{dtype_name(dtype)} {ms:.3g}" for dtype, ms in times.items())
-    found = f"ms a pair: {shown}; dtype {settings.dtype} is {dtype_name(chosen)}" + "".join(
-        f"; {why}" for why in refused
-    )
-    return Report(found, warn=_advice(times, chosen))
+    advice = _advice(times, chosen)
+    found = f"ms a pair: {shown}; dtype {settings.dtype} is {dtype_name(chosen)}{'' if advice else ', the one to use'}"
+    return Report("; ".join([found, *refused]), warn=advice)
 
 
 def measure(sides: Mapping[torch.dtype, QuerySide], seconds: float) -> dict[torch.dtype, float]:

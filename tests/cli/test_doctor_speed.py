@@ -1,10 +1,11 @@
-"""What `kalm-cache doctor` says of dtypes: by products of matrices, and with `--measure` on the model."""
+"""What `kalm-cache doctor` says of dtypes: by products of matrices, and on the model."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,7 +42,32 @@ def test_each_dtype_is_measured_on_the_model_that_would_be_served(
     monkeypatch.setenv("KALM_CACHE_PORT", "0")
     monkeypatch.setattr("kalm_cache.cli.commands.doctor.MEASURED_S", 0.001)
     found = diagnosis(run, "--index", index, "--measure")["speed"]["found"]
-    assert re.match(r"ms a pair: float32 [\d.e+]+, bfloat16 [\d.e+]+, int8 [\d.e+]+; dtype \w+ is", found)
+    assert re.match(
+        r"ms a pair: float32 [\d.e+]+, bfloat16 [\d.e+]+, int8 [\d.e+]+; dtype \w+ is \w+(, the one to use)?$", found
+    )
+
+
+@pytest.mark.parametrize(
+    ("terminal", "arguments", "measured"),
+    [
+        (True, (), True),
+        (True, ("--no-measure",), False),
+        (True, ("--json",), False),
+        (False, (), False),
+        (False, ("--measure",), True),
+    ],
+)
+def test_dtypes_are_measured_for_a_person_at_a_terminal_unless_they_say_otherwise(
+    run: Run, monkeypatch: pytest.MonkeyPatch, terminal: bool, arguments: tuple[str, ...], measured: bool
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr("kalm_cache.doctor.diagnose", lambda index, config, seconds: asked.append(seconds) or [])
+    monkeypatch.setattr(
+        "kalm_cache.cli.commands.doctor.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: terminal))
+    )
+    result = run("doctor", *arguments)
+    assert asked == [10.0 if measured else 0.0]
+    assert ("timing the model in each dtype for 10 s (--no-measure leaves it out)" in result.stderr) is measured
 
 
 def test_a_dtype_that_is_refused_is_measured_in_the_others_alone(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

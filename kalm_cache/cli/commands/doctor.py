@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,14 +24,23 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 def doctor(
     index: Annotated[Path | None, typer.Option("--index", help="Folder of an index to check too.")] = None,
     config: opt.ConfigFile = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time the model in each dtype, for ten seconds.")] = False,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure", help="Time the model in each dtype, for ten seconds; unset: on a terminal."
+        ),
+    ] = None,
     json: opt.AsJson = False,
 ) -> None:
     """Check the machine, the settings, the model and an index; changes nothing. Exit code 1 when a check failed."""
     with exit_codes():
         from kalm_cache.doctor import diagnose
 
-        checks = diagnose(index, config, MEASURED_S if measure else 0.0)
+        seconds = 0.0
+        if _is_watched(json) if measure is None else measure:
+            seconds = MEASURED_S
+            typer.echo(f"timing the model in each dtype for {seconds:g} s (--no-measure leaves it out)", err=True)
+        checks = diagnose(index, config, seconds)
     failed = any(check.status == "fail" for check in checks)
     if json:
         print_json({"ok": not failed, "checks": [dataclasses.asdict(check) for check in checks]})
@@ -38,6 +48,11 @@ def doctor(
         stdout_console().print(_table(checks))
     if failed:
         raise typer.Exit(1)
+
+
+def _is_watched(json: bool) -> bool:
+    """Whether a person waits for the table: a script had better not wait for what it did not ask for."""
+    return not json and sys.stdout.isatty()
 
 
 def _table(checks: list[Check]) -> Table:
