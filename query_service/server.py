@@ -61,10 +61,7 @@ def run_server(folder: Path | None, settings: Settings, refresh: Callable[[], ob
     configure_logging(settings.log_format)
     for name in idle_settings(settings):
         logger.warning("%s has no effect: there is no text cache; name its folder (--text-cache)", name)
-    raise_open_files_limit()  # an index has files, and a swap has those of two
-    # oneDNN keeps a compiled product for every shape: by default 1,024 of them, a gigabyte in bfloat16; of a demo's two
-    # hundred queries there are some 250
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    prepare_process()
     with bind(settings.host, settings.port) as listener:
         if folder is None:
             _run(settings, listener, lambda: load_served(settings), open_text_service)
@@ -95,6 +92,14 @@ def run_router(addresses: Addresses, settings: Settings) -> None:
     with bind(settings.host, settings.port) as listener:
         _run(settings, listener, lambda: None, lambda own, _: Router(OverHttp(addresses, key), own))
     logger.info("stopped: every request that had begun was answered")
+
+
+def prepare_process() -> None:
+    """What a process that serves an index needs, before it computes."""
+    raise_open_files_limit()  # an index has files, and a swap has those of two
+    # oneDNN keeps a compiled product for every shape: by default 1,024 of them, a gigabyte in bfloat16; of a demo's two
+    # hundred queries there are some 250
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def check_text_settings(folder: Path | None, settings: Settings) -> None:

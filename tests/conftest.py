@@ -18,6 +18,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
 from tests.indexes import make_embedder
 from tests.object_store.faults import Faults
 from tests.object_store.places import BUCKET, Place, S3Place, file_place, memory_place, proxied, s3_server
+from tests.ray_cluster import start_cluster
 
 IN_MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30  # a run fills a third of this
 
@@ -155,3 +157,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         host, port = request.getfixturevalue("s3")
         with proxied((host, port), faults) as proxy:
             yield S3Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", faults, f"http://{host}:{port}", proxy)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A real cluster of two nodes on this machine, one for all tests. Skipped where Ray is not installed."""
+    ray = pytest.importorskip("ray")
+    cluster = start_cluster()
+    ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from kalm_cache.errors import IndexMismatchError, UsageError
 from kalm_cache.object_store.location import parse_location
 from kalm_cache.settings import ENV_PREFIX, Settings
 from query_service.middleware.keys import PUBLIC_PATHS
+from query_service.on_ray.application import application, served_on_ray
 from tests.configs.manifests import (
     FOLDER,
     OBJECTS,
@@ -168,3 +170,16 @@ def test_the_pods_of_the_three_jobs_differ_in_what_they_do_alone() -> None:
 def test_ray_is_the_one_that_the_tests_ran_with() -> None:
     pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     assert f"ray=={named('RayJob', 'kalm-cache-index')['spec']['rayClusterSpec']['rayVersion']}" in pins
+    assert f"ray=={named('RayService', 'kalm-cache-ray')['spec']['rayClusterConfig']['rayVersion']}" in pins
+
+
+def test_ray_serves_an_application_that_exists_of_the_index_and_has_machines_for_it() -> None:
+    spec = named("RayService", "kalm-cache-ray")["spec"]
+    (served,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    module, _, name = served["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), name) is application
+    given = served_on_ray(served["args"])
+    assert expanded(given.index) == SETTINGS["INDEX"]
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    shards = commands()["kalm-cache-index: index"]["shards"]
+    assert group["replicas"] == shards * given.most_replicas * given.gpus_per_replica

@@ -18,6 +18,7 @@ from typing import Any
 from indexer.build.counts import BuildCounts
 from indexer.distributed.on_ray.cluster import Workforce, workforce
 from indexer.distributed.on_ray.encoder import PartitionEncoder
+from indexer.distributed.on_ray.remarks import Told
 from indexer.distributed.places.place import Place
 from indexer.distributed.receipt import Receipt
 from kalm_cache.errors import DeviceLostError, StoreError
@@ -25,6 +26,7 @@ from kalm_cache.ray_connection import connected
 from kalm_cache.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at how far the encoders are
+HEAR_SECONDS = 5.0  # for an answer that must be there at once
 WAITING_SECONDS = 30.0  # until it is said that no encoder has a machine
 LOSSES = 10  # of one partition's encoders: then it is the partition
 logger = logging.getLogger(__name__)
@@ -96,6 +98,12 @@ class _Worker:
     counts: BuildCounts = field(default_factory=BuildCounts)
     asked: Reference | None = None
 
+    def pass_on(self, told: Told) -> None:
+        """Log here what was logged there."""
+        where = self.machine if self.partition is None else f"partition {self.partition}, on {self.machine}"
+        for remark in told.remarks:
+            logger.log(remark.level, "%s: %s", where, remark.message)
+
 
 class _Building:
     """One run over all partitions. Its actors end with it."""
@@ -139,7 +147,7 @@ class _Building:
     def _hire(self) -> None:
         worker = _Worker(self._start())
         self._actors.append(worker.actor)
-        self._busy[worker.actor.load.remote()] = worker
+        self._busy[worker.actor.tell.remote("load")] = worker
 
     def _take(self, worker: _Worker, reference: Reference) -> None:
         """What a worker answered: where it is, or a receipt; or that it is lost."""
@@ -148,7 +156,7 @@ class _Building:
 
         self._heard = time.monotonic()
         try:
-            answer: Any = ray.get(reference)
+            told: Any = ray.get(reference)
         except RayTaskError as exc:
             if not isinstance(exc.cause, DeviceLostError):
                 raise exc.cause from exc
@@ -157,19 +165,21 @@ class _Building:
         except RayError as exc:
             self._replace(worker, exc)
         else:
-            if isinstance(answer, Receipt):
-                self._receipts[answer.partition] = answer
-                logger.info("partition %d: built on %s", answer.partition, worker.machine)
+            if isinstance(told.answer, Receipt):
+                self._receipts[told.answer.partition] = told.answer
+                logger.info("partition %d: built on %s", told.answer.partition, worker.machine)
             else:
-                worker.machine = answer
+                worker.machine = told.answer
+            worker.pass_on(told)
             self._employ(worker)
 
     def _employ(self, worker: _Worker) -> None:
         """Give a worker the next partition; without one, it waits for what a lost one leaves."""
+        self._hear(worker, HEAR_SECONDS)
         worker.partition, worker.counts, worker.asked = None, BuildCounts(), None
         if self._waiting:
             worker.partition = self._waiting.popleft()
-            self._busy[worker.actor.build.remote(worker.partition)] = worker
+            self._busy[worker.actor.tell.remote("build", worker.partition)] = worker
         else:
             self._free.append(worker)
 
@@ -190,21 +200,27 @@ class _Building:
 
     def _look(self) -> None:
         """Ask every worker how far it is, and take what those say that were asked before. Waits for nobody."""
-        import ray
-        from ray.exceptions import RayError
-
         building = [worker for worker in self._busy.values() if worker.partition is not None]
         for worker in building:
             if worker.asked is None:
-                worker.asked = worker.actor.counts.remote()
-            elif ray.wait([worker.asked], timeout=0)[0]:
-                with suppress(RayError):  # of a lost worker, which its partition's reference tells
-                    counts: Any = ray.get(worker.asked)
-                    worker.counts = counts
-                worker.asked = None
+                worker.asked = worker.actor.tell.remote("counts")
+            else:
+                self._hear(worker, 0.0)
         if not building and time.monotonic() - self._heard > WAITING_SECONDS:
             self._heard = time.monotonic()
             logger.warning("no encoder is ready yet; each needs %s of one machine", self._needs)
+
+    def _hear(self, worker: _Worker, seconds: float) -> None:
+        """Take what a worker says of how far it is, if it was asked and answers in so many seconds."""
+        import ray
+        from ray.exceptions import RayError
+
+        if worker.asked is not None and ray.wait([worker.asked], timeout=seconds)[0]:
+            with suppress(RayError):  # of a lost worker, which its partition's reference tells
+                told: Any = ray.get(worker.asked)
+                worker.counts = told.answer
+                worker.pass_on(told)
+            worker.asked = None
 
     def _counts(self) -> BuildCounts:
         """Of all partitions, as far as they are."""

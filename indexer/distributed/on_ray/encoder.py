@@ -9,11 +9,13 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from indexer.build.counts import BuildCounts
 from indexer.distributed.build_job import build_partition
+from indexer.distributed.on_ray.remarks import Remarks, Told
 from indexer.distributed.places.place import Place
 from indexer.distributed.receipt import Receipt
 from indexer.models import Encoders, load_encoders_of
@@ -28,6 +30,11 @@ class PartitionEncoder:
         self._place, self._overrides, self._scratch, self._threads = place, overrides, scratch, threads
         self._counts = BuildCounts()
         self._encoders: Encoders | None = None
+        self._remarks = Remarks()
+
+    def tell(self, method: str, *arguments: Any) -> Told:
+        """Call a method: its answer, and what was logged here meanwhile. The driver calls this one alone."""
+        return Told(getattr(self, method)(*arguments), self._remarks.take())
 
     def load(self) -> str:
         """Load the models; returns the machine's name. Errors as of `build_partition`."""

@@ -1,16 +1,20 @@
-"""`kalm-cache serve`: the query service over one index, or over a model alone."""
+"""`kalm-cache serve`: the query service over one index, or over a model alone; here, or on a Ray cluster."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from kalm_cache.cli import options as opt
 from kalm_cache.cli.index_places import remote_copy
 from kalm_cache.cli.output import exit_codes
+from kalm_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from kalm_cache.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,38 @@ class ServiceOptions:
     log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """By whom the shards of an index are served."""
+
+    panel: ClassVar = "Engine"
+    engine: Annotated[str | None, typer.Option("--engine", help="ray: Ray Serve; without it, this process.")] = None
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a Ray cluster, or auto; without it, this machine alone.")
+    ] = None
+    replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Of each shard; 1 by default.")] = None
+    max_replicas: Annotated[
+        int | None, typer.Option("--max-replicas", min=1, help="So many where queues are long.")
+    ] = None
+    queue_per_replica: Annotated[
+        float | None, typer.Option("--queue-per-replica", help="A queue is long from here; 8 by default.")
+    ] = None
+    cpus_per_replica: Annotated[
+        float | None, typer.Option("--cpus-per-replica", min=0, help="And its threads; 1 by default.")
+    ] = None
+    gpus_per_replica: Annotated[float | None, typer.Option("--gpus-per-replica", min=0, help="0 by default.")] = None
+    routers: Annotated[int | None, typer.Option("--routers", min=1, help="Before the shards; 1 by default.")] = None
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The flags that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
 def serve(
     service: ServiceOptions,
     model: opt.ModelOptions,
+    engine: EngineOptions,
     index: Annotated[
         str | None, typer.Option("--index", help="Folder of the index, or its URL; without one, --text-cache.")
     ] = None,
@@ -57,6 +90,7 @@ def serve(
     """Serve over HTTP until SIGTERM: /search, /rerank, /score, /metrics, /docs, and a page at /.
 
     Without --index, and with --text-cache, all but /search: a rerank server for texts, each encoded once.
+    With --engine ray, each shard of the index is a deployment of Ray Serve, and a router answers before them.
     Every other limit is a setting: see kalm-cache config show.
     """
     from kalm_cache.generations.remote.copies import refresh_elsewhere
@@ -64,6 +98,9 @@ def serve(
 
     with exit_codes():
         settings = opt.settings_from(config, service, model)
+        if engine.given:
+            _serve_on_ray(index, settings, engine)
+            return
         remote = None if index is None else remote_copy(index, settings, settings.served_shards)
         if remote is None:
             run_server(None if index is None else Path(index), settings)
@@ -73,3 +110,20 @@ def serve(
         else:
             remote.refresh()
         run_server(remote.reading, settings, remote.refresh)
+
+
+def _serve_on_ray(index: str | None, settings: Settings, engine: EngineOptions) -> None:
+    if engine.engine is None:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in engine.given)
+        raise UsageError(f"{flags}: of --engine ray; add that")
+    if engine.engine != "ray":
+        raise UsageError(f"--engine {engine.engine}: must be ray; leave it out to serve in this process")
+    if index is None:
+        raise UsageError("--engine ray serves the shards of an index: give --index")
+    if settings.shards or settings.workers > 1:
+        raise UsageError("--engine ray serves all shards, by replicas: leave --shards and --workers out")
+    from query_service.on_ray.application import served_on_ray
+    from query_service.on_ray.run import run_on_ray
+
+    given = {name: value for name, value in engine.given.items() if name not in ("engine", "address")}
+    run_on_ray(served_on_ray({"index": index, **given}), settings, engine.address)

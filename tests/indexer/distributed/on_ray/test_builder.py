@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import platform
 import random
 import shutil
 import signal
@@ -16,17 +18,26 @@ from typer.testing import CliRunner
 from indexer.build.counts import BuildCounts
 from indexer.build.index_job import Encoders
 from indexer.distributed.on_ray.builder import ray_builder
+from indexer.distributed.on_ray.cluster import workforce
 from indexer.distributed.places.folder import FolderPlace
 from indexer.distributed.plan_job import plan_partitions
 from kalm_cache.cli.app import app
-from kalm_cache.errors import StoreError
+from kalm_cache.errors import StoreError, UsageError
+from kalm_cache.generations.build_folders import unfinished_builds
 from kalm_cache.generations.generation import open_current
 from kalm_cache.settings import Settings
 from tests.indexer.changes import texts_of, valid
-from tests.indexer.distributed.on_ray.conftest import NODE
-from tests.indexer.distributed.on_ray.jobs import SHARDS, encoder_processes, index_on_ray, killing
+from tests.indexer.distributed.on_ray.jobs import (
+    SHARDS,
+    StallingEncoder,
+    TellingEncoder,
+    encoder_processes,
+    index_on_ray,
+    killing,
+)
 from tests.indexer.sharded import MANY, answers_of, files_of, shards_of
 from tests.indexes import build, lines_of
+from tests.ray_cluster import NODE
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -80,6 +91,53 @@ def test_a_node_that_is_lost_costs_only_what_it_had_not_stored(
     cluster.add_node(**NODE)
     assert len(lost) == 1
     assert same_as(index, in_one_process)
+
+
+def test_ctrl_c_ends_the_encoders_and_the_same_again_goes_on(
+    tmp_path: Path, settings: Settings, encoders: Encoders, in_one_process: Path
+):
+    index = tmp_path / "index"
+
+    def interrupt(counts: BuildCounts) -> None:
+        if counts.done:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        index_on_ray(index, settings, encoders, on_progress=interrupt, actor=StallingEncoder)
+    wait_for(lambda: encoder_processes() == [])
+    assert unfinished_builds(index)
+    report = index_on_ray(index, settings, encoders)
+    assert report.resumed > 0
+    assert report.encoded + report.resumed == report.passages == len(MANY)
+    assert same_as(index, in_one_process)
+
+
+@pytest.mark.slow  # a node more
+def test_an_actor_has_its_part_of_the_gpus_builds_on_scratch_and_its_warnings_reach_the_log(
+    tmp_path: Path,
+    settings: Settings,
+    encoders: Encoders,
+    in_one_process: Path,
+    cluster: Any,
+    caplog: pytest.LogCaptureFixture,
+):
+    scratch = tmp_path / "scratch"
+    node = cluster.add_node(**NODE, num_gpus=2)  # Ray believes what it is told
+    wait_for(lambda: workforce(None, None).gpus == 1.0)
+    assert (workforce(None, None).encoders, workforce(None, 0.5).encoders) == (2, 4)
+    with pytest.raises(UsageError, match="--gpus-per-encoder 3: the machine with the most GPUs has 2"):
+        workforce(None, 3.0)
+    with caplog.at_level(logging.INFO, logger="indexer"):
+        index_on_ray(
+            *(tmp_path / "index", settings, encoders),
+            **{"workers": 1, "gpus_per_encoder": 0.5, "scratch": scratch, "actor": TellingEncoder},
+        )
+    cluster.remove_node(node)
+    heard = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    expected = [f"partition {number}, on {platform.node()}: GPUs [0], below {scratch}" for number in range(SHARDS)]
+    assert [line for line in heard if "below" in line] == expected
+    assert list(scratch.iterdir()) == []
+    assert same_as(tmp_path / "index", in_one_process)
 
 
 def test_reindex_to_another_number_of_shards_moves_bytes_and_encodes_only_what_is_new(

@@ -1,0 +1,94 @@
+"""`run_on_ray`: an index served by a Ray cluster, until a signal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from threading import Event
+from typing import Any
+
+from kalm_cache.errors import KalmCacheError, UsageError
+from kalm_cache.ray_connection import connected
+from kalm_cache.settings import Settings
+from kalm_cache.stopping import is_stopping, signals_call
+from query_service.middleware.logs import configure_logging
+from query_service.on_ray.application import ServedOnRay, application_of, sharding_of
+from query_service.server import address_of, bind
+
+NAME = "kalm-cache"  # of the application
+OF_CONNECTIONS = {"header_seconds", "body_seconds", "max_connections"}
+LOOK_SECONDS, SAY_SECONDS = 1.0, 30.0
+logger = logging.getLogger(__name__)
+
+
+def run_on_ray(given: ServedOnRay, settings: Settings, address: str | None) -> None:
+    """Serve until SIGTERM or SIGINT; then take the application down, and return.
+
+    Args:
+        given: what is served, and by how many.
+        settings: as in `run_server`, of router and shards.
+        address: of a Ray cluster, as in `connected`.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UsageError: there is no such cluster, it serves an application of this name already, or the address cannot be
+            bound.
+        KalmCacheError: the index has no shards, or cannot be opened.
+    """
+    configure_logging(settings.log_format)
+    for name in sorted(OF_CONNECTIONS & settings.model_fields_set):
+        logger.warning("%s has no effect: the proxies of Ray Serve hold the connections", name)
+    sharding = sharding_of(given.index, settings)
+    needed = sharding.count * given.most_replicas * given.cpus_per_replica
+    cpus = max(os.cpu_count() or 1, round(needed) + 1)  # on one machine replicas share its processors
+    with connected(address, cpus=cpus, show_logs=True):
+        from ray import serve
+
+        if NAME in serve.status().applications:
+            raise UsageError(f"the cluster serves {NAME!r} already; stop that first")
+        with bind(settings.host, settings.port) as listener:
+            url, port = address_of(listener), listener.getsockname()[1]
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        stop = Event()
+        if is_stopping():
+            stop.set()
+        with signals_call(lambda *_: stop.set()):
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": settings.host, "port": port},
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            try:
+                _deploy(application_of(given, settings, sharding), given, stop)
+                if not stop.is_set():
+                    logger.info("serving %d shards of %s on %s (API: /docs)", sharding.count, given.index, url)
+                stop.wait()
+            finally:
+                serve.delete(NAME)
+    logger.info("stopped")
+
+
+def _deploy(application: Any, given: ServedOnRay, stop: Event) -> None:
+    """Return when all replicas are ready, or `stop` is set."""
+    from ray.serve import status
+    from ray.serve.api import RunTarget, run_many
+    from ray.serve.schema import ApplicationStatus
+
+    run_many(
+        [RunTarget(application, NAME)], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
+    )
+    said = time.monotonic()
+    while not stop.wait(LOOK_SECONDS):
+        found = status().applications[NAME]
+        if found.status == ApplicationStatus.RUNNING:
+            return
+        if found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            problems = [f"{name}: {one.message}" for name, one in found.deployments.items() if one.message]
+            raise KalmCacheError(f"the index could not be served: {'; '.join(problems) or found.message}")
+        if time.monotonic() - said > SAY_SECONDS:
+            said = time.monotonic()
+            logger.warning(
+                "not all replicas are ready yet; each needs %g CPUs and %g GPUs of one machine",
+                given.cpus_per_replica, given.gpus_per_replica,
+            )  # fmt: skip
