@@ -248,5 +248,7 @@ def _prompts(index: PassageIndex, collection: Collection, task: BeirTask, plan: 
 def _check_plan(index: PassageIndex, plan: Plan) -> None:
     if plan.k < 1:
         raise UsageError(f"k is {plan.k}, expected 1 or more")
+    if index.query_side.isolated is not None and any(point.shared_prefix for point in plan.points):
+        raise UsageError("the decoder isolates its prefix, so that passages share it already: leave shared_prefix out")
     for point in plan.points:  # now, and not after an hour at the first of them
         check_point(index, point)

@@ -151,7 +151,8 @@ def finetune(
         steps = Steps(split.train, chunk_sizes, training)
         trainer = Trainer(decoder, passages, source.prompts, steps, watched, training, folder, shown.on_step)
         trainer.train()
-        merged = write_merged(source.checkpoint, decoder.merged(), out)
+        isolates = training.isolate_prefix or source.checkpoint.config.isolated_prefix
+        merged = write_merged(source.checkpoint, decoder.merged(), out, isolated_prefix=isolates)
         decoder.save_adapter(out / "adapter", source.checkpoint.name)
         queries = held_out_queries(source.index, source.prompts, split.report, depth, mode)
         comparison = _compare(source, passages, merged, queries, chunk_sizes, depth, shown)

@@ -50,6 +50,7 @@ class TrainingOptions:
 
     Args:
         loss: a name in `losses`.
+        isolate_prefix: prompt tokens before the query see no passage, so that all passages share their keys and values.
         lora: adapters; `None` = the whole decoder.
         learning_rate: `None` = `LORA_RATE`, or `FULL_RATE` for the whole decoder.
         epochs: passes over the training queries.
@@ -73,10 +74,13 @@ class TrainingOptions:
     weight_decay: float = 0.01
     watches: int = 6
     seed: int = 0
+    isolate_prefix: bool = False
 
     def __post_init__(self) -> None:
         """Raises `UsageError` for values that cannot be."""
         get_loss(self.loss)
+        if self.loss == "distil" and not self.isolate_prefix:
+            raise UsageError("the loss distil learns the decoder as it is: without isolate_prefix nothing would change")
         if self.epochs <= 0 or (self.minutes is not None and self.minutes <= 0):
             raise UsageError("epochs and minutes must be above 0")
         if self.queries < 1 or self.passages < 2 or self.watches < 1:

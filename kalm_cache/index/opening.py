@@ -26,6 +26,7 @@ from kalm_cache.scoring.query_side import QuerySide, load_query_side
 from kalm_cache.storage.locks import SharedLock
 
 MEAN = "mean"  # of `shared_prefix`
+ISOLATED = "isolated"  # this, where the decoder was trained so: exact, whatever was asked for
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +55,7 @@ class IndexParts:
 
     fingerprint: as it is on disk; `generation` has a manifest as this version writes it, whichever wrote it.
     decoder: which one `query_side` is.
-    shared_prefix: `mean` or `None`, as `PassageIndex.open` takes it.
+    shared_prefix: `mean` as it was asked for, `isolated` where the decoder was trained so, or `None`.
     """
 
     generation: Generation
@@ -88,7 +89,7 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
             require_valid_arrays(stored, segments=segments)
         generation = _updated(stored, folder, options, reuse_from)
         decoder, query_side = _with_decoder(generation, folder, options, reuse_from)
-        prefix_cache = _prefix_cache(options, query_side.device, reuse_from)
+        prefix_cache = _prefix_cache(options, query_side, reuse_from)
         embedder = _embedder(generation, folder, query_side.device, reuse_from)
         store = stack.enter_context(SegmentSet(generation, options.shards))
         metadata = StoredMetadata(store)
@@ -106,13 +107,13 @@ def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None
         embedder,
         chunk_size,
         prefix_cache,
-        options.shared_prefix,
+        options.shared_prefix if query_side.isolated is None else ISOLATED,
         lock,
     )
 
 
 def check_shared_prefix(options: OpenOptions) -> None:
-    """Raise `UsageError` where prompts cannot share a prefix as it is asked for; warn of what has no effect then."""
+    """Raise `UsageError` where prompts cannot share a prefix as it is asked for."""
     if options.shared_prefix is None:
         return
     if options.shared_prefix != MEAN:
@@ -122,18 +123,18 @@ def check_shared_prefix(options: OpenOptions) -> None:
             f"shared_prefix = {MEAN} is over passages of the whole index, and shards alone were asked for: each would "
             "have a mean of its own, and their margins would not compare; leave one of the two out"
         )
-    if options.prefix_cache_gib:
-        logger.warning("prefix_cache_gib has no effect: with shared_prefix no passage has a prefix of its own")
 
 
-def _prefix_cache(options: OpenOptions, device: torch.device, reuse_from: IndexParts | None) -> PrefixCache | None:
-    if options.shared_prefix is not None:
+def _prefix_cache(options: OpenOptions, side: QuerySide, reuse_from: IndexParts | None) -> PrefixCache | None:
+    if options.shared_prefix is not None or side.isolated is not None:
+        if options.prefix_cache_gib:
+            logger.warning("prefix_cache_gib has no effect: no passage has a prefix of its own")
         return None
     if reuse_from is not None and reuse_from.prefix_cache is not None:
         return reuse_from.prefix_cache
     if not options.prefix_cache_gib:
         return None
-    return PrefixCache(gib_with_room(options.prefix_cache_gib, device), options.prefix_cache_dtype)
+    return PrefixCache(gib_with_room(options.prefix_cache_gib, side.device), options.prefix_cache_dtype)
 
 
 def _updated(generation: Generation, folder: Path, options: OpenOptions, reuse_from: IndexParts | None) -> Generation:

@@ -19,7 +19,7 @@ from kalm_cache.calibration import FittedCalibration
 from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.first_stage import Candidates, Mode, Selection, fuse
-from kalm_cache.index.opening import IndexParts, OpenOptions, open_parts
+from kalm_cache.index.opening import MEAN, IndexParts, OpenOptions, open_parts
 from kalm_cache.metadata import Filter
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import PassageTemplate
@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 class PassageIndex:
     """One generation with the decoder that answers over it. Use as a context manager, or `close()` it.
 
-    `decoder`: which one that is; `shared_prefix`: `mean` where prompts share their prefix; `calibration`: of margins
-    that are computed so, if there is one. `stored` reads its passages, step by step; `damaged_reads` counts passages
-    and texts that answers had to do without.
+    `decoder`: which one that is; `shared_prefix`: `mean` or `isolated` where prompts share it; `calibration`: of
+    margins that are computed so, if there is one. `stored` reads its passages, step by step; `damaged_reads` counts
+    passages and texts that answers had to do without.
     """
 
     def __init__(self, parts: IndexParts) -> None:
@@ -56,7 +56,7 @@ class PassageIndex:
         stored = parts.generation.manifest.fingerprint
         reader = StateReader(parts.store, get_codec(stored.codec), stored.chunk_size)
         means = None
-        if self.shared_prefix is not None:
+        if self.shared_prefix == MEAN:
             means = MeanPrefixes(reader, parts.query_side, parts.store.sample(SAMPLE), self._count_damage)
         self.stored = CachedPassages(
             parts.generation.name,

@@ -11,6 +11,7 @@ from kalm_cache.errors import CheckpointError
 
 DEFAULT_ROPE_THETA = {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0}
 DEFAULT_EOI_TOKEN_INDEX = 256_000
+ISOLATED_PREFIX = "isolated_prefix"  # a field of config.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,15 @@ class StackConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Both text stacks of a reranker; a vision tower, if the checkpoint has one, is ignored."""
+    """Both text stacks of a reranker; a vision tower, if the checkpoint has one, is ignored.
+
+    isolated_prefix: the decoder was trained so that prompt tokens before the query see no passage. A field of this
+        project: transformers does not know it.
+    """
 
     encoder: StackConfig
     decoder: StackConfig
+    isolated_prefix: bool = False
 
 
 def parse_model_config(raw: Any) -> ModelConfig:
@@ -77,7 +83,10 @@ def parse_model_config(raw: Any) -> ModelConfig:
         raise CheckpointError(
             f"config.json: hidden_size is {encoder.hidden_size} in the encoder and {decoder.hidden_size} in the decoder"
         )
-    return ModelConfig(encoder, decoder)
+    isolated = raw.get(ISOLATED_PREFIX, False)
+    if not isinstance(isolated, bool):
+        raise CheckpointError(f"config.json: {ISOLATED_PREFIX} is {str(isolated)[:30]!r}, expected true or false")
+    return ModelConfig(encoder, decoder, isolated)
 
 
 def _parse_stack(raw: Mapping[str, Any], eoi_token_index: int) -> StackConfig:

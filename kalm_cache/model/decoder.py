@@ -14,7 +14,7 @@ from torch import Tensor
 from kalm_cache.model.kernels.prefix_kv import PrefixKV, SharedPrefixKV, make_prefix_kv
 from kalm_cache.model.layers.attention import KeyBuffers
 from kalm_cache.model.layers.decoder_pass import DecoderPass, Prompts
-from kalm_cache.model.layers.past import Past, PooledPast, PrefixPast
+from kalm_cache.model.layers.past import EmptyPast, Past, PooledPast, PrefixPast
 from kalm_cache.model.layers.stack import Stack
 
 
@@ -23,10 +23,13 @@ class QueryDecoder:
     """Causal decoder with merged attention and, in place of the vocabulary head, the rows of `yes` and `no`.
 
     answer_rows (2, D) float32: the head's rows of `yes` and `no`, in this order.
+    isolated_prefix: it was trained for prompts whose tokens before the query see no passage: what `margins` takes as
+        `shared` is of `isolated`, and nothing is prefilled.
     """
 
     stack: Stack
     answer_rows: Tensor
+    isolated_prefix: bool = False
 
     @torch.inference_mode()
     def margins(
@@ -78,6 +81,16 @@ class QueryDecoder:
         # layer by layer, a list of passages -> passage by passage, its layers stacked
         passages = (torch.stack(states) for states in zip(*layers, strict=True))  # (layers, 2, K, L + P, E)
         return [make_prefix_kv(prefix, count, states, dtype) for count, states in zip(counts, passages, strict=True)]
+
+    @torch.inference_mode()
+    def isolated(self, prefix: tuple[int, ...]) -> SharedPrefixKV:
+        """Keys and values of a prompt's first tokens, L ≥ 1, that see themselves alone: the same for all passages."""
+        prompts = Prompts([prefix], [0])
+        past = EmptyPast(self.stack, prompts.slots)
+        run, new = DecoderPass(self.stack, prompts, past), slice(past.slots, past.slots + len(prefix))
+        layers = [run.layer(index).both[:, 0, :, new, 0].clone() for index in range(len(self.stack.layers) - 1)]
+        layers.append(run.last_keys().both[:, 0, :, new, 0])  # (2, K, L, E) each
+        return SharedPrefixKV(prefix, torch.stack(layers))
 
     def _margins(self, prompts: Prompts, past: Past) -> Tensor:
         run = DecoderPass(self.stack, prompts, past)

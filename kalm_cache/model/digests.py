@@ -34,25 +34,34 @@ def encoder_digest(checkpoint: Checkpoint) -> str:
 def decoder_digest(checkpoint: Checkpoint) -> str:
     """SHA-256 (hex) over the decoder's layers, norms, embedding table and head, its configuration, and the tokenizer.
 
+    Whether it isolates its prefix is a part of it.
+
     Raises:
         CheckpointError: a tensor is missing, or its file is damaged.
     """
     embedding = {f"embed_tokens.{part}": checkpoint.decoder_embedding(part) for part in ("weight", "eoi_embedding")}
     tensors = _layers(checkpoint, DECODER_PREFIX) | embedding | {"head": checkpoint.head()}
-    return _digest(checkpoint, checkpoint.config.decoder, tensors)
+    how = {"isolated_prefix": True} if checkpoint.config.isolated_prefix else {}
+    return _digest(checkpoint, checkpoint.config.decoder, tensors, how)
 
 
 def _layers(checkpoint: Checkpoint, prefix: str) -> dict[str, str]:
     return {name: prefix + name for name in checkpoint.layers_below(prefix)}
 
 
-def _digest(checkpoint: Checkpoint, config: StackConfig, tensors: Mapping[str, str]) -> str:
-    """`tensors`: what each is for → its name in the checkpoint; the names differ between versions of transformers."""
+def _digest(
+    checkpoint: Checkpoint, config: StackConfig, tensors: Mapping[str, str], how: Mapping[str, Any] | None = None
+) -> str:
+    """`tensors`: what each is for → its name in the checkpoint; the names differ between versions of transformers.
+
+    `how`: what else decides the results; nothing where all is as it always was.
+    """
     each = {name: _tensor_digest(checkpoint, name) for name in set(tensors.values())}  # a tied one is read once
     parts: dict[str, Any] = {
         "config": asdict(config),
         "tensors": {what: each[name] for what, name in tensors.items()},
         "tokenizer": _tokenizer_digests(checkpoint),
+        **(how or {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -59,7 +59,8 @@ def load_decoder(
     # rounded to the run's dtype as the reference's head is, then float32: the margin is computed in it
     answer_rows = table[list(answer_ids)].to(device, stream_dtype(dtype)).float()  # (2, D)
     embedding = _embedding(checkpoint, config, device, dtype, checkpoint.decoder_embedding)
-    return QueryDecoder(_load_stack(checkpoint, config, DECODER_PREFIX, embedding, device, dtype), answer_rows)
+    stack = _load_stack(checkpoint, config, DECODER_PREFIX, embedding, device, dtype)
+    return QueryDecoder(stack, answer_rows, checkpoint.config.isolated_prefix)
 
 
 def _load_stack(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from kalm_cache.errors import DamagedRecordError
 from kalm_cache.model.prompts import PromptTokens
+from kalm_cache.scoring.batching import SharedPrompt
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.scoring.prefix_cache import CachedPrefix, PrefixCache, PrefixKey
 from kalm_cache.scoring.query_side import QuerySide
@@ -66,6 +67,8 @@ class CachedPassages:
 
     def shared_tokens(self, prompt: PromptTokens) -> int:
         """How many tokens of a prompt `share` leaves nothing to compute of."""
+        if isinstance(prompt, SharedPrompt):
+            return len(prompt.shared.prefix)
         return 0 if self.means is None else self.means.length(prompt)
 
     def can_share(self, prompts: Sequence[PromptTokens], chunk_size: int | None = None) -> bool:
@@ -126,7 +129,7 @@ class CachedPassages:
 
     def _common_prefix(self, prompts: Sequence[PromptTokens]) -> tuple[int, ...]:
         """What the cache's entries for these prompts lie under; empty where it cannot serve them."""
-        if self.prefix_cache is None or not prompts:
+        if self.prefix_cache is None or not prompts or self.query_side.isolated is not None:
             return ()
         prefix = self.query_side.prefix(prompts[0].prompt)
         return prefix if all(tuple(prompt.ids[: len(prefix)]) == prefix for prompt in prompts) else ()

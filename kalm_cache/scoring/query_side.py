@@ -30,6 +30,7 @@ from kalm_cache.scoring.batching import (
     compute_in_batches,
     distinct_prompts,
 )
+from kalm_cache.scoring.isolated_prefix import IsolatedPrefixes
 from kalm_cache.scoring.room import Room
 
 PREFILLED = 8  # passages at a time, of those that a mean is over
@@ -45,9 +46,12 @@ class QuerySide:
     dtype: torch.dtype
     query_max_length: int
     room: Room = field(init=False, repr=False)
+    isolated: IsolatedPrefixes | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "room", Room(self.device))
+        isolates = self.decoder.isolated_prefix
+        object.__setattr__(self, "isolated", IsolatedPrefixes(self.decoder) if isolates else None)
 
     @property
     def computation(self) -> str:
@@ -67,8 +71,12 @@ class QuerySide:
         return batch_tokens(self.device)
 
     def tokenize(self, prompt: Prompt) -> PromptTokens:
-        """The whole prompt's tokens; `truncated` says whether the query was cut."""
-        return self.tokenizer.prompt(prompt, self.query_max_length)
+        """The whole prompt's tokens; `truncated` says whether the query was cut.
+
+        With the prefix that all passages share, where the decoder was trained to have one.
+        """
+        tokens = self.tokenizer.prompt(prompt, self.query_max_length)
+        return tokens if self.isolated is None else self.isolated.share(tokens, self.prefix(prompt))
 
     def prefix(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids that prompts begin with whatever their query; `PromptTokenizer.prefix` says how far."""
@@ -119,12 +127,16 @@ class QuerySide:
     ) -> list[PrefixKV]:
         """Run a prompt's first tokens over passages, and return the keys and values: `margins` can go on from them.
 
+        Not of a decoder that isolates its prefix.
+
         Args:
             prefix: of `prefix()`.
             pooled: states (P, D) each.
             batch_size: passages run together at most.
             dtype: of what is returned: float32, bfloat16, or int8 with a scale for each vector.
         """
+
+        assert self.isolated is None
 
         def run(batch: Sequence[Pair]) -> list[PrefixKV]:
             states = _states(batch)

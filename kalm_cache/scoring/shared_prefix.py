@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from threading import Lock
 
 from kalm_cache.model.kernels.prefix_kv import SharedPrefixKV
 from kalm_cache.model.prompts import PromptTokens
 from kalm_cache.scoring.batching import SharedPrompt
+from kalm_cache.scoring.isolated_prefix import common_length, first_tokens
 from kalm_cache.scoring.query_side import QuerySide
 from kalm_cache.scoring.state_reader import StateReader
 
@@ -61,8 +61,7 @@ class MeanPrefixes:
 
     def length(self, prompt: PromptTokens) -> int:
         """How many tokens of a prompt are shared: those that it has in common with its instruction's prefix."""
-        pairs = zip(self._side.prefix(prompt.prompt), prompt.ids[:-1], strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return common_length(self._side.prefix(prompt.prompt), prompt)
 
     def is_known(self, prompt: PromptTokens, chunk_size: int) -> bool:
         """Whether `share` computes nothing."""
@@ -78,9 +77,7 @@ class MeanPrefixes:
         mean = self.mean(self._side.prefix(prompt.prompt), chunk_size) if length else None
         if mean is None:
             return prompt
-        if length < len(mean.prefix):
-            mean = SharedPrefixKV(mean.prefix[:length], mean.states[..., :length, :])
-        return SharedPrompt(prompt.ids, prompt.truncated, prompt.prompt, mean)
+        return SharedPrompt(prompt.ids, prompt.truncated, prompt.prompt, first_tokens(mean, length))
 
     def mean(self, prefix: tuple[int, ...], chunk_size: int) -> SharedPrefixKV | None:
         """The mean of a prefix at a chunk size; `None`: no passage of the sample can be read. Raises as `share`."""

@@ -23,10 +23,10 @@ class ModelCard:
     """A decoder, and how it takes texts.
 
     name: alias, folder or hub id of the checkpoint that encodes. encoded_by: its digests. decoder: which one answers.
-    calibration: of that decoder over the index, if there is one. shared_prefix: `mean` where prompt tokens before the
-    query have the same keys and values for all passages, and of how many passages they are the mean. created: when the
-    index was made, or the service started, seconds since 1970. max_length, query_max_length: tokens of a passage and of
-    a query that count.
+    calibration: of that decoder over the index, if there is one. shared_prefix: `mean` or `isolated` where prompt
+    tokens before the query have the same keys and values for all passages; of how many passages they are the mean.
+    created: when the index was made, or the service started, seconds since 1970. max_length, query_max_length: tokens
+    of a passage and of a query that count.
     chunk_size: pooling ratio of answers that say none. stored_chunk_size, codec: of states that are kept.
     """
 

@@ -135,9 +135,10 @@ class Info(BaseModel):
     """What this service is, holds and allows; lengths in tokens. Names as other rerank services have them.
 
     `model_sha` is of the encoder, tokenizer included, which made the stored states; `decoder` answers over them.
-    `shared_prefix` is `mean` where prompt tokens before the query have the same keys and values for all passages, the
-    mean over `shared_prefix_passages` of the index; else null. `text_cache_gib` is null where there is no text cache.
-    `max_batch_requests`, `sha` and `docker_label` are null: Text Embeddings Inference has them.
+    `shared_prefix`: `mean` where prompt tokens before the query have the same keys and values for all passages, the
+    mean over `shared_prefix_passages` of the index; `isolated` where the decoder was trained so; else null.
+    `text_cache_gib` is null where there is no text cache. `max_batch_requests`, `sha` and `docker_label` are null: Text
+    Embeddings Inference has them.
     """
 
     version: str

@@ -9,6 +9,7 @@ from typing import Any
 
 from kalm_cache.codec import get_codec
 from kalm_cache.generations.fingerprint import ServingDecoder
+from kalm_cache.index.opening import ISOLATED
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.checkpoint import open_checkpoint
 from kalm_cache.model.precision import dtype_name, resolve_device, resolve_dtype
@@ -63,7 +64,7 @@ def load_model(settings: Settings) -> ServedModel:
         encoded_by=encoded_by(checkpoint, codec),
         decoder=ServingDecoder.of(checkpoint, settings.model),
         calibration=None,
-        shared_prefix=None,
+        shared_prefix=None if side.isolated is None else ISOLATED,
         shared_prefix_passages=0,
         created=int(time.time()),
         **_side(side),

@@ -18,7 +18,7 @@ from benchmarks.reference import load_slow_reference
 from kalm_cache.errors import UsageError
 from kalm_cache.finetuning.job import RUN, Data, FinetuneReport, Shown, Source, finetune, mine_negatives
 from kalm_cache.finetuning.options import HeldOutOptions, MiningOptions, TrainingOptions
-from kalm_cache.finetuning.training.trained_decoder import LoraOptions
+from kalm_cache.finetuning.training.trained_decoder import LoraOptions, load_trained_decoder
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.prompts import Prompt
 from kalm_cache.scoring.query_side import load_query_side
@@ -163,3 +163,33 @@ def test_a_loss_that_learns_from_a_teacher_needs_its_scores(
 def test_so_many_minutes_shorten_the_plan(source: Source, train_file: Path, tmp_path: Path, told: Told) -> None:
     report = run(source, train_file, tmp_path / "out", told, replace(TRAINING, epochs=5000, minutes=0.02))
     assert report.steps < 1000
+
+
+def test_a_decoder_learns_to_isolate_its_prefix_and_then_answers_so(
+    source: Source, train_file: Path, tmp_path: Path, told: Told, mini: Checkpoint
+) -> None:
+    options = replace(TRAINING, loss="distil", isolate_prefix=True)
+    run(source, train_file, tmp_path / "out", told, options)
+    tuned = open_checkpoint(str(tmp_path / "out"))
+    assert tuned.config.isolated_prefix
+    exact = source.index.query_side
+    side = load_query_side(tuned, device=exact.device, dtype=torch.float32, query_max_length=512)
+    prompt = side.tokenize(Prompt("bees in the morning"))
+    states = [passage.states for passage in source.index.pooled([f"d{n}" for n in range(10)])]
+    trained = load_trained_decoder(tuned, side.decoder, exact.device, None)
+    prefix = len(side.prefix(prompt.prompt))
+    with trained.scoring():
+        learnt = trained.margins([prompt.ids] * 10, states, [prefix] * 10).tolist()
+    assert side.margins([prompt] * 10, states, 8) == pytest.approx(learnt, abs=1e-4)
+    whole = load_trained_decoder(mini, exact.decoder, exact.device, None)
+    with whole.scoring():
+        as_it_was = whole.margins([prompt.ids] * 10, states).tolist()
+        untrained = whole.margins([prompt.ids] * 10, states, [prefix] * 10).tolist()
+    assert exact.margins([exact.tokenize(prompt.prompt)] * 10, states, 8) == pytest.approx(as_it_was, abs=1e-4)
+    errors = [sum((a - b) ** 2 for a, b in zip(each, as_it_was, strict=True)) for each in (untrained, learnt)]
+    assert errors[1] < errors[0]
+
+
+def test_distilling_without_isolation_is_refused() -> None:
+    with pytest.raises(UsageError, match="without isolate_prefix nothing would change"):
+        TrainingOptions(loss="distil")

@@ -83,7 +83,13 @@ class TrainingFlags:
     """How long, how fast and on what."""
 
     panel: ClassVar = "Training"
-    loss: Annotated[str, typer.Option("--loss", help="softmax, lambda, bce, margin-mse.")] = "softmax"
+    loss: Annotated[
+        str | None, typer.Option("--loss", help="softmax, lambda, bce, margin-mse; with --isolate-prefix distil.")
+    ] = None
+    isolate_prefix: Annotated[
+        bool,
+        typer.Option("--isolate-prefix", help="Tokens before the query see no passage: all share them, for nothing."),
+    ] = False
     full: Annotated[bool, typer.Option("--full", help="Train the whole decoder in place of LoRA adapters.")] = False
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA adapters.")] = 16
     learning_rate: Annotated[
@@ -105,7 +111,8 @@ class TrainingFlags:
         from kalm_cache.finetuning.training.trained_decoder import LoraOptions
 
         return TrainingOptions(
-            loss=self.loss,
+            loss=self.loss or ("distil" if self.isolate_prefix else "softmax"),
+            isolate_prefix=self.isolate_prefix,
             lora=None if self.full else LoraOptions(self.rank, 2 * self.rank),
             learning_rate=self.learning_rate,
             epochs=self.epochs,

@@ -117,7 +117,8 @@ def _point(
     for query in queries:
         states = passages.states(query.candidates, chunk_size)
         for place, side in enumerate((before, after)):
-            margins[place].append(side.margins([query.prompt] * len(states), states, DECODE_BATCH))
+            prompt = side.tokenize(query.prompt.prompt)  # with the prefix that is this decoder's own
+            margins[place].append(side.margins([prompt] * len(states), states, DECODE_BATCH))
             for margin, is_relevant in zip(margins[place][-1], query.is_relevant(), strict=True):
                 (relevant if is_relevant else others)[place].append(margin)
         advance(1)

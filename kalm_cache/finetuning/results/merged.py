@@ -14,17 +14,21 @@ from torch import Tensor
 
 from kalm_cache.errors import CheckpointError
 from kalm_cache.model.checkpoint import SENSITIVITY_FILE, Checkpoint, open_checkpoint
+from kalm_cache.model.config import ISOLATED_PREFIX
 from kalm_cache.model.digests import encoder_digest
-from kalm_cache.storage.durable import publish_file
+from kalm_cache.storage.durable import publish_file, write_atomically
 
 # besides the weights: what a checkpoint needs to be loaded, here and by transformers
 BESIDE = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "added_tokens.json", SENSITIVITY_FILE)
 INDEX = "model.safetensors.index.json"
 
 
-def write_merged(base: Checkpoint, tensors: Mapping[str, Tensor], folder: Path) -> Checkpoint:
+def write_merged(
+    base: Checkpoint, tensors: Mapping[str, Tensor], folder: Path, *, isolated_prefix: bool = False
+) -> Checkpoint:
     """Write a checkpoint that is `base` with `tensors` in place of its own of these names; `config.json` comes last.
 
+    With `isolated_prefix` that says so, and is `base`'s otherwise.
     Trained tensors are float32: rounded to bfloat16, a small change of a weight would be lost.
 
     Raises:
@@ -42,7 +46,10 @@ def write_merged(base: Checkpoint, tensors: Mapping[str, Tensor], folder: Path) 
         index: dict[str, Any] = json.loads((base.folder / INDEX).read_text("utf-8"))
         index.setdefault("metadata", {})["total_size"] = total
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    _copy(base.folder / "config.json", folder / "config.json")
+    config = (base.folder / "config.json").read_bytes()
+    if isolated_prefix:
+        config = (json.dumps({**json.loads(config), ISOLATED_PREFIX: True}, indent=2) + "\n").encode()
+    write_atomically(folder / "config.json", config)
     merged = open_checkpoint(str(folder))
     require_same_encoder(base, merged)
     return merged

@@ -52,11 +52,18 @@ def margin_mse(margins: Tensor, grades: Tensor, scores: Tensor | None) -> Tensor
     return (errors[grades > 0][:, None] - errors[grades <= 0][None, :]).square().mean()
 
 
+def distil(margins: Tensor, grades: Tensor, scores: Tensor | None) -> Tensor:
+    """Mean squared error to the margins of the decoder as it was before: no judgment is asked."""
+    assert scores is not None, "the trainer computes them"
+    return (margins - scores).square().mean()
+
+
 LOSSES: dict[str, Loss] = {
     "softmax": listwise_softmax,
     "lambda": lambda_loss,
     "bce": binary_cross_entropy,
     "margin-mse": margin_mse,
+    "distil": distil,
 }
 NEED_SCORES = ("margin-mse",)
 

@@ -57,8 +57,13 @@ class TrainedDecoder:
         """What is trained, by name."""
         return {name: value for name, value in self.shell.named_parameters() if value.requires_grad}
 
-    def margins(self, prompts: Sequence[Sequence[int]], pooled: Sequence[Tensor]) -> Tensor:
-        """yes logit − no logit of each pair of a prompt's token ids and a passage's states (P, D): (N,) float32."""
+    def margins(
+        self, prompts: Sequence[Sequence[int]], pooled: Sequence[Tensor], isolated: Sequence[int] | None = None
+    ) -> Tensor:
+        """yes logit − no logit of each pair of a prompt's token ids and a passage's states (P, D): (N,) float32.
+
+        `isolated`: how many of each prompt's first tokens see no passage; `None` = all see it.
+        """
         ids = pad_sequence([torch.tensor(list(each)) for each in prompts], batch_first=True)  # (N, T)
         lengths = torch.tensor([len(each) for each in prompts])
         states = pad_sequence([each.to(self._device, torch.float32) for each in pooled], batch_first=True)  # (N, P, D)
@@ -70,7 +75,7 @@ class TrainedDecoder:
                 inputs_embeds=embedded,
                 attention_mask=_mask(lengths, ids.shape[1]).to(self._device),
                 encoder_hidden_states=states,
-                encoder_attention_mask=_mask(counts, states.shape[1]).to(self._device),
+                encoder_attention_mask=self._seen(counts, states.shape[1], ids.shape[1], isolated),
                 use_cache=False,
             ).last_hidden_state  # (N, T, D)
         last = output[torch.arange(len(lengths)), (lengths - 1).to(self._device)].float()  # (N, D)
@@ -78,6 +83,17 @@ class TrainedDecoder:
         cap = self._frozen.stack.config.final_logit_softcapping
         logits = logits if cap is None else torch.tanh(logits / cap) * cap
         return logits[:, 0] - logits[:, 1]
+
+    def _seen(
+        self, counts: Tensor, states: int, tokens: int, isolated: Sequence[int] | None
+    ) -> Tensor | dict[str, Tensor]:
+        """Which states prompt tokens see, as transformers' decoder takes it: (N, P), or by token."""
+        there = _mask(counts, states).to(self._device)  # (N, P)
+        if isolated is None:
+            return there
+        behind = torch.arange(tokens) >= torch.tensor(list(isolated)).unsqueeze(1)  # (N, T)
+        seen = behind.to(self._device).unsqueeze(-1) & there.bool().unsqueeze(1)  # (N, T, P)
+        return {"full_attention": seen.unsqueeze(1)}  # (N, 1, T, P): of every layer, whatever its window
 
     def _precision(self) -> AbstractContextManager[Any]:
         """bfloat16 products on CUDA, over float32 weights; float32 on a CPU."""

@@ -20,6 +20,9 @@ from kalm_cache.finetuning.training.lists import Step, Steps
 from kalm_cache.finetuning.training.losses import get_loss
 from kalm_cache.finetuning.training.run_state import RunFolder
 from kalm_cache.finetuning.training.trained_decoder import TrainedDecoder
+from kalm_cache.model.prompts import PromptTokens
+from kalm_cache.scoring.batching import DECODE_BATCH
+from kalm_cache.scoring.isolated_prefix import common_length
 from kalm_cache.stopping import stop_if_asked
 
 WARMUP = 10  # steps in which the learning rate rises
@@ -126,7 +129,7 @@ class Trainer:
 
     def _losses(self, lists: Sequence[_List]) -> Tensor:
         """The loss of each list, (lists,)."""
-        margins = self.decoder.margins(
+        margins = self._margins(
             [each.prompt for each in lists for _ in each.states], [states for each in lists for states in each.states]
         )
         loss, device = get_loss(self.options.loss), margins.device
@@ -136,11 +139,24 @@ class Trainer:
                 loss(
                     part,
                     torch.tensor(each.example.labels, dtype=torch.float32, device=device),
-                    torch.tensor(each.example.scores, device=device) if each.example.scores else None,
+                    torch.tensor(scores, device=device) if (scores := self._scores(each)) else None,
                 )
                 for part, each in zip(parts, lists, strict=True)
             ]
         )
+
+    def _scores(self, each: _List) -> Sequence[float]:
+        """What a list's margins should be: a teacher's scores, or the margins of the decoder as it was; else empty."""
+        if self.options.loss != "distil":
+            return each.example.scores
+        return self.prompts.side.margins([each.prompt] * len(each.states), each.states, DECODE_BATCH)
+
+    def _margins(self, prompts: Sequence[PromptTokens], states: Sequence[Tensor]) -> Tensor:
+        """Of the decoder that learns, its prefix isolated if it is to have one."""
+        side, isolated = self.prompts.side, None
+        if self.options.isolate_prefix or side.isolated is not None:
+            isolated = [common_length(side.prefix(prompt.prompt), prompt) for prompt in prompts]
+        return self.decoder.margins([prompt.ids for prompt in prompts], states, isolated)
 
     def _parts(self, step: Step) -> list[list[_List]]:
         """The lists of a step, so many at a time as `PAIR_TOKENS` allow; like sizes together."""
@@ -149,7 +165,7 @@ class Trainer:
         lists = [
             _List(
                 example,
-                self.prompts.tokens(example.query, example.instruction).ids,
+                self.prompts.tokens(example.query, example.instruction),
                 [next(states) for _ in example.items],
             )
             for example in step.examples
@@ -200,7 +216,7 @@ class Trainer:
 
         def margins(query: HeldOutQuery, chunk_size: int) -> list[float]:
             states = self.passages.states(query.candidates, chunk_size)
-            return self.decoder.margins([query.prompt.ids] * len(states), states).tolist()
+            return self._margins([query.prompt] * len(states), states).tolist()
 
         started = time.monotonic()
         with self.decoder.scoring():
@@ -258,13 +274,13 @@ class Trainer:
 
 @dataclass(frozen=True, slots=True)
 class _List:
-    """An example as the decoder takes it: the prompt's ids, and the states (P, D) of each of its items."""
+    """An example as the decoder takes it: the prompt, and the states (P, D) of each of its items."""
 
     example: Example
-    prompt: list[int]
+    prompt: PromptTokens
     states: list[Tensor]
 
     @property
     def longest(self) -> int:
         """Tokens and states of its longest pair."""
-        return len(self.prompt) + max(map(len, self.states))
+        return len(self.prompt.ids) + max(map(len, self.states))

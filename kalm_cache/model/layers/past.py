@@ -1,4 +1,4 @@
-"""What a batch's new tokens see before them: a prefix, cached or shared by all passages, and pooled states.
+"""What a batch's new tokens see before them: a prefix, cached or shared by all passages, pooled states, or nothing.
 
 Letters in shapes: `kalm_cache.model`.
 """
@@ -81,6 +81,24 @@ class PooledPast:
         if self._shared is not None:
             prefix = self._shared.states[index]  # (2, K, L, E) -> (2, N, K, L, 1, E)
             self._buffers.both[:, :, :, : self.prefix] = prefix.unsqueeze(1).unsqueeze(-2)
+        return self._buffers
+
+
+class EmptyPast:
+    """Nothing: a prompt's first tokens that see themselves alone."""
+
+    prefix = 0
+    inputs: Sequence[Tensor] = ()
+
+    def __init__(self, stack: Stack, new_slots: int) -> None:
+        self.pooled, self.slots = torch.zeros(1, dtype=torch.int64), _past_slots(0, new_slots)
+        self._buffers = key_buffers(1, self.slots + new_slots, stack.config, stack.dtype, stack.device)
+
+    def start(self, inputs: Sequence[Tensor]) -> None:
+        """There is nothing to take."""
+
+    def buffers(self, index: int, layer: Layer) -> KeyBuffers:
+        """The same buffers every time."""
         return self._buffers
 
 

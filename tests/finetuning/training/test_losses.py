@@ -46,7 +46,7 @@ def test_margin_mse_is_the_squared_error_of_each_pairs_difference() -> None:
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_every_loss_pulls_a_relevant_passage_up(name: str) -> None:
     margins = MARGINS.clone().requires_grad_()
-    get_loss(name)(margins, tensor([1.0, 0.0, 0.0]), tensor([6.0, 2.0, 1.0])).backward()
+    get_loss(name)(margins, tensor([1.0, 0.0, 0.0]), tensor([6.0, 1.5, 1.0])).backward()
     assert margins.grad is not None
     assert margins.grad[0] < 0
     assert margins.grad[1] > 0
@@ -56,3 +56,8 @@ def test_an_unknown_loss_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="'hinge' is not known; expected softmax, lambda, bce, margin-mse"):
         get_loss("hinge")
     assert torch.isfinite(MARGINS).all()
+
+
+def test_distilling_by_hand() -> None:
+    loss = get_loss("distil")(tensor([1.0, 2.0]), tensor([0.0, 0.0]), tensor([4.0, 3.0]))
+    assert loss == pytest.approx((9.0 + 1.0) / 2)
