@@ -60,7 +60,7 @@ class Fleet:
         self._replicas: dict[str, Replica] = {}
         self._watching: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._complaint = ""
+        self._complaint = self._dtypes = ""
 
     async def open(self) -> None:
         """Look once, and begin to watch."""
@@ -140,6 +140,22 @@ class Fleet:
         for gone in self._replicas.keys() - set(addresses):
             del self._replicas[gone]
         await asyncio.gather(*(replica.look() for replica in self._replicas.values()))
+        self._compare_dtypes()
+
+    def _compare_dtypes(self) -> None:
+        """Say it where services round differently: which passage wins would depend on who scores it."""
+        at: dict[str, list[str]] = {}
+        for replica in self._replicas.values():
+            if replica.status is not None:
+                at.setdefault(replica.status.model.dtype, []).append(replica.address)
+        said = " and ".join(f"{dtype} (at {', '.join(addresses)})" for dtype, addresses in at.items())
+        if len(at) > 1 and said != self._dtypes:
+            logger.warning(
+                "margins are compared that were computed in different dtypes: %s; start all services with the same "
+                "--dtype",
+                said,
+            )
+        self._dtypes = said
 
 
 def _disjoint(replicas: Sequence[tuple[Replica, Status]]) -> list[Part]:

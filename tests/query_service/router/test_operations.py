@@ -6,8 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from query_service.middleware import request_log
+from query_service.middleware.tracing import Tracing, start_tracing
 from tests.query_service.conftest import serving
 from tests.query_service.router.conftest import routing
 from tests.waiting import wait_for
@@ -99,3 +102,25 @@ def test_what_no_router_asks_is_refused_by_a_service_of_shards(sharded: Path, pa
 
 def test_a_service_without_shards_has_no_such_paths(whole: httpx.Client) -> None:
     assert whole.get("/shard/status").status_code == 404
+
+
+def test_spans_of_shards_are_under_the_routers(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporters: list[InMemorySpanExporter] = []
+
+    def start() -> Tracing:
+        exporters.append(InMemorySpanExporter())
+        return start_tracing(SimpleSpanProcessor(exporters[-1]))
+
+    for module in ("query_service.engine.service", "query_service.router.service"):
+        monkeypatch.setattr(f"{module}.start_tracing", start)
+    with (
+        serving(sharded, shards="0,1,2,3", tracing=True) as part,
+        routing([str(part.base_url)], tmp_path, tracing=True) as client,
+    ):
+        client.post("/search", json={"query": "bees"}, headers={"X-Request-Id": "mine-2"})
+    of_shards, of_router = (one.get_finished_spans() for one in exporters)
+    (root,) = [span for span in of_router if span.name == "POST /search"]
+    asked = [span for span in of_shards if (span.attributes or {}).get("kalm_cache.request_id") == "mine-2"]
+    assert [span.name for span in asked] == ["POST /shard/find", "POST /shard/rank"]
+    assert {span.parent.span_id for span in asked if span.parent} == {root.context.span_id}
+    assert {span.context.trace_id for span in asked} == {root.context.trace_id}

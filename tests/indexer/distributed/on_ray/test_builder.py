@@ -93,6 +93,7 @@ def test_a_node_that_is_lost_costs_only_what_it_had_not_stored(
     assert same_as(index, in_one_process)
 
 
+@pytest.mark.slow  # two builds
 def test_ctrl_c_ends_the_encoders_and_the_same_again_goes_on(
     tmp_path: Path, settings: Settings, encoders: Encoders, in_one_process: Path
 ):
