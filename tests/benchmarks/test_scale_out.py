@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.benchmarks.conftest import Run
@@ -19,3 +21,10 @@ def test_encoders_and_the_driver_are_measured(run_benchmark: Run) -> None:
     assert all(rows[0][phase]["peak_own_bytes"] > 0 for phase in driver.PHASES)
     assert 0 < rows[0]["receipts_bytes"] < rows[0]["manifest_bytes"] * 2
     assert "| 300 |" in table
+
+
+def test_one_command_runs_every_part() -> None:
+    from benchmarks.scale_out import __main__ as command
+
+    modules = {file.stem for file in Path(command.__file__).parent.glob("*.py")}
+    assert set(command.PARTS) == modules - {"__init__", "__main__", "slept"}
