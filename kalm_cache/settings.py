@@ -164,7 +164,7 @@ class Settings(BaseModel):
     max_query_chars: int = Field(16_384, ge=1, description="a longer query or instruction gets 422")
     max_instruction_tokens: int = Field(512, ge=1, description="a request's instruction of more gets 422")
     api_keys: SecretStr = Field(SecretStr(""), description="bearer keys, with commas; empty: none is asked for")
-    api_keys_file: Path | None = Field(None, description="file of bearer keys, one a line")
+    api_keys_file: Path | None = Field(None, description="file of bearer keys, one a line, perhaps with a filter")
     admin_keys: SecretStr = Field(SecretStr(""), description="bearer keys of /admin; empty: /admin is off")
     admin_keys_file: Path | None = Field(None, description="file of admin keys, one a line")
     cors_origins: str = Field("", description="origins that browsers may call from, with commas; empty: none")

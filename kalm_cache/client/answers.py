@@ -159,6 +159,7 @@ def _search_result(result: Mapping[str, Any]) -> ServedResult:
         first_stage_score=result.get("first_stage_score"),
         text=result.get("text"),
         probability=result.get("probability"),
+        metadata=result.get("metadata"),
     )
 
 
@@ -175,6 +176,7 @@ def _rerank_result(rank: int, result: Mapping[str, Any], texts: Sequence[str | N
         first_stage_score=None,
         text=text,
         probability=result.get("probability"),
+        metadata=result.get("metadata"),
         index=index,
         cache=result.get("cache"),
     )

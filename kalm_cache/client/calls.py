@@ -57,6 +57,8 @@ class SearchOptions(TypedDict, total=False):
     first_stage_weight: results are ordered by margin + this · the first stage's z-score; `auto` = as the index is
         calibrated, `None` = the service's.
     min_probability: results with a lower `probability` are left out; takes a calibrated index.
+    filter: which passages count, by their metadata, as of `PassageIndex.search`.
+    fields: metadata that results have in `metadata`; `*` = all.
     instruction: what the query asks for; `None` = the service's.
     chunk_size: pooling ratio of this answer; `None` = the service's.
     with_text: fill `text` of the results; true.
@@ -69,6 +71,8 @@ class SearchOptions(TypedDict, total=False):
     first_stage: Mode | None
     first_stage_weight: float | Literal["auto"] | None
     min_probability: float | None
+    filter: Mapping[str, Any] | None
+    fields: Sequence[str]
     instruction: str | None
     chunk_size: int | None
     with_text: bool
@@ -80,7 +84,8 @@ class RerankOptions(TypedDict, total=False):
     """Options of `rerank`: those of `PassageIndex.rerank`, and what a service adds.
 
     top_n: results; `None` = all, the default.
-    instruction, chunk_size, min_probability, with_text, timeout_ms: as for a search.
+    instruction, chunk_size, min_probability, with_text, timeout_ms: as for a search; and so, of `ids` alone, filter and
+        fields.
     on_missing: what becomes of what the index does not hold: `error`, `skip`, or `encode` (where there is a text, and
         the service has the encoder); `None` = error for ids, encode for documents.
     truncate: false makes too long a text an error; true cuts it, and the answer says so.
@@ -91,6 +96,8 @@ class RerankOptions(TypedDict, total=False):
     instruction: str | None
     chunk_size: int | None
     min_probability: float | None
+    filter: Mapping[str, Any] | None
+    fields: Sequence[str]
     with_text: bool
     on_missing: OnMissing | None
     truncate: bool
@@ -103,6 +110,7 @@ class ExplainOptions(TypedDict, total=False):
 
     instruction: str | None
     chunk_size: int | None
+    filter: Mapping[str, Any] | None
     timeout_ms: int | None
 
 
@@ -170,6 +178,7 @@ def search(query: str, options: SearchOptions) -> Call[ServedAnswer]:
         top_n=top_n or 0,  # a service takes null as its own default, and 0 as all
         return_documents=options.get("with_text", True),
         **_same(options, "first_stage", "first_stage_weight", "min_probability", "instruction", "chunk_size"),
+        **_same(options, "filter", "fields"),
         **_same(options, "budget_ms", "timeout_ms"),
     )
     return Call("/search", body, read_search)
@@ -197,6 +206,7 @@ def rerank(
         **_same(
             options, "instruction", "chunk_size", "min_probability", "on_missing", "truncate", "cache", "timeout_ms"
         ),
+        **_same(options, "filter", "fields"),
     )
     return Call("/rerank", body, lambda answer: read_rerank(answer, query, texts if with_text else None))
 
@@ -214,7 +224,7 @@ def explain(query: str, doc_id: str | int, options: ExplainOptions) -> Call[Expl
     body = _given(
         query=check_text(query, "query"),
         id=check_doc_id(doc_id, "doc_id"),
-        **_same(options, "instruction", "chunk_size", "timeout_ms"),
+        **_same(options, "instruction", "chunk_size", "filter", "timeout_ms"),
     )
     return Call("/explain", body, read_explanation)
 

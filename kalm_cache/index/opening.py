@@ -56,6 +56,7 @@ class IndexParts:
     fingerprint: as it is on disk; `generation` has a manifest as this version writes it, whichever wrote it.
     decoder: which one `query_side` is.
     shared_prefix: `mean` as it was asked for, `isolated` where the decoder was trained so, or `None`.
+    view: tells apart what is cached of views of it, see `PassageIndex.within`; empty for the whole.
     """
 
     generation: Generation
@@ -70,6 +71,7 @@ class IndexParts:
     prefix_cache: PrefixCache | None
     shared_prefix: str | None
     lock: SharedLock
+    view: str = ""
 
 
 def open_parts(folder: Path, options: OpenOptions, reuse_from: IndexParts | None) -> IndexParts:

@@ -5,6 +5,7 @@ A damaged record costs an answer that passage and no more: it is left out and na
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ from kalm_cache.codec import get_codec
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.first_stage import Candidates, Mode, Selection, fuse
 from kalm_cache.index.opening import MEAN, IndexParts, OpenOptions, open_parts
+from kalm_cache.index.stored_metadata import StoredMetadata
+from kalm_cache.index.visible_segments import VisibleSegments
 from kalm_cache.metadata import Filter
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import PassageTemplate
@@ -43,9 +46,9 @@ class PassageIndex:
     passages and texts that answers had to do without.
     """
 
-    def __init__(self, parts: IndexParts) -> None:
-        """The index takes over what `open_parts` has opened, and closes it."""
-        self._parts = parts
+    def __init__(self, parts: IndexParts, whole: PassageIndex | None = None) -> None:
+        """The index takes over what `open_parts` has opened, and closes it. `whole`: of which this is a view."""
+        self._parts, self._whole = parts, whole
         self.generation, self.store, self.first_stage = parts.generation, parts.store, parts.first_stage
         self.metadata = parts.metadata
         self.decoder, self.query_side, self.embedder = parts.decoder, parts.query_side, parts.embedder
@@ -59,7 +62,7 @@ class PassageIndex:
         if self.shared_prefix == MEAN:
             means = MeanPrefixes(reader, parts.query_side, parts.store.sample(SAMPLE), self._count_damage)
         self.stored = CachedPassages(
-            parts.generation.name,
+            parts.generation.name + parts.view,
             reader,
             parts.query_side,
             parts.chunk_size,
@@ -146,7 +149,25 @@ class PassageIndex:
     def close(self) -> None:
         """Unmap the store, and let gc have the generation; the index is unusable after it."""
         self.store.close()
-        self._parts.lock.release()
+        if self._whole is None:
+            self._parts.lock.release()
+
+    def within(self, filter: Mapping[str, Any]) -> PassageIndex:
+        """The same index as if it held the passages alone that match a filter: no answer has or knows of others.
+
+        It shares files, decoder and prefix cache, none of whose entries it has in common with others, and is of use as
+        long as this one is open. Raises `UsageError` as `search`.
+        """
+        selection = Selection(self.metadata.matching(self.metadata.parse(filter)))
+        store = VisibleSegments(self.store, selection)
+        parts = replace(
+            self._parts,
+            store=store,
+            metadata=StoredMetadata(store, self.metadata),
+            first_stage=self.first_stage.selecting(selection),
+            view=f"{self._parts.view}/{json.dumps(filter, sort_keys=True)}",
+        )
+        return PassageIndex(parts, self)
 
     def warm_up(self, before: PassageIndex | None = None) -> None:
         """Search and read once, so that what is loaded at the first use is loaded before a query. Decodes no pair.
@@ -347,13 +368,12 @@ class PassageIndex:
     def _matching(self, doc_ids: Sequence[str], filter: Filter) -> list[str]:
         """The ids of passages that match; those that the index does not hold stay, to be named."""
         matches = self.metadata.matches(doc_ids, filter)
-        stored = self.store.metas(doc_ids)
-        return [
-            doc_id for doc_id, is_match, meta in zip(doc_ids, matches, stored, strict=True) if is_match or meta is None
-        ]
+        return [doc_id for doc_id, is_match in zip(doc_ids, matches, strict=True) if is_match is not False]
 
     def _count_damage(self, problems: Sequence[str]) -> None:
         self.damaged_reads += len(problems)
+        if self._whole is not None:
+            self._whole.damaged_reads += len(problems)
         for problem in problems:
             logger.error("an answer does without a passage: %s", problem)
 

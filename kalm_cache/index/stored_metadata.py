@@ -18,10 +18,13 @@ from kalm_cache.storage.passage_store import PassageMeta
 class StoredMetadata:
     """Opened with a `SegmentSet`, and of use as long as that is open. Several threads may ask it."""
 
-    def __init__(self, segments: SegmentSet) -> None:
-        """Raises `StoreError` where columns are damaged."""
+    def __init__(self, segments: SegmentSet, opened: StoredMetadata | None = None) -> None:
+        """`opened`: of the same segments, whose columns are shared. Raises `StoreError` where columns are damaged."""
         self._segments = segments
-        self._columns = [Columns.open(segment.part.segment) for segment in segments.segments]
+        if opened is None:
+            self._columns = [Columns.open(segment.part.segment) for segment in segments.segments]
+        else:
+            self._columns = opened._columns
         self.schema: Schema = dict(segments.generation.manifest.columns)
 
     def parse(self, filter: object) -> Filter:
@@ -33,8 +36,8 @@ class StoredMetadata:
         unknown = [name for name in fields if name not in self.schema and name != "*"]
         if unknown:
             similar = difflib.get_close_matches(unknown[0], self.schema, n=1)
-            meant = f"; did you mean {similar[0]!r}?" if similar else ""
-            raise UsageError(f"fields: no field {unknown[0]!r}{meant} The index has: {described(self.schema)}")
+            meant = f" (did you mean {similar[0]!r}?)" if similar else ""
+            raise UsageError(f"fields: no field {unknown[0]!r}{meant}; the index has: {described(self.schema)}")
         return list(self.schema) if "*" in fields else list(dict.fromkeys(fields))
 
     def matching(self, filter: Filter) -> NDArray[np.int64]:
@@ -52,8 +55,8 @@ class StoredMetadata:
         store = self._segments.segments[place].store
         return np.fromiter((ordinal for ordinal, _ in store.ordinals()), np.int64, len(store))
 
-    def matches(self, doc_ids: Sequence[str], filter: Filter) -> list[bool]:
-        """Whether each passage matches; false for one that is not stored, or damaged."""
+    def matches(self, doc_ids: Sequence[str], filter: Filter) -> list[bool | None]:
+        """Whether each passage matches; `None` for one that is not stored, or whose entry is damaged."""
         ordinals, places = self._places(doc_ids)
         matches = np.zeros(len(doc_ids), np.bool_)
         for place, columns in enumerate(self._columns):
@@ -62,7 +65,7 @@ class StoredMetadata:
                 matches[here] = filter.matches_without_values()
             elif len(here):
                 matches[here] = filter.mask(columns, columns.rows_of(ordinals[here])[0])
-        return matches.tolist()
+        return [is_match if place >= 0 else None for is_match, place in zip(matches.tolist(), places, strict=True)]
 
     def values(self, doc_ids: Sequence[str], names: Sequence[str]) -> list[dict[str, Value]]:
         """What each passage has, of some columns; nothing for one that is not stored, or damaged."""

@@ -189,8 +189,8 @@ class _Parser:
                 "keeps the fields of the corpus, and encodes nothing again"
             )
         similar = difflib.get_close_matches(field, self._schema, n=1)
-        meant = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise UsageError(f"filter: no field {field!r}{meant} The index has: {described(self._schema)}")
+        meant = f" (did you mean {similar[0]!r}?)" if similar else ""
+        raise UsageError(f"filter: no field {field!r}{meant}; the index has: {described(self._schema)}")
 
     def _conditions_of(self, field: str, type: ColumnType, operand: object, depth: int) -> Filter:
         if not isinstance(operand, Mapping):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import Prompt
@@ -20,8 +20,8 @@ from query_service.answering.scores import Scores
 class Search:
     """What is searched: a query, and how; the fields are those of `PassageIndex.search`.
 
-    weight: of the first stage's z-scores. min_probability: results below it are left out. budget_ms: of the whole
-    answer; `None` = no budget.
+    weight: of the first stage's z-scores. min_probability: results below it are left out. filter: which passages count,
+    as JSON; `None` = all. budget_ms: of the whole answer; `None` = no budget.
     """
 
     prompt: Prompt
@@ -31,6 +31,8 @@ class Search:
     top_n: int | None
     weight: float | Literal["auto"]
     min_probability: float | None
+    filter: Mapping[str, Any] | None
+    fields: Sequence[str]
     with_text: bool
     budget_ms: float | None
 
@@ -51,6 +53,14 @@ class Found:
 
     answer: Answer
     plan: BudgetPlan | None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Stored passages by their metadata: whether each matches a filter (`None`: it is not stored), and its values."""
+
+    matches: list[bool | None]
+    values: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +129,16 @@ class AnswerContext(Protocol):
 
     async def find_texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """The text of each stored passage; `None` where the index keeps none, or a damaged one."""
+
+    async def describe(
+        self, doc_ids: Sequence[str], filter: Mapping[str, Any] | None, fields: Sequence[str]
+    ) -> Described:
+        """The metadata of stored passages.
+
+        Raises:
+            NoIndexError: there is none.
+            UsageError: a filter or a field that does not fit the index.
+        """
 
     async def explain(self, prompt: Prompt, doc_id: str, chunk_size: int | None) -> Explanation:
         """Decode one pair, and say where it looked.

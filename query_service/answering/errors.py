@@ -36,6 +36,13 @@ class OtherGenerationError(KalmCacheError):
         super().__init__(f"generation {wanted} is not open here; {' and '.join(generations)} are")
 
 
+class KeyFilterError(KalmCacheError):
+    """A key is bound to a filter that does not fit the index: its holder sees nothing until one of them is mended."""
+
+    def __init__(self) -> None:
+        super().__init__("this key is bound to a filter that the index does not fit; tell who runs the service")
+
+
 class UnknownModelError(UsageError):
     """A request for a model that this service does not have."""
 

@@ -31,11 +31,12 @@ class ServiceFacts:
     """What a service says of itself now.
 
     text_cache: its counts; `None` = there is none. first_stage: modes of the index. waiting, under_way: pairs
-    that wait for the decoder, and requests. missing_shards: that nobody serves now.
+    that wait for the decoder, and requests. missing_shards: that nobody serves now. passages: that the one who asks
+    sees; `None`: they are not counted.
     """
 
     version: str
-    passages: int
+    passages: int | None
     model: ModelCard
     first_stage: list[str]
     encodes_documents: bool

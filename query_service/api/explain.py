@@ -7,11 +7,12 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kalm_cache.errors import UnknownIdError
 from kalm_cache.scoring.query_side import score_of
 from query_service.answering.context import AnswerContext
 from query_service.api.body.limits import DocId, Name, Text, exactly_one
 from query_service.api.request_values import prompt_of
-from query_service.api.requests import ChunkSize, TimeoutMs
+from query_service.api.requests import ChunkSize, Filter, TimeoutMs
 
 
 class ExplainRequest(BaseModel):
@@ -25,6 +26,7 @@ class ExplainRequest(BaseModel):
     id: DocId | None = Field(None, description="another name of `doc_id`, then answered as both")
     instruction: Text | None = Field(None, description="what the query asks for; null = the service's")
     chunk_size: ChunkSize | None = None
+    filter: Filter | None = Field(None, description="what a passage must match: 404 for one that does not")
     timeout_ms: TimeoutMs | None = None
     model: Name | None = Field(None, description="one of /v1/models, or left out")
 
@@ -72,7 +74,11 @@ class ExplainResponse(BaseModel):
 
 
 async def answer_explain(request: ExplainRequest, context: AnswerContext) -> ExplainResponse:
-    """Decode one pair, and say where it looked. Raises as `AnswerContext.explain`."""
+    """Decode one pair, and say where it looked. Raises as `AnswerContext.explain` and `AnswerContext.describe`."""
+    if request.filter is not None:
+        found = await context.describe([request.passage_id], request.filter, ())
+        if found.matches != [True]:
+            raise UnknownIdError([request.passage_id])
     prompt = prompt_of(request.query, request.instruction, context.settings)
     explanation = await context.explain(prompt, request.passage_id, request.chunk_size)
     return ExplainResponse(

@@ -116,6 +116,15 @@ class Request(BaseModel):
         return {name: value for name, value in fields.items() if value is not None}
 
 
+Filter = Annotated[
+    dict[str, Any],
+    Field(description='which stored passages count, by their metadata, such as {"lang": "de", "year": {"$gte": 2020}}'),
+]
+Fields = Annotated[
+    list[Name], Field(description="metadata that results have, by its fields; * = all that the index keeps")
+]
+
+
 class SearchRequest(Request):
     """First stage, then cached rerank."""
 
@@ -130,6 +139,8 @@ class SearchRequest(Request):
         None, description="order by margin + this · the first stage's z-score; auto: as the index is calibrated"
     )
     min_probability: Probability | None = None
+    filter: Filter | None = None
+    fields: Fields = []
     return_documents: Flag = True
     budget_ms: Real | None = Field(
         None, gt=0, description="time for the whole answer: fewer candidates or a coarser ratio are chosen to keep it"
@@ -215,6 +226,8 @@ class RerankRequest(PairOptions):
         None, description="fields of the documents that make their passages, in this order; null = the index's template"
     )
     min_probability: Probability | None = None
+    filter: Filter | None = None
+    fields: Fields = []
     return_documents: Flag | None = Field(
         None, description="texts in the results; null = only in vLLM's dialect, which has them always"
     )
@@ -226,6 +239,10 @@ class RerankRequest(PairOptions):
             nothing_unused(self)
             if self.documents is None and self.rank_fields is not None:
                 raise PydanticCustomError("unused", "`rank_fields` are of documents, and `ids` have none; leave it out")
+        elif self.filter is not None or self.fields:
+            raise PydanticCustomError(
+                "unused", "`filter` and `fields` are of stored passages; send their ids as `ids`, or leave them out"
+            )
         return self
 
     @model_validator(mode="after")

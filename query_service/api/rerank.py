@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import uuid4
 
 from kalm_cache.calibration import FittedCurve
@@ -45,11 +46,15 @@ DOCUMENTS_OF_A_SEARCH_UNIT = 100
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One passage of a request, and the names that its result gets: the table in `responses.py` has the rule."""
+    """One passage of a request, and the names that its result gets: the table in `responses.py` has the rule.
+
+    `metadata`: of the fields that were asked for.
+    """
 
     passage: AnyPassage
     doc_id: ItemId | None
     id: ItemId | None = None
+    metadata: dict[str, Any] | None = None
 
 
 async def answer_rerank(
@@ -123,11 +128,23 @@ async def _score(request: RerankRequest, context: AnswerContext) -> tuple[list[_
     check_count(len(request.given), "documents", context)
     template = template_of(request, context)
     items = _items(request, template)
+    rows = list(range(len(items)))  # of the items that are scored
+    if request.filter is not None or request.fields:
+        found = await context.describe([str(item.doc_id) for item in items], request.filter, request.fields)
+        rows = [row for row in rows if found.matches[row] is not False]  # what is not stored is an error, as ever
+        described = zip(items, found.values, strict=True)
+        items = [replace(item, metadata=values if request.fields else None) for item, values in described]
     context.notes.unused_fields = unused_fields(request, request.given_documents, template)
     only_ids = request.ids is not None and request.documents is None
     options = scoring_options(request, on_missing="error" if only_ids else "encode")
     prompt = prompt_of(request.query, request.instruction, context.settings)
-    return items, await context.score_pairs([prompt] * len(items), [item.passage for item in items], options)
+    scores = await context.score_pairs([prompt] * len(rows), [items[row].passage for row in rows], options)
+    by_row: list[Score | None] = [None] * len(items)
+    for row, score in zip(rows, scores.scores, strict=True):
+        by_row[row] = score
+    scores = replace(scores, scores=by_row)
+    context.notes.truncated = scores.truncated
+    return items, scores
 
 
 def _items(request: RerankRequest, template: PassageTemplate) -> list[_Item]:
@@ -168,6 +185,7 @@ def _result(
         probability=probability_of(score, curve),
         cache=score.cache,
         document=None if text is None else DocumentText(text=text),
+        metadata=item.metadata,
     )
 
 

@@ -20,7 +20,7 @@ Names of things in requests and responses, by one rule: `doc_id` is the id under
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -94,6 +94,7 @@ class _Ranked(BaseModel, Generic[_Document]):
     probability: float | None = None
     cache: Literal["hit", "encoded"]
     document: _Document | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class _Reranked(BaseModel, Generic[_Result]):
@@ -181,7 +182,8 @@ class ScoreResponse(BaseModel):
 class SearchHit(BaseModel):
     """One passage of an answer; ranks count from 1, `text` is null where the index has none, or it is not wanted.
 
-    `probability` that it is relevant: null where the index is not calibrated at this chunk size.
+    `probability` that it is relevant: null where the index is not calibrated at this chunk size. `metadata`: what the
+    passage has of the `fields` that were asked for; null where none was.
     """
 
     doc_id: str
@@ -192,6 +194,7 @@ class SearchHit(BaseModel):
     first_stage_score: float | None
     text: str | None
     probability: float | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class Plan(BaseModel):

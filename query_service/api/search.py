@@ -29,6 +29,8 @@ async def answer_search(request: SearchRequest, context: AnswerContext) -> Searc
         top_n=(settings.top_n if request.top_n is None else request.top_n) or None,
         weight=settings.first_stage_weight_for(context.model.name) if weight is None else weight,
         min_probability=settings.min_probability if request.min_probability is None else request.min_probability,
+        filter=request.filter,
+        fields=request.fields,
         with_text=request.return_documents,
         budget_ms=request.budget_ms,
     )

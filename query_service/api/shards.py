@@ -18,7 +18,7 @@ from starlette.routing import Route
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.first_stage import Candidates
 from kalm_cache.scoring.pipeline import RankingRules, Shortlist
-from query_service.answering.context import Explanation
+from query_service.answering.context import Described, Explanation
 from query_service.answering.model_card import ModelCard
 from query_service.answering.passages import AnyPassage, RawPassage, StoredPassage
 from query_service.engine.index_context import IndexContext
@@ -39,7 +39,7 @@ def shard_routes(service: Service) -> list[Route]:
     ) -> Route:
         async def endpoint(request: Request) -> Response:
             question = _read(exchange, await request.body())
-            async with service.begin(question.timeout_ms, question.generation) as context:
+            async with service.begin(question.timeout_ms, question.generation, question.bound) as context:
                 answered = await answer(question, IndexContext(context))
                 note_answer(question.generation, context.finished())
                 return _json(exchange.answer.dump_json(answered))
@@ -56,6 +56,7 @@ def shard_routes(service: Service) -> list[Route]:
         route(m.SCORE, _score),
         route(m.LOCATE, _locate),
         route(m.TEXTS, _find_texts),
+        route(m.DESCRIBE, _describe),
         route(m.EXPLAIN, _explain),
     ]
 
@@ -84,7 +85,7 @@ def _status(service: Service) -> m.Status:
         count=sharding.count,
         buckets=sharding.buckets,
         generations=live.generations,
-        passages=facts.passages,
+        passages=live.served.passages,
         damaged_reads=facts.damaged_reads,
         first_stage=[mode for mode in ("dense", "bm25", "fused") if mode in facts.first_stage],
         encodes_documents=facts.encodes_documents,
@@ -96,7 +97,10 @@ def _status(service: Service) -> m.Status:
 async def _find(question: m.Find, context: IndexContext) -> m.Lists:
     index = context.request.index
     mode = question.mode or index.first_stage.modes[-1]
-    lists = await context.request.read("first_stage", lambda: index.find_lists(question.query, question.k, mode))
+    checked = None if question.filter is None else index.metadata.parse(question.filter)
+    lists = await context.request.read(
+        "first_stage", lambda: index.find_lists(question.query, question.k, mode, checked)
+    )
     rankings = [m.Ranking(found.ordinals.tolist(), found.scores.tolist()) for found in lists]
     return m.Lists(mode, rankings, context.notes.finished())
 
@@ -154,6 +158,10 @@ async def _locate(question: m.Locate, context: IndexContext) -> m.Located:
 
 async def _find_texts(question: m.FindTexts, context: IndexContext) -> m.Texts:
     return m.Texts(await context.find_texts(question.doc_ids))
+
+
+async def _describe(question: m.Describe, context: IndexContext) -> Described:
+    return await context.describe(question.doc_ids, question.filter, question.fields)
 
 
 async def _explain(question: m.Explain, context: IndexContext) -> Explanation:

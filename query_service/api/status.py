@@ -50,7 +50,8 @@ class TextCacheHealth(BaseModel):
 class Health(BaseModel):
     """The service is alive, and what it serves; `prefix_cache` and `text_cache` are null where there is none.
 
-    Without an index, `index_version` is `none`.
+    Without an index, `index_version` is `none`. `passages`: that the one who asks sees; null where keys are bound to
+    filters, and none was sent.
     `damaged_reads` counts passages that answers had to do without: above 0, run kalm-cache verify --repair.
     `reload_failure` says why the newest generation is not the one that is served, `behind` which one that is and since
     when; null where the newest is served. `missing_shards`: of a router, those that nobody serves now.
@@ -59,7 +60,7 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
     index_version: str
     model: str
-    passages: int
+    passages: int | None
     damaged_reads: int = 0
     reload_failure: str | None = None
     behind: Behind | None = None
@@ -151,7 +152,7 @@ class Info(BaseModel):
     model_type: dict[str, Any]
     device: str
     index_version: str
-    passages: int
+    passages: int | None
     codec: str
     chunk_size: int
     first_stage: list[str]

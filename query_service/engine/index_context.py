@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kalm_cache.errors import DamagedRecordError, UsageError
 from kalm_cache.index.passage_index import PassageIndex
@@ -11,7 +12,7 @@ from kalm_cache.model.prompts import Prompt, require_short
 from kalm_cache.scoring.attribution import attribute
 from kalm_cache.scoring.pipeline import RankingRules, Shortlist, rerank
 from kalm_cache.settings import Settings
-from query_service.answering.context import Attended, Explanation, Found, Search
+from query_service.answering.context import Attended, Described, Explanation, Found, Search
 from query_service.answering.model_card import ModelCard
 from query_service.answering.notes import AnswerNotes
 from query_service.answering.passages import AnyPassage, ScoringOptions
@@ -56,14 +57,17 @@ class IndexContext:
         """See `AnswerContext.search`."""
         index = self.request.index
         find = index.find_texts if search.with_text else None
+        checked = None if search.filter is None else index.metadata.parse(search.filter)
+        names = index.metadata.check_fields(search.fields)
         shortlist = await self.request.read(
-            "first_stage", lambda: index.find(search.prompt.query, search.k, search.mode)
+            "first_stage", lambda: index.find(search.prompt.query, search.k, search.mode, checked)
         )
         rules = RankingRules(
             search.chunk_size,
             search.top_n,
             search.weight,
             find,
+            find_metadata=(lambda doc_ids: index.metadata.values(doc_ids, names)) if search.fields else None,
             calibration=index.calibration,
             min_probability=search.min_probability,
         )
@@ -81,13 +85,28 @@ class IndexContext:
     async def score_pairs(
         self, prompts: Sequence[Prompt], passages: Sequence[AnyPassage], options: ScoringOptions
     ) -> Scores:
-        """See `AnswerContext.score_pairs`. Equal prompts are tokenised once, equal passages read once."""
+        """See `AnswerContext.score_pairs`. Equal prompts are tokenised once, equal passages read once.
+
+        Texts of a bound key are private: no cache tells it what others have sent.
+        """
+        if self.request.bound is not None:
+            options = replace(options, cache=False)
         return await score_pairs(self.request, prompts, passages, options)
 
     async def find_texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """See `AnswerContext.find_texts`."""
         texts = await self.request.read("read", lambda: self.request.index.find_texts(doc_ids))
         return [text if isinstance(text, str) else None for text in texts]
+
+    async def describe(
+        self, doc_ids: Sequence[str], filter: Mapping[str, Any] | None, fields: Sequence[str]
+    ) -> Described:
+        """See `AnswerContext.describe`."""
+        metadata = self.request.index.metadata
+        checked, names = metadata.parse(filter or {}), metadata.check_fields(fields)
+        return await self.request.read(
+            "read", lambda: Described(metadata.matches(doc_ids, checked), metadata.values(doc_ids, names))
+        )
 
     async def explain(self, prompt: Prompt, doc_id: str, chunk_size: int | None) -> Explanation:
         """See `AnswerContext.explain`: decoded once more in plain torch, between two batches."""

@@ -7,22 +7,27 @@ last lease on it ends. A generation that cannot be opened changes nothing: the o
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
+from typing import Any
 
+from kalm_cache.errors import UsageError
 from kalm_cache.generations.current import current_name
 from kalm_cache.generations.manifest import MANIFEST
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.storage.text_cache.text_cache import TextCache
-from query_service.answering.errors import NoIndexError, OtherGenerationError
+from query_service.answering.errors import KeyFilterError, NoIndexError, OtherGenerationError
 from query_service.engine.documents import DocumentEncoder
 from query_service.engine.served import ServedModel, model_of_index
 
+VIEWS = 64  # of keys with filters, that are kept open: some bytes for each passage
 NO_INDEX = "none"  # in the place of a generation's name
 logger = logging.getLogger(__name__)
 Open = Callable[[PassageIndex | None], PassageIndex]
@@ -41,6 +46,8 @@ class Served:
     index: PassageIndex | None = None
     leases: int = field(default=0)
     signature: str = field(init=False)
+    _views: OrderedDict[str, Served] = field(default_factory=OrderedDict, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(self.model.decoder.digest.encode(), digest_size=8)
@@ -59,6 +66,28 @@ class Served:
     def passages(self) -> int:
         """Of the index."""
         return 0 if self.index is None else len(self.index)
+
+    def within(self, bound: Mapping[str, Any] | None) -> Served:
+        """What a key that is bound to a filter sees of it; `None` = all. The latest views are kept.
+
+        Raises:
+            KeyFilterError: the filter does not fit the index.
+        """
+        if bound is None or self.index is None:
+            return self
+        name = json.dumps(bound, sort_keys=True)
+        with self._lock:
+            if name not in self._views:
+                try:
+                    view = replace(self, index=self.index.within(bound), leases=0, _views=OrderedDict(), _lock=Lock())
+                except UsageError as exc:
+                    logger.error("a key is bound to a filter that the index does not fit: %s", exc)
+                    raise KeyFilterError from exc
+                self._views[name] = view
+            self._views.move_to_end(name)
+            while len(self._views) > VIEWS:
+                self._views.popitem(last=False)
+            return self._views[name]
 
     def require_index(self) -> PassageIndex:
         """The open generation. Raises `NoIndexError`."""

@@ -42,6 +42,7 @@ class RequestContext(AnswerNotes):
 
     flights: texts that requests look up or encode now.
     encoding_engine: what texts are encoded on.
+    bound: the filter that the request's key is bound to: `served` is what it sees. `None` = everything.
     """
 
     served: Served
@@ -51,6 +52,7 @@ class RequestContext(AnswerNotes):
     admission: Admission
     flights: Flights
     tracing: Tracing | None = None
+    bound: Mapping[str, Any] | None = None
 
     @property
     def index(self) -> PassageIndex:

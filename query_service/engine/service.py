@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import to_thread
 
@@ -27,6 +27,7 @@ from query_service.engine.index_context import IndexContext
 from query_service.engine.live import LiveIndex, LiveModel, Watcher
 from query_service.engine.request_context import RequestContext
 from query_service.engine.texts.flights import Flights
+from query_service.middleware.bound import HIDDEN, bound_filter
 from query_service.middleware.metrics import Metrics, Stage
 from query_service.middleware.tracing import start_tracing
 
@@ -131,34 +132,40 @@ class Service:
         self, timeout_ms: int | None, make: Callable[[IndexContext], Awaitable[_Result]]
     ) -> tuple[_Result, IndexContext]:
         """See `AnswerService.answer`."""
-        async with self.begin(timeout_ms) as request:
+        async with self.begin(timeout_ms, bound=bound_filter()) as request:
             context = IndexContext(request)
             return await make(context), context
 
     @asynccontextmanager
-    async def begin(self, timeout_ms: int | None, generation: str | None = None) -> AsyncIterator[RequestContext]:
+    async def begin(
+        self, timeout_ms: int | None, generation: str | None = None, bound: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[RequestContext]:
         """Let a request in, for the length of the block; `timeout_ms` may only shorten the service's own.
 
-        `generation`: the signature of that which is to answer it; `None` = the live one.
+        `generation`: the signature of that which is to answer it; `None` = the live one. `bound`: a filter, of what it
+        sees; `None` = everything.
 
         Raises:
             NotReadyError: the service is starting or stopping.
             BusyError: too much is under way.
             DeadlineError: the time was over before the block ended, which was then cancelled.
             OtherGenerationError: the generation is not open.
+            KeyFilterError: the filter does not fit the index.
         """
         self.require_ready()
         limit_ms = min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms)
         try:
             with self.admission.enter(limit_ms), self.live.lease(generation) as served:
+                seen = served if bound is None else await to_thread.run_sync(served.within, bound)
                 context = RequestContext(
-                    served,
+                    seen,
                     self.engine,
                     self.encoding_engine,
                     self._readers,
                     self.admission,
                     self.flights,
                     self.tracing,
+                    bound,
                     settings=self.settings,
                     model_name=self.model,
                 )
@@ -238,9 +245,10 @@ class Service:
         """What the service says of itself now."""
         served, index, behind = self.live.served, self.live.served.index, self.live.behind
         prefix_cache = None if index is None else index.prefix_cache
+        bound = bound_filter()
         return ServiceFacts(
             version=served.version,
-            passages=served.passages,
+            passages=None if bound is HIDDEN else served.within(bound).passages,
             model=served.model,
             first_stage=[] if index is None else list(index.first_stage.modes),
             encodes_documents=served.documents is not None,

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from kalm_cache.errors import UsageError
 from kalm_cache.settings import Settings
 from query_service.middleware.body_limit import BodyLimit
 from query_service.middleware.http.content import CodedBodies
@@ -30,6 +31,8 @@ def middleware_stack(settings: Settings, metrics: Metrics, tracing: Tracing | No
     """
     keys = KeyRing.load("api_keys", settings.api_keys, settings.api_keys_file)
     admin_keys = KeyRing.load("admin_keys", settings.admin_keys, settings.admin_keys_file)
+    if admin_keys.has_filters:
+        raise UsageError("admin_keys_file: an admin key sees everything; bind keys of api_keys_file to filters")
     hosts = allowed_hosts(settings, has_keys=bool(keys))
 
     def wrap(app: ASGIApp) -> ASGIApp:

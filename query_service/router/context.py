@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kalm_cache.errors import UnknownIdError
-from kalm_cache.first_stage import Candidates, Mode, fuse, list_depth, merge, z_scores
+from kalm_cache.first_stage import Candidates, fuse, list_depth, merge, z_scores
 from kalm_cache.model.prompts import Prompt
 from kalm_cache.passage import Passage
 from kalm_cache.scoring.pipeline import RankingRules, Shortlist, rank
@@ -19,7 +19,7 @@ from kalm_cache.scoring.ranking import Answer, SearchResult
 from kalm_cache.scoring.state_reader import DamagedPassage
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import key_of
-from query_service.answering.context import BudgetPlan, Explanation, Found, Search
+from query_service.answering.context import BudgetPlan, Described, Explanation, Found, Search
 from query_service.answering.model_card import ModelCard
 from query_service.answering.notes import AnswerNotes
 from query_service.answering.passages import AnyPassage, ScoringOptions, StoredPassage
@@ -37,13 +37,15 @@ Ask = Callable[[Part, m.Exchange[Any, Any], Any], Any]
 class ShardsContext:
     """An `AnswerContext` whose answers are those of the shards of one generation.
 
-    ask: sends a question to a part; awaited. limit_ms: of the whole request.
+    ask: sends a question to a part; awaited. limit_ms: of the whole request. bound: the filter of what the one who asks
+    sees; `None` = everything. Every question has it.
     """
 
     pin: Pin
     notes: AnswerNotes
     limit_ms: float
     ask: Ask
+    bound: Mapping[str, Any] | None = None
     parts: list[Part] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class ShardsContext:
             min_probability=search.min_probability,
         )
         rules = rules.at(search.chunk_size or self.model.chunk_size, Shortlist([], first_stage=search.mode))
-        candidates, homes = await self._find(search.prompt.query, search.k, search.mode)
+        candidates, homes = await self._find(search)
         weight = rules.weight
         bonus = weight * z_scores(candidates.scores) if weight else None
         rows: dict[Part, list[int]] = {}
@@ -105,7 +107,11 @@ class ShardsContext:
         )
         self._note([answer.timings_ms for answer in ranked.values()], [answer.counts for answer in ranked.values()])
         found = _merged(candidates, {part: rows[part] for part in ranked}, ranked, search, rules)
-        return replace(found, answer=replace(found.answer, timings_ms=self.notes.finished()))
+        results = found.answer.results
+        if search.fields:
+            described = await self.describe([result.doc_id for result in results], None, search.fields)
+            results = [replace(one, metadata=values) for one, values in zip(results, described.values, strict=True)]
+        return replace(found, answer=replace(found.answer, results=results, timings_ms=self.notes.finished()))
 
     async def score_pairs(
         self, prompts: Sequence[Prompt], passages: Sequence[AnyPassage], options: ScoringOptions
@@ -147,11 +153,7 @@ class ShardsContext:
 
     async def find_texts(self, doc_ids: Sequence[str]) -> list[str | None]:
         """See `AnswerContext.find_texts`."""
-        rows: dict[Part, list[int]] = {}
-        for row, doc_id in enumerate(doc_ids):
-            part = self._home_of(doc_id)
-            if part is not None:
-                rows.setdefault(part, []).append(row)
+        rows = self._rows_by_part(doc_ids)
         questions = {
             part: m.FindTexts(self.pin.generation, self._left_ms, [doc_ids[row] for row in some])
             for part, some in rows.items()
@@ -161,6 +163,31 @@ class ShardsContext:
             for row, text in zip(rows[part], answer.texts, strict=True):
                 texts[row] = text
         return texts
+
+    async def describe(
+        self, doc_ids: Sequence[str], filter: Mapping[str, Any] | None, fields: Sequence[str]
+    ) -> Described:
+        """See `AnswerContext.describe`."""
+        rows = self._rows_by_part(doc_ids) or {self.parts[0]: []}  # which says whether filter and fields fit
+        wanted = None if filter is None else dict(filter)
+        questions = {
+            part: m.Describe(self.pin.generation, self._left_ms, [doc_ids[row] for row in some], wanted, list(fields))
+            for part, some in rows.items()
+        }
+        described = Described([None] * len(doc_ids), [{} for _ in doc_ids])
+        for part, answer in (await self._scatter(m.DESCRIBE, questions)).items():
+            for row, is_match, values in zip(rows[part], answer.matches, answer.values, strict=True):
+                described.matches[row], described.values[row] = is_match, values
+        return described
+
+    def _rows_by_part(self, doc_ids: Sequence[str]) -> dict[Part, list[int]]:
+        """The positions of ids that each part has, or would have."""
+        rows: dict[Part, list[int]] = {}
+        for row, doc_id in enumerate(doc_ids):
+            part = self._home_of(doc_id)
+            if part is not None:
+                rows.setdefault(part, []).append(row)
+        return rows
 
     async def explain(self, prompt: Prompt, doc_id: str, chunk_size: int | None) -> Explanation:
         """See `AnswerContext.explain`."""
@@ -173,9 +200,10 @@ class ShardsContext:
             raise ShardsMissingError(self.notes.missing_shards)
         return answers[part]
 
-    async def _find(self, query: str, k: int, mode: Mode | None) -> tuple[Candidates, dict[int, Part]]:
+    async def _find(self, search: Search) -> tuple[Candidates, dict[int, Part]]:
         """The first stage's candidates, and the part of each ordinal."""
-        question = m.Find(self.pin.generation, self._left_ms, query, k, mode)
+        k, filter = search.k, None if search.filter is None else dict(search.filter)
+        question = m.Find(self.pin.generation, self._left_ms, search.prompt.query, k, search.mode, filter)
         answers = await self._scatter(m.FIND, dict.fromkeys(self.parts, question))
         self._note([answer.timings_ms for answer in answers.values()], [])
         by_part = {part: [_candidates(ranking) for ranking in answer.lists] for part, answer in answers.items()}
@@ -235,7 +263,11 @@ class ShardsContext:
             ShardsMissingError: nobody serves a part any more, and answers without it are not wanted.
             KalmCacheError: what a part refuses.
         """
-        asking = [asyncio.ensure_future(self.ask(part, exchange, question)) for part, question in questions.items()]
+        bound = None if self.bound is None else dict(self.bound)
+        asking = [
+            asyncio.ensure_future(self.ask(part, exchange, replace(question, bound=bound)))
+            for part, question in questions.items()
+        ]
         try:
             answers: dict[Part, _Answered] = {}
             for part, answer in zip(questions, asking, strict=True):

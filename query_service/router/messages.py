@@ -5,14 +5,14 @@ Every question names the generation that is to answer it, and how many milliseco
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
 from kalm_cache.first_stage import Mode
 from kalm_cache.model.prompts import Prompt
-from query_service.answering.context import BudgetPlan, Explanation
+from query_service.answering.context import BudgetPlan, Described, Explanation
 from query_service.answering.model_card import ModelCard
 from query_service.answering.notes import Counts
 from query_service.answering.passages import ScoringOptions
@@ -43,10 +43,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What all questions have."""
+    """What all questions have. `bound`: the filter of what the one who asks sees; `None` = everything."""
 
     generation: str
     timeout_ms: int
+    bound: dict[str, Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Find(Question):
     query: str
     k: int
     mode: Mode | None
+    filter: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,15 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
+class Describe(Question):
+    """The metadata of stored passages: which match a filter, and the values of some fields."""
+
+    doc_ids: list[str]
+    filter: dict[str, Any] | None
+    fields: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Explain(Question):
     """How a query's tokens attend to a stored passage."""
 
@@ -197,5 +208,6 @@ RANK: Exchange[Rank, Ranked] = Exchange(f"{FOLDER}/rank", TypeAdapter(Rank), Typ
 SCORE: Exchange[ScorePairs, PairScores] = Exchange(f"{FOLDER}/score", TypeAdapter(ScorePairs), TypeAdapter(PairScores))
 LOCATE: Exchange[Locate, Located] = Exchange(f"{FOLDER}/locate", TypeAdapter(Locate), TypeAdapter(Located))
 TEXTS: Exchange[FindTexts, Texts] = Exchange(f"{FOLDER}/texts", TypeAdapter(FindTexts), TypeAdapter(Texts))
+DESCRIBE: Exchange[Describe, Described] = Exchange(f"{FOLDER}/describe", TypeAdapter(Describe), TypeAdapter(Described))
 EXPLAIN: Exchange[Explain, Explanation] = Exchange(f"{FOLDER}/explain", TypeAdapter(Explain), TypeAdapter(Explanation))
-EXCHANGES: tuple[Exchange[Any, Any], ...] = (FIND, RANK, SCORE, LOCATE, TEXTS, EXPLAIN)
+EXCHANGES: tuple[Exchange[Any, Any], ...] = (FIND, RANK, SCORE, LOCATE, TEXTS, DESCRIBE, EXPLAIN)

@@ -17,6 +17,7 @@ from query_service.answering.errors import BusyError, DeadlineError, NotReadyErr
 from query_service.answering.model_card import served_names
 from query_service.answering.notes import AnswerNotes
 from query_service.answering.service import ServiceFacts
+from query_service.middleware.bound import bound_filter
 from query_service.middleware.metrics import Metrics
 from query_service.middleware.request_log import current_request_id
 from query_service.middleware.tracing import start_tracing, trace_headers
@@ -95,7 +96,7 @@ class Router:
         statuses = [part.replicas[0].status or pin.status for part in pin.parts]
         return ServiceFacts(
             version=pin.generation.partition("-")[0],
-            passages=sum(status.passages for status in statuses),
+            passages=sum(status.passages for status in statuses) if bound_filter() is None else None,
             model=pin.status.model,
             first_stage=list(pin.status.first_stage),
             encodes_documents=all(status.encodes_documents for status in statuses),
@@ -123,7 +124,7 @@ class Router:
                     while True:
                         pin = await self._pin(started)
                         notes = AnswerNotes(settings=self.settings, model_name=self.names[0], started=started)
-                        context = ShardsContext(pin, notes, limit_ms, self._ask)
+                        context = ShardsContext(pin, notes, limit_ms, self._ask, bound_filter())
                         try:
                             result = await make(context)
                         except GenerationLostError:
@@ -146,7 +147,7 @@ class Router:
             return
         self.metrics.fleet(living=living, silent=silent, missing_shards=len(facts.missing_shards))
         self.metrics.runs(__version__, self.names[0])
-        self.metrics.serves(facts.version, facts.passages)
+        self.metrics.serves(facts.version, facts.passages or 0)
 
     async def _pin(self, started: float) -> Pin:
         """A generation that all shards have: while a new one spreads there may be none for a moment."""

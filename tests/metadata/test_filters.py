@@ -85,7 +85,7 @@ def test_a_filter_selects_what_it_says(columns: Columns, filter: dict[str, Any],
 @pytest.mark.parametrize(
     ("filter", "problem"),
     [
-        ({"lnag": "de"}, r"no field 'lnag'; did you mean 'lang'\? The index has: lang \(text\), year \(number\)"),
+        ({"lnag": "de"}, r"no field 'lnag' \(did you mean 'lang'\?\); the index has: lang \(text\), year \(number\)"),
         ({"lang": 1}, r"'lang' is text: \$eq takes a string, got 1"),
         ({"lang": {"$gt": "a"}}, r"'lang' is text; \$gt compares numbers and dates"),
         ({"lang": ["de"]}, r"got \['de'\]; \$in takes a list"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kalm_cache.cli import options as opt
+from kalm_cache.cli.filters import parsed_fields, parsed_filter
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 from kalm_cache.cli.texts import ids_of
 from kalm_cache.errors import ServiceUnavailableError, UsageError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("search", "rerank", "score")
 OVERRIDES = ("k", "chunk_size", "first_stage", "instruction")  # flags that are fields of the body, by the same names
-SHOWN = ("rank", "index", "doc_id", "label", "id", "score", "margin", "cache", "text")
+SHOWN = ("rank", "index", "doc_id", "label", "id", "score", "margin", "cache", "metadata", "text")
 TAGS = ("label", "id")  # not shown where they repeat `doc_id`
 
 
@@ -40,6 +41,8 @@ class RequestOptions:
     chunk_size: opt.ChunkSize = None
     first_stage: opt.FirstStageMode = None
     instruction: opt.Instruction = None
+    filter: opt.Filter = None
+    fields: opt.Fields = None
     return_margin: Annotated[bool, typer.Option("--return-margin", help="Add yes_logit − no_logit.")] = False
 
     def body(self, query: str | None) -> dict[str, Any]:
@@ -49,6 +52,10 @@ class RequestOptions:
         for name in OVERRIDES:
             if (value := getattr(self, name)) is not None:
                 body[name] = value
+        if (wanted := parsed_filter(self.filter)) is not None:
+            body["filter"] = wanted
+        if names := parsed_fields(self.fields):
+            body["fields"] = names
         return body | _result_options(self.endpoint, self.top_k, self.return_margin)
 
 

@@ -35,6 +35,27 @@ def test_keys_come_from_the_setting_and_the_file_without_blanks_and_comments(tmp
     assert not any(map(ring.matches, (b"delta", b"#delta", b"", b"alph", b"alphaa", b"Alpha", b" alpha")))
 
 
+def test_a_key_of_a_file_may_be_bound_to_a_filter(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text('alpha\nbeta {"tenant": "b"}\nbeta   {"tenant": "b"}\n')
+    ring = KeyRing.load("api_keys", NONE, file)
+    assert (len(ring), ring.has_filters) == (2, True)
+    assert (ring.filter_of(b"alpha"), ring.filter_of(b"beta"), ring.filter_of(b"gamma")) == (
+        None,
+        {"tenant": "b"},
+        None,
+    )
+
+
+@pytest.mark.parametrize("line", ['alpha {"tenant": "b"}', 'beta {"tenant": "c"}', "gamma [1]", "gamma {}", "gamma b"])
+def test_a_filter_that_cannot_be_meant_so_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f'alpha\nbeta {{"tenant": "b"}}\n{line}\n')
+    with pytest.raises(UsageError, match=rf"api_keys_file {file}:3: ") as caught:
+        KeyRing.load("api_keys", NONE, file)
+    assert "tenant" not in str(caught.value).replace('{"tenant": "acme"}', "")
+
+
 def test_without_keys_a_ring_is_false_and_matches_nothing() -> None:
     ring = KeyRing.load("api_keys", NONE, None)
     assert not ring
