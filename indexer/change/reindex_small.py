@@ -31,10 +31,13 @@ def run_small_reindex(
     encoders: Encoders,
     *,
     keep_missing: bool = False,
+    spare_if_unreadable: bool = False,
     on_reject: Reject,
     on_progress: Callable[[BuildCounts], None],
 ) -> ReindexReport:
     """Bring an index to a corpus as `add` and `delete` do; arguments and errors as of `run_reindex`.
+
+    `spare_if_unreadable`: nothing is deleted while the corpus has lines that cannot be read, such as one half written.
 
     Raises:
         IndexMismatchError: the settings are not those of the index.
@@ -55,17 +58,20 @@ def run_small_reindex(
             f"{index}: keeps metadata {before.metadata!r}, {settings.metadata!r} was asked for; to change it, leave "
             "--incremental out"
         )
-    seen: set[bytes] = set()
+    seen, unreadable = set[bytes](), 0
 
     def noted() -> Iterator[CorpusLine | RejectedLine]:
+        nonlocal unreadable
         for line in lines:
             if isinstance(line, CorpusLine):
                 seen.add(key_of(line.passage.doc_id))
+            else:
+                unreadable += 1
             yield line
 
     report = add_passages(noted(), index, settings, encoders, on_reject=on_reject, on_progress=on_progress)
     missing = _missing(index, seen)
-    deleted = [] if keep_missing else missing
+    deleted = [] if keep_missing or (spare_if_unreadable and unreadable) else missing
     if deleted:
         delete_passages(deleted, index)
     return _report(index, report, len(deleted), len(missing) - len(deleted), time.perf_counter() - started)

@@ -20,6 +20,7 @@ COMMANDS = {  # name -> module in commands/, and its function; a module alone ha
     "reindex": "change.reindex",
     "add": "change.add",
     "delete": "change.delete",
+    "watch": "watch.watch",
     "search": "search.search",
     "rerank": "rerank.rerank",
     "serve": "serve.serve",
@@ -44,7 +45,20 @@ COMMANDS = {  # name -> module in commands/, and its function; a module alone ha
     "cache": "cache",
     "config": "config",
 }
-RESUMABLE = {"index", "reindex", "add", "verify", "demo", "eval", "warm", "finetune", "push", "pull", "partition"}
+RESUMABLE = {
+    "index",
+    "reindex",
+    "add",
+    "watch",
+    "verify",
+    "demo",
+    "eval",
+    "warm",
+    "finetune",
+    "push",
+    "pull",
+    "partition",
+}
 PLAIN: Any = {"add_completion": False, "pretty_exceptions_enable": False}
 
 

@@ -146,3 +146,24 @@ def test_people_are_told_what_happened_in_words(run: Run, index: Path, tmp_path:
     said = run("reindex", more, "--index", index, "--keep-missing").stdout
     assert "4 reused, 0 recoded, 1 encoded" in said
     assert "would hold" in run("reindex", more, "--index", index, "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("-", "cannot be followed"), ("s3://bucket/corpus", "cannot be followed"), ("nowhere", "does not exist")],
+)
+def test_watch_names_what_it_cannot_follow(run: Run, index: Path, source: str, message: str) -> None:
+    result = run("watch", source, "--index", index)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["--index", "--errors"])
+def test_watch_refuses_to_write_into_the_folder_that_it_follows(
+    run: Run, index: Path, tmp_path: Path, flag: str
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    result = run("watch", folder, "--index", index, flag, folder / "written")
+    assert result.exit_code == 2
+    assert f"{flag} {folder / 'written'} is in the folder that is followed" in result.stderr
