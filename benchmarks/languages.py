@@ -27,7 +27,7 @@ from kalm_cache.evaluation import load_beir
 from kalm_cache.evaluation.measures.metrics import measure
 from kalm_cache.first_stage import BM25Index
 from kalm_cache.first_stage.bm25.analysis import Analysis, terms_of
-from kalm_cache.first_stage.languages import AUTO, languages_of
+from kalm_cache.languages import AUTO, languages_of
 
 DEPTH = 100
 MEASURES = ("ndcg@10", "recall@100")

@@ -25,7 +25,7 @@ from pydantic import (
 
 from kalm_cache.environment import ENV_PREFIX, service_links, variables
 from kalm_cache.errors import UsageError
-from kalm_cache.first_stage.languages import AUTO, language_codes
+from kalm_cache.languages import AUTO, language_codes
 from kalm_cache.metadata.fields import MetadataFields
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 from kalm_cache.passage import DEFAULT_TEMPLATE, TEXT, PassageTemplate

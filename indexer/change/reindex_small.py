@@ -17,9 +17,9 @@ from indexer.change.reindex import ReindexReport
 from indexer.corpus import CorpusLine, RejectedLine
 from indexer.models import Encoders
 from kalm_cache.errors import IndexMismatchError
-from kalm_cache.first_stage.languages import AUTO
 from kalm_cache.generations.generation import open_current
 from kalm_cache.generations.segments import SegmentSet
+from kalm_cache.languages import AUTO
 from kalm_cache.settings import Settings
 from kalm_cache.storage.passage_store import key_of
 

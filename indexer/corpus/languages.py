@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from indexer.corpus.values import CorpusLine, RejectedLine
 from kalm_cache.errors import CorpusError
-from kalm_cache.first_stage.languages import AUTO, languages_of, only_english
+from kalm_cache.languages import AUTO, languages_of, only_english
 from kalm_cache.settings import Settings
 
 logger = logging.getLogger(__name__)

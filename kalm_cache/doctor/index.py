@@ -10,7 +10,6 @@ from pathlib import Path
 
 from kalm_cache.doctor.check import Report
 from kalm_cache.errors import CheckpointError, DamagedRecordError, KalmCacheError, StoreError
-from kalm_cache.first_stage.languages import only_english
 from kalm_cache.generations.build_folders import unfinished_builds
 from kalm_cache.generations.file_digests import require_valid_arrays
 from kalm_cache.generations.generation import Generation, open_current, published_names, require_valid
@@ -18,6 +17,7 @@ from kalm_cache.generations.journal import journal_problem
 from kalm_cache.generations.manifest import SegmentReceipt
 from kalm_cache.generations.segments import SegmentSet
 from kalm_cache.index.decoders import decoder_checkpoint, decoder_of
+from kalm_cache.languages import only_english
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.precision import dtype_name

@@ -15,7 +15,6 @@ from pydantic import Field
 from kalm_cache.calibration import FittedCalibration
 from kalm_cache.errors import DamagedRecordError, IndexMismatchError, IndexNotFoundError, StoreError
 from kalm_cache.first_stage.bm25.analysis import Analysis
-from kalm_cache.first_stage.languages import ENGLISH
 from kalm_cache.foreign_files import (
     STRICT,
     Count,
@@ -28,6 +27,7 @@ from kalm_cache.foreign_files import (
 )
 from kalm_cache.generations.fingerprint import Fingerprint, ServingDecoder
 from kalm_cache.generations.sharding import Sharding
+from kalm_cache.languages import ENGLISH
 from kalm_cache.metadata.column_types import ColumnType
 from kalm_cache.passage import DEFAULT_TEMPLATE
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked

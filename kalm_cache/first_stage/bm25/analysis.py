@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kalm_cache.errors import IndexMismatchError
-from kalm_cache.first_stage.languages import ENGLISH, NO_LANGUAGE, STEMMED, STOP_WORDS, language_codes
 from kalm_cache.first_stage.normalisation import normalised, spellings
+from kalm_cache.languages import ENGLISH, NO_LANGUAGE, STEMMED, STOP_WORDS, language_codes
 
 _OTHER_SCRIPTS = frozenset(
     ("ar", "bg", "bn", "el", "fa", "he", "hi", "hy", "ja", "ko", "mk", "ne", "ru", "sr", "ta", "th", "uk", "ur", "zh")

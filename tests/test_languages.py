@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kalm_cache.first_stage.languages import (
+from kalm_cache.languages import (
     LANGUAGES,
     STEMMED,
     STOP_WORDS,
