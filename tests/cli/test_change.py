@@ -79,7 +79,7 @@ def test_fields_that_are_no_part_of_a_passage_are_counted(run: Run, index: Path,
     assert report_of(run, "add", more, "--index", index)["unused_fields"] == {"url": 2, "n": 1}
     for job in (["add"], ["reindex"], ["reindex", "--dry-run"]):
         told = run(*job, more, "--index", index).stdout
-        assert told.endswith("\nno part of the passages (passage_template names what is): url (2), n (1)\n"), told
+        assert told.endswith("what is kept beside it): url (2), n (1)\n"), told
 
 
 def test_delete_without_a_known_id_changes_nothing(run: Run, index: Path) -> None:

@@ -122,6 +122,7 @@ def test_a_single_file_is_followed_through_its_replacement(tmp_path: Path) -> No
         wait_for(lambda: update.calls == 3)
         file.write_text("three")
         wait_for(lambda: update.calls == 4)
+    assert file.read_text() == "three"
 
 
 def test_what_fails_for_a_while_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +130,8 @@ def test_what_fails_for_a_while_is_tried_again(tmp_path: Path, monkeypatch: pyte
     update = Counted(IndexLockedError("another job"), IndexLockedError("another job"))
     with following(tmp_path, update):
         wait_for(lambda: update.calls == 3)
+        time.sleep(4 * SETTLE)
+    assert update.calls == 3
 
 
 def test_what_waiting_does_not_mend_ends_it(tmp_path: Path) -> None:
