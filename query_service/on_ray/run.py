@@ -11,7 +11,7 @@ from typing import Any
 from kalm_cache.errors import KalmCacheError, UsageError
 from kalm_cache.ray_connection import connected
 from kalm_cache.settings import Settings
-from kalm_cache.stopping import is_stopping, signals_call
+from kalm_cache.stopping import is_stopping, signals_call, stop_if_asked
 from query_service.middleware.logs import configure_logging
 from query_service.on_ray.application import ServedOnRay, application_of, sharding_of
 from query_service.server import address_of, bind
@@ -45,32 +45,48 @@ def run_on_ray(given: ServedOnRay, settings: Settings, address: str | None) -> N
     with connected(address, cpus=cpus, show_logs=True):
         from ray import serve
 
-        if NAME in serve.status().applications:
-            raise UsageError(f"the cluster serves {NAME!r} already; stop that first")
-        with bind(settings.host, settings.port) as listener:
-            url, port = address_of(listener), listener.getsockname()[1]
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        stop = Event()
-        if is_stopping():
-            stop.set()
-        with signals_call(lambda *_: stop.set()):
-            serve.start(
-                proxy_location="HeadOnly",
-                http_options={"host": settings.host, "port": port},
-                logging_config={"log_level": "WARNING", "enable_access_log": False},
-            )
-            try:
-                _deploy(application_of(given, settings, sharding), given, stop)
-                if not stop.is_set():
-                    logger.info("serving %d shards of %s on %s (API: /docs)", sharding.count, given.index, url)
-                stop.wait()
-            finally:
+        found = serve.status()
+        if NAME in found.applications:
+            raise UsageError(f"the cluster serves {NAME!r} already; stop that first")
+        is_ours = not found.proxies  # else Ray Serve runs there for others, too, at an address of its own
+        where = _start(settings) if is_ours else "the address of the Ray Serve that runs there"
+        try:
+            _deploy(application_of(given, settings, sharding), given)
+            logger.info("serving %d shards of %s on %s (API: /docs)", sharding.count, given.index, where)
+            _wait_for_signal()
+        finally:
+            if is_ours:
+                serve.shutdown()
+            else:
                 serve.delete(NAME)
     logger.info("stopped")
 
 
-def _deploy(application: Any, given: ServedOnRay, stop: Event) -> None:
-    """Return when all replicas are ready, or `stop` is set."""
+def _start(settings: Settings) -> str:
+    """Start Ray Serve, and one proxy; returns its URL. Raises `UsageError` where its address cannot be bound."""
+    from ray import serve
+
+    with bind(settings.host, settings.port) as listener:
+        url, port = address_of(listener), listener.getsockname()[1]
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": settings.host, "port": port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    return url
+
+
+def _wait_for_signal() -> None:
+    """Return at SIGTERM, SIGINT or SIGHUP."""
+    stop = Event()
+    with signals_call(lambda *_: stop.set()):
+        if not is_stopping():  # one that came before, and that a library swallowed
+            stop.wait()
+
+
+def _deploy(application: Any, given: ServedOnRay) -> None:
+    """Return when all replicas are ready."""
     from ray.serve import status
     from ray.serve.api import RunTarget, run_many
     from ray.serve.schema import ApplicationStatus
@@ -79,7 +95,9 @@ def _deploy(application: Any, given: ServedOnRay, stop: Event) -> None:
         [RunTarget(application, NAME)], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )
     said = time.monotonic()
-    while not stop.wait(LOOK_SECONDS):
+    while True:
+        time.sleep(LOOK_SECONDS)
+        stop_if_asked()
         found = status().applications[NAME]
         if found.status == ApplicationStatus.RUNNING:
             return

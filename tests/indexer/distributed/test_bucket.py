@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,19 @@ from indexer.distributed.places.bucket import BucketPlace
 from indexer.distributed.plan_job import PlanReport
 from indexer.distributed.receipt import Receipt
 from kalm_cache.errors import IndexConflictError, StoreError
+from kalm_cache.generations.current import CURRENT
 from kalm_cache.generations.generation import open_current
+from kalm_cache.generations.remote import push as pushing
 from kalm_cache.generations.remote.collect import collect
 from kalm_cache.generations.remote.copies import CopyCache, RemoteCopy
 from kalm_cache.generations.remote.push import push
-from kalm_cache.generations.remote.root import FILES, PARTITIONS
+from kalm_cache.generations.remote.root import FILES, OPEN_PLAN, PARTITIONS, new_token, require_root
 from kalm_cache.settings import Settings, load_settings
 from tests.indexer.changes import texts_of, valid
 from tests.indexer.sharded import MANY, answers_of, files_of
 from tests.indexes import build, lines_of
 from tests.object_store.places import BUCKET, Place, S3Place, file_place, memory_place, s3_server
+from tests.waiting import wait_for
 
 SHARDS = 3
 Machine = Callable[[], BucketPlace]
@@ -237,3 +242,29 @@ def test_while_partitions_are_planned_gc_removes_no_file_and_other_plans_are_ref
     assert bucket.store().list(PARTITIONS) == {}
     assert collect(bucket.store()).objects > 0
     assert valid(pulled(machine))
+
+
+def test_a_plan_waits_for_a_gc_that_does_not_see_it(
+    machine: Machine,
+    bucket: Place,
+    settings: Settings,
+    encoders: Encoders,
+    in_one_process: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(pushing, "LOOK_SECONDS", 0.01)
+    store = bucket.store()
+    push(store, in_one_process)
+    root, found = require_root(store)
+    assert store.swap(CURRENT, replace(root, collecting=new_token()).to_bytes(), found)  # as a gc begins
+    planner = threading.Thread(target=plan, args=(machine(), settings, encoders, MANY | {"m1": "another text"}))
+    planner.start()
+    wait_for(lambda: store.get(OPEN_PLAN) is not None)
+    objects = store.list(FILES).keys()
+    planner.join(0.2)
+    assert planner.is_alive()
+    assert store.list(FILES).keys() == objects
+    assert store.swap(CURRENT, root.to_bytes(), store.get(CURRENT))  # as it ends
+    planner.join()
+    assert len(store.list(FILES).keys() - objects) == SHARDS
+    assert collect(store).objects == 0
