@@ -29,7 +29,9 @@ class Stopped(KeyboardInterrupt):
 
 def exit_code_of(stopped: KeyboardInterrupt) -> int:
     """128 and the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
+    if isinstance(stopped, Stopped):
+        return 128 + stopped.number
+    return 128 + (_received[0][0] if _received else signal.SIGINT)  # Ray raises one of its own in the place of ours
 
 
 def catch_signals() -> None:

@@ -36,6 +36,21 @@ except Stopped as exc:
     assert done.returncode == exit_code, done.stderr
 
 
+def test_the_exit_code_names_the_signal_where_a_library_raises_an_interrupt_of_its_own() -> None:
+    done = run("""
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the tests run in
+catch_signals()
+try:
+    try:
+        os.kill(ME, signal.SIGTERM)
+    except Stopped:
+        raise KeyboardInterrupt from None  # as Ray does while it waits
+except KeyboardInterrupt as exc:
+    os._exit(exit_code_of(exc))
+""")
+    assert done.returncode == 143, done.stderr
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
     done = run("""
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests run in

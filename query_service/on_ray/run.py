@@ -18,6 +18,10 @@ from query_service.server import address_of, bind
 
 NAME = "kalm-cache"  # of the application
 OF_CONNECTIONS = {"header_seconds", "body_seconds", "max_connections"}
+OF_RAY = {  # of a Ray that is begun here, unless the environment says otherwise
+    "RAY_worker_niceness": "0",  # 15, and all that runs beside a service went first
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # 5, and a busy machine could not start a proxy
+}
 LOOK_SECONDS, SAY_SECONDS = 1.0, 30.0
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ def run_on_ray(given: ServedOnRay, settings: Settings, address: str | None) -> N
     sharding = sharding_of(given.index, settings)
     needed = sharding.count * given.most_replicas * given.cpus_per_replica
     cpus = max(os.cpu_count() or 1, round(needed) + 1)  # on one machine replicas share its processors
+    for name, value in OF_RAY.items():
+        os.environ.setdefault(name, value)
     with connected(address, cpus=cpus, show_logs=True):
         from ray import serve
 
@@ -64,16 +70,26 @@ def run_on_ray(given: ServedOnRay, settings: Settings, address: str | None) -> N
 
 
 def _start(settings: Settings) -> str:
-    """Start Ray Serve, and one proxy; returns its URL. Raises `UsageError` where its address cannot be bound."""
+    """Start Ray Serve, and one proxy; returns its URL.
+
+    Raises:
+        UsageError: its address cannot be bound.
+        KalmCacheError: Ray Serve does not start.
+    """
     from ray import serve
 
     with bind(settings.host, settings.port) as listener:
         url, port = address_of(listener), listener.getsockname()[1]
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": settings.host, "port": port},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": settings.host, "port": port},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+    except Exception as exc:  # Ray raises bare ones, too
+        serve.shutdown()
+        first_line = str(exc).strip().partition("\n")[0]
+        raise KalmCacheError(f"Ray Serve could not be started at {url}: {first_line}") from exc
     return url
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kalm_cache.errors import KalmCacheError
 from query_service.router.errors import ReplicaFailedError
 from query_service.router.messages import Status
 from query_service.router.transport import Reply
@@ -69,22 +68,22 @@ class OnRay:
         return reply
 
     async def _hear(self, name: str) -> list[Status]:
-        """What each replica says; of those of which one does not answer in time, what the least busy one says."""
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
-
+        """What each replica says; where one does not answer in time, what the least busy one says."""
         handle = self._handles[name]
         try:
             said = await handle.broadcast("status").results_async(timeout_s=HEAR_SECONDS, return_exceptions=True)
         except TimeoutError:
-            try:
-                async with asyncio.timeout(HEAR_SECONDS):
-                    said = [await handle.status.remote()]
-            except (TimeoutError, RayError, RayServeException, KalmCacheError):
-                said = []
-        except (RayError, RayServeException):
+            said = await self._hear_one(name)
+        except Exception:  # Ray raises bare ones, too; who cannot be heard does not answer, which the router says
             said = []
         return [one for one in said if isinstance(one, Status)]
+
+    async def _hear_one(self, name: str) -> list[Status]:
+        try:
+            async with asyncio.timeout(HEAR_SECONDS):
+                return [await self._handles[name].status.remote()]
+        except Exception:  # as above
+            return []
 
 
 def joint_status(statuses: Sequence[Status]) -> Status:
