@@ -169,7 +169,10 @@ def test_a_decoder_learns_to_isolate_its_prefix_and_then_answers_so(
     source: Source, train_file: Path, tmp_path: Path, told: Told, mini: Checkpoint
 ) -> None:
     options = replace(TRAINING, loss="distil", isolate_prefix=True)
-    run(source, train_file, tmp_path / "out", told, options)
+    report = run(source, train_file, tmp_path / "out", told, options)
+    log = [json.loads(line) for line in (tmp_path / "out" / RUN / "log.jsonl").read_text().splitlines()]
+    watched = {line["step"]: line["squared_error"] for line in log if line["step"] and "ndcg@10" in line}
+    assert report.best_step == min(watched, key=watched.__getitem__)
     tuned = open_checkpoint(str(tmp_path / "out"))
     assert tuned.config.isolated_prefix
     exact = source.index.query_side

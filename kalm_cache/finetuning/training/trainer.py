@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -212,20 +213,31 @@ class Trainer:
             self._watch()
 
     def _watch(self) -> None:
-        """Rank the watched queries, and keep the weights if they are the best so far."""
+        """Rank the watched queries, and keep the weights if they are the best so far.
+
+        The best have the highest nDCG; where margins are distilled, those that are nearest to what they were.
+        """
+        errors: list[float] = []
 
         def margins(query: HeldOutQuery, chunk_size: int) -> list[float]:
             states = self.passages.states(query.candidates, chunk_size)
-            return self._margins([query.prompt] * len(states), states).tolist()
+            prompts = [query.prompt] * len(states)
+            found: list[float] = self._margins(prompts, states).tolist()
+            if self.options.loss == "distil":
+                wanted = self.prompts.side.margins(prompts, states, DECODE_BATCH)
+                errors.append(fmean((a - b) ** 2 for a, b in zip(found, wanted, strict=True)))
+            return found
 
         started = time.monotonic()
         with self.decoder.scoring():
             self._ndcg = mean_ndcg(self.watched, self.steps.chunk_sizes, margins)
         seconds = time.monotonic() - started
-        self.folder.append({"step": self._step, "ndcg@10": self._ndcg, "seconds": round(seconds, 2)})
-        if self._step and (self._best is None or self._ndcg > self._best[0]):
+        measured = {"squared_error": fmean(errors)} if errors else {}
+        self.folder.append({"step": self._step, "ndcg@10": self._ndcg, **measured, "seconds": round(seconds, 2)})
+        quality = -fmean(errors) if errors else self._ndcg
+        if self._step and (self._best is None or quality > self._best[0]):
             weights = {name: value.detach().cpu().clone() for name, value in self.decoder.parameters.items()}
-            self._best = (self._ndcg, self._step, weights)
+            self._best = (quality, self._step, weights)
             self._save()
 
     def _take_best(self) -> None:
