@@ -53,7 +53,7 @@ class CorpusOptions:
         columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else None
         return TableFormat(columns, self.header, self.delimiter, self.quotes)
 
-    def lines(self, passage_template: str, metadata: str = "") -> Iterable[CorpusLine | RejectedLine]:
+    def lines(self, passage_template: str, metadata: str) -> Iterable[CorpusLine | RejectedLine]:
         """The corpus, opened. Call it before a model is loaded: a wrong path then costs no time.
 
         Args:

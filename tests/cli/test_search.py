@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from kalm_cache.cli.commands.watch import _updating
+from kalm_cache.cli.corpus_input import CorpusOptions
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.reranker import KaLMReranker
-from kalm_cache.settings import FIRST_STAGE_WEIGHTS
+from kalm_cache.settings import FIRST_STAGE_WEIGHTS, load_settings
 from tests.checkpoints import make_checkpoint
 from tests.cli.conftest import PASSAGES, Run
 
@@ -150,6 +152,21 @@ def test_a_filter_and_fields_are_taken_from_the_corpus_to_the_results(run: Run, 
     assert metadata == {"b": {"lang": "en"}, "c": {"lang": "en", "year": 1999}}
     assert "1999" in run(*arguments, "--fields", "year").stdout
     assert json.loads(run("stats", "--index", index, "--json").stdout)["columns"] == {"lang": "text", "year": "number"}
+    ranked = ("rerank", "--query", "Gravity", "--index", index, "--ids", "a,b,c", *arguments[-2:], "--fields", "year")
+    results = json.loads(run(*ranked, "--json").stdout)["results"]
+    assert {one["doc_id"]: one["metadata"] for one in results} == {"b": {}, "c": {"year": 1999}}
+    assert run("rerank", "--query", "Gravity", "--document", "Bees", *arguments[-2:]).exit_code == 2
+
+
+def test_an_index_that_follows_a_file_follows_its_metadata(run: Run, tmp_path: Path) -> None:
+    corpus, index = tmp_path / "c.jsonl", tmp_path / "index"
+    corpus.write_text('{"_id": "a", "text": "Beijing", "lang": "zh"}\n{"_id": "b", "text": "Bees", "lang": "en"}\n')
+    assert run("index", corpus, "--index", index, "--metadata", "all").exit_code == 0
+    update = _updating(CorpusOptions(str(corpus)), str(index), load_settings(device="cpu"), json=True)
+    corpus.write_text(corpus.read_text().replace('"en"', '"de"'))
+    update()
+    with PassageIndex.open(index, device="cpu") as opened:
+        assert opened.metadata.values(["a", "b"], ["lang"]) == [{"lang": "zh"}, {"lang": "de"}]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from kalm_cache.cli import options as opt
+from kalm_cache.cli.filters import parsed_fields, parsed_filter
 from kalm_cache.cli.index_places import index_to_read
 from kalm_cache.cli.output import exit_codes, print_json, stdout_console
 from kalm_cache.cli.texts import ids_of, lines_in
@@ -74,20 +75,25 @@ def rerank(
     scoring: ScoringOptions,
     model: opt.ModelOptions,
     config: opt.ConfigFile = None,
+    filter: opt.Filter = None,
+    fields: opt.Fields = None,
     return_margin: Annotated[bool, typer.Option("--return-margin", help="Add yes_logit − no_logit.")] = False,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Results shown; all by default.")] = None,
     json: opt.AsJson = False,
 ) -> None:
     """Rank documents given as text (encoded on the fly), or stored passages by their ids (decoder only)."""
     with exit_codes():
+        wanted, names = parsed_filter(filter), parsed_fields(fields)
         settings = opt.settings_from(config, model, **scoring.as_flags())
         texts, doc_ids = documents.texts(), documents.doc_ids()
         if bool(doc_ids) == bool(texts) or bool(doc_ids) != bool(documents.index):
             raise UsageError(
                 "give either --document/--documents-file, or ids (--ids, --id, --ids-file) together with --index"
             )
+        if documents.index is None and (wanted is not None or names):
+            raise UsageError("--filter and --fields are of stored passages: give ids and --index, or leave them out")
         if documents.index is not None:
-            results = _rerank_stored(query, doc_ids, documents.index, settings, top_k)
+            results = _rerank_stored(query, doc_ids, documents.index, settings, top_k, wanted, names)
         else:
             results = _rerank_texts(query, texts, settings, scoring.batch_size, top_k)
     if not return_margin:
@@ -100,7 +106,13 @@ def rerank(
 
 
 def _rerank_stored(
-    query: str, doc_ids: list[str], index: str, settings: Settings, top_k: int | None
+    query: str,
+    doc_ids: list[str],
+    index: str,
+    settings: Settings,
+    top_k: int | None,
+    filter: dict[str, Any] | None,
+    fields: list[str],
 ) -> list[dict[str, Any]]:
     from kalm_cache.index.from_settings import open_index
 
@@ -110,6 +122,8 @@ def _rerank_stored(
             doc_ids,
             top_n=top_k,
             min_probability=settings.min_probability,
+            filter=filter,
+            fields=fields,
             instruction=settings.instruction,
             system_instruction=settings.system_instruction,
             with_text=False,
@@ -117,6 +131,7 @@ def _rerank_stored(
     return [
         {"doc_id": result.doc_id, "score": result.score, "margin": result.margin}
         | ({} if result.probability is None else {"probability": result.probability})
+        | ({} if result.metadata is None else {"metadata": result.metadata})
         for result in answer.results
     ]
 

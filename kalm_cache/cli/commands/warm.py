@@ -56,7 +56,7 @@ def _warm(source: CorpusOptions, settings: Settings) -> WarmReport:
     from indexer.warm import open_states, warm_cache
     from kalm_cache.index.from_settings import open_text_cache
 
-    lines, cache = source.lines(settings.passage_template), open_text_cache(settings)
+    lines, cache = source.lines(settings.passage_template, metadata=""), open_text_cache(settings)
     if cache is None:
         raise UsageError("name the text cache: --text-cache DIR")
     with cache, ErrorsFile(source.errors) as rejects, show_progress(source.count()) as on_progress:

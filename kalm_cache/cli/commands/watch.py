@@ -74,7 +74,7 @@ def _updating(source: CorpusOptions, index: str, overrides: Settings, json: bool
     settings = settings.model_copy(update={"batch_tokens": batch_tokens_of(settings, encoders.passage_side)})
 
     def update() -> None:
-        lines = source.lines(settings.passage_template)
+        lines = source.lines(settings.passage_template, settings.metadata)
         with index_to_change(index, overrides) as folder, ErrorsFile(source.errors) as rejects:
             before = open_current(folder).name
             report = run_small_reindex(
