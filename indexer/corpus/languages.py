@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from indexer.corpus.values import CorpusLine, RejectedLine
@@ -13,6 +13,7 @@ from kalm_cache.settings import Settings
 
 logger = logging.getLogger(__name__)
 READ_CHARS = 8 << 20  # of the corpus, at most: what is read before the build waits in memory
+LINE_CHARS = 100  # what a line takes beside its text
 SAMPLED = 500  # passages of these, evenly spread
 
 
@@ -28,21 +29,30 @@ def with_language(
         texts = [line.passage.text for line in read if isinstance(line, CorpusLine)]
         language = languages_of(texts[:: max(1, len(texts) // SAMPLED)])
         logger.info("language: %s, by the first %d passages; --language names another", language, len(texts))
-        settings, lines = settings.model_copy(update={"language": language}), itertools.chain(read, lines)
+        settings, lines = settings.model_copy(update={"language": language}), _put_back(read, lines)
     for problem in only_english(settings.model, settings.embedder, settings.language):
         logger.warning("%s", problem)
     return settings, lines
 
 
+def _put_back(
+    read: deque[CorpusLine | RejectedLine], others: Iterable[CorpusLine | RejectedLine]
+) -> Iterator[CorpusLine | RejectedLine]:
+    """All of them in order; what is taken no longer waits in memory."""
+    while read:
+        yield read.popleft()
+    yield from others
+
+
 def _beginning(
     lines: Iterable[CorpusLine | RejectedLine],
-) -> tuple[list[CorpusLine | RejectedLine], Iterable[CorpusLine | RejectedLine]]:
+) -> tuple[deque[CorpusLine | RejectedLine], Iterable[CorpusLine | RejectedLine]]:
     """The first lines, and the others. Where the corpus breaks off among the first, the others are its error."""
-    others, read, chars = iter(lines), [], 0
+    others, read, chars = iter(lines), deque[CorpusLine | RejectedLine](), 0
     try:
         for line in others:
             read.append(line)
-            chars += len(line.passage.text) if isinstance(line, CorpusLine) else 0
+            chars += LINE_CHARS + len(line.passage.text if isinstance(line, CorpusLine) else line.raw)
             if chars >= READ_CHARS:
                 break
     except CorpusError as exc:

@@ -11,6 +11,7 @@ import pytest
 
 from indexer.build.index_job import Encoders, load_encoders
 from indexer.change.reindex_small import run_small_reindex
+from kalm_cache.doctor.index import check_index
 from kalm_cache.errors import IndexMismatchError, UsageError
 from kalm_cache.generations.generation import open_current, segment_folder
 from kalm_cache.generations.manifest import MANIFEST, parse_manifest
@@ -123,3 +124,4 @@ def test_models_that_know_english_alone_are_named(
     build(tmp_path, static, GERMAN, encoders=encoders)
     assert [record.levelname for record in caplog.records][-2:] == ["WARNING", "WARNING"]
     assert "the embedder 'static' is English, and the corpus has de" in caplog.text
+    assert "the embedder 'static' is English" in check_index(tmp_path).advice
