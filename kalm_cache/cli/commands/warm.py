@@ -14,7 +14,6 @@ from kalm_cache.cli.progress import show_progress
 from kalm_cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from indexer.models import batch_tokens_of
     from indexer.warm import WarmReport
     from kalm_cache.settings import Settings
 
@@ -53,6 +52,7 @@ def warm(
 
 def _warm(source: CorpusOptions, settings: Settings) -> WarmReport:
     from indexer.corpus.rejects import ErrorsFile
+    from indexer.models import batch_tokens_of
     from indexer.warm import open_states, warm_cache
     from kalm_cache.index.from_settings import open_text_cache
 
