@@ -169,11 +169,11 @@ from kalm_cache.model.decoder import QueryDecoder
 
 decode, flag = QueryDecoder.margins, Path({flag!r})
 
-def margins(self, prompts, pooled, counts):
+def margins(self, prompts, pooled, counts, *shared):
     if len(counts) == 2 and flag.exists():  # the request's pairs: a service that starts decodes one, and many
         flag.unlink()
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    return decode(self, prompts, pooled, counts)
+    return decode(self, prompts, pooled, counts, *shared)
 
 QueryDecoder.margins = margins
 """

@@ -129,9 +129,11 @@ def test_however_many_wait_only_some_hold_states_in_memory(index_folder: Path) -
         assert client.get("/ready").status_code == 200
         hits = Held(service, client)
         asked = [threads.submit(hits.ask) for _ in range(STATE_HOLDERS + 8)]
-        wait_for(lambda: service.admission.under_way == STATE_HOLDERS + 8)
-        wait_for(lambda: service.engine.depth == STATE_HOLDERS)
-        assert service.admission.waiting == 8
-        hits.gate.set()
+        try:
+            wait_for(lambda: service.admission.under_way == STATE_HOLDERS + 8)
+            wait_for(lambda: service.engine.depth == STATE_HOLDERS)
+            assert service.admission.waiting == 8
+        finally:
+            hits.gate.set()  # a service whose engine is held does not end
         assert {future.result().status_code for future in asked} == {200}
         assert service.admission.waiting == service.admission.under_way == 0
