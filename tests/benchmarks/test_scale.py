@@ -13,6 +13,7 @@ from indexer.integrity.verify import verify_index
 from tests.benchmarks.conftest import Run
 
 
+@pytest.mark.slow
 def test_every_step_runs_and_the_tables_hold_every_size(run_benchmark: Run, tmp_path: Path) -> None:
     rows, tables = run_benchmark(scale.main, "--parts", "first_stage", "--sizes", "200,300", "--folder", tmp_path)
     steps = [(row["passages"], row["step"]) for row in rows if "step" in row]
@@ -21,6 +22,7 @@ def test_every_step_runs_and_the_tables_hold_every_size(run_benchmark: Run, tmp_
     assert tables.count("| 200 |") == tables.count("| 300 |") == len(scale_first_stage.PART.tables)
 
 
+@pytest.mark.slow
 def test_the_store_is_built_by_the_index_job_and_read_back(run_benchmark: Run, tmp_path: Path) -> None:
     rows, tables = run_benchmark(scale.main, "--parts", "store", "--sizes", "300", "--folder", tmp_path)
     built, looked_up = (row for row in rows if "step" in row)

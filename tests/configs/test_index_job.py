@@ -20,6 +20,7 @@ from tests.indexer.sharded import MANY
 from tests.object_store.places import BUCKET, CREDENTIALS
 
 
+@pytest.mark.slow
 def test_the_jobs_build_an_index_and_bring_it_up_to_date(
     s3: tuple[str, int], mini_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from tests.indexer.changes import add, texts_of, valid
 from tests.indexer.sharded import MANY
 from tests.indexes import build
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 
 def rows_of(index: str | Path, settings: Settings | None = None) -> dict[str, str]:
