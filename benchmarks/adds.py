@@ -30,8 +30,8 @@ from indexer.models import Encoders, load_encoders
 from kalm_cache import PassageIndex
 from kalm_cache.generations.generation import open_current, published_names
 from kalm_cache.passage import Passage
+from kalm_cache.process.system import raise_open_files_limit
 from kalm_cache.settings import Settings, load_settings
-from kalm_cache.system import raise_open_files_limit
 
 QUERY = "which ferry carries number 17 to the island"
 REPEATS = 9

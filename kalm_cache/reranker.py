@@ -24,7 +24,7 @@ from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.precision import resolve_device, resolve_dtype
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION, Prompt
 from kalm_cache.passage import DEFAULT_TEMPLATE, PassageTemplate
-from kalm_cache.progress_bar import progress_bar
+from kalm_cache.process.progress_bar import progress_bar
 from kalm_cache.scoring.batching import Pair, compute_in_batches
 from kalm_cache.scoring.passage_side import PassageSide, load_passage_side
 from kalm_cache.scoring.query_side import QuerySide, load_query_side, score_of

@@ -23,12 +23,12 @@ from pydantic import (
     field_validator,
 )
 
-from kalm_cache.environment import ENV_PREFIX, service_links, variables
 from kalm_cache.errors import UsageError
 from kalm_cache.languages import AUTO, language_codes
 from kalm_cache.metadata.fields import MetadataFields
 from kalm_cache.model.prompts import DEFAULT_INSTRUCTION, DEFAULT_SYSTEM_INSTRUCTION
 from kalm_cache.passage import DEFAULT_TEMPLATE, TEXT, PassageTemplate
+from kalm_cache.process.environment import ENV_PREFIX, service_links, variables
 
 OTHER_VARIABLES = ("KERNELS", "KERNEL_MARCH", "API_KEY", "BASE_URL")  # read by the kernels and by the client
 logger = logging.getLogger(__name__)

@@ -22,10 +22,10 @@ from kalm_cache.index.from_settings import open_index, open_text_cache
 from kalm_cache.index.passage_index import PassageIndex
 from kalm_cache.model.gpus import worker_gpus
 from kalm_cache.model.prompts import require_short
+from kalm_cache.process.stopping import is_stopping, signals_call
+from kalm_cache.process.system import raise_open_files_limit
 from kalm_cache.settings import Settings, idle_settings
-from kalm_cache.stopping import is_stopping, signals_call
 from kalm_cache.storage.text_cache.text_cache import TextCache
-from kalm_cache.system import raise_open_files_limit
 from query_service.app import create_app
 from query_service.connections.limits import ConnectionLimits
 from query_service.connections.listener import turn_away

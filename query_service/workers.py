@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TypeVar
 
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.stopping import SIGNALS, signals_call
+from kalm_cache.process.stopping import SIGNALS, signals_call
 from query_service.middleware.metrics import count_restart, forget_worker, share_between_workers
 
 HASTY_SECONDS = 5.0  # a worker that ends sooner than this has not served

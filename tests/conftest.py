@@ -26,8 +26,8 @@ import torch
 from benchmarks.reference import MarginOracle, SlowReference, load_slow_reference
 from kalm_cache.model import precision
 from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
+from kalm_cache.process.stderr_log import StderrHandler
 from kalm_cache.reranker import KaLMReranker
-from kalm_cache.stderr_log import StderrHandler
 from tests.checkpoints import MINI, NANO, SMALL, make_checkpoint
 from tests.indexes import make_embedder
 from tests.object_store.faults import Faults

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kalm_cache.errors import UsageError
-from kalm_cache.progress_bar import progress_bar
+from kalm_cache.process.progress_bar import progress_bar
 from kalm_cache.reranker import KaLMReranker
 from kalm_cache.storage.text_cache import named
 from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
@@ -233,7 +233,7 @@ def test_on_a_terminal_the_bar_comes_once_work_takes_long(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     now = [0.0]
-    monkeypatch.setattr("kalm_cache.progress_bar.monotonic", lambda: now[0])
+    monkeypatch.setattr("kalm_cache.process.progress_bar.monotonic", lambda: now[0])
     with progress_bar("encoding", 10, None) as advance:
         advance(5)
         assert capsys.readouterr().err == ""

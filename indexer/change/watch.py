@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kalm_cache.errors import CorpusError, StoreError
-from kalm_cache.stopping import stop_if_asked
+from kalm_cache.process.stopping import stop_if_asked
 
 logger = logging.getLogger(__name__)
 TICK_MS = 500  # how long one wait takes

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from indexer.corpus import RejectedLine
 from kalm_cache.errors import KalmCacheError, UsageError
-from kalm_cache.system import describe
+from kalm_cache.process.system import describe
 
 _SHOWN = 10
 

@@ -31,7 +31,7 @@ from kalm_cache.generations.journal import JOURNAL, journal_problem
 from kalm_cache.generations.manifest import MANIFEST, FileReceipt
 from kalm_cache.generations.tombstones import TOMBSTONES_FILE
 from kalm_cache.metadata import COLUMNS, Columns
-from kalm_cache.system import way_out
+from kalm_cache.process.system import way_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kalm_cache.errors import StoreError
 from kalm_cache.generations.generation import Generation
 from kalm_cache.metadata import COLUMNS, Columns
-from kalm_cache.system import refused
+from kalm_cache.process.system import refused
 
 
 def source_columns(part: Generation) -> Columns | StoreError | None:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from kalm_cache.cli.option_groups import with_flags
 from kalm_cache.cli.output import exit_codes, start_logging
 from kalm_cache.cli.texts import with_unicode_texts
-from kalm_cache.system import raise_open_files_limit
+from kalm_cache.process.system import raise_open_files_limit
 
 COMMANDS = {  # name -> module in commands/, and its function; a module alone has a `group` of several `COMMANDS`
     "index": "index.index",

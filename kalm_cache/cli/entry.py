@@ -13,7 +13,7 @@ from pathlib import Path
 from kalm_cache.cli.failures import report_failure
 from kalm_cache.cli.streams import open_streams
 from kalm_cache.errors import UsageError
-from kalm_cache.stopping import catch_signals
+from kalm_cache.process.stopping import catch_signals
 
 GC_THRESHOLD = 10_000  # objects; with Python's 700, a tenth of an import's time goes into looking for garbage
 

@@ -6,8 +6,8 @@ import sys
 
 from kalm_cache.cli.streams import STDOUT
 from kalm_cache.errors import KalmCacheError
-from kalm_cache.stopping import Stopped, exit_code_of
-from kalm_cache.system import way_out
+from kalm_cache.process.stopping import Stopped, exit_code_of
+from kalm_cache.process.system import way_out
 
 
 def report_failure(error: BaseException, resumable: bool = False) -> int | None:

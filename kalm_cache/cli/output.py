@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kalm_cache.cli.failures import report_failure
-from kalm_cache.stderr_log import StderrHandler
+from kalm_cache.process.stderr_log import StderrHandler
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from kalm_cache.stopping import stop_if_asked
+from kalm_cache.process.stopping import stop_if_asked
 
 if TYPE_CHECKING:
     from indexer.build.counts import BuildCounts

@@ -13,8 +13,8 @@ from kalm_cache.doctor.service import check_access, check_packages, check_port, 
 from kalm_cache.doctor.speed import check_speed
 from kalm_cache.doctor.text_cache import check_text_cache
 from kalm_cache.errors import KalmCacheError, UsageError
+from kalm_cache.process.system import describe
 from kalm_cache.settings import Settings, load_settings
-from kalm_cache.system import describe
 
 
 @dataclass(frozen=True, slots=True)

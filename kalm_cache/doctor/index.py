@@ -22,12 +22,12 @@ from kalm_cache.model.checkpoint import Checkpoint, open_checkpoint
 from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.precision import dtype_name
 from kalm_cache.model.prompts import load_prompt_tokenizer
+from kalm_cache.process.system import file_system_of, is_network
 from kalm_cache.settings import Settings
 from kalm_cache.storage.block_file import COPIED_BYTES
 from kalm_cache.storage.content_lookup import CONTENTS_FILE
 from kalm_cache.storage.locks import LOCK, exclude
 from kalm_cache.storage.passage_store import PASSAGES_FILE, STATES_FILE
-from kalm_cache.system import file_system_of, is_network
 
 LEAST_FREE_BYTES = 64 << 20
 USUAL_PAGE_BYTES = 4096

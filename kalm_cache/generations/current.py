@@ -12,8 +12,8 @@ from pathlib import Path
 
 from kalm_cache.errors import IndexNotFoundError, StoreError
 from kalm_cache.foreign_files import is_generation_name, read_bounded
+from kalm_cache.process.system import explained
 from kalm_cache.storage.durable import write_atomically
-from kalm_cache.system import explained
 
 CURRENT = "CURRENT"
 MAX_BYTES = 1024

@@ -16,7 +16,7 @@ from kalm_cache.errors import StoreError
 from kalm_cache.generations.generation import Generation
 from kalm_cache.generations.manifest import FileReceipt
 from kalm_cache.metadata import COLUMNS
-from kalm_cache.system import refused
+from kalm_cache.process.system import refused
 
 FIRST_STAGE, METADATA = "/first_stage/", f"/{COLUMNS}/"
 

@@ -30,10 +30,10 @@ from kalm_cache.generations.sharding import Sharding
 from kalm_cache.languages import ENGLISH
 from kalm_cache.metadata.column_types import ColumnType
 from kalm_cache.passage import DEFAULT_TEMPLATE
+from kalm_cache.process.system import explained
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.durable import file_digest
 from kalm_cache.storage.record import Record
-from kalm_cache.system import explained
 
 if TYPE_CHECKING:
     from kalm_cache.model.checkpoint import Checkpoint

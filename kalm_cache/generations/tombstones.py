@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm_cache.errors import StoreError
-from kalm_cache.system import refused
+from kalm_cache.process.system import refused
 
 TOMBSTONES_FILE = "hidden.bin"  # its name on disk from the first version
 _MAGIC, _VERSION = b"KLMH", 1

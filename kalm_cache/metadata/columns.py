@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from kalm_cache.errors import StoreError
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json_object
 from kalm_cache.metadata.column_types import ColumnType, Scalar, Schema, Value, is_list, kind_of, plain_number
+from kalm_cache.process.system import refused
 from kalm_cache.storage.arrays.rows import load_row
 from kalm_cache.storage.arrays.vocabulary import Vocabulary, decode_term
-from kalm_cache.system import refused
 
 COLUMNS = "columns"  # a segment's folder of them
 INFO_NAME, ORDINALS_NAME = "columns.json", "ordinals.npy"

@@ -15,7 +15,7 @@ from torch import Tensor
 from kalm_cache.errors import CheckpointError
 from kalm_cache.foreign_files import read_json, relative_path
 from kalm_cache.model.config import ModelConfig, parse_model_config
-from kalm_cache.system import explained
+from kalm_cache.process.system import explained
 
 SENSITIVITY_FILE = "sensitivity.safetensors"  # what the codecs below 8 bits round by, see `codec.sensitivity`
 BUNDLED_TINY = Path(__file__).parent.parent / "bundled" / "tiny"

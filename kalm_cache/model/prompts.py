@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from kalm_cache.errors import CheckpointError, UsageError
 from kalm_cache.model.counted_text import Tokens as Tokens  # what this module makes
 from kalm_cache.model.counted_text import countable_chars, first_offsets, first_tokens
-from kalm_cache.system import one_line
+from kalm_cache.process.system import one_line
 
 DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer the query."
 DEFAULT_SYSTEM_INSTRUCTION = (

@@ -23,7 +23,7 @@ from kalm_cache.model.checkpoint import SENSITIVITY_FILE, Checkpoint
 from kalm_cache.model.digests import encoder_digest
 from kalm_cache.model.precision import dtype_name, stream_dtype
 from kalm_cache.model.prompts import PASSAGE_TEMPLATE, CutSide, Tokens
-from kalm_cache.progress_bar import Advance
+from kalm_cache.process.progress_bar import Advance
 from kalm_cache.scoring.passage_side import PassageSide
 from kalm_cache.scoring.pooling import PooledPassage
 from kalm_cache.storage.record import Record

@@ -15,10 +15,10 @@ from pathlib import Path
 import lmdb
 
 from kalm_cache.errors import DamagedRecordError, StoreError
+from kalm_cache.process.system import refused
 from kalm_cache.storage.checksummed_block import MAX_KEYS_BYTES, Block, BlockBuilder, Buffer, Entry, Kind
 from kalm_cache.storage.lmdb_file import LmdbFile
 from kalm_cache.storage.lmdb_pages import Values, read_tree
-from kalm_cache.system import refused
 
 PAGE_BYTES = 4096
 BLOCK_BYTES = 64 * PAGE_BYTES - 16  # a value's first page begins with its header

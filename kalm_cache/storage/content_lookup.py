@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from kalm_cache.errors import StoreError
+from kalm_cache.process.system import refused
 from kalm_cache.storage.durable import write_atomically
-from kalm_cache.system import refused
 
 CONTENTS_FILE = "contents.bin"
 HASH_BYTES = 16

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kalm_cache.errors import StoreError
-from kalm_cache.system import way_out
+from kalm_cache.process.system import way_out
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL}
 

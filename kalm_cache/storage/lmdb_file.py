@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from kalm_cache.errors import StoreError
-from kalm_cache.system import explained, refused
+from kalm_cache.process.system import explained, refused
 
 INITIAL_MAP_BYTES = 1 << 30
 FAULTS_KEPT = 256  # of a page and its neighbours, up to 64 KB each

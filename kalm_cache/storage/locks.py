@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kalm_cache.errors import IndexLockedError, StoreError
-from kalm_cache.system import explained
+from kalm_cache.process.system import explained
 
 LOCK = "LOCK"
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # NFS says EACCES, too

@@ -30,12 +30,12 @@ import zstandard
 
 from kalm_cache.errors import DamagedRecordError, StoreError
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json_object
+from kalm_cache.process.system import refused
 from kalm_cache.storage.block_file import BlockFile, BlockReader
 from kalm_cache.storage.checked_json import pack_checked, unpack_checked
 from kalm_cache.storage.checksummed_block import COMMON_BYTES, Entry, Kind
 from kalm_cache.storage.content_lookup import ContentLookup
 from kalm_cache.storage.record import STATES, Record, unpack_record
-from kalm_cache.system import refused
 
 STORE_FORMAT = 2
 STATES_FILE, PASSAGES_FILE, SEAL_FILE = "states.lmdb", "passages.lmdb", "store.json"

@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal, cast
 import zstandard
 
 from kalm_cache.errors import CorpusError
-from kalm_cache.system import describe
+from kalm_cache.process.system import describe
 
 Compression = Literal["gzip", "zstd"]
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # by a file's suffix

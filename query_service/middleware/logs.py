@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from kalm_cache.stderr_log import StderrHandler
+from kalm_cache.process.stderr_log import StderrHandler
 from query_service.middleware.request_log import current_request_id
 
 LOGGERS = ("kalm_cache", "indexer", "query_service", "uvicorn")

@@ -9,9 +9,9 @@ from threading import Event
 from typing import Any
 
 from kalm_cache.errors import KalmCacheError, UsageError
-from kalm_cache.ray_connection import connected
+from kalm_cache.process.ray_connection import connected
+from kalm_cache.process.stopping import is_stopping, signals_call, stop_if_asked
 from kalm_cache.settings import Settings
-from kalm_cache.stopping import is_stopping, signals_call, stop_if_asked
 from query_service.middleware.logs import configure_logging
 from query_service.on_ray.application import ServedOnRay, application_of, sharding_of
 from query_service.server import address_of, bind

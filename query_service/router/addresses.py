@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kalm_cache.errors import UsageError
-from kalm_cache.system import explained
+from kalm_cache.process.system import explained
 
 Addresses = Callable[[], Awaitable[list[str]]]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kalm_cache import system
 from kalm_cache.doctor.check import Report
 from kalm_cache.doctor.text_cache import check_text_cache
 from kalm_cache.errors import StoreError
+from kalm_cache.process import system
 from kalm_cache.settings import load_settings
 from kalm_cache.storage.text_cache.text_cache import TextCache, TextCacheOptions
 from tests.storage.text_cache.conftest import MIB, put

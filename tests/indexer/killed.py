@@ -15,8 +15,8 @@ import torch
 
 import indexer.build.plan
 from indexer.distributed.commit_job import commit_partitions
+from kalm_cache.process.stopping import catch_signals
 from kalm_cache.settings import Settings
-from kalm_cache.stopping import catch_signals
 from tests.indexes import build
 
 WINDOW = 8  # so that the test corpora have several windows

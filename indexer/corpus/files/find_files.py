@@ -12,7 +12,7 @@ from indexer.corpus.files.kinds import ACCEPTED, corpus_files, kind_of
 from indexer.corpus.files.source_file import SourceFile
 from kalm_cache.errors import CorpusError
 from kalm_cache.object_store.location import is_remote
-from kalm_cache.system import describe
+from kalm_cache.process.system import describe
 from kalm_cache.text.streams import open_path
 
 

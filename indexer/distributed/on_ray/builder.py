@@ -22,7 +22,7 @@ from indexer.distributed.on_ray.remarks import Told
 from indexer.distributed.places.place import Place
 from indexer.distributed.receipt import Receipt
 from kalm_cache.errors import DeviceLostError, StoreError
-from kalm_cache.ray_connection import connected
+from kalm_cache.process.ray_connection import connected
 from kalm_cache.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at how far the encoders are

@@ -105,7 +105,7 @@ def _judged(given: JudgmentOptions) -> Judged:
 
 def _fit(passages: PassageIndex, judged: Judged, settings: Settings, chunk_sizes: str | None) -> FittedResult:
     from kalm_cache.evaluation.fit_calibration import FitPlan, fit_calibration
-    from kalm_cache.progress_bar import progress_bar
+    from kalm_cache.process.progress_bar import progress_bar
 
     plan = FitPlan(
         instruction=settings.instruction,

@@ -249,7 +249,7 @@ def _shown(errors: Path | None) -> Iterator[tuple[Shown, ErrorsFile]]:
     from kalm_cache.cli.corpus_input import warn_of_rejects
     from kalm_cache.cli.training_progress import show_training
     from kalm_cache.finetuning.job import Shown
-    from kalm_cache.progress_bar import progress_bar
+    from kalm_cache.process.progress_bar import progress_bar
 
     with ErrorsFile(errors) as rejects, show_training() as on_step:
         yield Shown(_adding_to(rejects), on_step, lambda what, total: progress_bar(what, total, None)), rejects

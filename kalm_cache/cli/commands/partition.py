@@ -56,7 +56,7 @@ def _plan(source: CorpusOptions, index: str, settings: Settings, shards: int) ->
     from indexer.corpus.rejects import ErrorsFile
     from indexer.distributed.jobs import place_of, plan_at
     from indexer.models import load_encoders
-    from kalm_cache.stopping import stop_if_asked
+    from kalm_cache.process.stopping import stop_if_asked
 
     lines = source.lines(settings.passage_template, settings.metadata)
     encoders = load_encoders(settings)

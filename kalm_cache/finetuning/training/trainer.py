@@ -22,9 +22,9 @@ from kalm_cache.finetuning.training.losses import get_loss
 from kalm_cache.finetuning.training.run_state import RunFolder
 from kalm_cache.finetuning.training.trained_decoder import TrainedDecoder
 from kalm_cache.model.prompts import PromptTokens
+from kalm_cache.process.stopping import stop_if_asked
 from kalm_cache.scoring.batching import DECODE_BATCH
 from kalm_cache.scoring.isolated_prefix import common_length
-from kalm_cache.stopping import stop_if_asked
 
 WARMUP = 10  # steps in which the learning rate rises
 TIMED = 6  # steps by whose time it is told how many --minutes hold; the first is not among them

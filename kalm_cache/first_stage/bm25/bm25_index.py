@@ -24,9 +24,9 @@ from kalm_cache.first_stage.bm25.postings import PostingsWriter, Statistics
 from kalm_cache.first_stage.candidates import Candidates, no_candidates, top_candidates
 from kalm_cache.first_stage.ordinals import OrdinalRows
 from kalm_cache.first_stage.selection import Selection
+from kalm_cache.process.system import explained, refused
 from kalm_cache.storage.arrays.vocabulary import Vocabulary, encode_term
 from kalm_cache.storage.durable import publish_folder
-from kalm_cache.system import explained, refused
 
 FOLDER_NAME = "bm25"
 RUN_ROWS = 256

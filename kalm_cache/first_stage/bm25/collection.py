@@ -25,8 +25,8 @@ from kalm_cache.first_stage.bm25.postings import (
     document_shortness,
     lucene_idf,
 )
+from kalm_cache.process.system import explained
 from kalm_cache.storage.durable import publish_file
-from kalm_cache.system import explained
 
 
 class CollectionStatistics(Protocol):

@@ -36,9 +36,9 @@ from kalm_cache.first_stage.normalisation import NORMALISATION
 from kalm_cache.first_stage.ordinals import OrdinalRows
 from kalm_cache.first_stage.selection import Selection
 from kalm_cache.foreign_files import STRICT, Count, checked_fields, read_json
-from kalm_cache.openmp import survive_forks
+from kalm_cache.process.openmp import survive_forks
+from kalm_cache.process.system import explained, one_line, refused
 from kalm_cache.storage.durable import publish_file
-from kalm_cache.system import explained, one_line, refused
 
 FILE_NAME = "dense.faiss"
 INFO_NAME = "dense.json"

@@ -25,7 +25,7 @@ from kalm_cache.first_stage.dense.faiss_types import (
     trained_index,
 )
 from kalm_cache.first_stage.dense.spool import BATCH_ROWS
-from kalm_cache.system import explained
+from kalm_cache.process.system import explained
 
 
 def convert_shards(folders: Sequence[Path], dense_index: DenseChoice, threads: int = 1) -> None:

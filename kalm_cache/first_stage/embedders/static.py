@@ -13,7 +13,7 @@ from kalm_cache.errors import CheckpointError
 from kalm_cache.first_stage.embedders.digest import model_digest
 from kalm_cache.first_stage.embedders.vectors import l2_normalise
 from kalm_cache.first_stage.normalisation import normalised
-from kalm_cache.system import one_line
+from kalm_cache.process.system import one_line
 
 if TYPE_CHECKING:
     from kalm_cache.first_stage.embedders.static_model import StaticModel

@@ -31,8 +31,8 @@ from kalm_cache.generations.remote.root import read_root, require_root
 from kalm_cache.object_store.backend import require_obstore
 from kalm_cache.object_store.location import Location
 from kalm_cache.object_store.store import ObjectStore, open_store
+from kalm_cache.process.system import file_system_of, is_network
 from kalm_cache.storage.locks import build_lock, exclude, waiting_lock
-from kalm_cache.system import file_system_of, is_network
 
 logger = logging.getLogger(__name__)
 

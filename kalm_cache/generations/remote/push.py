@@ -17,7 +17,7 @@ from kalm_cache.generations.remote.pull import record_root, recorded_root
 from kalm_cache.generations.remote.root import Root, new_token, read_root
 from kalm_cache.generations.remote.transfer import upload_missing
 from kalm_cache.object_store.store import ObjectStore
-from kalm_cache.stopping import stop_if_asked
+from kalm_cache.process.stopping import stop_if_asked
 from kalm_cache.storage.durable import file_digest
 
 ATTEMPTS = 20  # at a swap that a gc, which publishes nothing, was faster with

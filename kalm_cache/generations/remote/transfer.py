@@ -14,7 +14,7 @@ from kalm_cache.errors import StoreError
 from kalm_cache.generations.manifest import FileReceipt
 from kalm_cache.generations.remote.root import FILES, object_name
 from kalm_cache.object_store.store import ObjectStore
-from kalm_cache.stopping import stop_if_asked
+from kalm_cache.process.stopping import stop_if_asked
 from kalm_cache.storage.durable import publish_file
 
 PART_BYTES = 8 << 20

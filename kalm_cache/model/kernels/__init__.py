@@ -11,7 +11,7 @@ from kalm_cache.model.kernels.interface import Kernels
 from kalm_cache.model.kernels.native import SUFFIXES, NativeKernels, native_library
 from kalm_cache.model.kernels.torch_kernels import TorchKernels
 from kalm_cache.model.kernels.triton.loading import triton_kernels
-from kalm_cache.openmp import survive_forks
+from kalm_cache.process.openmp import survive_forks
 
 __all__ = ["Kernels", "choose_kernels"]
 

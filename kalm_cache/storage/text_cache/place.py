@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kalm_cache.errors import StoreError, UsageError
+from kalm_cache.process.system import file_system_of, is_network
 from kalm_cache.storage.durable import rename_durably, sync_tree
 from kalm_cache.storage.locks import build_lock
-from kalm_cache.system import file_system_of, is_network
 
 BUILDING = ".building"
 DATA, READERS = "data.mdb", "lock.mdb"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from kalm_cache.errors import StoreError, UsageError
+from kalm_cache.process.system import file_system_of
 from kalm_cache.storage.record import Record
 from kalm_cache.storage.text_cache.text_cache import TextCache
-from kalm_cache.system import file_system_of
 from tests.storage.text_cache.conftest import MIB, OpenCache, found, put, record_of
 
 MODEL = {"model": "a" * 64, "chunk_size": 4}
@@ -169,7 +169,7 @@ def test_a_network_file_system_is_refused_unless_told_otherwise(
 ) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / {tmp_path / 'cache'} rw - nfs4 host:/x rw\n")
-    monkeypatch.setattr("kalm_cache.system.MOUNTS", mounts)
+    monkeypatch.setattr("kalm_cache.process.system.MOUNTS", mounts)
     with pytest.raises(StoreError, match="network file system \\(nfs4\\)"):
         open_cache()
     assert isinstance(open_cache(any_file_system=True), TextCache)
@@ -179,7 +179,7 @@ def test_a_network_file_system_is_refused_unless_told_otherwise(
 def test_the_innermost_mount_names_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text("1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / /a\\040b rw shared:1 - fuse.sshfs h rw\n")
-    monkeypatch.setattr("kalm_cache.system.MOUNTS", mounts)
+    monkeypatch.setattr("kalm_cache.process.system.MOUNTS", mounts)
     assert file_system_of(Path("/a b/c")) == "fuse.sshfs"
     assert file_system_of(Path("/a bc")) == "ext4"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kalm_cache import settings as settings_module
-from kalm_cache.environment import service_links, variables
 from kalm_cache.model.kernels import choose_kernels
+from kalm_cache.process.environment import service_links, variables
 from kalm_cache.settings import Settings, load_settings, source_of
 
 KUBERNETES = {  # of a Service called kalm-cache with a port called http, and of one called kalm-cache-workers

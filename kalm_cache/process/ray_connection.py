@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kalm_cache.errors import MissingExtraError, UsageError
-from kalm_cache.stopping import SIGNALS
+from kalm_cache.process.stopping import SIGNALS
 
 LOCAL, AUTO = "local", "auto"
 REACH_SECONDS = 5.0  # a cluster that takes no connection by then is not there; Ray itself would wait for minutes

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import kalm_cache.system
-from kalm_cache.system import describe, raise_open_files_limit, refused, way_out
+import kalm_cache.process.system
+from kalm_cache.process.system import describe, raise_open_files_limit, refused, way_out
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_a_missing_permission_says_who_owns_what_and_who_asks(tmp_path: Path):
 def test_a_write_cut_short_by_a_full_disk_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     error = RuntimeError("mdb_txn_commit: Input/output error")
     assert refused(error, tmp_path) == "Input/output error; the disk fails: check it (dmesg) before anything else"
-    monkeypatch.setattr(kalm_cache.system, "FULL_BELOW_BYTES", 1 << 62)
+    monkeypatch.setattr(kalm_cache.process.system, "FULL_BELOW_BYTES", 1 << 62)
     assert refused(error, tmp_path) == "No space left on device; the disk is full: free some space"
 
 
 def test_the_soft_limit_of_open_files_becomes_the_hard_one():
-    code = "from kalm_cache.system import raise_open_files_limit; print(raise_open_files_limit())"
+    code = "from kalm_cache.process.system import raise_open_files_limit; print(raise_open_files_limit())"
     command = ["bash", "-c", f"ulimit -Sn 64 && exec {sys.executable} -c '{code}'"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert int(said) == resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kalm_cache.errors import MissingExtraError, UsageError
-from kalm_cache.ray_connection import connected
+from kalm_cache.process.ray_connection import connected
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

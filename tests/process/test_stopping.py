@@ -10,7 +10,7 @@ import pytest
 
 BEGIN = """
 import os, signal
-from kalm_cache.stopping import Stopped, catch_signals, exit_code_of, stop_if_asked
+from kalm_cache.process.stopping import Stopped, catch_signals, exit_code_of, stop_if_asked
 ME = os.getpid()
 """
 
