@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kalm_cache.scoring import batching
 from kalm_cache.settings import Settings, load_settings
 from query_service.app import create_app
 from query_service.router.addresses import addresses_in_file
@@ -18,6 +19,14 @@ from tests import indexes
 from tests.query_service.conftest import CORPUS, MAX_LENGTH, running, serving
 
 SHARDS = 4
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_by_one() -> Iterator[None]:
+    """Pairs are decoded one by one: in other company a product adds up otherwise, on some processors by over 1e-6."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "DECODE_BATCH", 1)
+        yield
 
 
 @pytest.fixture(scope="package")
