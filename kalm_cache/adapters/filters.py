@@ -15,39 +15,10 @@ from typing import Any
 from kalm_cache.errors import UsageError
 
 FilterJson = dict[str, Any]
-_LLAMA_INDEX = {
-    "==": "$eq",
-    "!=": "$ne",
-    ">": "$gt",
-    ">=": "$gte",
-    "<": "$lt",
-    "<=": "$lte",
-    "in": "$in",
-    "nin": "$nin",
-    "any": "$in",
-    "contains": "$eq",
-}
-_LANGCHAIN = {
-    "eq": "$eq",
-    "ne": "$ne",
-    "gt": "$gt",
-    "gte": "$gte",
-    "lt": "$lt",
-    "lte": "$lte",
-    "in": "$in",
-    "nin": "$nin",
-    "contain": "$eq",
-}
-_HAYSTACK = {
-    "==": "$eq",
-    "!=": "$ne",
-    ">": "$gt",
-    ">=": "$gte",
-    "<": "$lt",
-    "<=": "$lte",
-    "in": "$in",
-    "not in": "$nin",
-}
+_SYMBOLS = {"==": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte", "in": "$in"}
+_LLAMA_INDEX = _SYMBOLS | {"nin": "$nin", "any": "$in", "contains": "$eq"}
+_HAYSTACK = _SYMBOLS | {"not in": "$nin"}
+_LANGCHAIN = {name: f"${name}" for name in ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")} | {"contain": "$eq"}
 _PREFIXES = ("meta.", "metadata.")
 
 

@@ -16,6 +16,7 @@ import httpx
 from kalm_cache.arguments import check_limit
 from kalm_cache.client import calls
 from kalm_cache.client.answers import Explanation, PairScore, ServedAnswer
+from kalm_cache.client.options import ExplainOptions, RerankOptions, ScoreOptions, SearchOptions
 from kalm_cache.client.retries import Outcome, Retries
 from kalm_cache.errors import UsageError
 
@@ -72,7 +73,7 @@ class Client:
         """The service's address."""
         return str(self._http.base_url)
 
-    def search(self, query: str, **options: Unpack[calls.SearchOptions]) -> ServedAnswer:
+    def search(self, query: str, **options: Unpack[SearchOptions]) -> ServedAnswer:
         """The best passages of the index for a query, as `PassageIndex.search`; options: `SearchOptions`."""
         return self._run(calls.search(query, options))
 
@@ -82,7 +83,7 @@ class Client:
         ids: Sequence[str | int] | None = None,
         *,
         documents: Iterable[calls.DocumentLike] | None = None,
-        **options: Unpack[calls.RerankOptions],
+        **options: Unpack[RerankOptions],
     ) -> ServedAnswer:
         """Rank stored passages by their ids, as `PassageIndex.rerank`, or documents; options: `RerankOptions`.
 
@@ -94,11 +95,11 @@ class Client:
         """
         return self._run(calls.rerank(query, ids, documents, options))
 
-    def margins(self, query: str, ids: Sequence[str | int], **options: Unpack[calls.ScoreOptions]) -> list[float]:
+    def margins(self, query: str, ids: Sequence[str | int], **options: Unpack[ScoreOptions]) -> list[float]:
         """The margin of each stored passage for a query, in the order of `ids`, as `PassageIndex.margins`."""
         return [pair.margin for pair in self.score(calls.stored_pairs_of(query, ids), **options)]
 
-    def score(self, pairs: Iterable[calls.PairLike], **options: Unpack[calls.ScoreOptions]) -> list[PairScore]:
+    def score(self, pairs: Iterable[calls.PairLike], **options: Unpack[ScoreOptions]) -> list[PairScore]:
         """Score and margin of each pair, in their order; options: `ScoreOptions`.
 
         A pair is `(query, text)`, `(query, {"doc_id"})` for a stored passage, or a mapping: `query`, either `doc_id` or
@@ -112,16 +113,16 @@ class Client:
         pairs: Iterable[calls.PairLike],
         *,
         return_margin: Literal[False] = False,
-        **options: Unpack[calls.ScoreOptions],
+        **options: Unpack[ScoreOptions],
     ) -> list[float]: ...
 
     @overload
     def predict(
-        self, pairs: Iterable[calls.PairLike], *, return_margin: Literal[True], **options: Unpack[calls.ScoreOptions]
+        self, pairs: Iterable[calls.PairLike], *, return_margin: Literal[True], **options: Unpack[ScoreOptions]
     ) -> list[Scored]: ...
 
     def predict(
-        self, pairs: Iterable[calls.PairLike], *, return_margin: bool = False, **options: Unpack[calls.ScoreOptions]
+        self, pairs: Iterable[calls.PairLike], *, return_margin: bool = False, **options: Unpack[ScoreOptions]
     ) -> list[float] | list[Scored]:
         """P(yes) of each (query, document) pair, as `KaLMReranker.predict`."""
         return calls.predicted(self.score(pairs, **options), return_margin)
@@ -133,13 +134,13 @@ class Client:
         *,
         top_k: int | None = None,
         return_margin: bool = False,
-        **options: Unpack[calls.ScoreOptions],
+        **options: Unpack[ScoreOptions],
     ) -> list[Ranked]:
         """Documents by falling margin, as `KaLMReranker.rank`: `[{"corpus_id", "score"}]`."""
         limit = check_limit(top_k, "top_k", least=0)
         return calls.ranked(self.score(calls.pairs_of(query, documents), **options), limit, return_margin)
 
-    def explain(self, query: str, doc_id: str | int, **options: Unpack[calls.ExplainOptions]) -> Explanation:
+    def explain(self, query: str, doc_id: str | int, **options: Unpack[ExplainOptions]) -> Explanation:
         """Which parts of a stored passage the query's tokens attended to; options: `ExplainOptions`.
 
         Raises:
@@ -215,7 +216,7 @@ class AsyncClient:
         """The service's address."""
         return str(self._http.base_url)
 
-    async def search(self, query: str, **options: Unpack[calls.SearchOptions]) -> ServedAnswer:
+    async def search(self, query: str, **options: Unpack[SearchOptions]) -> ServedAnswer:
         """The best passages of the index for a query, as `PassageIndex.search`; options: `SearchOptions`."""
         return await self._run(calls.search(query, options))
 
@@ -225,16 +226,16 @@ class AsyncClient:
         ids: Sequence[str | int] | None = None,
         *,
         documents: Iterable[calls.DocumentLike] | None = None,
-        **options: Unpack[calls.RerankOptions],
+        **options: Unpack[RerankOptions],
     ) -> ServedAnswer:
         """Rank stored passages by their ids, or documents, as `Client.rerank`."""
         return await self._run(calls.rerank(query, ids, documents, options))
 
-    async def margins(self, query: str, ids: Sequence[str | int], **options: Unpack[calls.ScoreOptions]) -> list[float]:
+    async def margins(self, query: str, ids: Sequence[str | int], **options: Unpack[ScoreOptions]) -> list[float]:
         """The margin of each stored passage for a query, in the order of `ids`, as `PassageIndex.margins`."""
         return [pair.margin for pair in await self.score(calls.stored_pairs_of(query, ids), **options)]
 
-    async def score(self, pairs: Iterable[calls.PairLike], **options: Unpack[calls.ScoreOptions]) -> list[PairScore]:
+    async def score(self, pairs: Iterable[calls.PairLike], **options: Unpack[ScoreOptions]) -> list[PairScore]:
         """Score and margin of each pair, in their order, as `Client.score`."""
         return [pair for call in calls.score(pairs, options) for pair in await self._run(call)]
 
@@ -244,16 +245,16 @@ class AsyncClient:
         pairs: Iterable[calls.PairLike],
         *,
         return_margin: Literal[False] = False,
-        **options: Unpack[calls.ScoreOptions],
+        **options: Unpack[ScoreOptions],
     ) -> list[float]: ...
 
     @overload
     async def predict(
-        self, pairs: Iterable[calls.PairLike], *, return_margin: Literal[True], **options: Unpack[calls.ScoreOptions]
+        self, pairs: Iterable[calls.PairLike], *, return_margin: Literal[True], **options: Unpack[ScoreOptions]
     ) -> list[Scored]: ...
 
     async def predict(
-        self, pairs: Iterable[calls.PairLike], *, return_margin: bool = False, **options: Unpack[calls.ScoreOptions]
+        self, pairs: Iterable[calls.PairLike], *, return_margin: bool = False, **options: Unpack[ScoreOptions]
     ) -> list[float] | list[Scored]:
         """P(yes) of each (query, document) pair, as `KaLMReranker.predict`."""
         return calls.predicted(await self.score(pairs, **options), return_margin)
@@ -265,13 +266,13 @@ class AsyncClient:
         *,
         top_k: int | None = None,
         return_margin: bool = False,
-        **options: Unpack[calls.ScoreOptions],
+        **options: Unpack[ScoreOptions],
     ) -> list[Ranked]:
         """Documents by falling margin, as `KaLMReranker.rank`: `[{"corpus_id", "score"}]`."""
         limit = check_limit(top_k, "top_k", least=0)
         return calls.ranked(await self.score(calls.pairs_of(query, documents), **options), limit, return_margin)
 
-    async def explain(self, query: str, doc_id: str | int, **options: Unpack[calls.ExplainOptions]) -> Explanation:
+    async def explain(self, query: str, doc_id: str | int, **options: Unpack[ExplainOptions]) -> Explanation:
         """Which parts of a stored passage the query's tokens attended to, as `Client.explain`."""
         return await self._run(calls.explain(query, doc_id, options))
 

@@ -79,7 +79,8 @@ def test_fields_that_are_no_part_of_a_passage_are_counted(run: Run, index: Path,
     assert report_of(run, "add", more, "--index", index)["unused_fields"] == {"url": 2, "n": 1}
     for job in (["add"], ["reindex"], ["reindex", "--dry-run"]):
         told = run(*job, more, "--index", index).stdout
-        assert told.endswith("what is kept beside it): url (2), n (1)\n"), told
+        end = "(passage_template names what is, and metadata what is kept beside it): url (2), n (1)\n"
+        assert told.endswith(f"\nno part of the passages {end}"), told
 
 
 def test_delete_without_a_known_id_changes_nothing(run: Run, index: Path) -> None:
