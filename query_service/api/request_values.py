@@ -12,8 +12,9 @@ from kalm_cache.settings import Settings
 from query_service.answering.context import AnswerContext
 from query_service.answering.errors import TooManyError
 from query_service.answering.passages import AnyPassage, RawPassage, ScoringOptions, StoredPassage
+from query_service.api.body.document import Document
 from query_service.api.body.limits import SHOWN_NAMES, shown
-from query_service.api.requests import Document, PairOptions, RerankRequest
+from query_service.api.requests import PairOptions, RerankRequest
 
 
 def prompt_of(query: str, instruction: str | None, settings: Settings) -> Prompt:

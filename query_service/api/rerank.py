@@ -16,6 +16,7 @@ from query_service.answering.context import AnswerContext
 from query_service.answering.errors import EmptyError
 from query_service.answering.passages import AnyPassage, StoredPassage
 from query_service.answering.scores import Score, Scores
+from query_service.api.body.document import Document
 from query_service.api.body.limits import ItemId
 from query_service.api.envelope import curve_of, margin_of, meta_of, probability_of, usage_of, value_of
 from query_service.api.request_values import (
@@ -27,7 +28,7 @@ from query_service.api.request_values import (
     text_of,
     unused_fields,
 )
-from query_service.api.requests import Document, InfinityRequest, RerankRequest
+from query_service.api.requests import InfinityRequest, RerankRequest
 from query_service.api.responses import (
     ApiVersion,
     BilledUnits,
