@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -110,6 +110,18 @@ def test_metadata_is_kept_counted_and_returned_and_a_search_stays_within_its_fil
             index.rerank("the ferry", ["nobody", "d1"], filter={"lang": "de"})
         with pytest.raises(UsageError, match="no field 'colour'"):
             index.search("the ferry", fields=["colour"])
+
+
+@pytest.mark.parametrize("shared_prefix", [None, "mean"])
+def test_a_view_has_and_knows_the_passages_alone_that_match(built: Job, shared_prefix: Literal["mean"] | None) -> None:
+    with PassageIndex.open(built.index, device="cpu", shared_prefix=shared_prefix) as index:
+        german, nobodys = index.within({"lang": "de"}), index.within({"lang": "it"})
+        assert (len(german), len(nobodys)) == (len(GERMAN), 0)
+        assert sorted(one.doc_id for one in german.search("the ferry", k=100).results) == sorted(GERMAN)
+        assert nobodys.search("the ferry").results == nobodys.rerank("the ferry", []).results == []
+        for view in (german, nobodys):
+            with pytest.raises(UnknownIdError):
+                view.rerank("the ferry", [next(one for one in TEXTS if one not in GERMAN)])
 
 
 def test_a_line_whose_value_does_not_fit_its_column_is_rejected(job: Job) -> None:
